@@ -1,0 +1,1 @@
+"""The kernels: one file each, with its maths, its oracle in plain torch, the kernel and the launcher."""

@@ -1,0 +1,69 @@
+"""FlexAttention and masked SDPA over a BlockMask: the CPU's kernel, and the differentiable form.
+
+`flex_block_sparse`  PyTorch's FlexAttention, compiled for the device. On a CPU it is a C++ kernel that
+                     really skips; on a GPU it is Triton and a competitor of ours. Forward only.
+`masked_attention`   the same maths as masked SDPA. Skips nothing, but has a backward and takes
+                     padding masks: training and padded batches use it, timings never do.
+Oracle               seerbench.attention.oracle, float64.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seerbench.attention import BlockMask, Case, repeat_kv
+
+
+def refuses(case: Case) -> str | None:
+    """Why FlexAttention cannot run `case`, or None."""
+    if case.q_heads % case.kv_heads:
+        return f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads"
+    if case.device == "cpu" and case.dtype != "float32":
+        return f"FlexAttention on a CPU is tested in float32 only, not {case.dtype}"
+    if case.device == "cuda" and min(case.block_q, case.block_k) < 64:
+        return "FlexAttention on a GPU needs blocks of at least 64"
+    return None
+
+
+def flex_block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D] in q's dtype.
+
+    Cost is proportional to the blocks kept. Rows without a block give zeros.
+    """
+    options = {"BLOCK_M": mask.block_q, "BLOCK_N": mask.block_k} if q.is_cuda else None
+    with torch.no_grad():
+        return _compiled_flex()(
+            q, k, v, block_mask=mask.to_flex(), enable_gqa=k.shape[1] != q.shape[1], kernel_options=options
+        )
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None = None, attention_mask: Tensor | None = None
+) -> Tensor:
+    """The same maths in SDPA, differentiable: O(N^2) whatever the sparsity.
+
+    mask: block mask, or None for dense causal attention. attention_mask: bool [B, 1, N, N], True
+    where a pair may be seen (padding, sliding windows), combined with it. Rows that see nothing give 0.
+    """
+    k, v = repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1])
+    if mask is None and attention_mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    seen = attention_mask if mask is None else mask.to_token_mask()
+    if mask is not None and attention_mask is not None:
+        seen = seen & attention_mask
+    empty = ~seen.any(-1, keepdim=True)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen | empty)
+    return out.masked_fill(empty, 0.0)
+
+
+@functools.cache
+def _compiled_flex():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # dynamic: one compilation serves every length and sparsity. fullgraph: past the recompilation
+    # limit it fails, where the default would silently run the eager form, which skips nothing.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)

@@ -1,0 +1,261 @@
+"""What every method and kernel speaks: block masks, the method protocol, the oracle, the tolerance.
+
+Shapes, everywhere: B batch, Hq query heads, Hk key/value heads, N tokens, D head_dim,
+nq = ceil(N / block_q) query blocks, nk = ceil(N / block_k) key blocks. Query head h reads
+key/value head h // (Hq / Hk). Attention is causal prefill: as many queries as keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Rope = Callable[[Tensor], tuple[Tensor, Tensor]]  # int positions [n] -> cos [n, D], sin [n, D], fp32
+
+
+def block_count(tokens: int, block: int) -> int:
+    """Blocks of `block` tokens that cover `tokens` (the tail block may be partial)."""
+    return -(-tokens // block)
+
+
+def causal_blocks(tokens: int, block_q: int, block_k: int, device: torch.device | str = "cpu") -> Tensor:
+    """bool [nq, nk]: the key blocks that hold at least one key visible to the query block."""
+    last_query = torch.arange(block_count(tokens, block_q), device=device) * block_q + block_q - 1
+    first_key = torch.arange(block_count(tokens, block_k), device=device) * block_k
+    return first_key[None, :] <= last_query.clamp(max=tokens - 1)[:, None]
+
+
+@dataclass(frozen=True)
+class BlockMask:
+    """Which key blocks each query block reads, per query head, as lists.
+
+    kv_num_blocks: int32 [B, Hq, nq], blocks kept in a row; zero is allowed (that row's output is 0).
+    kv_indices:    int32 [B, Hq, nq, width], the first `kv_num_blocks` of a row ascending and distinct,
+                   the rest zero. Width is the longest row, so a sparse mask is small at 128k.
+    tokens:        N. Only causal blocks may be listed; inside a listed block attention is causal.
+    """
+
+    kv_num_blocks: Tensor
+    kv_indices: Tensor
+    tokens: int
+    block_q: int = 64
+    block_k: int = 64
+
+    def __post_init__(self) -> None:
+        rows = block_count(self.tokens, self.block_q)
+        if self.kv_num_blocks.dtype != torch.int32 or self.kv_indices.dtype != torch.int32:
+            raise TypeError("BlockMask takes int32 kv_num_blocks and kv_indices; convert them with .int()")
+        if self.kv_num_blocks.shape[-1] != rows or self.kv_indices.shape[:-1] != self.kv_num_blocks.shape:
+            raise ValueError(
+                f"BlockMask of {self.tokens} tokens has {rows} query blocks of {self.block_q}; got "
+                f"kv_num_blocks {tuple(self.kv_num_blocks.shape)}, kv_indices {tuple(self.kv_indices.shape)}"
+            )
+
+    @classmethod
+    def from_dense(cls, kept: Tensor, tokens: int, block_q: int = 64, block_k: int = 64) -> BlockMask:
+        """From bool [B, Hq, nq, nk]; blocks above the diagonal are dropped."""
+        kept = kept & causal_blocks(tokens, block_q, block_k, kept.device)
+        counts = kept.sum(-1, dtype=torch.int32)
+        width = max(1, int(counts.max()))
+        # A stable sort of "not kept" puts the kept columns first and keeps them ascending.
+        order = torch.sort((~kept).to(torch.uint8), dim=-1, stable=True).indices[..., :width].int()
+        listed = torch.arange(width, device=kept.device) < counts[..., None]
+        return cls(counts, torch.where(listed, order, 0).contiguous(), tokens, block_q, block_k)
+
+    def to_dense(self) -> Tensor:
+        """bool [B, Hq, nq, nk]."""
+        columns = block_count(self.tokens, self.block_k)
+        listed = self._listed()
+        dense = torch.zeros(
+            *self.kv_num_blocks.shape, columns + 1, dtype=torch.bool, device=self.kv_indices.device
+        )
+        # Unlisted entries go to a spare last column, so that a padding zero cannot clear block 0.
+        target = torch.where(listed, self.kv_indices, columns).long()
+        return dense.scatter_(-1, target, True)[..., :columns]
+
+    def to_token_mask(self) -> Tensor:
+        """bool [B, Hq, N, N]: the (query, key) pairs that are computed, causality included."""
+        n = self.tokens
+        dense = self.to_dense().repeat_interleave(self.block_q, -2)[..., :n, :]
+        dense = dense.repeat_interleave(self.block_k, -1)[..., :n]
+        return dense & torch.ones(n, n, dtype=torch.bool, device=dense.device).tril()
+
+    def split_diagonal(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(partial_num, partial_indices, full_num, full_indices), each int32 like the mask's own lists.
+
+        Partial blocks cross the diagonal and need the causal comparison inside; full blocks lie
+        wholly below it and skip it. FlexAttention and FlashAttention-4 take the two apart.
+        """
+        first_query = torch.arange(self.kv_num_blocks.shape[-1], device=self.kv_indices.device) * self.block_q
+        last_key = self.kv_indices * self.block_k + self.block_k - 1
+        partial = self._listed() & (last_key > first_query[:, None])
+        partial_num = partial.sum(-1, dtype=torch.int32)
+        full_num = self.kv_num_blocks - partial_num
+        # Rows ascend, so the partial blocks are the tail of each row's list.
+        width = max(1, int(partial_num.max()))
+        slots = full_num[..., None] + torch.arange(width, device=partial.device)
+        slots = slots.clamp(max=self.kv_indices.shape[-1] - 1).long()
+        partial_indices = self.kv_indices.gather(-1, slots)
+        used = torch.arange(width, device=partial.device) < partial_num[..., None]
+        return partial_num, torch.where(used, partial_indices, 0), full_num, self.kv_indices
+
+    def to_flex(self) -> Any:
+        """The same mask as torch.nn.attention.flex_attention.BlockMask (no backward lists)."""
+        from torch.nn.attention.flex_attention import BlockMask as FlexMask
+
+        partial_num, partial_indices, full_num, full_indices = self.split_diagonal()
+        # FlexAttention reads the length it covers off the width of its partial list.
+        missing = block_count(self.tokens, self.block_k) - partial_indices.shape[-1]
+        partial_indices = torch.nn.functional.pad(partial_indices, (0, missing))
+        if full_indices.shape[-1] == 1:  # torch.compile would build a kernel for width 1 alone
+            full_indices = torch.nn.functional.pad(full_indices, (0, 1))
+        return FlexMask.from_kv_blocks(
+            partial_num,
+            partial_indices,
+            full_num,
+            full_indices,
+            BLOCK_SIZE=(self.block_q, self.block_k),
+            mask_mod=_causal,
+            seq_lengths=(self.tokens, self.tokens),
+            compute_q_blocks=False,
+        )
+
+    @classmethod
+    def from_flex(cls, mask: Any) -> BlockMask:
+        """From a causal FlexAttention BlockMask: its full and partial blocks together."""
+        tokens, kv_tokens = mask.seq_lengths
+        if tokens != kv_tokens:
+            raise ValueError(f"SeerBench masks are square; this one is {tokens} x {kv_tokens}")
+        return cls.from_dense(mask.to_dense().bool(), tokens, *mask.BLOCK_SIZE)
+
+    def density(self) -> float:
+        """Kept blocks over causal blocks, averaged over batch and heads."""
+        causal = int(causal_blocks(self.tokens, self.block_q, self.block_k).sum())
+        return float(self.kv_num_blocks.sum(-1, dtype=torch.int64).double().mean()) / causal
+
+    def flops(self, head_dim: int) -> int:
+        """4 * block_q * block_k * head_dim for each kept block (two matrix products), whole batch."""
+        kept = int(self.kv_num_blocks.sum(dtype=torch.int64))
+        return 4 * self.block_q * self.block_k * head_dim * kept
+
+    def _listed(self) -> Tensor:
+        """bool like kv_indices: the entries that count."""
+        width = self.kv_indices.shape[-1]
+        return torch.arange(width, device=self.kv_indices.device) < self.kv_num_blocks[..., None]
+
+
+def _causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return query >= key
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a method is asked to run; `Method.refuses` answers for it."""
+
+    device: str  # "cpu" or "cuda"
+    dtype: str  # "float32", "float16", "bfloat16"
+    batch: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    block_q: int = 64
+    block_k: int = 64
+
+
+@dataclass
+class Layer:
+    """What a method may know of the layer beside the rotated q and k that it is handed.
+
+    q_unrotated [B, Hq, N, D] and k_unrotated [B, Hk, N, D] are the projections before RoPE
+    (after q/k norms where a model has them); None where the caller has no model.
+    """
+
+    index: int = 0
+    q_unrotated: Tensor | None = None
+    k_unrotated: Tensor | None = None
+    rope: Rope | None = None
+
+
+class Method(Protocol):
+    """A way to compute prefill attention. `plan` chooses what to read, `attend` reads it; both are timed.
+
+    A method may also split its plan into `score(q, k, layer)` and `select(scores)`; the
+    breakdown (Figure 5) then times the two apart.
+    """
+
+    name: str
+    sparsity: float | None  # requested; None where the method has no such knob
+
+    def refuses(self, case: Case) -> str | None:
+        """Why this method cannot run `case`, or None. It never falls back to another kernel."""
+
+    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> Any:
+        """q [B, Hq, N, D], k [B, Hk, N, D], rotated -> BlockMask, or a plan of its own with `density()`.
+
+        None means that nothing is skipped.
+        """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: Any) -> Tensor:
+        """-> [B, Hq, N, D] in q's dtype."""
+
+
+def realised_sparsity(plan: Any) -> float:
+    """Share of the causal blocks that `plan` really skips."""
+    return 0.0 if plan is None else 1.0 - plan.density()
+
+
+def repeat_kv(x: Tensor, q_heads: int) -> Tensor:
+    """[B, Hk, N, D] -> [B, Hq, N, D]: query head h gets key/value head h // (Hq / Hk)."""
+    return x if x.shape[1] == q_heads else x.repeat_interleave(q_heads // x.shape[1], dim=1)
+
+
+def oracle(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None = None, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention over the kept blocks only, by definition: what every kernel is tested against.
+
+    q [B, Hq, N, D], k and v [B, Hk, N, D] -> output [B, Hq, N, D] and log-sum-exp [B, Hq, N], in
+    `dtype`. A row that sees no key gives output 0 and log-sum-exp -inf. O(N^2) time and memory.
+    """
+    n, heads = q.shape[2], q.shape[1]
+    q, k, v = q.to(dtype), repeat_kv(k, heads).to(dtype), repeat_kv(v, heads).to(dtype)
+    seen = (
+        torch.ones(n, n, dtype=torch.bool, device=q.device).tril() if mask is None else mask.to_token_mask()
+    )
+    scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse[..., None]).exp().masked_fill(~seen, 0.0)  # -inf - -inf is NaN: empty rows
+    return weights @ v, lse
+
+
+def assert_no_worse_than_rounding(actual: Tensor, exact: Tensor, rounded: Tensor, slack: float = 2.0) -> None:
+    """`actual` may miss the float64 answer by `slack` times what plain rounding of it misses.
+
+    actual: what the kernel gave. exact: the float64 oracle. rounded: the same maths in the
+    kernel's dtype, in torch. Fails on NaN, on infinities that `exact` does not have, and on any
+    element beyond the budget. Raises AssertionError with the error and its budget.
+    """
+    error, budget = error_and_budget(actual, exact, rounded, slack)
+    assert error <= budget, f"error {error:.3e} is over the budget {budget:.3e} (slack {slack} x rounding)"
+
+
+def error_and_budget(
+    actual: Tensor, exact: Tensor, rounded: Tensor, slack: float = 2.0
+) -> tuple[float, float]:
+    """(largest error, what it may be); the error is inf where `actual` has a NaN or a stray infinity."""
+    exact, rounded = exact.double(), rounded.double()
+    finite = exact.isfinite()
+    if actual.isnan().any() or not torch.equal(actual.double()[~finite], exact[~finite]):
+        return float("inf"), 0.0
+    if not finite.any():
+        return 0.0, 0.0
+    if not actual[finite].isfinite().all():
+        return float("inf"), 0.0
+    scale = exact[finite].abs().max()
+    budget = slack * ((rounded - exact)[finite].abs().max() + torch.finfo(actual.dtype).eps * scale)
+    return float((actual.double() - exact)[finite].abs().max()), float(budget)
