@@ -70,9 +70,7 @@ class BlockMask:
         """bool [B, Hq, nq, nk]."""
         columns = block_count(self.tokens, self.block_k)
         listed = self._listed()
-        dense = torch.zeros(
-            *self.kv_num_blocks.shape, columns + 1, dtype=torch.bool, device=self.kv_indices.device
-        )
+        dense = torch.zeros(*self.kv_num_blocks.shape, columns + 1, dtype=torch.bool, device=self.kv_indices.device)
         # Unlisted entries go to a spare last column, so that a padding zero cannot clear block 0.
         target = torch.where(listed, self.kv_indices, columns).long()
         return dense.scatter_(-1, target, True)[..., :columns]
@@ -191,6 +189,9 @@ class Method(Protocol):
     name: str
     sparsity: float | None  # requested; None where the method has no such knob
 
+    def implementation(self, device: str) -> str:
+        """The kernel that `attend` runs on "cpu" or "cuda", as it is named in the rows."""
+
     def refuses(self, case: Case) -> str | None:
         """Why this method cannot run `case`, or None. It never falls back to another kernel."""
 
@@ -202,6 +203,25 @@ class Method(Protocol):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: Any) -> Tensor:
         """-> [B, Hq, N, D] in q's dtype."""
+
+
+class BlockSparse:
+    """The half that all methods with a BlockMask for a plan share: `attend` by our kernel."""
+
+    def implementation(self, device: str) -> str:
+        from seerbench.kernels import block_sparse_attention as kernel
+
+        return kernel.implementation(device)
+
+    def refuses(self, case: Case) -> str | None:
+        from seerbench.kernels import block_sparse_attention as kernel
+
+        return kernel.refuses(case)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
+        from seerbench.kernels import block_sparse_attention as kernel
+
+        return kernel.block_sparse_attention(q, k, v, plan)
 
 
 def realised_sparsity(plan: Any) -> float:
@@ -224,9 +244,7 @@ def oracle(
     """
     n, heads = q.shape[2], q.shape[1]
     q, k, v = q.to(dtype), repeat_kv(k, heads).to(dtype), repeat_kv(v, heads).to(dtype)
-    seen = (
-        torch.ones(n, n, dtype=torch.bool, device=q.device).tril() if mask is None else mask.to_token_mask()
-    )
+    seen = torch.ones(n, n, dtype=torch.bool, device=q.device).tril() if mask is None else mask.to_token_mask()
     scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
     lse = scores.logsumexp(-1)
     weights = (scores - lse[..., None]).exp().masked_fill(~seen, 0.0)  # -inf - -inf is NaN: empty rows
@@ -244,9 +262,7 @@ def assert_no_worse_than_rounding(actual: Tensor, exact: Tensor, rounded: Tensor
     assert error <= budget, f"error {error:.3e} is over the budget {budget:.3e} (slack {slack} x rounding)"
 
 
-def error_and_budget(
-    actual: Tensor, exact: Tensor, rounded: Tensor, slack: float = 2.0
-) -> tuple[float, float]:
+def error_and_budget(actual: Tensor, exact: Tensor, rounded: Tensor, slack: float = 2.0) -> tuple[float, float]:
     """(largest error, what it may be); the error is inf where `actual` has a NaN or a stray infinity."""
     exact, rounded = exact.double(), rounded.double()
     finite = exact.isfinite()

@@ -290,9 +290,7 @@ class Run:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ResultsError(
-                f"no results in {self.folder}; measure first (make figures) or name another run"
-            )
+            raise ResultsError(f"no results in {self.folder}; measure first (make figures) or name another run")
 
     def table(self, name: str, part: str | None = None) -> pd.DataFrame:
         """All rows of a table (of the one file `<part>.parquet` if given); empty frame if there are none."""
@@ -453,9 +451,7 @@ def publish(fresh: Path, published: Path) -> Path:
     unclean = runs[runs.commit.isna() | (runs.dirty != False)]  # noqa: E712 (null counts as unclean)
     if len(unclean):
         steps = ", ".join(sorted(set(unclean.step)))
-        raise ResultsError(
-            f"not published: {steps} ran on a dirty or unknown commit; commit, then measure again"
-        )
+        raise ResultsError(f"not published: {steps} ran on a dirty or unknown commit; commit, then measure again")
     by_id = {row["run_id"]: row for row in runs.to_dict("records")}
     manifest = {}
     for table in TABLES:
@@ -467,9 +463,7 @@ def publish(fresh: Path, published: Path) -> Path:
         path = published / table / "all.parquet"
         write_rows(path, table, frame, [_plain(by_id[name]) for name in frame.run_id.unique()])
         manifest[str(path.relative_to(published))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    atomically(
-        published / "MANIFEST.json", lambda part: part.write_text(json.dumps(manifest, indent=1) + "\n")
-    )
+    atomically(published / "MANIFEST.json", lambda part: part.write_text(json.dumps(manifest, indent=1) + "\n"))
     return published
 
 

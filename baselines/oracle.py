@@ -1,0 +1,32 @@
+"""Oracle top-k: the blocks that the gate is trained to find, found by computing all of the attention.
+
+What      the top-k rule on the true max-pooled, row-normalised attention map
+Source    the target of SeerAttention (arXiv:2410.13276), section 3.2
+Fidelity  not a published method: an upper bound, which costs more than dense attention
+Timed     never as a competitor
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seerbench.attention import BlockMask, BlockSparse, Layer, causal_blocks
+from seerbench.gate import gate_target, select_top_k
+from seerbench.registry import register
+
+
+@register("oracle", cites="arXiv:2410.13276")
+class OracleTopK(BlockSparse):
+    """Top-k on the true pooled attention map: the upper bound for any gate."""
+
+    def __init__(self, sparsity: float = 0.9, block: int = 64) -> None:
+        self.sparsity, self.block = sparsity, block
+
+    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+        from seerbench.kernels.pooled_attention import pooled_attention
+
+        # The map does not depend on v; k stands in for it.
+        target = gate_target(pooled_attention(q, k, k, self.block)[2]).float()
+        hidden = ~causal_blocks(target.shape[-1], 1, 1, q.device)
+        return select_top_k(target.masked_fill(hidden, -torch.inf), self.sparsity, q.shape[2], self.block)

@@ -1,0 +1,33 @@
+"""Random blocks: the lower bound, and the mask of the kernel timings.
+
+What      each row keeps its diagonal block and k - 1 visible blocks drawn at random, per head
+Source    the authors' kernel benchmark uses random masks (microsoft/SeerAttention, eval/efficiency);
+          there one mask serves all heads and the diagonal is not kept
+Fidelity  not a published method
+Timed     attend (our block-sparse kernel); its plan is no part of any comparison
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, causal_blocks
+from seerbench.gate import select_top_k
+from seerbench.registry import register
+
+
+@register("random", cites="none")
+class RandomBlocks(BlockSparse):
+    """Random blocks with the diagonal kept: what a choice that knows nothing costs."""
+
+    def __init__(self, sparsity: float = 0.9, block: int = 64, seed: int = 0) -> None:
+        self.sparsity, self.block, self.seed = sparsity, block, seed
+
+    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+        n = block_count(q.shape[2], self.block)
+        generator = torch.Generator(q.device).manual_seed(self.seed * 1_000 + layer.index)
+        scores = torch.rand(q.shape[0], q.shape[1], n, n, generator=generator, device=q.device)
+        scores.diagonal(dim1=-2, dim2=-1).fill_(2.0)
+        scores.masked_fill_(~causal_blocks(n, 1, 1, q.device), -torch.inf)
+        return select_top_k(scores, self.sparsity, q.shape[2], self.block)

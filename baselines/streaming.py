@@ -1,0 +1,36 @@
+"""StreamingLLM: the first tokens (attention sinks) and a sliding window.
+
+What      block 0 and the nearest k - 1 blocks, the same for every head, whatever the input
+Source    arXiv:2309.17453, section 3.2
+Upstream  mit-han-lab/streaming-llm (MIT); it is written for decoding, so the mask is ours
+Fidelity  our port to prefill blocks: sinks and window are whole blocks; k is the top-k rule's (gate.py),
+          so that a requested sparsity means the same number of blocks as for SeerAttention
+Timed     plan (building the lists) and attend (our block-sparse kernel)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seerbench.attention import BlockMask, BlockSparse, Layer, block_count
+from seerbench.gate import top_k_count
+from seerbench.registry import register
+
+
+@register("streaming", cites="arXiv:2309.17453")
+class StreamingLLM(BlockSparse):
+    """Attention sinks and a sliding window, static: the floor that any learned choice must beat."""
+
+    def __init__(self, sparsity: float = 0.9, block: int = 64) -> None:
+        self.sparsity, self.block = sparsity, block
+
+    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+        n = block_count(q.shape[2], self.block)
+        budget = top_k_count(n, self.sparsity)
+        rows = torch.arange(n, device=q.device)
+        distance = rows[:, None] - rows[None, :]
+        window = distance < max(1, budget - 1)
+        sink = (rows[None, :] == 0).expand(n, n) if budget > 1 else torch.zeros_like(window)
+        kept = (window | sink).expand(q.shape[0], q.shape[1], n, n)
+        return BlockMask.from_dense(kept, q.shape[2], self.block, self.block)

@@ -1,0 +1,256 @@
+"""AttnGate: pooled Q and K, a linear layer a head, RoPE at block starts, scores of key blocks.
+
+    Z[I, J] = <R_I Wq pool_q(Q)_I, R_J Wk pool_k(K)_J> / sqrt(d)   for J <= I, else -inf
+
+Also here, since they belong to the same object: the target it learns, its losses, and the rules that
+turn scores into a block mask. Source: SeerAttention v1 (arXiv:2410.13276v1) and its first code; where
+the later version differs the recipe is called v2, and a gate carries the recipe it was made with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from seerbench.attention import BlockMask, Layer, Rope, block_count, causal_blocks, repeat_kv
+
+OPERATORS = ("max", "min", "avg")  # concatenated in this order
+# The seven non-empty subsets; Q takes one and K takes one: 49 combinations (Figure 10).
+POOLINGS = ("max", "min", "avg", "maxmin", "maxavg", "minavg", "maxminavg")
+RECIPES = ("v1", "v2")
+LOSS_SCALE = 10.0  # gate_loss_scale, the default of the authors' code
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What a gate is made of. The defaults are v1's: Qavg_Kmaxmin, two linears, RoPE, block 64."""
+
+    q_pool: str = "avg"
+    k_pool: str = "maxmin"
+    projection: str = "double"  # double: linears on Q and K; single: on K alone, one a query head
+    rope: bool = True  # False: the ablation arm of Figure 9, rotated q and k in, no RoPE inside
+    block: int = 64
+    recipe: str = "v1"  # decides loss and initialisation, never mixed
+
+    def __post_init__(self) -> None:
+        for which in (self.q_pool, self.k_pool):
+            if which not in POOLINGS:
+                raise ValueError(f"no pooling {which!r}; choose from {', '.join(POOLINGS)}")
+        if self.projection not in ("double", "single"):
+            raise ValueError(f"projection is double or single, not {self.projection!r}")
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe is v1 or v2, not {self.recipe!r}")
+        if self.projection == "single" and self.q_pool not in OPERATORS:
+            raise ValueError(f"a single projection needs one pooling operator on Q, not Q{self.q_pool}; use double")
+
+    @property
+    def pooling(self) -> str:
+        """The field's name for it, such as Qavg_Kmaxmin."""
+        return f"Q{self.q_pool}_K{self.k_pool}"
+
+
+def all_poolings(**others: Any) -> dict[str, GateConfig]:
+    """The 49 combinations of Figure 10 by name; others are passed on to GateConfig."""
+    configs = (GateConfig(q_pool=q, k_pool=k, **others) for q, k in product(POOLINGS, POOLINGS))
+    return {config.pooling: config for config in configs}
+
+
+def pool_blocks(x: Tensor, block: int) -> dict[str, Tensor]:
+    """x [B, H, N, D] -> each operator over windows of `block` tokens, [B, H, n, D].
+
+    A partial tail window is pooled over its real tokens only.
+    """
+    n, tail = block_count(x.shape[2], block), -x.shape[2] % block
+    counts = torch.full((n, 1), block, dtype=x.dtype, device=x.device)
+    counts[-1] -= tail
+
+    def windows(fill: float) -> Tensor:
+        return F.pad(x, (0, 0, 0, tail), value=fill).unflatten(2, (n, block))
+
+    return {
+        "max": windows(-math.inf).amax(3),
+        "min": windows(math.inf).amin(3),
+        "avg": windows(0.0).sum(3) / counts,
+    }
+
+
+def concat_pools(pools: Mapping[str, Tensor], pooling: str) -> Tensor:
+    """[B, H, n, D] for each operator of `pooling` -> [B, H, n, D * operators], in the order max, min, avg."""
+    return torch.cat([pools[name] for name in OPERATORS if name in pooling], dim=-1)
+
+
+class AttnGate(nn.Module):
+    """The gate of one layer: pooled q and k -> block scores.
+
+    Weights are 3-D, one matrix a head, no bias: wq [Hq, |Pq| D, D] (double only) and wk [Hk, |Pk| D, D]
+    (double) or [Hq, |Pk| D, D] (single). The hidden size is the model's head_dim D, as in the paper.
+    """
+
+    def __init__(self, config: GateConfig, q_heads: int, kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.config, self.q_heads, self.head_dim = config, q_heads, head_dim
+        q_width = head_dim * sum(name in config.q_pool for name in OPERATORS)
+        k_width = head_dim * sum(name in config.k_pool for name in OPERATORS)
+        double = config.projection == "double"
+        self.wq = nn.Parameter(torch.empty(q_heads, q_width, head_dim)) if double else None
+        self.wk = nn.Parameter(torch.empty(kv_heads if double else q_heads, k_width, head_dim))
+        for weight in self.parameters():
+            if config.recipe == "v1":
+                nn.init.xavier_uniform_(weight)  # fans of the whole 3-D tensor, as the authors' code has it
+            else:
+                nn.init.normal_(weight, std=0.02)
+
+    def forward(self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope) -> Tensor:
+        """Pools of q [B, Hq, n, D] and k [B, Hk, n, D] (`pool_blocks`) -> fp32 scores [B, Hq, n, n].
+
+        Blocks above the diagonal score -inf. Nothing else is -inf, so that ranking never wastes a pick.
+        """
+        config = self.config
+        q = concat_pools(q_pools, config.q_pool)
+        k = concat_pools(k_pools, config.k_pool)
+        if self.wq is None:
+            k = repeat_kv(k, self.q_heads) @ self.wk.to(k.dtype)
+        else:
+            q = q @ self.wq.to(q.dtype)
+            k = repeat_kv(k @ self.wk.to(k.dtype), self.q_heads)
+        if config.rope:
+            # Position of a block's first token, the backbone's own frequencies.
+            cos, sin = rope(torch.arange(q.shape[2], device=q.device) * config.block)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        scores = (q.float() @ k.float().transpose(-1, -2)) * self.head_dim**-0.5
+        n = scores.shape[-1]
+        return scores.masked_fill(~causal_blocks(n, 1, 1, scores.device), -math.inf)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, rotate-half layout: x [B, H, n, D], cos and sin [n, D]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+
+
+def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
+    """Scores [B, Hq, n, n] of one layer's gate, from the q and k that its config asks for.
+
+    q and k are the rotated ones; the gate with RoPE reads those before RoPE from `layer`.
+    """
+    if gate.config.rope:
+        if layer.q_unrotated is None or layer.k_unrotated is None or layer.rope is None:
+            raise ValueError("the gate reads q and k before RoPE; run it inside a model (models.using)")
+        q, k = layer.q_unrotated, layer.k_unrotated
+    block = gate.config.block
+    return gate(pool_blocks(q, block), pool_blocks(k, block), layer.rope)
+
+
+# The target and the losses
+
+
+def gate_target(pooled_map: Tensor) -> Tensor:
+    """Max-pooled attention map [B, Hq, n, n] (zero above the diagonal) -> the same with rows of sum 1."""
+    return pooled_map / pooled_map.sum(-1, keepdim=True).clamp_min(torch.finfo(pooled_map.dtype).tiny)
+
+
+def gate_loss(scores: Tensor, target: Tensor, recipe: str) -> Tensor:
+    """Scalar loss of one layer, already times 10.
+
+    v1: mean squared error of softmax(scores) over the full n x n square (zeros above the diagonal count).
+    v2: KL(target, gate), element-wise mean as in KLDivLoss's default, without the first quarter of rows.
+    """
+    if recipe == "v1":
+        return LOSS_SCALE * F.mse_loss(scores.softmax(-1), target.float())
+    skip = scores.shape[-2] // 4
+    finite = scores.masked_fill(scores == -math.inf, -1e20)  # 0 * inf would be NaN inside KL
+    return LOSS_SCALE * F.kl_div(
+        finite.log_softmax(-1)[..., skip:, :], target.float()[..., skip:, :], reduction="mean"
+    )
+
+
+# From scores to a block mask
+
+
+def top_k_count(blocks: int, sparsity: float) -> int:
+    """Blocks a row keeps, the same for all rows: k = max(1, floor((1 - sqrt(1 - nz)) n)), nz = 1 - sparsity.
+
+    Rows shorter than k keep all they see, so the sparsity is an average over the causal triangle.
+    """
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"sparsity is the share of blocks skipped, in [0, 1), not {sparsity}")
+    # 1 - (1 - s) is not s in floating point; rounding keeps floor() from losing an exact integer.
+    return max(1, math.floor(round((1.0 - math.sqrt(sparsity)) * blocks, 9)))
+
+
+def top_k_density(blocks: int, sparsity: float) -> float:
+    """Causal blocks that the rule really keeps: what the other methods get as their budget."""
+    k = top_k_count(blocks, sparsity)
+    return (k * blocks - k * (k - 1) / 2) / (blocks * (blocks + 1) / 2)
+
+
+def select_top_k(scores: Tensor, sparsity: float, tokens: int, block: int, last_rows_dense: int = 0) -> BlockMask:
+    """fp32 scores [B, Hq, n, n] (-inf where not visible) -> the best k of each row; ties go to the lower index."""
+    k = top_k_count(scores.shape[-1], sparsity)
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
+    return _mask(kept, tokens, block, last_rows_dense)
+
+
+def select_threshold(
+    scores: Tensor, threshold: float, tokens: int, block: int, last_rows_dense: int = 0
+) -> BlockMask:
+    """Blocks whose softmax(scores) exceeds `threshold` (v2's rule); a row that none does keeps its best one."""
+    kept = scores.softmax(-1) > threshold
+    best = torch.zeros_like(kept).scatter_(-1, scores.argmax(-1, keepdim=True), True)
+    kept |= best & ~kept.any(-1, keepdim=True)
+    return _mask(kept, tokens, block, last_rows_dense)
+
+
+def _mask(kept: Tensor, tokens: int, block: int, last_rows_dense: int) -> BlockMask:
+    if last_rows_dense:
+        kept[..., -last_rows_dense:, :] = True  # from_dense drops what is above the diagonal
+    return BlockMask.from_dense(kept, tokens, block, block)
+
+
+# On disk: one safetensors file holds gate sets by name, each a gate a layer
+
+
+def save_gates(path: Path, sets: Mapping[str, Sequence[AttnGate]]) -> None:
+    """Write {name: a gate for each layer} to one safetensors file with their configs."""
+    tensors, about = {}, {}
+    for name, gates in sets.items():
+        shape = {
+            "q_heads": gates[0].q_heads,
+            "kv_heads": gates[0].wk.shape[0],
+            "head_dim": gates[0].head_dim,
+        }
+        about[name] = {"config": asdict(gates[0].config), "layers": len(gates), **shape}
+        for index, gate in enumerate(gates):
+            tensors |= {
+                f"{name}.{index}.{key}": value.detach().contiguous() for key, value in gate.state_dict().items()
+            }
+    save_file(tensors, str(path), metadata={"gates": json.dumps(about)})
+
+
+def load_gates(path: Path, name: str | None = None) -> list[AttnGate]:
+    """The gate set `name` (the only one if None) of a file; ValueError lists the names that it has."""
+    with safe_open(str(path), framework="pt") as file:
+        about = json.loads(file.metadata()["gates"])
+        if name is None and len(about) == 1:
+            name = next(iter(about))
+        if name not in about:
+            raise ValueError(f"{path} has no gate set {name!r}; it has {', '.join(about)}")
+        one = about[name]
+        gates = []
+        for index in range(one["layers"]):
+            gate = AttnGate(GateConfig(**one["config"]), one["q_heads"], one["kv_heads"], one["head_dim"])
+            gate.load_state_dict({key: file.get_tensor(f"{name}.{index}.{key}") for key in gate.state_dict()})
+            gates.append(gate.requires_grad_(False))
+    return gates

@@ -1,0 +1,53 @@
+"""SeerAttention as a method: a learned gate plans, the block-sparse kernel attends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from seerbench.attention import BlockMask, BlockSparse, Case, Layer
+from seerbench.gate import AttnGate, gate_scores, select_threshold, select_top_k
+from seerbench.registry import register
+
+
+@register("seer", cites="arXiv:2410.13276")
+class SeerAttention(BlockSparse):
+    """Block-sparse prefill whose mask a learned gate predicts.
+
+    plan:   gate scores -> top-k (v1) or thresholded (v2) key blocks per row    O(n^2) in blocks
+    attend: block-sparse FlashAttention over the chosen blocks
+    """
+
+    def __init__(
+        self,
+        gates: Sequence[AttnGate],
+        sparsity: float | None = 0.9,
+        threshold: float | None = None,
+        last_rows_dense: int = 0,
+    ) -> None:
+        """gates: one a layer. sparsity: top-k; threshold: instead of it. last_rows_dense: block rows (v2: 2)."""
+        if (sparsity is None) == (threshold is None):
+            raise ValueError("SeerAttention takes a sparsity (top-k) or a threshold, one of the two")
+        self.gates, self.sparsity, self.threshold = gates, sparsity, threshold
+        self.last_rows_dense = last_rows_dense
+
+    def refuses(self, case: Case) -> str | None:
+        block = self.gates[0].config.block
+        if (case.block_q, case.block_k) != (block, block):
+            return f"its gate was trained for blocks of {block}, not {case.block_q} x {case.block_k}"
+        return super().refuses(case)
+
+    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+        return self.select(self.score(q, k, layer), q.shape[2])
+
+    def score(self, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
+        """The gate: fp32 [B, Hq, n, n]."""
+        return gate_scores(self.gates[layer.index], q, k, layer)
+
+    def select(self, scores: Tensor, tokens: int) -> BlockMask:
+        """Scores -> block mask: top-k or threshold."""
+        block = self.gates[0].config.block
+        if self.threshold is not None:
+            return select_threshold(scores, self.threshold, tokens, block, self.last_rows_dense)
+        return select_top_k(scores, self.sparsity, tokens, block, self.last_rows_dense)
