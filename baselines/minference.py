@@ -7,7 +7,8 @@ Source    arXiv:2407.02490, section 3; estimation as in microsoft/MInference v0.
 Fidelity  simplified: the selected columns and diagonals are rounded outwards to whole blocks and run on
           our block-sparse kernel (upstream's kernel takes unaligned tiles and gathered columns); one
           pattern for all heads (upstream's default file for Llama-3.1-8B-Instruct has vertical 512,
-          slash 2048 everywhere), its two budgets scaled together until the requested density is met
+          slash 2048 everywhere), its two budgets scaled together until the requested density is met, and
+          the forced runs scaled with the block size
 Timed     plan (estimation, ranking, lists) and attend
 """
 
@@ -22,7 +23,7 @@ from seerbench.gate import top_k_density
 from seerbench.registry import register
 
 LAST_QUERIES = 64  # queries that vote (upstream last_q)
-FORCED_COLUMNS, FORCED_DIAGONALS = 30, 100  # upstream sets these scores to infinity
+FORCED_COLUMNS, FORCED_DIAGONALS = 30, 100  # upstream sets these scores to infinity, at blocks of 64
 VERTICAL, SLASH = 512, 2048  # upstream config Llama_3.1_8B_Instruct_128k_..._v2.json, every head
 
 
@@ -35,7 +36,7 @@ class MInference(BlockSparse):
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
         tokens, block = q.shape[2], self.block
-        columns, diagonals = vertical_slash_scores(q, k)
+        columns, diagonals = vertical_slash_scores(q, k, block / 64)
         n = block_count(tokens, block)
         # A rank in units of its budget: at scale r the head keeps ranks below r in both lists.
         vertical = _ranks(columns) / VERTICAL
@@ -46,15 +47,19 @@ class MInference(BlockSparse):
         )
         seen = causal_blocks(tokens, block, block, q.device)
         budget = max(1, round(top_k_density(n, self.sparsity) * int(seen.sum()) * q.shape[1]))
-        scale = cost[:, :, seen].flatten(1).kthvalue(budget, dim=1).values
-        kept = (cost <= scale[:, None, None, None]) & seen
+        scale = cost[:, :, seen].flatten(1).kthvalue(budget, dim=1).values[:, None, None, None]
+        # Whole diagonals share a cost; where taking the last of them would pass the budget, leave it.
+        fits = ((cost <= scale) & seen).flatten(1).sum(1) <= budget
+        kept = (cost < scale) | ((cost <= scale) & fits[:, None, None, None])
+        kept = (kept | torch.eye(n, dtype=torch.bool, device=q.device)) & seen
         return BlockMask.from_dense(kept, tokens, block, block)
 
 
-def vertical_slash_scores(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def vertical_slash_scores(q: Tensor, k: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """q [B, Hq, N, D], k [B, Hk, N, D] -> fp32 scores of the N columns and the N diagonals, [B, Hq, N] each.
 
-    Diagonal d holds the pairs with query - key = d. Forced entries are +inf.
+    Diagonal d holds the pairs with query - key = d. Forced entries are +inf; `scale` shortens the forced
+    runs where smaller blocks stand for the paper's 64 (they would fill a short context's whole budget).
     """
     tokens = q.shape[2]
     last = min(LAST_QUERIES, tokens)
@@ -63,13 +68,13 @@ def vertical_slash_scores(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     keys = torch.arange(tokens, device=q.device)[None, :]
     weights = scores.masked_fill(keys > rows, -torch.inf).softmax(-1)
     columns = weights.sum(-2)
-    columns[..., :FORCED_COLUMNS] = torch.inf
+    columns[..., : round(FORCED_COLUMNS * scale)] = torch.inf
     # Shift row i right so that its key i lies in the last place: column c is then diagonal N - 1 - c.
     shifted = torch.stack(
         [F.pad(weights[..., i, : tokens - last + i + 1], (last - 1 - i, 0)) for i in range(last)], dim=-2
     )
     diagonals = shifted.sum(-2).flip(-1)
-    diagonals[..., :FORCED_DIAGONALS] = torch.inf
+    diagonals[..., : round(FORCED_DIAGONALS * scale)] = torch.inf
     return columns, diagonals
 
 

@@ -106,11 +106,12 @@ class BlockMask:
         from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
         partial_num, partial_indices, full_num, full_indices = self.split_diagonal()
-        # FlexAttention reads the length it covers off the width of its partial list.
-        missing = block_count(self.tokens, self.block_k) - partial_indices.shape[-1]
-        partial_indices = torch.nn.functional.pad(partial_indices, (0, missing))
-        if full_indices.shape[-1] == 1:  # torch.compile would build a kernel for width 1 alone
-            full_indices = torch.nn.functional.pad(full_indices, (0, 1))
+        # FlexAttention reads the length it covers off the width of its lists.
+        columns = block_count(self.tokens, self.block_k)
+        partial_indices, full_indices = (
+            torch.nn.functional.pad(indices, (0, columns - indices.shape[-1]))
+            for indices in (partial_indices, full_indices)
+        )
         return FlexMask.from_kv_blocks(
             partial_num,
             partial_indices,

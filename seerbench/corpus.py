@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,9 +63,10 @@ def read_texts(source: Mapping) -> pd.DataFrame:
     if kind not in readers:
         raise CorpusError(f"unknown corpus kind {kind!r}; known: {', '.join(readers)}")
     try:
-        frame = readers[kind](**options)
-    except TypeError as error:  # a missing or unknown option of the reader
+        signature(readers[kind]).bind(**options)
+    except TypeError as error:
         raise CorpusError(f"corpus of kind {kind!r}: {error}; see seerbench/corpus.py") from None
+    frame = readers[kind](**options)
     return checked_texts(frame, f"corpus of kind {kind!r}")
 
 
@@ -460,16 +462,6 @@ def training_windows(
         )
     starts = rng.integers(0, len(stream) - context + 2, size=count)
     return np.stack([with_bos(stream[start : start + context - 1], bos) for start in starts])
-
-
-def training_batches(
-    stream: np.ndarray, context: int, count: int, *, seed: int, bos: int
-) -> Iterator[np.ndarray]:
-    """Endless batches of `training_windows`; batch i depends on (seed, i) only, so a resumed run can skip."""
-    step = 0
-    while True:
-        yield training_windows(stream, context, count, np.random.default_rng([seed, step]), bos=bos)
-        step += 1
 
 
 def with_bos(tokens: np.ndarray, bos: int) -> np.ndarray:

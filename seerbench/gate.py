@@ -170,9 +170,10 @@ def gate_loss(scores: Tensor, target: Tensor, recipe: str) -> Tensor:
         return LOSS_SCALE * F.mse_loss(scores.softmax(-1), target.float())
     skip = scores.shape[-2] // 4
     finite = scores.masked_fill(scores == -math.inf, -1e20)  # 0 * inf would be NaN inside KL
-    return LOSS_SCALE * F.kl_div(
-        finite.log_softmax(-1)[..., skip:, :], target.float()[..., skip:, :], reduction="mean"
+    divergence = F.kl_div(
+        finite.log_softmax(-1)[..., skip:, :], target.float()[..., skip:, :], reduction="none"
     )
+    return LOSS_SCALE * divergence.mean()
 
 
 # From scores to a block mask
@@ -237,6 +238,12 @@ def save_gates(path: Path, sets: Mapping[str, Sequence[AttnGate]]) -> None:
                 f"{name}.{index}.{key}": value.detach().contiguous() for key, value in gate.state_dict().items()
             }
     save_file(tensors, str(path), metadata={"gates": json.dumps(about)})
+
+
+def gate_set_names(path: Path) -> list[str]:
+    """The gate sets in a file of `save_gates`."""
+    with safe_open(str(path), framework="pt") as file:
+        return list(json.loads(file.metadata()["gates"]))
 
 
 def load_gates(path: Path, name: str | None = None) -> list[AttnGate]:

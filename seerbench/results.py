@@ -384,9 +384,13 @@ def source_digest() -> str:
     files = sorted([*(ROOT / "kernels").glob("*.py"), *(ROOT / "baselines").glob("*.py")])
     if not files:  # installed as a wheel: the two folders are inside the package
         files = sorted([*(own / "kernels").glob("*.py"), *(own / "baselines").glob("*.py")])
-    files += [own / "attention.py", own / "gate.py", own / "seer.py"]
+    return files_digest([*files, own / "attention.py", own / "gate.py", own / "seer.py"])
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """Hash of files by name and content, in the order of their names."""
     whole = hashlib.sha256()
-    for path in files:
+    for path in sorted(files, key=lambda path: path.name):
         whole.update(path.name.encode() + path.read_bytes())
     return whole.hexdigest()[:16]
 

@@ -1,0 +1,39 @@
+# make figures: set up, run the graph on what this machine has, draw every table and figure.
+# make test:    the whole test suite. Both work from a fresh clone and need nothing but Python and g++.
+
+PRESET ?= cpu
+CORES ?= all
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A machine with an NVIDIA GPU gets the newest torch; any other the version that has a CPU build at hand
+# (constraints-cpu.txt says where pip finds it).
+TORCH := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
+# Our own lock, which a killed run gives back by itself; Snakemake's would stay behind.
+LOCK := flock --nonblock --conflict-exit-code 75 .make.lock
+SNAKEMAKE := PATH=$(CURDIR)/$(BIN):$$PATH $(LOCK) $(BIN)/snakemake --nolock --quiet progress --cores $(CORES) --config preset=$(PRESET)
+
+.PHONY: figures tables report test lint bench doctor
+figures tables report: $(BIN)/.installed
+	@$(SNAKEMAKE) --quiet rules -- $@; status=$$?; \
+	if [ $$status = 75 ]; then echo "another make is running here; wait for it, or end it"; fi; exit $$status
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakefmt --check Snakefile workflow/rules
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakemake --lint
+
+bench: $(BIN)/.installed
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+
+doctor: $(BIN)/.installed
+	$(BIN)/seerbench doctor $(PRESET)
+
+$(BIN)/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' $(TORCH)
+	touch $@

@@ -1,0 +1,56 @@
+# SeerBench's graph: the targets. The rules are in workflow/rules, one file a stage; each calls one
+# `seerbench` step. Which preset: --config preset=cpu (the default), gpu, paper, or a YAML file.
+from snakemake.utils import min_version
+
+min_version("9.25")
+
+from seerbench.artefacts import ARTEFACTS
+from seerbench.config import load_preset
+
+PRESET = load_preset(
+    config.get("preset", "cpu"), config.get("results", "results/fresh")
+)
+RUN = PRESET.folder
+FIGURES = f"{config.get('figures', 'figures')}/{PRESET.name}"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/corpus.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/gate.smk"
+include: "workflow/rules/accuracy.smk"
+include: "workflow/rules/latency.smk"
+include: "workflow/rules/artefact.smk"
+
+
+onstart:
+    print(
+        f"preset {PRESET.name}: {PRESET.config['scale']}; rows go to {RUN}, artefacts to {FIGURES}"
+    )
+
+
+rule all:
+    default_target: True
+    input:
+        files_of(*drawable()),
+
+
+rule figures:
+    input:
+        files_of(*drawable()),
+
+
+rule tables:
+    input:
+        files_of(*drawable("table")),
+
+
+rule report:
+    input:
+        files_of(*drawable()),
+    output:
+        "report.html",
+    log:
+        f"logs/{PRESET.name}/report.log",
+    shell:
+        "snakemake --nolock --config preset={PRESET.name} --report {output} > {log} 2>&1"

@@ -1,0 +1,79 @@
+"""Figure 6: attention speed-up over dense against the sparsity that each method really reaches."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from seerbench.artefacts import sources, style, summaries
+from seerbench.results import ResultsError, Run
+
+STAGES = {"total": ("-", "choosing included"), "attend": (":", "attention alone")}
+
+
+def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
+    """Speed-ups of the sweep `methods` (total and attend) and, with random masks, of the sweep `kernel`."""
+    parts = []
+    cells, samples = sources.timed(run, "methods")
+    whole = set(cells.method)
+    label = sources.label(run, cells, timed=True)
+    parts += [summaries.speedups(cells, samples, stage).assign(label=label) for stage in STAGES]
+    try:
+        cells, samples = sources.timed(run, "kernel")
+    except ResultsError:
+        pass  # a run may have the methods without the kernels; the figure is about the methods
+    else:
+        kernels = summaries.speedups(cells, samples, "attend")
+        parts.append(kernels.assign(label=sources.label(run, cells, timed=True)))
+    frame = sources.tidy(*parts)
+    if frame.empty:
+        raise sources.unmeasured(run, "sparse methods in the sweep 'methods'", "latency PRESET methods CONTEXT")
+    # A method that could not run says so once, not once a stage; and a dense kernel beside the reference
+    # chooses nothing, so that its two stages are one point.
+    dense = frame.sparsity_requested.isna() & (frame.sparsity_realised == 0)
+    twice = ((frame.status != "measured") | dense) & frame.method.isin(whole)
+    frame = frame[~twice | (frame.stage == "total")]
+    frame["x"] = frame.sparsity_realised.fillna(frame.sparsity_requested)
+    frame["rank"] = frame.method.map(style.rank)
+    frame = frame.rename(columns={"value": "y"}).sort_values(
+        ["context", "rank", "method", "stage", "x"], ascending=[True, True, True, False, True]
+    )
+    return sources.tidy(frame)
+
+
+def named(method: str, how: str) -> str:
+    """A line's name in the legend."""
+    return f"{style.display(method)}, {how}"
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+    """One panel a context; solid: with choosing the blocks, dotted: the attention alone."""
+    methods = sorted(frame.method.unique(), key=style.rank)
+    order = [named(method, how) for method in methods for _, how in STAGES.values()]
+    contexts = sorted(frame.context.unique())
+    columns = min(3, len(contexts))
+    rows = -(-len(contexts) // columns)
+    fig, axes = style.figure(rows, columns, 0.9 + 2.2 * rows, sharex=True)
+    for ax, context in zip(axes, contexts):
+        here = frame[frame.context == context]
+        for (method, stage), points in here.groupby(["method", "stage"], sort=False):
+            dash, how = STAGES[stage]
+            style.line(ax, points, named(method, how), method, linestyle=dash, fill=dash == "-")
+        ax.axhline(1, color="black", linewidth=0.8)
+        ax.set(title=f"context {style.size(context)}", xlabel="blocks skipped (realised)")
+        ax.set_ylim(bottom=0)
+    for ax in axes[::columns]:
+        ax.set_ylabel("speed-up over dense (x)")
+    for ax in axes[len(contexts) :]:
+        ax.set_axis_off()
+    known = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels())}
+    known = {text: known[text] for text in sorted(known, key=order.index)}
+    fig.legend(known.values(), known.keys(), loc="outside upper center", ncols=3)
+    bases = ", ".join(style.display(base) for base in frame.base.dropna().unique())
+    style.caption(
+        fig,
+        frame,
+        f"Over {bases}. Bands: 95% over rounds. Below 1: slower than dense. Paper: Figure 6 prints no values.",
+    )
+    return fig

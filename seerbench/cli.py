@@ -1,0 +1,199 @@
+"""The command line: one sub-command a step. The DAG's rules call these, and so does a person.
+
+Imports are inside the commands, so that `--help`, `list`, `doctor` and the graph wait for nothing heavy.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seerbench.config import FRESH, ConfigError, load_preset
+from seerbench.registry import UnknownMethod, catalogue
+from seerbench.results import ResultsError
+
+app = typer.Typer(
+    help="Sparse attention for long-context prefill: how much can be skipped, at what loss, for how much time.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+PresetName = Annotated[str, typer.Argument(metavar="PRESET", help="cpu, gpu, paper, or a YAML file")]
+Results = Annotated[Path, typer.Option(help="where fresh runs go: <results>/<preset>/<table>/<part>.parquet")]
+
+
+@app.command()
+def corpus(preset: PresetName, results: Results = FRESH) -> None:
+    """Read the texts, train or fetch the tokenizer, write the tokens."""
+    from seerbench import steps
+
+    steps.make_corpora(load_preset(preset, results))
+
+
+@app.command()
+def train(preset: PresetName, model: str, results: Results = FRESH) -> None:
+    """Pre-train a model of the preset. Interrupted, it continues where it was."""
+    from seerbench import steps
+
+    steps.train_model(load_preset(preset, results), model)
+
+
+@app.command()
+def distill(preset: PresetName, gates: str, results: Results = FRESH) -> None:
+    """Train gates on a frozen model. Interrupted, it continues where it was."""
+    from seerbench import steps
+
+    steps.distill_gates(load_preset(preset, results), gates)
+
+
+@app.command()
+def finetune(preset: PresetName, model: str, results: Results = FRESH) -> None:
+    """Extend the context with YaRN: `yarn` (dense) or `joint-<sparsity>` (with its gates)."""
+    from seerbench import steps
+
+    steps.finetune_model(load_preset(preset, results), model)
+
+
+@app.command()
+def profile(preset: PresetName, model: str, results: Results = FRESH) -> None:
+    """Profile a model for MoA: what each window length would hide from each head."""
+    from seerbench import steps
+
+    steps.profile_model(load_preset(preset, results), model)
+
+
+@app.command()
+def perplexity(preset: PresetName, experiment: str, results: Results = FRESH) -> None:
+    """Measure a perplexity experiment of the preset."""
+    from seerbench import steps
+
+    steps.measure_perplexity(load_preset(preset, results), experiment)
+
+
+@app.command()
+def tasks(preset: PresetName, experiment: str, results: Results = FRESH) -> None:
+    """Measure a retrieval experiment of the preset."""
+    from seerbench import steps
+
+    steps.measure_tasks(load_preset(preset, results), experiment)
+
+
+@app.command()
+def recall(preset: PresetName, experiment: str, results: Results = FRESH) -> None:
+    """Measure how many of the oracle's blocks each method finds."""
+    from seerbench import steps
+
+    steps.measure_recall(load_preset(preset, results), experiment)
+
+
+@app.command()
+def maps(preset: PresetName, results: Results = FRESH) -> None:
+    """Record true and predicted attention maps of five heads."""
+    from seerbench import steps
+
+    steps.measure_maps(load_preset(preset, results))
+
+
+@app.command()
+def latency(preset: PresetName, sweep: str, context: int, results: Results = FRESH) -> None:
+    """Time one sweep at one context, all methods interleaved. Holds the machine."""
+    from seerbench import steps
+
+    steps.measure_latency(load_preset(preset, results), sweep, context)
+
+
+@app.command()
+def draw(
+    artefact: Annotated[str, typer.Argument(help="table1 ... fig10 (seerbench list --artefacts)")],
+    run: Annotated[Path, typer.Option(help="folder of rows: results/fresh/cpu, results/published/...")],
+    out: Annotated[Path, typer.Option(help="folder for the files")] = Path("figures"),
+) -> None:
+    """Draw one table or figure from a run's rows, beside the paper's numbers."""
+    from seerbench import artefacts
+
+    for path in artefacts.make(artefact, run, Path("results/paper"), out):
+        typer.echo(path)
+
+
+@app.command()
+def publish(
+    preset: PresetName,
+    machine: Annotated[str, typer.Argument(help="folder name below results/published, such as h200-2026-11")],
+    results: Results = FRESH,
+    published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
+) -> None:
+    """Copy a fresh run to results/published, deliberately. Refuses rows from a dirty tree."""
+    from seerbench.results import publish as copy
+
+    typer.echo(copy(load_preset(preset, results).folder, published / machine))
+
+
+@app.command()
+def check(
+    published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
+) -> None:
+    """Fail when a published run was changed, or was measured with older kernels."""
+    from seerbench.results import stale
+
+    folders = sorted(path for path in published.glob("*") if path.is_dir())
+    problems = [problem for folder in folders for problem in stale(folder)]
+    for problem in problems:
+        typer.echo(problem)
+    typer.echo(f"{len(folders)} published runs, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command(name="list")
+def list_methods(
+    artefacts: Annotated[bool, typer.Option("--artefacts", help="the tables and figures instead")] = False,
+) -> None:
+    """Show each method, the first line of its card, and why it is refused here."""
+    if artefacts:
+        from seerbench.artefacts import ARTEFACTS
+
+        for name, about in ARTEFACTS.items():
+            typer.echo(f"{name:<10} {about.title}")
+        return
+    for card in catalogue().values():
+        refusal = card.refused_here()
+        typer.echo(f"{card.name:<12} {card.summary}  [{card.cites}]" + (f"\n{'':<12} refused: {refusal}" if refusal else ""))
+
+
+@app.command()
+def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", results: Results = FRESH) -> None:
+    """Say what this machine can measure, what is missing, and which artefacts that costs."""
+    from seerbench import doctor as checks
+
+    for line in checks.report(load_preset(preset, results)):
+        typer.echo(line)
+
+
+def main() -> None:
+    """Run the command line; an error that a user can mend is one line and exit code 1."""
+    try:
+        app()
+    except (ConfigError, ResultsError, UnknownMethod) as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(f"the disk is full ({error.filename or error}); free some space and run again, nothing was changed")
+        raise
+    except (ValueError, RuntimeError) as error:
+        # CorpusError, ModelError and Refused live in modules that import torch: known by name here.
+        if type(error).__name__ in ("CorpusError", "ModelError", "Refused"):
+            _fail(str(error))
+        raise
+
+
+def _fail(text: str) -> None:
+    print(f"seerbench: {text}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

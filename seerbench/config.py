@@ -1,0 +1,218 @@
+"""Presets: read, check, and say which files each step reads and writes. Imports no torch.
+
+A preset is one YAML file in `config/`; everything that decides a number stands in it. Both Snakemake
+(for its graph) and the steps (for their paths) ask this module, so that the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seerbench.results import ROOT
+
+SCHEMA = Path(__file__).with_name("config.schema.json")
+FRESH = Path("results/fresh")
+TRAINING_SWEEP = "training_kernel"  # the sweeps by the names that artefacts know them by
+SWEEPS = ("kernel", "methods", TRAINING_SWEEP, "ttft")
+
+
+class ConfigError(ValueError):
+    """A preset that does not exist or does not fit the schema; the text says where and what to write."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A checked config and the folder its rows go to."""
+
+    config: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.config["preset"]
+
+    # Where things are
+
+    def tokens(self, corpus: str) -> Path:
+        """The tokenised corpus."""
+        self.one_of("corpora", corpus)
+        return self.folder / "corpora" / corpus / "tokens.parquet"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer"
+
+    def model(self, name: str) -> Path | str:
+        """The model's folder (or its hub id, if the config gives a source that is no folder)."""
+        source = self.config["models"].get(name, {}).get("source")
+        if source is not None:
+            local = self.data(source)
+            return local if local.is_dir() else source
+        if name not in self.model_names():
+            raise ConfigError(f"no model {name!r} in the preset; it has {', '.join(self.model_names())}")
+        return self.folder / "models" / name
+
+    def gates(self, name: str) -> Path:
+        """The file of a gate job, or of the gates that a joint model was trained with."""
+        if name in self.joint_models():
+            return self.folder / "models" / name / "gates.safetensors"
+        self.one_of("gates", name)
+        return self.folder / "gates" / f"{name}.safetensors"
+
+    def profile(self, model: str) -> Path:
+        """MoA's profile of a model."""
+        return self.folder / "plans" / f"moa-{model}.json"
+
+    def rows(self, table: str, part: str) -> Path:
+        return self.folder / table / f"{part}.parquet"
+
+    def data(self, path: str) -> Path:
+        """A path of the config, relative to its data folder (SEERBENCH_DATA overrides that)."""
+        return Path(os.environ.get("SEERBENCH_DATA", self.config["data"])) / path
+
+    # What there is
+
+    def model_names(self) -> list[str]:
+        extended = [] if "extend" not in self.config else ["yarn", *self.joint_models()]
+        return [*self.config["models"], *extended]
+
+    def joint_models(self) -> dict[str, float]:
+        """Jointly fine-tuned models by name, with the sparsity each was trained at."""
+        return {f"joint-{s}": s for s in self.config.get("extend", {}).get("sparsities", [])}
+
+    def one_of(self, section: str, name: str) -> Mapping[str, Any]:
+        """An entry of a section; ConfigError lists what is there."""
+        entries = self.config.get(section, {})
+        if name not in entries:
+            raise ConfigError(f"no {name!r} under {section} in the preset; it has {', '.join(entries) or 'none'}")
+        return entries[name]
+
+    def latency_parts(self) -> list[str]:
+        """Every timing job as `<sweep>-<context>`."""
+        sweeps = self.config.get("latency", {}).get("sweeps", {})
+        return [f"{sweep}-{context}" for sweep, about in sweeps.items() for context in about["contexts"]]
+
+    def parts(self, table: str) -> list[str]:
+        """The parts (files) of a table that this preset measures."""
+        if table in ("cells", "samples"):
+            return self.latency_parts()
+        if table == "training":
+            trained = [name for name, about in self.config["models"].items() if "source" not in about]
+            names = [*(f"pretrain-{name}" for name in trained), *(f"distill-{name}" for name in self.gate_jobs())]
+            return names + [f"finetune-{name}" for name in self.model_names() if name not in self.config["models"]]
+        if table == "maps":
+            return ["maps"] if "maps" in self.config else []
+        return list(self.config.get(table, {}))
+
+    def rows_for(self, needs: Iterable[tuple[str, str]]) -> tuple[list[Path], list[str]]:
+        """(files, needs that nothing here meets) for an artefact's needs: (table, part or pattern) pairs."""
+        files, unmet = [], []
+        for table, pattern in needs:
+            found = [self.rows(table, part) for part in self.parts(table) if fnmatch(part, pattern)]
+            files += found
+            if not found:
+                unmet.append(f"{table}/{pattern}")
+        return files, unmet
+
+    def gate_jobs(self) -> list[str]:
+        return list(self.config.get("gates", {}))
+
+    # What a step reads
+
+    def reads(self, step: str, name: str) -> list[Path]:
+        """The files that a step needs before it can run, as the DAG's edges."""
+        config = self.config
+        if step == "train":
+            about = config["models"][name]
+            before = [self.model_file(about["init"])] if about.get("init") else []
+            return [self.tokens(about["corpus"]), self.tokenizer / "tokenizer.json", *before]
+        if step == "distill":
+            about = self.one_of("gates", name)
+            return [self.tokens(about["corpus"]), *self._model_files(about["model"])]
+        if step == "finetune":
+            about = config["extend"]
+            gates = [self.gates(about["gates"])] if name in self.joint_models() else []
+            return [self.tokens(about["corpus"]), *self._model_files(about["model"]), *gates]
+        if step == "profile":
+            return [self.tokens(config["profile"]["corpus"]), *self._model_files(name)]
+        if step == "maps":
+            about = config["maps"]
+            return self._measured([about | {"method": "seer"}], about)
+        if step == "latency":
+            about = config["latency"]["sweeps"][name]
+            return self._measured(about["arms"], about) if "model" in about else []
+        about = self.one_of(step, name)
+        return self._measured(about["arms"], about)
+
+    def model_file(self, name: str) -> Path:
+        """The file that says a model is complete."""
+        return Path(self.model(name)) / "config.json"
+
+    def _model_files(self, name: str) -> list[Path]:
+        return [] if self.config["models"].get(name, {}).get("source") else [self.model_file(name)]
+
+    def _measured(self, arms: list[Mapping[str, Any]], about: Mapping[str, Any]) -> list[Path]:
+        """Tokens, models, gates and profiles that a list of arms needs."""
+        files = [self.tokens(about["corpus"])]
+        for arm in expand(arms):
+            model = arm.get("model", about["model"])
+            files += self._model_files(model)
+            if arm.get("gate"):
+                files.append(self.gates(arm["gate"].split(":")[0]))
+            if arm["method"] == "moa":
+                files.append(self.profile(model))
+        return list(dict.fromkeys(files))
+
+
+def expand(arms: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry a sparsity; `{sparsity}` in an arm's model or gate becomes that sparsity."""
+    flat = []
+    for arm in arms:
+        for sparsity in arm.get("sparsities", [None]):
+            one = {key: value for key, value in arm.items() if key != "sparsities"}
+            for key in ("model", "gate"):
+                if key in one:
+                    one[key] = one[key].format(sparsity=sparsity)
+            flat.append(one | {"sparsity": sparsity})
+    return flat
+
+
+def known_presets() -> list[str]:
+    """The names of the presets in config/."""
+    return sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
+
+
+def load_preset(which: str, results: Path | str = FRESH) -> Preset:
+    """A preset by name (config/<name>.yaml) or by the path of a YAML file, checked.
+
+    Raises ConfigError for an unknown name, unreadable YAML, or a key or value that the schema refuses.
+    """
+    path = Path(which) if which.endswith((".yaml", ".yml")) else ROOT / "config" / f"{which}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"no preset {which!r}; known presets: {', '.join(known_presets())}, or a YAML file")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    check(config, str(path))
+    return Preset(config, Path(results) / config["preset"])
+
+
+def check(config: Any, where: str) -> None:
+    """ConfigError for the first place where a config leaves the schema."""
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    errors = sorted(validator.iter_errors(config), key=lambda error: list(map(str, error.absolute_path)))
+    if errors:
+        error = jsonschema.exceptions.best_match(errors)
+        place = "/".join(map(str, error.absolute_path)) or "the top level"
+        raise ConfigError(f"{where}: at {place}: {error.message}")

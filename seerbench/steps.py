@@ -1,0 +1,290 @@
+"""The steps of the DAG: each reads files of a preset's run, calls one module, writes rows or a model.
+
+`cli.py` gives each a sub-command and the rules call those; nothing here is reached in another way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from seerbench import accuracy, corpus, distill, models, train
+from seerbench.accuracy import Arm
+from seerbench.baselines.moa import write_profile
+from seerbench.config import ConfigError, Preset, expand
+from seerbench.gate import gate_set_names, load_gates
+from seerbench.registry import create
+from seerbench.results import atomically, finish, provenance, write_rows
+
+SELF_BLOCKED = ("dense", "seer")  # methods whose block is not an option: none, or the gate's
+
+
+def start(preset: Preset, step: str, corpus_name: str | None = None) -> dict[str, Any]:
+    """Provenance of a step, with the corpus' hash."""
+    sha256 = None
+    if corpus_name is not None:
+        sha256 = json.loads(preset.tokens(corpus_name).with_suffix(".json").read_text())["sha256"]
+    config = preset.config
+    return provenance(
+        step,
+        preset=preset.name,
+        scale=config["scale"],
+        seed=config["seed"],
+        device=config["device"],
+        corpus=corpus_name,
+        corpus_sha256=sha256,
+    )
+
+
+def save(preset: Preset, table: str, part: str, rows: Iterable[Mapping[str, Any]], run: dict[str, Any]) -> None:
+    """Write rows of one execution, each with its run_id."""
+    done = finish(run)
+    write_rows(preset.rows(table, part), table, [{**row, "run_id": done["run_id"]} for row in rows], done)
+
+
+# Texts, models, gates
+
+
+def make_corpora(preset: Preset) -> None:
+    """Tokenizer (trained, or fetched) and every corpus, tokenised."""
+    about = preset.config["tokenizer"]
+    texts = {name: corpus.read_texts(_located(preset, source)) for name, source in preset.config["corpora"].items()}
+    if "source" in about:
+        tokenizer = corpus.load_tokenizer(about["source"], about.get("revision"))
+        tokenizer.save_pretrained(preset.tokenizer)
+    else:
+        frame = texts[about["corpus"]]
+        training = frame[frame.split == "train"].text.tolist()
+        tokenizer = corpus.train_tokenizer(training, about["vocab"], preset.tokenizer)
+    for name, frame in texts.items():
+        source = preset.config["corpora"][name]
+        corpus.tokenise(frame, tokenizer, preset.tokens(name), name=name, source=source)
+
+
+def _located(preset: Preset, source: Mapping[str, Any]) -> dict[str, Any]:
+    """A corpus' source with its path made relative to the data folder."""
+    return {**source, "path": str(preset.data(source["path"]))} if "path" in source else dict(source)
+
+
+def train_model(preset: Preset, name: str) -> None:
+    """Pre-train a model of the config."""
+    about = preset.one_of("models", name)
+    run = start(preset, f"train {name}", about["corpus"])
+    rows = train.pretrain(
+        about,
+        preset.tokens(about["corpus"]),
+        preset.tokenizer,
+        Path(preset.model(name)),
+        init=Path(preset.model(about["init"])) if about["init"] else None,
+        device=preset.config["device"],
+        seed=preset.config["seed"],
+    )
+    rows = [
+        {
+            "name": name,
+            "kind": "pretrain",
+            "recipe": "none",
+            "step": row["step"],
+            "tokens": row["tokens"],
+            "context": row["context"],
+            "lm_loss": row["loss"],
+            "learning_rate": row["lr"],
+        }
+        for row in rows.to_dict("records")
+    ]
+    save(preset, "training", f"pretrain-{name}", rows, run)
+
+
+def distill_gates(preset: Preset, name: str) -> None:
+    """Train the gate sets of one job."""
+    about = preset.one_of("gates", name)
+    run = start(preset, f"distill {name}", about["corpus"])
+    rows = distill.distill(
+        about,
+        Path(preset.model(about["model"])),
+        preset.tokens(about["corpus"]),
+        preset.gates(name),
+        block=preset.config["block"],
+        device=preset.config["device"],
+        dtype=preset.config["dtype"],
+        seed=preset.config["seed"],
+    )
+    rows = [{"name": name, "kind": "distill", **row} for row in rows]
+    save(preset, "training", f"distill-{name}", rows, run)
+
+
+def finetune_model(preset: Preset, name: str) -> None:
+    """Extend a model's context: `yarn` dense, or `joint-<sparsity>` with its gates."""
+    about, joint = preset.config["extend"], preset.joint_models()
+    if name != "yarn" and name not in joint:
+        raise ConfigError(f"no model {name!r} to fine-tune; the preset has yarn, {', '.join(joint)}")
+    run = start(preset, f"finetune {name}", about["corpus"])
+    rows = distill.finetune(
+        about,
+        Path(preset.model(about["model"])),
+        preset.gates(about["gates"]) if name in joint else None,
+        preset.tokens(about["corpus"]),
+        Path(preset.model(name)),
+        sparsity=joint.get(name),
+        block=preset.config["block"],
+        device=preset.config["device"],
+        seed=preset.config["seed"],
+    )
+    recipe = "joint" if name in joint else "yarn"
+    extra = {"name": name, "kind": "finetune", "recipe": recipe, "sparsity_requested": joint.get(name)}
+    save(preset, "training", f"finetune-{name}", [{**extra, **row} for row in rows], run)
+
+
+def profile_model(preset: Preset, name: str) -> None:
+    """MoA's profile of a model: how much each window length would hide from each head."""
+    about = preset.config["profile"]
+    model = _model(preset, name)
+    windows = _windows(preset, about["corpus"], about["context"], about["documents"], model, split="validation")
+    influence = accuracy.moa_influence(model, windows.values(), preset.config["block"])
+    facts = {"model": name, "corpus": about["corpus"], "context": about["context"], "documents": len(windows)}
+    atomically(preset.profile(name), lambda part: write_profile(part, influence, facts))
+
+
+# Accuracy
+
+
+def measure_perplexity(preset: Preset, experiment: str) -> None:
+    """One perplexity experiment: every context, arm and document."""
+    about = preset.one_of("perplexity", experiment)
+    run = start(preset, f"perplexity {experiment}", about["corpus"])
+    rows = []
+    groups = _by_model(preset, about)
+    total = sum(len(arms) for _, arms in groups) * len(about["contexts"]) * about["documents"]
+    with tqdm(total=total, desc=f"perplexity {experiment}", unit="doc", mininterval=1) as bar:
+        for name, flat in groups:
+            model = _model(preset, name)
+            arms = make_arms(preset, name, flat)
+            for context in about["contexts"]:
+                windows = _windows(
+                    preset,
+                    about["corpus"],
+                    context,
+                    about["documents"],
+                    model,
+                    longest=max(about["contexts"]),
+                )
+                fixed = {"experiment": experiment, "model": name, "corpus": about["corpus"]}
+                rows += [fixed | row for row in accuracy.perplexity(model, windows, arms, bar)]
+    save(preset, "perplexity", experiment, rows, run)
+
+
+def measure_tasks(preset: Preset, experiment: str) -> None:
+    """One retrieval experiment: every task, length bucket, arm and example."""
+    about = preset.one_of("tasks", experiment)
+    run = start(preset, f"tasks {experiment}", about["corpus"])
+    name, rows = about["model"], []
+    model = _model(preset, name)
+    arms = make_arms(preset, name, expand(about["arms"]))
+    documents = corpus.read_tokens(preset.tokens(about["corpus"]), "test")
+    tokenizer = corpus.load_tokenizer(preset.tokenizer)
+    total = len(about["tasks"]) * len(about["contexts"]) * len(arms) * about["examples"]
+    with tqdm(total=total, desc=f"tasks {experiment}", unit="example", mininterval=1) as bar:
+        for task in about["tasks"]:
+            for context in about["contexts"]:
+                examples = accuracy.TASKS[task](
+                    documents, tokenizer, context, about["examples"], preset.config["seed"]
+                )
+                fixed = {
+                    "experiment": experiment,
+                    "model": name,
+                    "corpus": about["corpus"],
+                    "bucket": accuracy.bucket_of(about["contexts"], context),
+                }
+                found = accuracy.retrieval(model, examples, arms, about["batch"], bar)
+                rows += [fixed | row for row in found]
+    save(preset, "tasks", experiment, rows, run)
+
+
+def measure_recall(preset: Preset, experiment: str) -> None:
+    """Block recall of every arm against the oracle."""
+    about = preset.one_of("recall", experiment)
+    run = start(preset, f"recall {experiment}", about["corpus"])
+    name, rows = about["model"], []
+    model = _model(preset, name)
+    arms = make_arms(preset, name, expand(about["arms"]))
+    for context in about["contexts"]:
+        windows = _windows(preset, about["corpus"], context, about["documents"], model, longest=max(about["contexts"]))
+        fixed = {"experiment": experiment, "model": name, "corpus": about["corpus"]}
+        found = accuracy.recall(model, windows, arms, preset.config["block"])
+        rows += [fixed | row for row in found]
+    save(preset, "recall", experiment, rows, run)
+
+
+def measure_maps(preset: Preset) -> None:
+    """True and predicted maps of five heads on the first test document that is long enough."""
+    about = preset.config["maps"]
+    run = start(preset, "maps", about["corpus"])
+    model = _model(preset, about["model"])
+    windows = _windows(preset, about["corpus"], about["context"], 1, model)
+    document, window = next(iter(windows.items()))
+    job, _, gate_set = about["gate"].partition(":")
+    rows = accuracy.gate_maps(model, document, window, load_gates(preset.gates(job), gate_set))
+    fixed = {"model": about["model"], "gate": about["gate"]}
+    save(preset, "maps", "maps", [fixed | row for row in rows], run)
+
+
+# Pieces
+
+
+def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> list[Arm]:
+    """The methods that the arms ask for, each at one sparsity; gate set `all` stands for every set in its file."""
+    arms = []
+    for one in flat:
+        options: dict[str, Any] = {} if one["sparsity"] is None else {"sparsity": one["sparsity"]}
+        if one["method"] not in SELF_BLOCKED:
+            options["block"] = preset.config["block"]
+        if one["method"] == "moa":
+            options["profile"] = preset.profile(model)
+        recipe = one.get("recipe", "none")
+        if "gate" not in one:
+            arms.append(Arm(create(one["method"], **options), None, recipe))
+            continue
+        job, _, gate_set = one["gate"].partition(":")
+        file = preset.gates(job)
+        for name in gate_set_names(file) if gate_set == "all" else [gate_set]:
+            gates = [gate.to(preset.config["device"]) for gate in load_gates(file, name)]
+            arms.append(Arm(create(one["method"], gates=gates, **options), f"{job}:{name}", recipe))
+    return arms
+
+
+def _by_model(preset: Preset, about: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The flat arms grouped by the model that they run in, in order of first use."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for one in expand(about["arms"]):
+        groups.setdefault(one.get("model", about["model"]), []).append(one)
+    return list(groups.items())
+
+
+def _model(preset: Preset, name: str) -> Any:
+    source = preset.config["models"].get(name, {})
+    config = preset.config
+    return models.load(preset.model(name), config["device"], config["dtype"], source.get("revision"))
+
+
+def _windows(
+    preset: Preset,
+    corpus_name: str,
+    context: int,
+    documents: int,
+    model: Any,
+    split: str = "test",
+    longest: int | None = None,
+) -> dict[str, Any]:
+    tokens = corpus.read_tokens(preset.tokens(corpus_name), split)
+    bos = model.config.bos_token_id
+    return corpus.evaluation_windows(tokens, context, documents, longest=longest or context, bos=bos)
+
+
+def latency_job(preset: Preset, sweep: str, context: int) -> None:
+    """One timing job: a sweep at one context, all methods interleaved."""
+    raise NotImplementedError

@@ -1,0 +1,104 @@
+"""Presets: the schema, the paths, and which files each step reads."""
+
+import pytest
+import yaml
+
+from seerbench.config import ConfigError, check, expand, known_presets, load_preset
+from seerbench.results import ROOT
+
+SMOKE = str(ROOT / "tests" / "smoke.yaml")
+
+
+def edited(tmp_path, **changes):
+    config = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text()) | changes
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", known_presets())
+def test_every_preset_fits_the_schema(name):
+    assert load_preset(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"colour": "red"}, "'colour' was unexpected"),
+        ({"seed": "zero"}, "at seed: 'zero' is not of type 'integer'"),
+        ({"device": "tpu"}, "at device: 'tpu' is not one of"),
+        ({"maps": {"model": "long"}}, "at maps"),
+    ],
+)
+def test_what_the_schema_refuses_is_named_with_its_place(tmp_path, changes, text):
+    with pytest.raises(ConfigError, match=text):
+        load_preset(edited(tmp_path, **changes))
+
+
+def test_unknown_presets_and_bad_yaml(tmp_path):
+    with pytest.raises(ConfigError, match="known presets: cpu"):
+        load_preset("gpux")
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1,\n")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_preset(str(path))
+    with pytest.raises(ConfigError, match="not of type 'object'"):
+        check([], "a list")
+
+
+def test_arms_expand_over_sparsities():
+    arms = [
+        {"method": "dense"},
+        {"method": "seer", "model": "joint-{sparsity}", "gate": "joint-{sparsity}:v1", "sparsities": [0.5, 0.9]},
+    ]
+    assert expand(arms) == [
+        {"method": "dense", "sparsity": None},
+        {"method": "seer", "model": "joint-0.5", "gate": "joint-0.5:v1", "sparsity": 0.5},
+        {"method": "seer", "model": "joint-0.9", "gate": "joint-0.9:v1", "sparsity": 0.9},
+    ]
+
+
+def test_steps_read_what_they_need(tmp_path):
+    preset = load_preset(SMOKE, tmp_path)
+    run = tmp_path / "smoke"
+    tokens = run / "corpora/toy/tokens.parquet"
+    assert preset.reads("train", "long") == [
+        tokens,
+        run / "tokenizer/tokenizer.json",
+        run / "models/short/config.json",
+    ]
+    assert preset.reads("distill", "post") == [tokens, run / "models/yarn/config.json"]
+    assert preset.reads("perplexity", "yarn") == [
+        tokens,
+        run / "models/yarn/config.json",
+        run / "gates/post.safetensors",
+        run / "models/joint-0.5/config.json",
+        run / "models/joint-0.5/gates.safetensors",
+    ]
+    assert run / "plans/moa-long.json" in preset.reads("perplexity", "contexts")
+    assert preset.reads("latency", "kernel") == []
+
+
+def test_unknown_names_list_what_there_is(tmp_path):
+    preset = load_preset(SMOKE, tmp_path)
+    with pytest.raises(ConfigError, match="it has short, long, yarn, joint"):
+        preset.model("tall")
+    with pytest.raises(ConfigError, match="it has contexts, rope, yarn, pooling"):
+        preset.reads("perplexity", "context")
+
+
+def test_rows_for_matches_patterns(tmp_path):
+    preset = load_preset(SMOKE, tmp_path)
+    files, unmet = preset.rows_for([("cells", "training_kernel-*"), ("perplexity", "yarn"), ("recall", "none")])
+    assert [file.name for file in files] == [
+        "training_kernel-128.parquet",
+        "training_kernel-256.parquet",
+        "yarn.parquet",
+    ]
+    assert unmet == ["recall/none"]
+
+
+def test_the_data_folder_can_be_moved(tmp_path, monkeypatch):
+    preset = load_preset(SMOKE, tmp_path)
+    monkeypatch.setenv("SEERBENCH_DATA", "/elsewhere")
+    assert str(preset.data("books.parquet")) == "/elsewhere/books.parquet"

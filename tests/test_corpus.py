@@ -1,0 +1,190 @@
+"""Corpora: splits that never mix, tokens that round trip, windows as the paper cuts them, clear refusals."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from transformers import AutoTokenizer
+
+from seerbench import corpus
+from seerbench.corpus import CorpusError
+
+
+@pytest.fixture(scope="module")
+def texts():
+    known = ["alpha", "beta", "gamma", "delta", "12", "if", "<eos>"]
+    words = np.random.default_rng(0).choice(known, (12, 400))
+    frame = pd.DataFrame({"id": [f"d{row}" for row in range(12)], "text": [" ".join(row) for row in words]})
+    frame["split"] = ["train"] * 8 + ["validation"] + ["test"] * 3
+    return frame
+
+
+@pytest.fixture(scope="module")
+def tokenised(texts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    train = texts[texts["split"] == "train"]["text"].tolist()
+    tokenizer = corpus.train_tokenizer(train, 300, folder / "tokenizer")
+    summary = corpus.tokenise(texts, tokenizer, folder / "tokens.parquet", name="toy", source={"kind": "toy"})
+    return folder, tokenizer, summary
+
+
+@pytest.fixture(scope="module")
+def stdlib():
+    return corpus.read_texts({"kind": "stdlib"})
+
+
+def test_stdlib_is_deterministic_and_its_splits_share_no_text(stdlib):
+    first, second = stdlib, corpus.read_texts({"kind": "stdlib"})
+    pd.testing.assert_frame_equal(first, second)
+    assert first["id"].is_unique
+    assert first["text"].is_unique  # a text under two ids could stand in two splits
+    assert set(first["split"]) == set(corpus.SPLITS)
+    folders = {part for name in first["id"] for part in name.split("/")[:-1]}
+    assert not folders & corpus.STDLIB_SKIPPED_FOLDERS
+    assert (first["split"] == first["id"].map(corpus.hashed_split)).all()
+
+
+def test_stdlib_folders_join_files(stdlib):
+    folders = corpus.read_texts({"kind": "stdlib", "documents": "folder"}).set_index("id")
+    assert len(folders) < len(stdlib)
+    assert "# json/decoder.py" in folders.loc["json", "text"]
+    assert "# json/encoder.py" in folders.loc["json", "text"]
+
+
+def test_a_text_in_two_splits_is_dropped_from_train(texts):
+    doubled = texts.copy()
+    doubled.loc[0, "text"] = doubled.loc[11, "text"]  # a train document that repeats a test document
+    kept = corpus.checked_texts(doubled, "toy")
+    assert "d11" in set(kept["id"])
+    assert "d0" not in set(kept["id"])
+
+
+def test_tokenizer_round_trips_and_splits_digits(tokenised):
+    folder, tokenizer, _ = tokenised
+    loaded = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    text = "alpha 41729\n\tπ = 3"
+    assert loaded.decode(loaded.encode(text)) == text
+    assert loaded.encode(text) == tokenizer.encode(text)
+    digits = [token for token in tokenizer.tokenize("41729") if token.isdigit()]
+    assert digits == list("41729")
+    assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (0, 1, 2)
+
+
+def test_tokens_round_trip_and_are_counted(texts, tokenised):
+    folder, tokenizer, summary = tokenised
+    for split in corpus.SPLITS:
+        documents = corpus.read_tokens(folder / "tokens.parquet", split)
+        expected = texts[texts["split"] == split]
+        assert list(documents) == expected["id"].tolist()
+        assert summary["documents"][split] == len(documents)
+        assert summary["tokens"][split] == sum(map(len, documents.values()))
+        for text, tokens in zip(expected["text"], documents.values(), strict=True):
+            assert tokens.dtype == np.int32
+            assert tokens.min() > 2  # "<eos>" in a text is text
+            assert tokenizer.decode(tokens.tolist()) == text
+    assert json.loads((folder / "tokens.json").read_text()) == summary
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_hash_sees_every_field(texts, tokenised, tmp_path):
+    _, tokenizer, summary = tokenised
+    for column, value in (("id", "other"), ("text", "other"), ("split", "validation")):
+        changed = texts.copy()
+        changed.loc[0, column] = value
+        again = corpus.tokenise(changed, tokenizer, tmp_path / "t.parquet", name="toy", source={})
+        assert again["sha256"] != summary["sha256"], column
+
+
+def test_interrupted_write_leaves_the_old_file(texts, tokenised, tmp_path):
+    _, tokenizer, _ = tokenised
+    out = tmp_path / "tokens.parquet"
+    out.write_bytes(b"old")
+    broken = texts.copy()
+    broken.loc[5, "split"] = "nowhere"
+    with pytest.raises(KeyError):
+        corpus.tokenise(broken, tokenizer, out, name="toy", source={})
+    assert out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_evaluation_windows_are_the_same_documents_at_every_context():
+    tokens = {"short": np.arange(30), "a": np.arange(100, 200), "b": np.arange(300, 364), "c": np.arange(64)}
+    for context in (16, 64):
+        windows = corpus.evaluation_windows(tokens, context, 2, longest=64, bos=7)
+        assert list(windows) == ["a", "b"]  # the first two that reach the longest context
+        assert windows["b"].tolist() == [7, *range(300, 300 + context - 1)]
+    assert list(corpus.evaluation_windows(tokens, 16, None, longest=64, bos=7)) == ["a", "b", "c"]
+
+
+def test_a_context_that_no_document_reaches_is_refused():
+    with pytest.raises(CorpusError, match="no document reaches a context of 101 tokens: the longest has 100"):
+        corpus.evaluation_windows({"a": np.arange(100)}, 16, None, longest=101, bos=0)
+    with pytest.raises(CorpusError, match="longer than the longest"):
+        corpus.evaluation_windows({"a": np.arange(100)}, 64, None, longest=32, bos=0)
+    with pytest.raises(CorpusError, match="no document reaches a context of 64"):
+        corpus.training_windows(np.arange(50), 64, 1, np.random.default_rng(0), bos=0)
+
+
+def test_training_windows_are_consecutive_and_reach_both_ends():
+    stream = corpus.packed({"a": np.arange(10, 14), "b": np.arange(20, 23)}, eos=1)
+    assert stream.tolist() == [10, 11, 12, 13, 1, 20, 21, 22, 1]
+    windows = corpus.training_windows(stream, 5, 400, np.random.default_rng(0), bos=0)
+    assert (windows[:, 0] == 0).all()
+    possible = {tuple(stream[start : start + 4]) for start in range(6)}
+    assert {tuple(window[1:]) for window in windows} == possible
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"kind": "nothing"}, "unknown corpus kind 'nothing'; known: stdlib"),
+        ({"kind": "parquet", "path": "/nowhere/x.parquet"}, "corpus file /nowhere/x.parquet does not exist"),
+        ({"kind": "folder", "path": "/nowhere"}, "corpus folder /nowhere does not exist"),
+        ({"kind": "folder", "paht": "/nowhere"}, "paht|path"),
+    ],
+)
+def test_missing_data_is_refused(source, message):
+    with pytest.raises(CorpusError, match=message):
+        corpus.read_texts(source)
+
+
+def test_bad_parquet_is_refused(texts, tmp_path):
+    file = tmp_path / "x.parquet"
+    texts.rename(columns={"text": "body"}).to_parquet(file)
+    with pytest.raises(CorpusError, match=r"no column text; expected id, text, split, found id, body, split"):
+        corpus.read_texts({"kind": "parquet", "path": str(file)})
+    texts[texts["split"] == "train"].to_parquet(file)
+    with pytest.raises(CorpusError, match="the test split is empty"):
+        corpus.read_texts({"kind": "parquet", "path": str(file)})
+    file.write_bytes(b"PAR1 not really")
+    with pytest.raises(CorpusError, match="not a readable parquet"):
+        corpus.read_texts({"kind": "parquet", "path": str(file)})
+    with pytest.raises(CorpusError, match="not a readable tokens file"):
+        corpus.read_tokens(file, "train")
+
+
+def test_parquet_and_folder_give_the_same_documents(texts, tmp_path):
+    file = tmp_path / "x.parquet"
+    texts.to_parquet(file)
+    from_parquet = corpus.read_texts({"kind": "parquet", "path": str(file)})
+    for row in texts.itertuples():
+        path = tmp_path / "texts" / row.split / f"{row.id}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(row.text)
+    from_folder = corpus.read_texts({"kind": "folder", "path": str(tmp_path / "texts")})
+    assert set(zip(from_folder["text"], from_folder["split"], strict=True)) == set(
+        zip(from_parquet["text"], from_parquet["split"], strict=True)
+    )
+
+
+def test_hub_offline_says_what_to_type(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*_, **__):
+        raise FileNotFoundError("not cached")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(CorpusError, match=r"HF_HUB_OFFLINE=1.*hf download --repo-type dataset some/set"):
+        corpus.read_texts({"kind": "hub", "name": "some/set"})

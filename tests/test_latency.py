@@ -1,0 +1,266 @@
+"""The sweeps end to end at toy size: statuses, rows that fit the schema, memory, what is not timed."""
+
+import pandas as pd
+import pytest
+import torch
+
+from seerbench import latency
+from seerbench.attention import BlockMask, BlockSparse, Case
+from seerbench.gate import AttnGate, GateConfig
+from seerbench.kernels import flex_attention
+from seerbench.kernels.pooled_attention import naive_pooled_attention
+from seerbench.latency import (
+    kernel_sweep,
+    methods_sweep,
+    random_inputs,
+    random_model,
+    training_kernel_sweep,
+    ttft_sweep,
+)
+from seerbench.models import attention_layers
+from seerbench.registry import create
+from seerbench.results import to_table
+from seerbench.timing import Timing, peak_mib
+
+QUICK = Timing(rounds=10, cap_s=0.0)
+SMALL = Case("cpu", "float32", batch=1, q_heads=4, kv_heads=2, head_dim=32, context=500)
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+]
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+}
+TOKENS = torch.randint(97, (1, 500), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def _own_lock(tmp_path, monkeypatch):
+    """These timings mean nothing, so they need not wait for one that does."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(CONFIG, "cpu", "float32")
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Masked SDPA for FlexAttention, which compiles once a memory layout; test_kernel_sweep runs the real one."""
+    monkeypatch.setattr(flex_attention, "flex_block_sparse", flex_attention.masked_attention)
+
+
+def frames(rows):
+    """Both tables, through the schema's own check."""
+    return tuple(to_table(name, part).to_pandas() for name, part in zip(("cells", "samples"), rows))
+
+
+class NeverRuns(BlockSparse):
+    """A sparse kernel that no test may reach."""
+
+    name, sparsity = "never", 0.5
+
+    def attend(self, q, k, v, plan):
+        raise AssertionError("was run")
+
+
+class Refuses(NeverRuns):
+    def refuses(self, case):
+        return f"takes no context of {case.context}"
+
+
+class Wrong(BlockSparse):
+    """Skips nothing, so it is not the attention that was asked for. Counts its calls."""
+
+    calls = 0
+
+    def attend(self, q, k, v, plan):
+        self.calls += 1
+        return create("dense").attend(q, k, v, None)
+
+
+class NotANumber(BlockSparse):
+    def attend(self, q, k, v, plan):
+        return torch.full_like(q, torch.nan)
+
+
+class OutOfMemory(BlockSparse):
+    def attend(self, q, k, v, plan):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_kernel_sweep(device):
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    case = Case(device, dtype, batch=1, q_heads=4, kv_heads=2, head_dim=32, context=1100)  # checked on fewer tokens
+    cells, samples = frames(kernel_sweep(case, [0.5, 0.9], QUICK, "run"))
+    assert list(cells.cell) == ["kernel-1100-0.50"] * 2 + ["kernel-1100-0.90"] * 2
+    assert list(cells.method) == ["dense", "block_sparse"] * 2
+    assert set(cells.status) == {"measured"}
+    assert (cells.error_vs_oracle <= cells.error_budget).all()
+    assert (cells.peak_mib >= 1100 * 4 * 32 * (4 if device == "cpu" else 2) / 2**20).all()  # the output at least
+    dense, sparse = (cells[cells.method == name] for name in ("dense", "block_sparse"))
+    assert set(dense["mask"]) == {"dense"}
+    assert dense.sparsity_requested.isna().all()
+    assert set(sparse["mask"]) == {"random"}
+    assert list(sparse.sparsity_requested) == [0.5, 0.9]
+    assert sparse.sparsity_realised.to_numpy() == pytest.approx([0.5, 0.9], abs=0.08)
+    kept = 1 - sparse.sparsity_realised.to_numpy()
+    assert sparse.flops.to_numpy() == pytest.approx(kept * dense.flops.to_numpy())
+    counts = samples.groupby(["cell", "method", "stage"]).ms.agg(["count", "min"])
+    assert len(counts) == 4
+    assert (counts["count"] == 10).all()
+    assert (counts["min"] > 0).all()
+
+
+@pytest.mark.parametrize("kernel", [Wrong(), NotANumber()])
+def test_a_wrong_kernel_is_not_timed(kernel):
+    cells, samples = frames(kernel_sweep(SMALL, [0.5], QUICK, "run", {"wrong": kernel}))
+    row = cells.set_index("method").loc["wrong"]
+    assert row.status == "failed"
+    assert "oracle" in row.reason
+    assert not row.error_vs_oracle <= row.error_budget
+    assert set(samples.method) == {"dense"}
+    if isinstance(kernel, Wrong):
+        assert kernel.calls == 1  # the check and nothing else
+
+
+def test_a_refusal_and_a_full_memory_become_rows():
+    kernels = {"no": Refuses(), "big": OutOfMemory()}
+    cells, samples = frames(kernel_sweep(SMALL, [0.5], QUICK, "run", kernels))
+    cells = cells.set_index("method")
+    assert cells.loc["no", ["status", "reason"]].tolist() == ["refused", "takes no context of 500"]
+    assert cells.loc["big", ["status", "reason"]].tolist() == ["out_of_memory", "tried to allocate 20 GiB"]
+    assert pd.isna(cells.loc["no", "sparsity_realised"])
+    assert set(samples.method) == {"dense"}
+
+
+def test_any_other_error_is_not_swallowed():
+    with pytest.raises(AssertionError, match="was run"):
+        kernel_sweep(SMALL, [0.5], QUICK, "run", {"broken": NeverRuns()})
+
+
+def test_cells_of_one_sweep_share_inputs_and_rounds_pair(uncompiled):
+    _, samples = frames(kernel_sweep(SMALL, [0.5], QUICK, "run"))
+    order = samples.pivot(index="round", columns="method", values="order")
+    assert (order.sum(axis=1) == 1).all()  # places 0 and 1 in every round
+    assert order.dense.nunique() == 2  # and not always the same
+
+
+def test_methods_sweep_has_every_stage_and_captured_inputs(model, uncompiled):
+    gates = [AttnGate(GateConfig(), 4, 2, 32) for _ in attention_layers(model)]
+    group = {
+        "dense": create("dense"),
+        "seer": create("seer", gates=gates, sparsity=0.5),
+        "streaming": create("streaming", sparsity=0.5),
+        "odd": create("seer", gates=[AttnGate(GateConfig(block=32), 4, 2, 32)] * 3, sparsity=0.5),
+    }
+    cells, samples = frames(methods_sweep(model, "tiny", TOKENS, group.items(), QUICK, "run"))
+    cells = cells.set_index("method")
+    assert set(cells.cell) == {"methods-500-0.50"}
+    assert set(cells.inputs) == {"captured:tiny"}
+    assert cells.status.to_dict() == {
+        "dense": "measured",
+        "seer": "measured",
+        "streaming": "measured",
+        "odd": "refused",
+    }
+    assert "32" in cells.reason["odd"]
+    assert cells["mask"].to_dict() == {"dense": "dense", "seer": "gate", "streaming": "pattern", "odd": "gate"}
+    assert 0.3 < cells.sparsity_realised["seer"] < 0.7
+    stages = samples.groupby("method").stage.unique().map(list).to_dict()
+    assert stages["seer"] == ["score", "select", "plan", "attend", "total"]
+    assert stages["streaming"] == stages["dense"] == ["plan", "attend", "total"]
+    assert "odd" not in stages
+
+
+def test_captured_layer_is_the_middle_one_unless_said(model):
+    assert latency.capture(model, TOKENS)[3].index == 1
+    assert latency.capture(model, TOKENS, 2)[3].index == 2
+    with pytest.raises(ValueError, match="no layer 7"):
+        latency.capture(model, TOKENS, 7)
+
+
+def test_ttft_sweep_times_the_whole_model(model, uncompiled):
+    group = {"dense": create("dense"), "streaming": create("streaming", sparsity=0.5)}
+    cells, samples = frames(ttft_sweep(model, "tiny", TOKENS, group.items(), QUICK, "run"))
+    assert set(cells.status) == {"measured"}
+    assert cells.set_index("method").sparsity_realised["streaming"] > 0.3
+    assert set(samples.stage) == {"ttft"}
+    assert cells.flops.isna().all()
+    case = cells.iloc[0][["q_heads", "kv_heads", "head_dim", "context", "dtype"]].tolist()
+    assert case == [4, 2, 32, 500, "float32"]
+    assert model.config._attn_implementation == "sdpa"  # left as it was
+
+
+def test_ttft_records_a_refusal_that_comes_from_inside_the_model(model):
+    group = {"dense": create("dense"), "odd": create("streaming", sparsity=0.5)}
+    wide = random_model(CONFIG, "cpu", "bfloat16")
+    cells, samples = frames(ttft_sweep(wide, "tiny", TOKENS, group.items(), QUICK, "run"))
+    assert cells.set_index("method").status.to_dict() == {"dense": "measured", "odd": "refused"}
+    assert set(samples.method) == {"dense"}
+
+
+def test_training_kernel_sweep_and_the_naive_form_s_memory():
+    case = Case("cpu", "float32", batch=1, q_heads=4, kv_heads=2, head_dim=32, context=1000)
+    cells, samples = frames(training_kernel_sweep(case, QUICK, "run"))
+    peak = cells.set_index("method").peak_mib
+    assert set(cells.status) == {"measured"}
+    assert (cells.error_vs_oracle <= cells.error_budget).all()
+    assert peak["naive"] > 10 * peak["pooled"] > peak["dense"]
+    assert set(samples.stage) == {"forward"}
+    assert set(samples.method) == {"dense", "pooled", "naive"}
+
+
+@pytest.mark.parametrize("context", [640, 1000])
+def test_the_naive_form_needs_no_more_than_is_estimated(context):
+    case = Case("cpu", "float32", batch=1, q_heads=4, kv_heads=2, head_dim=32, context=context)
+    q, k, v = random_inputs(case, 0)
+    peak = peak_mib(lambda: naive_pooled_attention(q, k, v), "cpu")
+    assert latency._over_memory(case, peak) is not None  # the estimate is above what it takes
+    assert latency._over_memory(case, 1.1 * peak) is None  # and not far above
+
+
+def test_the_naive_form_over_its_limit_is_refused():
+    cells, samples = frames(training_kernel_sweep(SMALL, QUICK, "run", memory_limit_mib=10))
+    row = cells.set_index("method").loc["naive"]
+    assert row.status == "refused"
+    assert "over the limit of 10 MiB" in row.reason
+    assert set(samples.method) == {"dense", "pooled"}
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_a_machine_with_little_free_memory_refuses_the_naive_form(monkeypatch, limit):
+    monkeypatch.setattr(latency, "available_mib", lambda: 4.0)
+    cells, _ = frames(training_kernel_sweep(SMALL, QUICK, "run", limit))
+    assert cells.set_index("method").status["naive"] == "refused"
+
+
+def test_flops_by_hand():
+    case = Case("cpu", "float32", batch=2, q_heads=3, kv_heads=1, head_dim=16, context=200, block_q=64, block_k=64)
+    blocks = 10  # 4 x 4 blocks, causal
+    assert latency.flops(None, case) == 4 * 64 * 64 * 16 * blocks * 2 * 3
+    kept = torch.eye(4, dtype=torch.bool).expand(2, 3, 4, 4)
+    assert latency.flops(BlockMask.from_dense(kept, 200), case) == 4 * 64 * 64 * 16 * 4 * 2 * 3
+
+
+def test_a_cell_a_sparsity_with_dense_in_each():
+    dense, *sparse = (
+        create("dense"),
+        create("streaming", sparsity=0.9),
+        create("random", sparsity=0.5),
+        create("streaming", sparsity=0.5),
+    )
+    methods = [("dense", dense), ("s", sparse[0]), ("r", sparse[1]), ("s", sparse[2])]
+    cells = latency.by_sparsity(methods)
+    assert {key: list(group) for key, group in cells.items()} == {0.5: ["dense", "r", "s"], 0.9: ["dense", "s"]}
+    assert latency.by_sparsity(methods[:1]) == {None: {"dense": dense}}
+    with pytest.raises(ValueError, match="same name"):
+        latency.by_sparsity([*methods, ("r", sparse[2])])

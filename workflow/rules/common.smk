@@ -1,0 +1,54 @@
+# What the rules share: the command, what makes a result stale, and the lists of files.
+from pathlib import Path
+
+from seerbench.results import ROOT, files_digest, source_digest
+
+STEP = "python -m seerbench.cli"
+WHERE = f"{config.get('preset', 'cpu')} --results {RUN.parent}"
+LOGS = f"logs/{PRESET.name}"
+GPU = int(
+    PRESET.config["device"] == "cuda"
+)  # GPU jobs run one at a time (profiles/default)
+WHOLE_MACHINE = (
+    10_000  # Snakemake scales it down to --cores: nothing else runs beside a timing
+)
+TIMED = source_digest()  # measured again when kernels, baselines or the gate change
+
+
+wildcard_constraints:
+    model="[^/]+",
+    gates="[^/]+",
+    experiment="[^/]+",
+    sweep="|".join(("kernel", "methods", "training_kernel", "ttft")),
+    context=r"\d+",
+
+
+def reads(step, wildcard=None):
+    """The input function of a step: what the preset says that it reads."""
+    return lambda wildcards: [
+        str(path)
+        for path in PRESET.reads(step, getattr(wildcards, wildcard) if wildcard else "")
+    ]
+
+
+def trains_with(*modules):
+    """Digest of the training code that a step runs, so that a change trains again."""
+    return files_digest(ROOT / "seerbench" / name for name in modules)
+
+
+def drawable(kind=None):
+    """The artefacts (of one kind) whose rows this preset measures."""
+    return [
+        name
+        for name, about in ARTEFACTS.items()
+        if kind in (None, about.kind) and not PRESET.rows_for(about.needs)[1]
+    ]
+
+
+def files_of(*names):
+    """Every file of these artefacts."""
+    return [
+        f"{FIGURES}/{name}{suffix}"
+        for name in names
+        for suffix in ARTEFACTS[name].suffixes
+    ]

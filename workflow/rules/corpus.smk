@@ -1,0 +1,15 @@
+# Texts to tokens: the tokenizer and every corpus of the preset.
+rule corpus:
+    output:
+        [PRESET.tokens(name) for name in PRESET.config["corpora"]],
+        PRESET.tokenizer / "tokenizer.json",
+    log:
+        f"{LOGS}/corpus.log",
+    benchmark:
+        f"{LOGS}/cost/corpus.jsonl"
+    params:
+        corpora=PRESET.config["corpora"],
+        tokenizer=PRESET.config["tokenizer"],
+        source=trains_with("corpus.py"),
+    shell:
+        "{STEP} corpus {WHERE} 2> {log}"

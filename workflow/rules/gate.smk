@@ -1,0 +1,34 @@
+# Gates on a frozen model, and MoA's profile of one.
+rule distill:
+    input:
+        reads("distill", "gates"),
+    output:
+        RUN / "gates/{gates}.safetensors",
+        RUN / "training/distill-{gates}.parquet",
+    log:
+        f"{LOGS}/distill-{{gates}}.log",
+    benchmark:
+        f"{LOGS}/cost/distill-{{gates}}.jsonl"
+    resources:
+        gpu=GPU,
+    params:
+        settings=lambda wildcards: PRESET.config["gates"][wildcards.gates],
+        source=trains_with("distill.py", "gate.py"),
+    shell:
+        "{STEP} distill {WHERE} {wildcards.gates} 2> {log}"
+
+
+rule profile:
+    input:
+        reads("profile", "model"),
+    output:
+        RUN / "plans/moa-{model}.json",
+    log:
+        f"{LOGS}/profile-{{model}}.log",
+    resources:
+        gpu=GPU,
+    params:
+        settings=PRESET.config.get("profile"),
+        source=TIMED,
+    shell:
+        "{STEP} profile {WHERE} {wildcards.model} 2> {log}"

@@ -1,0 +1,59 @@
+# Models: pre-training, and context extension (dense YaRN, or joint with gates).
+PRETRAINED = [
+    name for name, about in PRESET.config["models"].items() if "source" not in about
+]
+
+
+rule train:
+    input:
+        reads("train", "model"),
+    output:
+        RUN / "models/{model}/config.json",
+        RUN / "models/{model}/model.safetensors",
+        RUN / "training/pretrain-{model}.parquet",
+    log:
+        f"{LOGS}/train-{{model}}.log",
+    benchmark:
+        f"{LOGS}/cost/train-{{model}}.jsonl"
+    wildcard_constraints:
+        model="|".join(PRETRAINED) or "none",
+    threads: 2
+    resources:
+        gpu=GPU,
+    params:
+        settings=lambda wildcards: PRESET.config["models"][wildcards.model],
+        source=trains_with("train.py", "tasks.py"),
+    shell:
+        "{STEP} train {WHERE} {wildcards.model} 2> {log}"
+
+
+rule finetune:
+    input:
+        reads("finetune", "model"),
+    output:
+        RUN / "models/{model}/config.json",
+        RUN / "models/{model}/model.safetensors",
+        RUN / "training/finetune-{model}.parquet",
+    log:
+        f"{LOGS}/finetune-{{model}}.log",
+    benchmark:
+        f"{LOGS}/cost/finetune-{{model}}.jsonl"
+    wildcard_constraints:
+        model="yarn",
+    resources:
+        gpu=GPU,
+    params:
+        settings=PRESET.config.get("extend"),
+        source=trains_with("train.py", "distill.py", "tasks.py"),
+    shell:
+        "{STEP} finetune {WHERE} {wildcards.model} 2> {log}"
+
+
+use rule finetune as finetune_jointly with:
+    output:
+        RUN / "models/{model}/config.json",
+        RUN / "models/{model}/model.safetensors",
+        RUN / "models/{model}/gates.safetensors",
+        RUN / "training/finetune-{model}.parquet",
+    wildcard_constraints:
+        model="joint-.+",
