@@ -29,81 +29,61 @@ Results = Annotated[Path, typer.Option(help="where fresh runs go: <results>/<pre
 @app.command()
 def corpus(preset: PresetName, results: Results = FRESH) -> None:
     """Read the texts, train or fetch the tokenizer, write the tokens."""
-    from seerbench import steps
-
-    steps.make_corpora(load_preset(preset, results))
+    _step("make_corpora", preset, results)
 
 
 @app.command()
 def train(preset: PresetName, model: str, results: Results = FRESH) -> None:
     """Pre-train a model of the preset. Interrupted, it continues where it was."""
-    from seerbench import steps
-
-    steps.train_model(load_preset(preset, results), model)
+    _step("train_model", preset, results, model)
 
 
 @app.command()
 def distill(preset: PresetName, gates: str, results: Results = FRESH) -> None:
     """Train gates on a frozen model. Interrupted, it continues where it was."""
-    from seerbench import steps
-
-    steps.distill_gates(load_preset(preset, results), gates)
+    _step("distill_gates", preset, results, gates)
 
 
 @app.command()
 def finetune(preset: PresetName, model: str, results: Results = FRESH) -> None:
     """Extend the context with YaRN: `yarn` (dense) or `joint-<sparsity>` (with its gates)."""
-    from seerbench import steps
-
-    steps.finetune_model(load_preset(preset, results), model)
+    _step("finetune_model", preset, results, model)
 
 
 @app.command()
 def profile(preset: PresetName, model: str, results: Results = FRESH) -> None:
     """Profile a model for MoA: what each window length would hide from each head."""
-    from seerbench import steps
-
-    steps.profile_model(load_preset(preset, results), model)
+    _step("profile_model", preset, results, model)
 
 
 @app.command()
 def perplexity(preset: PresetName, experiment: str, results: Results = FRESH) -> None:
     """Measure a perplexity experiment of the preset."""
-    from seerbench import steps
-
-    steps.measure_perplexity(load_preset(preset, results), experiment)
+    _step("measure_perplexity", preset, results, experiment)
 
 
 @app.command()
 def tasks(preset: PresetName, experiment: str, results: Results = FRESH) -> None:
     """Measure a retrieval experiment of the preset."""
-    from seerbench import steps
-
-    steps.measure_tasks(load_preset(preset, results), experiment)
+    _step("measure_tasks", preset, results, experiment)
 
 
 @app.command()
 def recall(preset: PresetName, experiment: str, results: Results = FRESH) -> None:
     """Measure how many of the oracle's blocks each method finds."""
-    from seerbench import steps
-
-    steps.measure_recall(load_preset(preset, results), experiment)
+    _step("measure_recall", preset, results, experiment)
 
 
 @app.command()
 def maps(preset: PresetName, results: Results = FRESH) -> None:
     """Record true and predicted attention maps of five heads."""
-    from seerbench import steps
-
-    steps.measure_maps(load_preset(preset, results))
+    _step("measure_maps", preset, results)
 
 
 @app.command()
 def latency(preset: PresetName, sweep: str, context: int, results: Results = FRESH) -> None:
     """Time one sweep at one context, all methods interleaved. Holds the machine."""
-    from seerbench import steps
-
-    steps.measure_latency(load_preset(preset, results), sweep, context)
+    _step("measure_latency", preset, results, sweep, context)
 
 
 @app.command()
@@ -161,7 +141,10 @@ def list_methods(
         return
     for card in catalogue().values():
         refusal = card.refused_here()
-        typer.echo(f"{card.name:<12} {card.summary}  [{card.cites}]" + (f"\n{'':<12} refused: {refusal}" if refusal else ""))
+        typer.echo(
+            f"{card.name:<12} {card.summary}  [{card.cites}]"
+            + (f"\n{'':<12} refused: {refusal}" if refusal else "")
+        )
 
 
 @app.command()
@@ -173,6 +156,14 @@ def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", r
         typer.echo(line)
 
 
+def _step(name: str, preset: str, results: Path, *arguments: str | int) -> None:
+    """Run one function of steps.py; the preset is checked before anything heavy is imported."""
+    checked = load_preset(preset, results)
+    from seerbench import steps
+
+    getattr(steps, name)(checked, *arguments)
+
+
 def main() -> None:
     """Run the command line; an error that a user can mend is one line and exit code 1."""
     try:
@@ -181,7 +172,9 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            _fail(f"the disk is full ({error.filename or error}); free some space and run again, nothing was changed")
+            _fail(
+                f"the disk is full ({error.filename or error}); free some space and run again, nothing was changed"
+            )
         raise
     except (ValueError, RuntimeError) as error:
         # CorpusError, ModelError and Refused live in modules that import torch: known by name here.

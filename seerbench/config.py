@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from seerbench.registry import card_of
 from seerbench.results import ROOT
 
 SCHEMA = Path(__file__).with_name("config.schema.json")
@@ -152,6 +153,24 @@ class Preset:
         about = self.one_of(step, name)
         return self._measured(about["arms"], about)
 
+    def check_names(self) -> None:
+        """ConfigError or UnknownMethod for a model, gate, corpus or method that the preset names but lacks."""
+        for table in ("perplexity", "tasks", "recall"):
+            for name, about in self.config.get(table, {}).items():
+                self.reads(table, name)
+                for arm in about["arms"]:
+                    card_of(arm["method"])
+        for step, names in (
+            ("train", [name for name, about in self.config["models"].items() if "source" not in about]),
+            ("distill", self.gate_jobs()),
+            ("latency", list(self.config.get("latency", {}).get("sweeps", {}))),
+        ):
+            for name in names:
+                self.reads(step, name)
+        for about in self.config.get("latency", {}).get("sweeps", {}).values():
+            for arm in about.get("arms", []):
+                card_of(arm["method"])
+
     def model_file(self, name: str) -> Path:
         """The file that says a model is complete."""
         return Path(self.model(name)) / "config.json"
@@ -203,7 +222,9 @@ def load_preset(which: str, results: Path | str = FRESH) -> Preset:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     check(config, str(path))
-    return Preset(config, Path(results) / config["preset"])
+    preset = Preset(config, Path(results) / config["preset"])
+    preset.check_names()
+    return preset
 
 
 def check(config: Any, where: str) -> None:

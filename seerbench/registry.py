@@ -88,11 +88,16 @@ def catalogue() -> dict[str, Card]:
     return cards
 
 
+def card_of(name: str) -> Card:
+    """The card of one method; UnknownMethod lists the known names for another."""
+    if name not in catalogue():
+        raise UnknownMethod(f"no method {name!r}; known methods: {', '.join(sorted(catalogue()))}")
+    return catalogue()[name]
+
+
 def create(name: str, **options: Any) -> Any:
     """The method `name`, built with its options (sparsity, block, ...). Imports its module now."""
-    card = catalogue().get(name)
-    if card is None:
-        raise UnknownMethod(f"no method {name!r}; known methods: {', '.join(sorted(catalogue()))}")
+    card = card_of(name)
     return getattr(importlib.import_module(card.module), card.attribute)(**options)
 
 

@@ -10,16 +10,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from seerbench import accuracy, corpus, distill, models, train
+from seerbench import accuracy, corpus, distill, latency, models, train
 from seerbench.accuracy import Arm
+from seerbench.attention import Case
 from seerbench.baselines.moa import write_profile
 from seerbench.config import ConfigError, Preset, expand
 from seerbench.gate import gate_set_names, load_gates
 from seerbench.registry import create
 from seerbench.results import atomically, finish, provenance, write_rows
+from seerbench.timing import Timing
 
 SELF_BLOCKED = ("dense", "seer")  # methods whose block is not an option: none, or the gate's
 
@@ -213,7 +216,9 @@ def measure_recall(preset: Preset, experiment: str) -> None:
     model = _model(preset, name)
     arms = make_arms(preset, name, expand(about["arms"]))
     for context in about["contexts"]:
-        windows = _windows(preset, about["corpus"], context, about["documents"], model, longest=max(about["contexts"]))
+        windows = _windows(
+            preset, about["corpus"], context, about["documents"], model, longest=max(about["contexts"])
+        )
         fixed = {"experiment": experiment, "model": name, "corpus": about["corpus"]}
         found = accuracy.recall(model, windows, arms, preset.config["block"])
         rows += [fixed | row for row in found]
@@ -231,6 +236,57 @@ def measure_maps(preset: Preset) -> None:
     rows = accuracy.gate_maps(model, document, window, load_gates(preset.gates(job), gate_set))
     fixed = {"model": about["model"], "gate": about["gate"]}
     save(preset, "maps", "maps", [fixed | row for row in rows], run)
+
+
+# Time
+
+
+def measure_latency(preset: Preset, sweep: str, context: int) -> None:
+    """One timing job: a sweep at one context, its methods interleaved."""
+    config, latency_config = preset.config, preset.config["latency"]
+    about = latency_config["sweeps"][sweep]
+    run = start(preset, f"latency {sweep} {context}", about.get("corpus"))
+    timing = Timing(rounds=latency_config["rounds"], cap_s=latency_config["cap_s"], seed=config["seed"])
+    if "model" in about:
+        name = about["model"]
+        model = _model(preset, name)
+        tokens = _timed_tokens(preset, about["corpus"], context, model)
+        methods = [(arm.method.name, arm.method) for arm in make_arms(preset, name, expand(about["arms"]))]
+        if sweep == "methods":
+            found = latency.methods_sweep(
+                model, name, tokens, methods, timing, run["run_id"], about["layer"], config["block"]
+            )
+        else:
+            found = latency.ttft_sweep(model, name, tokens, methods, timing, run["run_id"], config["block"])
+    else:
+        shape = latency_config["shape"]
+        case = Case(
+            config["device"],
+            config["dtype"],
+            shape["batch"],
+            shape["q_heads"],
+            shape["kv_heads"],
+            shape["head_dim"],
+            context,
+            shape["block"],
+            shape["block"],
+        )
+        if sweep == "kernel":
+            found = latency.kernel_sweep(case, about["sparsities"], timing, run["run_id"])
+        else:
+            limit = latency_config["naive_limit_mib"]
+            found = latency.training_kernel_sweep(case, timing, run["run_id"], limit)
+    part = f"{sweep}-{context}"
+    save(preset, "cells", part, found.cells, run)
+    save(preset, "samples", part, found.samples, run)
+
+
+def _timed_tokens(preset: Preset, corpus_name: str, context: int, model: Any) -> torch.Tensor:
+    """[1, context] of held-out text, documents end to end: timing may need more than one document has."""
+    documents = corpus.read_tokens(preset.tokens(corpus_name), "test")
+    stream = corpus.packed(documents, model.config.eos_token_id)
+    window = corpus.training_windows(stream, context, 1, np.random.default_rng(0), bos=model.config.bos_token_id)
+    return torch.from_numpy(window).long().to(preset.config["device"])
 
 
 # Pieces
@@ -283,8 +339,3 @@ def _windows(
     tokens = corpus.read_tokens(preset.tokens(corpus_name), split)
     bos = model.config.bos_token_id
     return corpus.evaluation_windows(tokens, context, documents, longest=longest or context, bos=bos)
-
-
-def latency_job(preset: Preset, sweep: str, context: int) -> None:
-    """One timing job: a sweep at one context, all methods interleaved."""
-    raise NotImplementedError

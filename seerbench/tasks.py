@@ -226,9 +226,7 @@ def scattered(text: np.ndarray, facts: list[np.ndarray], places: np.ndarray) -> 
     return np.concatenate([*parts, text[last:]])
 
 
-def passkey_example(
-    pieces: Pieces, stream: np.ndarray, context: int, rng: np.random.Generator
-) -> Example:
+def passkey_example(pieces: Pieces, stream: np.ndarray, context: int, rng: np.random.Generator) -> Example:
     """One pass-key window; the code's place is uniform over the text."""
     code = rng.permutation(pieces.digits)[:CODE_DIGITS]
     fact = np.concatenate([pieces.passkey, code, pieces.end])
@@ -257,8 +255,7 @@ def kv_example(
     keys, values = words[:pairs], words[KV_PAIRS : KV_PAIRS + pairs]
     length = context - 1 - pairs * fact_length - questions * question_length
     facts = [
-        np.concatenate([pieces.kv, [key, value], pieces.end])
-        for key, value in zip(keys, values, strict=True)
+        np.concatenate([pieces.kv, [key, value], pieces.end]) for key, value in zip(keys, values, strict=True)
     ]
     places = np.sort(rng.integers(0, length + 1, size=pairs))
     text = scattered(filler(stream, length, rng), facts, places)

@@ -1,0 +1,176 @@
+"""How one cell is timed: the sampler, its clocks, the lock on the device, peak memory.
+
+A *cell* is one shape, context and sparsity. All methods of a cell run interleaved: after a warm-up of
+every one, each round runs every method once, in an order shuffled from the seed, so that whatever
+drifts (clocks, temperature, neighbours) is shared by the methods of a round and cancels in the ratios
+that statistics.py takes. Raw samples are kept; no statistic is computed here.
+
+`latency.py` builds the cells and calls `sample`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+Call = Callable[[], object]
+Timer = Callable[[Call], float]  # runs the call and says how many ms it took
+
+# What is overwritten before each timed GPU call: several times the largest L2 (50 MiB on an H200, 126 MiB
+# on a B200), as triton.testing.do_bench does.
+FLUSH_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a cell is timed: `rounds`, but past `min_rounds` no more once `cap_s` seconds have gone by."""
+
+    rounds: int = 30
+    min_rounds: int = 10
+    cap_s: float = 60.0  # counted from the first round; warm-up and compilation are outside
+    warmup: int = 1  # untimed runs of every stage before the first round
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One method of a cell, ready to run: its stages in the order in which a round runs them."""
+
+    stages: Mapping[str, Call]
+    inside: Callable[[], AbstractContextManager] = nullcontext  # entered around its turns, untimed
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How long one stage of one method took in one round; `order` is the method's place in that round."""
+
+    method: str
+    stage: str
+    round: int
+    order: int
+    ms: float
+
+
+def sample(
+    contenders: Mapping[str, Contender],
+    timing: Timing,
+    timer: Timer,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Sample]:
+    """Time all `contenders` (by method) interleaved; see the module's text. `clock` only serves the cap."""
+    for contender in contenders.values():
+        with contender.inside():
+            for _ in range(timing.warmup):
+                for call in contender.stages.values():
+                    timer(call)
+    samples, names, shuffle = [], list(contenders), random.Random(timing.seed).shuffle
+    started = clock()
+    for turn in range(timing.rounds):
+        if turn >= timing.min_rounds and clock() - started >= timing.cap_s:
+            break
+        shuffle(names)
+        for order, name in enumerate(names):
+            with contenders[name].inside():
+                for stage, call in contenders[name].stages.items():
+                    samples.append(Sample(name, stage, turn, order, timer(call)))
+    return samples
+
+
+def timer_for(device: str) -> Timer:
+    """The clock for "cpu" or "cuda"."""
+    return _cuda_timer() if device == "cuda" else _cpu_timer
+
+
+def _cpu_timer(call: Call) -> float:
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
+
+
+def _cuda_timer() -> Timer:
+    """CUDA events around the call, L2 flushed before.
+
+    The call's launches queue up behind the flush. A call whose launches take the host longer than the
+    GPU works has its gaps inside the events: a user waits for them too.
+    """
+    flushed = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+
+    def timer(call: Call) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flushed.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return timer
+
+
+@contextmanager
+def claim(device: str) -> Iterator[None]:
+    """Hold the CPU ("cpu") or the current GPU ("cuda") against every other SeerBench process that times.
+
+    Waits, and says so, while another holds it. The lock is a file in the temporary directory, keyed by
+    the GPU's UUID, and ends with the process, however that ends. Not re-entrant.
+    """
+    key = "cpu" if device == "cpu" else f"gpu-{torch.cuda.get_device_properties('cuda').uuid}"
+    path = Path(tempfile.gettempdir()) / f"seerbench-{key}.lock"
+    if not path.exists():
+        path.touch(0o666)
+    # Opened for reading: another user's file may not be opened for writing, and flock needs no more.
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "this CPU" if device == "cpu" else "this GPU"
+            print(f"waiting: another SeerBench process is timing on {what} ({path})", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def peak_mib(call: Call, device: str) -> float:
+    """MiB that torch's allocator held at most during `call`, beyond what it held before: one untimed call.
+
+    The same meaning on both devices: outputs and temporaries are counted, the inputs (and a model's
+    weights) are not. On a CPU the figure comes from the profiler's record of allocations and misses
+    what kernels allocate outside torch (a few tiles a thread). Resident memory was not used: it is too
+    noisy below 100 MiB, since the C library keeps freed pages; above, the two agree within 2%.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its default prints two lines a profile
+    with torch.autograd.profiler.profile(profile_memory=True) as profiler:
+        call()
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()  # negative where memory is freed
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+def available_mib() -> float:
+    """Main memory that this process may still take: what the machine has free, or what its container leaves."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free / 2**20

@@ -1,0 +1,145 @@
+"""What a user sees: one clear line and exit code 1 for each mistake, and results left as they were."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from seerbench.results import ROOT, finish, provenance, write_rows
+
+SMOKE = ROOT / "tests" / "smoke.yaml"
+
+
+def seerbench(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "seerbench.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        **options,
+    )
+
+
+def fails_with(text, *arguments, **options):
+    done = seerbench(*arguments, **options)
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("seerbench: ")
+    assert text in lines[0]
+
+
+@pytest.fixture
+def edited(tmp_path):
+    def edit(change):
+        config = yaml.safe_load(SMOKE.read_text())
+        change(config)
+        path = tmp_path / "edited.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return edit
+
+
+def test_an_unknown_preset():
+    fails_with("known presets: cpu", "corpus", "gpux")
+
+
+def test_an_unknown_key(edited):
+    fails_with("'colour' was unexpected", "corpus", edited(lambda config: config.update(colour="red")))
+
+
+def test_an_unknown_method(edited, tmp_path):
+    def change(config):
+        config["recall"]["gates"]["arms"] = [{"method": "magic", "sparsities": [0.5]}]
+
+    fails_with("no method 'magic'; known methods", "recall", edited(change), "gates")
+
+
+def test_an_unknown_model_gate_or_corpus(edited):
+    def change(config):
+        config["recall"]["gates"]["arms"][0]["gate"] = "tall:v1"
+
+    fails_with("no 'tall' under gates", "recall", edited(change), "gates")
+
+
+def test_a_missing_data_folder(edited, tmp_path):
+    def change(config):
+        config["corpora"]["toy"] = {"kind": "folder", "path": "nowhere"}
+
+    fails_with("nowhere", "corpus", edited(change), "--results", tmp_path)
+
+
+def test_an_unknown_artefact(tmp_path):
+    fails_with("the artefacts are table1", "draw", "table9", "--run", tmp_path)
+
+
+def test_a_corrupt_parquet(tmp_path):
+    (tmp_path / "recall").mkdir()
+    (tmp_path / "recall" / "gates.parquet").write_bytes(b"PAR1 garbage")
+    out = tmp_path / "figures"
+    fails_with("gates.parquet is not readable parquet", "draw", "recall", "--run", tmp_path, "--out", out)
+    assert not out.exists()
+
+
+def test_a_parquet_of_another_schema(tmp_path):
+    run = finish(provenance("test", preset="x", scale="x", seed=0, device="cpu"))
+    row = {"name": "m", "kind": "pretrain", "recipe": "none", "step": 0, "tokens": 1, "context": 1}
+    write_rows(
+        tmp_path / "recall" / "gates.parquet",
+        "training",
+        [{**row, "learning_rate": 0.1, "run_id": run["run_id"]}],
+        run,
+    )
+    fails_with("holds the table training, expected recall", "draw", "recall", "--run", tmp_path)
+
+
+def test_no_rows_yet(tmp_path):
+    fails_with("measure first", "draw", "table1", "--run", tmp_path / "nothing")
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    from seerbench import cli, config
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "results/fresh/x.parquet")
+
+    monkeypatch.setattr(cli, "load_preset", no_space)
+    monkeypatch.setattr(sys, "argv", ["seerbench", "maps", "cpu"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert config.known_presets()
+
+
+def test_publish_refuses_a_run_that_is_not_there(tmp_path):
+    fails_with("measure first", "publish", SMOKE, "box", "--results", tmp_path)
+
+
+def test_check_passes_without_published_runs(tmp_path):
+    done = seerbench("check", "--published", tmp_path)
+    assert done.returncode == 0
+    assert "0 published runs, 0 problems" in done.stdout
+
+
+def test_doctor_says_what_there_is_and_what_is_missing(edited):
+    done = seerbench("doctor", "cpu")
+    assert done.returncode == 0, done.stderr
+    for text in ("GPU:", "torch", "method     seer: can run", "artefact   table1: yes"):
+        assert text in done.stdout
+
+    def change(config):
+        del config["tasks"]
+        config["corpora"]["toy"] = {"kind": "parquet", "path": "no/books.parquet"}
+
+    done = seerbench("doctor", edited(change))
+    assert "artefact   table2: not from this preset (tasks/retrieval)" in done.stdout
+    assert "books.parquet does not exist" in done.stdout
+
+
+def test_list_shows_methods_and_artefacts():
+    assert "minference" in seerbench("list").stdout
+    assert "fig10" in seerbench("list", "--artefacts").stdout

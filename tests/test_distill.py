@@ -1,0 +1,184 @@
+"""Distillation and joint fine-tuning: independence of sets, resuming, what reaches which weights."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from seerbench import distill
+from seerbench.attention import Layer
+from seerbench.corpus import tokenise, train_tokenizer
+from seerbench.distill import cosine_at, extended, finetune, fresh_gates, gate_sets
+from seerbench.gate import load_gates
+from seerbench.models import load
+
+GATES = {
+    "sets": {"v1": {}, "v2": {"k_pool": "maxminavg", "projection": "single", "recipe": "v2"}, "untrained": {}},
+    "context": 64,
+    "batch": 2,
+    "steps": 4,
+    "learning_rate": 0.01,
+    "warmup": 1,
+    "checkpoint_seconds": 1000,
+}
+EXTEND = {
+    "factor": 4,
+    "context": 128,
+    "batch": 1,
+    "steps": 2,
+    "optimizer": {
+        "muon_lr": 0.01,
+        "adam_lr": 0.001,
+        "weight_decay": 0.0,
+        "betas": [0.9, 0.95],
+        "clip": 1.0,
+        "warmup": 1,
+        "decay_share": 0.5,
+    },
+    "gate_learning_rate": 0.01,
+    "mix": {
+        "repeat": 0.0,
+        "passkey": 0.0,
+        "kv": 0.0,
+    },
+    "loss_chunk": 1024,
+    "checkpoint_seconds": 1000,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A toy corpus, its tokenizer, and a toy Llama of two layers on disk."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(60)]
+    texts = pd.DataFrame(
+        {
+            "id": [f"{i}" for i in range(12)],
+            "text": [" ".join(rng.choice(words, 400)) + " 0123456789\n" for _ in range(12)],
+            "split": ["train"] * 8 + ["validation"] * 2 + ["test"] * 2,
+        }
+    )
+    tokenizer = train_tokenizer(texts[texts.split == "train"].text.tolist(), 512, folder / "tokenizer")
+    tokenise(texts, tokenizer, folder / "tokens.parquet", name="toy", source={"kind": "test"})
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+def run_distill(world, out, **changes):
+    return distill.distill(GATES | changes, world / "model", world / "tokens.parquet", out, block=16)
+
+
+def weights(path, name):
+    return torch.cat([p.flatten() for gate in load_gates(path, name) for p in gate.parameters()])
+
+
+def test_sets_train_as_if_alone(world, tmp_path):
+    """A set trained beside others ends with the weights that it gets by itself."""
+    rows = run_distill(world, tmp_path / "all")
+    assert len(rows) == 2 * GATES["steps"]
+    for name in ("v1", "v2"):
+        run_distill(world, tmp_path / name, sets={name: GATES["sets"][name]})
+        assert torch.allclose(weights(tmp_path / "all", name), weights(tmp_path / name, name), atol=1e-6)
+
+
+def test_the_untrained_set_keeps_its_first_weights(world, tmp_path):
+    run_distill(world, tmp_path / "gates")
+    model = load(world / "model")
+    first = fresh_gates(model, gate_sets({"sets": {"v1": {}}}, 16), 0)["v1"]
+    start = torch.cat([p.flatten() for p in first.parameters()])
+    assert torch.equal(weights(tmp_path / "gates", "untrained"), start)
+    assert not torch.equal(weights(tmp_path / "gates", "v1"), start)
+
+
+def test_a_killed_run_continues_and_ends_the_same(world, tmp_path, monkeypatch):
+    whole = run_distill(world, tmp_path / "whole")
+    steps = []
+
+    def dies_at_the_third(*arguments):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = distill._distill_step
+    monkeypatch.setattr(distill, "_distill_step", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_distill(world, tmp_path / "cut", checkpoint_seconds=-1)
+    assert not (tmp_path / "cut").exists()
+    monkeypatch.setattr(distill, "_distill_step", lambda *a: (steps.append(1), original(*a))[1])
+    rows = run_distill(world, tmp_path / "cut", checkpoint_seconds=-1)
+    assert len(steps) == 3 + 2  # two of four steps were done; the third died, then two more
+    assert rows == whole
+    assert torch.equal(weights(tmp_path / "cut", "v1"), weights(tmp_path / "whole", "v1"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]  # no checkpoint left
+
+
+def test_extension_is_yarn_over_the_trained_context(world):
+    model = extended(world / "model", 4)
+    parameters = model.config.rope_parameters
+    assert parameters["rope_type"] == "yarn"
+    assert parameters["original_max_position_embeddings"] == 64
+    assert model.config.max_position_embeddings == 256
+    assert model.model.rotary_emb.attention_scaling == pytest.approx(0.1 * np.log(4) + 1)
+
+
+def test_dense_and_joint_finetuning_write_models(world, tmp_path):
+    run_distill(world, tmp_path / "gates")
+    arguments = {"block": 16, "tokens_parquet": world / "tokens.parquet"}
+    rows = finetune(EXTEND, world / "model", None, out=tmp_path / "yarn", sparsity=None, **arguments)
+    assert [row["step"] for row in rows] == [0, 1]
+    assert all(np.isnan(row["gate_loss"]) for row in rows)
+    rows = finetune(EXTEND, world / "model", tmp_path / "gates", out=tmp_path / "joint", sparsity=0.5, **arguments)
+    assert all(row["gate_loss"] > 0 for row in rows)
+    assert json.loads((tmp_path / "joint" / "config.json").read_text())["rope_parameters"]["rope_type"] == "yarn"
+    before, after = weights(tmp_path / "gates", "v1"), weights(tmp_path / "joint" / "gates.safetensors", "v1")
+    assert not torch.equal(before, after)
+
+
+def test_each_loss_reaches_only_its_own_weights(world):
+    """The language-model loss leaves no gradient on the gate, the gate loss none on the backbone."""
+    model = load(world / "model")
+    gates = fresh_gates(model, gate_sets({"sets": {"v1": {}}}, 16), 0)["v1"]
+    tokens = torch.randint(3, 100, (1, 65))
+    for part in ("lm", "gate"):
+        joint = distill._Joint(gates, 0.5, 16)
+        losses = distill._token_losses(model, tokens, joint, 1024, "cpu")
+        (losses.mean() if part == "lm" else joint.loss).backward()
+        on_gate = any(p.grad is not None and p.grad.any() for p in gates.parameters())
+        on_model = any(p.grad is not None and p.grad.any() for p in model.parameters())
+        assert (on_gate, on_model) == ((False, True) if part == "lm" else (True, False))
+        for parameter in [*gates.parameters(), *model.parameters()]:
+            parameter.grad = None
+
+
+def test_the_joint_forward_is_sparse(world):
+    joint = distill._Joint(
+        fresh_gates(load(world / "model"), gate_sets({"sets": {"v1": {}}}, 16), 0)["v1"], 0.7, 16
+    )
+    q, k = torch.randn(1, 2, 128, 16), torch.randn(1, 1, 128, 16)
+    angles = torch.arange(128)[:, None] * torch.ones(1, 16)
+    layer = Layer(0, q, k, lambda positions: (angles[positions].cos(), angles[positions].sin()))
+    assert joint.plan(q, k, layer).density() < 0.4
+
+
+def test_cosine_schedule():
+    assert [round(cosine_at(step, 10, 2), 3) for step in (0, 1, 2, 6, 10)] == [0.5, 1.0, 1.0, 0.5, 0.0]
