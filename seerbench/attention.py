@@ -133,7 +133,9 @@ class BlockMask:
 
     def density(self) -> float:
         """Kept blocks over causal blocks, averaged over batch and heads."""
-        causal = int(causal_blocks(self.tokens, self.block_q, self.block_k).sum())
+        rows = torch.arange(block_count(self.tokens, self.block_q))
+        last_query = (rows * self.block_q + self.block_q - 1).clamp(max=self.tokens - 1)
+        causal = int((last_query // self.block_k + 1).sum())
         return float(self.kv_num_blocks.sum(-1, dtype=torch.int64).double().mean()) / causal
 
     def flops(self, head_dim: int) -> int:
@@ -183,7 +185,7 @@ class Layer:
 class Method(Protocol):
     """A way to compute prefill attention. `plan` chooses what to read, `attend` reads it; both are timed.
 
-    A method may also split its plan into `score(q, k, layer)` and `select(scores)`; the
+    A method may also split its plan into `score(q, k, layer)` and `select(scores, tokens)`; the
     breakdown (Figure 5) then times the two apart.
     """
 

@@ -382,9 +382,7 @@ def read_tokens(path: Path, split: str) -> dict[str, np.ndarray]:
         table = pq.read_table(path, filters=[("split", "==", split)], schema=TOKEN_SCHEMA)
         found = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise CorpusError(
-            f"{path} is not a readable tokens file ({error}); delete it and run again"
-        ) from None
+        raise CorpusError(f"{path} is not a readable tokens file ({error}); delete it and run again") from None
     if found.names != TOKEN_SCHEMA.names:
         raise CorpusError(
             f"{path} is not a tokens file: columns {', '.join(found.names)}, expected id, split, tokens"
@@ -457,9 +455,7 @@ def training_windows(
         CorpusError: the stream is shorter than one window.
     """
     if len(stream) < context:
-        raise CorpusError(
-            f"no document reaches a context of {context} tokens: the whole split has {len(stream)}"
-        )
+        raise CorpusError(f"no document reaches a context of {context} tokens: the whole split has {len(stream)}")
     starts = rng.integers(0, len(stream) - context + 2, size=count)
     return np.stack([with_bos(stream[start : start + context - 1], bos) for start in starts])
 

@@ -57,4 +57,3 @@ def report(preset: Preset) -> list[str]:
         lines.append(f"artefact   {name}: " + (f"not from this preset ({', '.join(absent)})" if absent else "yes"))
     lines += [f"missing    {what}" for what in missing] or ["missing    nothing"]
     return lines
-

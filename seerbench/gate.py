@@ -170,9 +170,7 @@ def gate_loss(scores: Tensor, target: Tensor, recipe: str) -> Tensor:
         return LOSS_SCALE * F.mse_loss(scores.softmax(-1), target.float())
     skip = scores.shape[-2] // 4
     finite = scores.masked_fill(scores == -math.inf, -1e20)  # 0 * inf would be NaN inside KL
-    divergence = F.kl_div(
-        finite.log_softmax(-1)[..., skip:, :], target.float()[..., skip:, :], reduction="none"
-    )
+    divergence = F.kl_div(finite.log_softmax(-1)[..., skip:, :], target.float()[..., skip:, :], reduction="none")
     return LOSS_SCALE * divergence.mean()
 
 

@@ -322,7 +322,12 @@ def ttft_sweep(
             def prepare(method: Method = method) -> Ready:
                 with using(model, method) as record:
                     forward()
-                return Ready({"ttft": forward}, "ttft", record.mean_sparsity(), inside=lambda: using(model, method))
+                return Ready(
+                    {"ttft": forward},
+                    "ttft",
+                    record.mean_sparsity(),
+                    inside=lambda: using(model, method, keep_plans=False),
+                )
 
             yield _method_entrant(name, method, case, prepare)
 

@@ -90,11 +90,16 @@ def rope_of(model: Any) -> Rope:
 class Record:
     """What happened in the layers while a method was in the model."""
 
-    sparsity: list[float] = field(default_factory=list)  # realised, one entry a layer and forward
+    plans: list[Any] = field(default_factory=list)  # one entry a layer and forward
+
+    @property
+    def sparsity(self) -> list[float]:
+        """Realised sparsity of each plan; counted here and not in the forward, which may be timed."""
+        return [realised_sparsity(plan) for plan in self.plans]
 
     def mean_sparsity(self) -> float:
         """Realised sparsity averaged over layers and forwards."""
-        return sum(self.sparsity) / len(self.sparsity) if self.sparsity else 0.0
+        return sum(self.sparsity) / len(self.plans) if self.plans else 0.0
 
 
 @dataclass
@@ -103,17 +108,18 @@ class _Seat:
 
     method: Method
     rope: Rope
-    record: Record
+    record: Record | None
     accepted: set[Case]
     q_unrotated: Tensor | None = None
     k_unrotated: Tensor | None = None
 
 
 @contextmanager
-def using(model: Any, method: Method) -> Iterator[Record]:
+def using(model: Any, method: Method, keep_plans: bool = True) -> Iterator[Record]:
     """Put `method` into every attention layer of `model` for the length of the block.
 
-    Yields the Record that its forwards fill. Raises Refused from the forward that the method
+    Yields the Record that its forwards fill; without `keep_plans` it stays empty, as a forward whose
+    memory or time is measured must free its plans as it goes. Raises Refused from the forward that the method
     cannot run.
     """
     _register()
@@ -121,7 +127,7 @@ def using(model: Any, method: Method) -> Iterator[Record]:
     layers = attention_layers(model)
     before = model.config._attn_implementation
     for layer in layers:
-        layer.seerbench = _Seat(method, rope, record, accepted)
+        layer.seerbench = _Seat(method, rope, record if keep_plans else None, accepted)
         for name in ("q", "k"):
             source = getattr(layer, f"{name}_norm", None) or getattr(layer, f"{name}_proj")
             hooks.append(source.register_forward_hook(functools.partial(_keep, layer, f"{name}_unrotated")))
@@ -206,7 +212,8 @@ def _attention(
         out = masked_attention(query, key, value, plan, attention_mask)
     else:
         raise Refused(f"{seat.method.name} has a plan of its own and cannot honour a padding mask")
-    seat.record.sparsity.append(realised_sparsity(plan))
+    if seat.record is not None:
+        seat.record.plans.append(plan)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -254,9 +254,7 @@ def kv_example(
         raise CorpusError(f"a key-value look-up needs more than {context} tokens")
     keys, values = words[:pairs], words[KV_PAIRS : KV_PAIRS + pairs]
     length = context - 1 - pairs * fact_length - questions * question_length
-    facts = [
-        np.concatenate([pieces.kv, [key, value], pieces.end]) for key, value in zip(keys, values, strict=True)
-    ]
+    facts = [np.concatenate([pieces.kv, [key, value], pieces.end]) for key, value in zip(keys, values, strict=True)]
     places = np.sort(rng.integers(0, length + 1, size=pairs))
     text = scattered(filler(stream, length, rng), facts, places)
     asked = rng.integers(0, pairs, size=questions)

@@ -464,9 +464,7 @@ def pretrain(
         )
         x = torch.from_numpy(ids).long().to(device)
         w = torch.from_numpy(weights[:, 1:].copy()).to(device)
-        lr = set_lr(
-            optims, lr_at(step, len(plan), warmup=recipe["warmup"], decay_share=recipe["decay_share"])
-        )
+        lr = set_lr(optims, lr_at(step, len(plan), warmup=recipe["warmup"], decay_share=recipe["decay_share"]))
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
             hidden = model.model(input_ids=x[:, :-1], use_cache=False).last_hidden_state
             losses = token_losses(

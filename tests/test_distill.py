@@ -30,6 +30,7 @@ EXTEND = {
     "steps": 2,
     "optimizer": {
         "muon_lr": 0.01,
+        "embed_lr": 0.01,
         "adam_lr": 0.001,
         "weight_decay": 0.0,
         "betas": [0.9, 0.95],

@@ -107,9 +107,7 @@ def test_training_lookups_weigh_answers_and_not_what_nothing_predicts(setting):
     for task, answers in (("passkey", 5), ("kv", 4)):
         for context in (64, 256):
             asked = answers if context == 256 or task == "passkey" else 1
-            tokens, weights = tasks.training_lookups(
-                stream, pieces, context, 8, rng, task=task, answer_weight=7.0
-            )
+            tokens, weights = tasks.training_lookups(stream, pieces, context, 8, rng, task=task, answer_weight=7.0)
             assert tokens.shape == weights.shape == (8, context)
             assert ((weights == 7).sum(1) == asked).all()
             for row in range(8):
