@@ -11,11 +11,11 @@ BIN := $(VENV)/bin
 TORCH := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 # Our own lock, which a killed run gives back by itself; Snakemake's would stay behind.
 LOCK := flock --nonblock --conflict-exit-code 75 .make.lock
-SNAKEMAKE := PATH=$(CURDIR)/$(BIN):$$PATH $(LOCK) $(BIN)/snakemake --nolock --quiet progress --cores $(CORES) --config preset=$(PRESET)
+SNAKEMAKE := PATH=$(CURDIR)/$(BIN):$$PATH $(LOCK) $(BIN)/snakemake --nolock --quiet rules --cores $(CORES) --config preset=$(PRESET)
 
 .PHONY: figures tables report test lint bench doctor
 figures tables report: $(BIN)/.installed
-	@$(SNAKEMAKE) --quiet rules -- $@; status=$$?; \
+	@$(SNAKEMAKE) -- $@; status=$$?; \
 	if [ $$status = 75 ]; then echo "another make is running here; wait for it, or end it"; fi; exit $$status
 
 test: lint

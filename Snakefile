@@ -14,6 +14,13 @@ RUN = PRESET.folder
 FIGURES = f"{config.get('figures', 'figures')}/{PRESET.name}"
 
 
+# Used with --sdm conda (the environment) or --sdm conda apptainer (the same inside a container).
+container: "docker://condaforge/miniforge3:24.9.2-0"
+
+
+conda: "environment.yml"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/corpus.smk"
 include: "workflow/rules/model.smk"
@@ -51,6 +58,8 @@ rule report:
     output:
         "report.html",
     log:
-        f"logs/{PRESET.name}/report.log",
+        f"{LOGS}/report.log",
+    params:
+        preset=config.get("preset", "cpu"),
     shell:
-        "snakemake --nolock --config preset={PRESET.name} --report {output} > {log} 2>&1"
+        "snakemake --nolock --config preset={params.preset} --report {output} > {log} 2>&1"

@@ -14,7 +14,7 @@ import typer
 
 from seerbench.config import FRESH, ConfigError, load_preset
 from seerbench.registry import UnknownMethod, catalogue
-from seerbench.results import ResultsError
+from seerbench.results import ROOT, ResultsError
 
 app = typer.Typer(
     help="Sparse attention for long-context prefill: how much can be skipped, at what loss, for how much time.",
@@ -95,7 +95,7 @@ def draw(
     """Draw one table or figure from a run's rows, beside the paper's numbers."""
     from seerbench import artefacts
 
-    for path in artefacts.make(artefact, run, Path("results/paper"), out):
+    for path in artefacts.make(artefact, run, ROOT / "results" / "paper", out):
         typer.echo(path)
 
 

@@ -12,7 +12,6 @@ not differentiable and the gate reads detached q and k, so neither loss reaches 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seerbench.attention import BlockMask, Case, Layer
-from seerbench.corpus import load_tokenizer, packed, read_tokens, training_windows
+from seerbench.corpus import load_tokenizer, packed, read_tokens
 from seerbench.gate import (
     AttnGate,
     GateConfig,
@@ -90,16 +89,19 @@ def distill(
     """Train gate sets on a frozen model and write them to `out` (safetensors); returns the training rows.
 
     Args:
-        config: sets (see `gate_sets`), context, batch (windows a step), steps, learning_rate, warmup,
-            checkpoint_seconds.
+        config: sets (see `gate_sets`), context, batch (windows a step), mix (the text that the model itself
+            was trained on, as in `train.pretrain`), steps, learning_rate, warmup, checkpoint_seconds.
         tokens_parquet: from `corpus.tokenise`; only its train split is read.
         block: tokens a block.
 
-    A killed run continues from `<out>.checkpoint`. Rows: one a step and set.
+    A killed run continues from `<out>.checkpoint`, which stays until `train.drop_checkpoint`.
+    Rows: one a step and set.
     """
     model = load(model_folder, device, dtype).requires_grad_(False)
     tokenizer = load_tokenizer(model_folder)
     stream = packed(read_tokens(tokens_parquet, "train"), tokenizer.eos_token_id)
+    pieces = pieces_of(tokenizer)
+    stage = {"context": config["context"], "batch_tokens": config["batch"] * config["context"]}
     sets = fresh_gates(model, gate_sets(config, block), seed)
     trained = {name: gates.to(device) for name, gates in sets.items() if name != UNTRAINED}
     params = {f"{name}.{key}": p for name, gates in trained.items() for key, p in gates.named_parameters()}
@@ -112,7 +114,7 @@ def distill(
     bar = tqdm(total=steps, initial=done, desc=f"distill {out.stem}", unit="step", mininterval=1)
     for step in range(done, steps):
         rng = np.random.default_rng([seed, TRAINING, step])
-        windows = training_windows(stream, config["context"], config["batch"], rng, bos=tokenizer.bos_token_id)
+        windows = mixed_batch(stream, pieces, stage, config["mix"], rng, len(tokenizer))[0]
         factor = cosine_at(step, steps, config["warmup"])
         rate = set_lr([optimizer], factor)
         losses = _distill_step(model, torch.from_numpy(windows).long().to(device), trained, block)
@@ -137,7 +139,7 @@ def distill(
             saved = time.monotonic()
     bar.close()
     _write_gates(out, sets)
-    shutil.rmtree(file.parent, ignore_errors=True)
+    save_checkpoint(file, params, [optimizer], digest=digest, step=steps, rows=rows)
     return rows
 
 
@@ -285,7 +287,7 @@ def finetune(
     save_model(model, out, tokenizer)
     if gates is not None:
         _write_gates(out / "gates.safetensors", {"v1": gates})
-    shutil.rmtree(file.parent, ignore_errors=True)
+    save_checkpoint(file, params, optims, digest=digest, step=steps, rows=rows)
     return rows
 
 

@@ -101,6 +101,7 @@ def train_model(preset: Preset, name: str) -> None:
         for row in rows.to_dict("records")
     ]
     save(preset, "training", f"pretrain-{name}", rows, run)
+    train.drop_checkpoint(Path(preset.model(name)))
 
 
 def distill_gates(preset: Preset, name: str) -> None:
@@ -119,6 +120,7 @@ def distill_gates(preset: Preset, name: str) -> None:
     )
     rows = [{"name": name, "kind": "distill", **row} for row in rows]
     save(preset, "training", f"distill-{name}", rows, run)
+    train.drop_checkpoint(preset.gates(name))
 
 
 def finetune_model(preset: Preset, name: str) -> None:
@@ -141,6 +143,7 @@ def finetune_model(preset: Preset, name: str) -> None:
     recipe = "joint" if name in joint else "yarn"
     extra = {"name": name, "kind": "finetune", "recipe": recipe, "sparsity_requested": joint.get(name)}
     save(preset, "training", f"finetune-{name}", [{**extra, **row} for row in rows], run)
+    train.drop_checkpoint(Path(preset.model(name)))
 
 
 def profile_model(preset: Preset, name: str) -> None:

@@ -203,6 +203,11 @@ def load_checkpoint(
     return int(metadata["step"]), json.loads(metadata["rows"])
 
 
+def drop_checkpoint(out: Path) -> None:
+    """Remove the checkpoint of a training whose results and rows are all written."""
+    shutil.rmtree(out.with_name(out.name + ".checkpoint"), ignore_errors=True)
+
+
 def save_model(model: nn.Module, out: Path, tokenizer: object | None = None) -> None:
     """save_pretrained into a folder that appears whole or not at all (an earlier one is replaced)."""
     temporary = out.with_name(out.name + ".tmp")
@@ -422,7 +427,7 @@ def pretrain(
             `schedule`), loss_chunk, checkpoint_seconds.
         tokens_parquet: from `corpus.tokenise`; only its train split is read.
         tokenizer: folder.
-        out: model folder to write; `out.checkpoint` beside it exists while the run is unfinished.
+        out: model folder to write; `out.checkpoint` beside it keeps the run until `drop_checkpoint`.
         init: continue this model instead of a fresh one.
         device: `cpu` (float32) or `cuda` (bfloat16 autocast).
         seed: of the first weights and all batches.
@@ -496,5 +501,5 @@ def pretrain(
             saved = time.monotonic()
     bar.close()
     save_model(model, out, vocabulary)
-    shutil.rmtree(file.parent, ignore_errors=True)
+    save_checkpoint(file, params, optims, digest=digest, step=len(plan), rows=rows)
     return pd.DataFrame(rows, columns=["step", "tokens", "context", "loss", "lookup_loss", "lr"])

@@ -13,6 +13,7 @@ from seerbench.artefacts import sources, style, summaries
 from seerbench.results import ResultsError, Run
 
 LOSS, QUALITY, SPEED = "a", "b", "c"
+SMOOTHED = 5  # training steps in the running mean of (a)
 RECIPES = {"post": ("gates trained after YaRN", "#0072B2"), "joint": ("YaRN with SeerAttention", "#D55E00")}
 
 
@@ -57,10 +58,18 @@ def _losses(run: Run) -> pd.DataFrame:
         "YaRN, dense" if recipe == "yarn" else f"{recipe}, {sparsity:.0%} skipped"
         for recipe, sparsity in zip(rows.recipe, rows.sparsity_requested)
     ]
-    columns = {"source": "measured", "status": "measured", "metric": "lm_loss", "unit": "nats a token"}
+    columns = {
+        "source": "measured",
+        "status": "measured",
+        "metric": f"lm_loss, mean of {SMOOTHED} steps",
+        "unit": "nats a token",
+    }
     kept = rows[["recipe", "context", "sparsity_requested"]]
+    # A step sees a window or two: the running mean shows what the noise of single steps hides.
+    smooth = rows.sort_values("step").groupby("name").lm_loss.rolling(SMOOTHED, min_periods=1).mean()
+    loss = smooth.droplevel(0).reindex(rows.index)
     return kept.assign(
-        **columns, series=named, method="seer", x=rows.step, y=rows.lm_loss, label=sources.label(run, rows)
+        **columns, series=named, method="seer", x=rows.step, y=loss, label=sources.label(run, rows)
     ).sort_values(["recipe", "sparsity_requested", "x"], ascending=[False, True, True])
 
 
@@ -90,7 +99,7 @@ def _speedups(run: Run) -> pd.DataFrame:
 def draw(frame: pd.DataFrame) -> Figure:
     """Three panels."""
     fig, (left, middle, right) = style.figure(1, 3, 3.2, width_ratios=[4, 5, 4])
-    _panel(left, frame, LOSS, "(a) fine-tuning loss", "training step", "loss (nats a token)")
+    _panel(left, frame, LOSS, "(a) fine-tuning loss", "training step", f"loss (nats a token, mean of {SMOOTHED})")
     _panel(middle, frame, QUALITY, "(b) after the extension", "blocks skipped", "perplexity / dense YaRN")
     _panel(right, frame, SPEED, "(c) attention kernel only", "blocks skipped", "speed-up over dense (x)")
     # A series is drawn where it has a number; a panel without any says why instead.

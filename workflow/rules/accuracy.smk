@@ -11,10 +11,11 @@ rule perplexity:
     resources:
         gpu=GPU,
     params:
+        where=WHERE,
         settings=lambda wildcards: PRESET.config["perplexity"][wildcards.experiment],
         source=TIMED,
     shell:
-        "{STEP} perplexity {WHERE} {wildcards.experiment} 2> {log}"
+        "seerbench perplexity {params.where} {wildcards.experiment} 2> {log}"
 
 
 rule tasks:
@@ -29,10 +30,11 @@ rule tasks:
     resources:
         gpu=GPU,
     params:
+        where=WHERE,
         settings=lambda wildcards: PRESET.config["tasks"][wildcards.experiment],
         source=TIMED,
     shell:
-        "{STEP} tasks {WHERE} {wildcards.experiment} 2> {log}"
+        "seerbench tasks {params.where} {wildcards.experiment} 2> {log}"
 
 
 rule recall:
@@ -45,10 +47,11 @@ rule recall:
     resources:
         gpu=GPU,
     params:
+        where=WHERE,
         settings=lambda wildcards: PRESET.config["recall"][wildcards.experiment],
         source=TIMED,
     shell:
-        "{STEP} recall {WHERE} {wildcards.experiment} 2> {log}"
+        "seerbench recall {params.where} {wildcards.experiment} 2> {log}"
 
 
 rule maps:
@@ -61,7 +64,8 @@ rule maps:
     resources:
         gpu=GPU,
     params:
+        where=WHERE,
         settings=PRESET.config.get("maps"),
         source=TIMED,
     shell:
-        "{STEP} maps {WHERE} 2> {log}"
+        "seerbench maps {params.where} 2> {log}"

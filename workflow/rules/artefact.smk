@@ -1,12 +1,5 @@
 # Rows to tables and figures, each beside the paper's numbers.
-PAPER = ["results/paper/values.csv", "results/paper/claims.csv"]
-
-
-def rows_of(wildcards):
-    """The rows files that an artefact reads."""
-    return [
-        str(path) for path in PRESET.rows_for(ARTEFACTS[wildcards.artefact].needs)[0]
-    ]
+PAPER = [ROOT / "results/paper" / name for name in ("values.csv", "claims.csv")]
 
 
 rule draw_figure:
@@ -29,11 +22,13 @@ rule draw_figure:
             name for name, about in ARTEFACTS.items() if about.kind == "figure"
         ),
     params:
+        run=RUN,
+        out=subpath(output[0], parent=True),
         source=lambda wildcards: files_digest(
             (ROOT / "seerbench/artefacts").glob("*.py")
         ),
     shell:
-        "{STEP} draw {wildcards.artefact} --run {RUN} --out {FIGURES} > {log} 2>&1"
+        "seerbench draw {wildcards.artefact} --run {params.run} --out {params.out} > {log} 2>&1"
 
 
 use rule draw_figure as draw_table with:

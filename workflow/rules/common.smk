@@ -3,7 +3,6 @@ from pathlib import Path
 
 from seerbench.results import ROOT, files_digest, source_digest
 
-STEP = "python -m seerbench.cli"
 WHERE = f"{config.get('preset', 'cpu')} --results {RUN.parent}"
 LOGS = f"logs/{PRESET.name}"
 GPU = int(
@@ -51,4 +50,11 @@ def files_of(*names):
         f"{FIGURES}/{name}{suffix}"
         for name in names
         for suffix in ARTEFACTS[name].suffixes
+    ]
+
+
+def rows_of(wildcards):
+    """The rows files that an artefact reads."""
+    return [
+        str(path) for path in PRESET.rows_for(ARTEFACTS[wildcards.artefact].needs)[0]
     ]

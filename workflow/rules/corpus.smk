@@ -8,8 +8,9 @@ rule corpus:
     benchmark:
         f"{LOGS}/cost/corpus.jsonl"
     params:
+        where=WHERE,
         corpora=PRESET.config["corpora"],
         tokenizer=PRESET.config["tokenizer"],
         source=trains_with("corpus.py"),
     shell:
-        "{STEP} corpus {WHERE} 2> {log}"
+        "seerbench corpus {params.where} 2> {log}"

@@ -12,10 +12,11 @@ rule distill:
     resources:
         gpu=GPU,
     params:
+        where=WHERE,
         settings=lambda wildcards: PRESET.config["gates"][wildcards.gates],
         source=trains_with("distill.py", "gate.py"),
     shell:
-        "{STEP} distill {WHERE} {wildcards.gates} 2> {log}"
+        "seerbench distill {params.where} {wildcards.gates} 2> {log}"
 
 
 rule profile:
@@ -28,7 +29,8 @@ rule profile:
     resources:
         gpu=GPU,
     params:
+        where=WHERE,
         settings=PRESET.config.get("profile"),
         source=TIMED,
     shell:
-        "{STEP} profile {WHERE} {wildcards.model} 2> {log}"
+        "seerbench profile {params.where} {wildcards.model} 2> {log}"

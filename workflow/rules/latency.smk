@@ -13,6 +13,7 @@ rule latency:
     resources:
         gpu=GPU,
     params:
+        where=WHERE,
         settings=lambda wildcards: [
             PRESET.config["latency"]["sweeps"][wildcards.sweep],
             {
@@ -23,4 +24,4 @@ rule latency:
         ],
         source=TIMED,
     shell:
-        "{STEP} latency {WHERE} {wildcards.sweep} {wildcards.context} 2> {log}"
+        "seerbench latency {params.where} {wildcards.sweep} {wildcards.context} 2> {log}"

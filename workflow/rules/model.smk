@@ -21,10 +21,11 @@ rule train:
     resources:
         gpu=GPU,
     params:
+        where=WHERE,
         settings=lambda wildcards: PRESET.config["models"][wildcards.model],
         source=trains_with("train.py", "tasks.py"),
     shell:
-        "{STEP} train {WHERE} {wildcards.model} 2> {log}"
+        "seerbench train {params.where} {wildcards.model} 2> {log}"
 
 
 rule finetune:
@@ -43,10 +44,11 @@ rule finetune:
     resources:
         gpu=GPU,
     params:
+        where=WHERE,
         settings=PRESET.config.get("extend"),
         source=trains_with("train.py", "distill.py", "tasks.py"),
     shell:
-        "{STEP} finetune {WHERE} {wildcards.model} 2> {log}"
+        "seerbench finetune {params.where} {wildcards.model} 2> {log}"
 
 
 use rule finetune as finetune_jointly with:
