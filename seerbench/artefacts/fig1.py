@@ -130,7 +130,9 @@ def _draw_loss(ax, rows: pd.DataFrame) -> None:
         points = rows[rows.series == name]
         ax.plot(points.x, points.y, color=tints.get(name, "black"), label=name, linewidth=1)
     if series:
-        ax.legend()
+        low, high = rows.y.min(), rows.y.max()
+        ax.set_ylim(top=high + 0.5 * (high - low))  # room for the legend
+        ax.legend(fontsize=6, loc="upper right")
 
 
 def _draw_quality(ax, rows: pd.DataFrame) -> None:
