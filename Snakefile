@@ -10,7 +10,8 @@ from seerbench.config import load_preset
 PRESET = load_preset(
     config.get("preset", "cpu"), config.get("results", "results/fresh")
 )
-RUN = PRESET.folder
+RUN = PRESET.folder  # what this machine measures
+DRAWN = PRESET.drawn_from()  # the same, or a published run where it cannot measure
 FIGURES = f"{config.get('figures', 'figures')}/{PRESET.name}"
 
 
@@ -31,8 +32,9 @@ include: "workflow/rules/artefact.smk"
 
 
 onstart:
+    print(f"preset {PRESET.name}: {PRESET.config['scale']}")
     print(
-        f"preset {PRESET.name}: {PRESET.config['scale']}; rows go to {RUN}, artefacts to {FIGURES}"
+        f"rows of {DRAWN}{'' if DRAWN == RUN else ' (no GPU here: a published run)'}, artefacts to {FIGURES}"
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from seerbench.registry import card_of
+from seerbench.registry import card_of, has_gpu
 from seerbench.results import ROOT
 
 SCHEMA = Path(__file__).with_name("config.schema.json")
@@ -125,6 +125,20 @@ class Preset:
 
     def gate_jobs(self) -> list[str]:
         return list(self.config.get("gates", {}))
+
+    def drawn_from(self) -> Path:
+        """The run that artefacts are drawn from: this machine's, or a published one where it cannot measure.
+
+        ConfigError when it cannot and the preset names no published run.
+        """
+        if self.config["device"] == "cpu" or has_gpu():
+            return self.folder
+        if "published" not in self.config:
+            raise ConfigError(
+                f"the preset {self.name} measures on an NVIDIA GPU, this machine has none, and the preset names "
+                "no published run to draw instead; take the cpu preset"
+            )
+        return ROOT / "results" / "published" / self.config["published"]
 
     # What a step reads
 

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from seerbench import config
 from seerbench.config import ConfigError, check, expand, known_presets, load_preset
 from seerbench.results import ROOT
 
@@ -96,6 +97,17 @@ def test_rows_for_matches_patterns(tmp_path):
         "yarn.parquet",
     ]
     assert unmet == ["recall/none"]
+
+
+def test_a_machine_without_a_gpu_draws_the_published_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "has_gpu", lambda: False)
+    assert load_preset(SMOKE, tmp_path).drawn_from() == tmp_path / "smoke"
+    with pytest.raises(ConfigError, match="names no published run"):
+        load_preset(edited(tmp_path, device="cuda"), tmp_path).drawn_from()
+    preset = load_preset(edited(tmp_path, device="cuda", published="box"), tmp_path)
+    assert preset.drawn_from() == ROOT / "results" / "published" / "box"
+    monkeypatch.setattr(config, "has_gpu", lambda: True)
+    assert preset.drawn_from() == tmp_path / "smoke"
 
 
 def test_the_data_folder_can_be_moved(tmp_path, monkeypatch):

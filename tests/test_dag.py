@@ -9,6 +9,7 @@ import time
 import pandas as pd
 import psutil
 import pytest
+import yaml
 
 from seerbench.artefacts import ARTEFACTS
 from seerbench.results import ROOT, Run
@@ -89,3 +90,20 @@ def test_the_graph_from_nothing_through_a_kill_to_every_artefact(tmp_path):
         snakemake(tmp_path, "--dry-run", "--", "figures"), capture_output=True, text=True, env=environment
     )
     assert "Nothing to be done" in idle.stdout + idle.stderr
+    a_context_that_no_document_reaches_is_one_line(tmp_path, environment)
+
+
+def a_context_that_no_document_reaches_is_one_line(folder, environment):
+    """Asked of the finished run, since the corpus has to be there to know its longest document."""
+    preset = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
+    preset["recall"]["gates"]["contexts"] = [4_000_000]
+    (folder / "far.yaml").write_text(yaml.safe_dump(preset))
+    rows = folder / "results" / "fresh" / "smoke" / "recall" / "gates.parquet"
+    before = rows.read_bytes()
+    done = subprocess.run(
+        ["seerbench", "recall", "far.yaml", "gates"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "seerbench: no document reaches a context of 4000000 tokens: the longest has" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert rows.read_bytes() == before

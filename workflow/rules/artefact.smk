@@ -22,7 +22,7 @@ rule draw_figure:
             name for name, about in ARTEFACTS.items() if about.kind == "figure"
         ),
     params:
-        run=RUN,
+        run=DRAWN,
         out=subpath(output[0], parent=True),
         source=lambda wildcards: files_digest(
             (ROOT / "seerbench/artefacts").glob("*.py")

@@ -54,7 +54,10 @@ def files_of(*names):
 
 
 def rows_of(wildcards):
-    """The rows files that an artefact reads."""
-    return [
-        str(path) for path in PRESET.rows_for(ARTEFACTS[wildcards.artefact].needs)[0]
-    ]
+    """The rows files that an artefact reads; a published run is source, no rule makes it."""
+    if DRAWN == RUN:
+        return [
+            str(path)
+            for path in PRESET.rows_for(ARTEFACTS[wildcards.artefact].needs)[0]
+        ]
+    return [str(path) for path in sorted(DRAWN.glob("*/*.parquet"))]
