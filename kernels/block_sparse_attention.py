@@ -6,7 +6,7 @@ Paper   SeerAttention (arXiv:2410.13276), section 3.3: a FlashAttention that vis
 Oracle  seerbench.attention.oracle, float64.
 Here    CPU: FlexAttention (flex_attention.py), which really skips.
         GPU: `_forward`, portable Triton (Ampere and later);
-        on Hopper its twin in Gluon, block_sparse_hopper.py, same lists and same answers.
+        for 128-row blocks on Hopper its twin in Gluon, block_sparse_hopper.py, same lists, same answers.
 
 What the GPU kernel does: one program owns a tile of query rows of one head, walks that row's list of
 key blocks, and keeps a running maximum m, sum l and output o (online softmax, in base 2 because the
@@ -75,20 +75,33 @@ def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: Block
 
 
 def _hopper(q: Tensor, mask: BlockMask) -> bool:
-    """Whether block_sparse_hopper.py takes it: its tensor cores, and boxes that TMA can address."""
+    """Whether block_sparse_hopper.py takes it: wgmma and TMA, and two consumers of 64 rows each."""
     return (
         torch.cuda.get_device_capability(q.device)[0] == 9
-        and q.shape[-1] >= 64
-        and (mask.block_q, mask.block_k) in ((64, 64), (64, 128), (128, 64), (128, 128))
+        and q.shape[-1] in (64, 128)
+        and mask.block_q == 128
     )
 
 
-# (block_q, block_k) -> tile of the kernel: query rows, keys, warps, pipeline stages.
+def flat_lists(mask: BlockMask) -> tuple[Tensor, Tensor, int]:
+    """(counts, indices, entries from one row's list to the next) as the kernels address them.
+
+    Rows may share one list (an expanded view, all strides zero): dense attention then needs n entries.
+    """
+    indices = mask.kv_indices
+    shared = all(step == 0 for step in indices.stride()[:-1])
+    if not shared:
+        indices = indices.contiguous()
+    return mask.kv_num_blocks.contiguous(), indices, 0 if shared else indices.shape[-1]
+
+
+# (block_q, block_k) -> tile of the kernel: query rows, keys, warps, pipeline stages. Fixed, so that a row's
+# kernel never depends on what an autotuner timed; the ladder that chose them is in docs/LOG.md.
 TILES = {
-    (64, 64): (64, 64, 4, 3),
-    (128, 64): (128, 64, 8, 3),
-    (64, 128): (64, 64, 4, 3),
-    (128, 128): (128, 64, 8, 3),
+    (64, 64): (64, 64, 4, 3),  # 113 KiB: two programs a multiprocessor; 2 stages are 1 to 4% slower
+    (64, 128): (64, 64, 4, 3),  # the same, a 128-key block in two steps
+    (128, 64): (128, 64, 8, 3),  # 4 warps would spill (200 bytes)
+    (128, 128): (128, 128, 8, 2),  # 10.7x FA-2 at 32k and 90%; 64 keys and 3 stages: 8.5x
 }
 
 
@@ -98,12 +111,12 @@ def launch(
     """Run `_forward` into o and lse. `tile` overrides TILES (the ladder measures others)."""
     (batch, heads, n, head_dim), kv_heads = q.shape, k.shape[1]
     rows, keys, warps, stages = tile or TILES[mask.block_q, mask.block_k]
-    indices, counts = mask.kv_indices.contiguous(), mask.kv_num_blocks.contiguous()
+    counts, indices, width = flat_lists(mask)
     grid = (block_count(n, rows) * heads * batch,)
     _forward[grid](
         q, k, v, o, lse, counts, indices,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3],
-        n, heads, heads // kv_heads, counts.shape[-1], indices.shape[-1], head_dim**-0.5 * LOG2_E,
+        n, heads, heads // kv_heads, counts.shape[-1], width, head_dim**-0.5 * LOG2_E,
         HEAD_DIM=head_dim, BLOCK_Q=mask.block_q, BLOCK_K=mask.block_k, ROWS=rows, KEYS=keys,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
@@ -196,10 +209,7 @@ def _walk(
         p = tl.exp2(s * scale - m_new[:, None])
         shrink = tl.exp2(m - m_new)
         l = l * shrink + tl.sum(p, 1)  # noqa: E741
-        if CROSSING:
-            v = tl.load(v_ptrs, mask=offs_n[:, None] < n, other=0.0)
-        else:
-            v = tl.load(v_ptrs)
+        v = tl.load(v_ptrs, mask=offs_n[:, None] < n, other=0.0) if CROSSING else tl.load(v_ptrs)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         m = m_new
     return m, l, acc

@@ -9,20 +9,30 @@ D is not row-normalised here; the loss does that (its target is D[I, :] / sum_J 
 Paper   SeerAttention (arXiv:2410.13276), Algorithm 1; Figure 8 times it beside FA-2 and the naive form.
 Oracle  `naive_pooled_attention` in float64: it materialises P.
 CPU     `streamed`: one row of blocks at a time, O(N * block) memory a head.
+GPU     two passes, no scratch: the forward (block_sparse_attention.py, whose rows all share one full list),
+        then Q K^T again in `_pool`, where the final log-sum-exp is known, so that
+            D[I, J] = exp(max_{i, j} (s_ij - LSE_i))
+        needs one exponential a tile. Memory beside O is LSE and D; the paper's scratch of row maxima is
+        O(N^2 / 64), 17.7 GB at 128k.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from seerbench.attention import Case, block_count, repeat_kv
+from seerbench.attention import BlockMask, Case, block_count, causal_blocks, repeat_kv
+from seerbench.kernels import block_sparse_attention
+
+LOG2_E = 1.4426950408889634
 
 
 def implementation(device: str) -> str:
     """The name of the kernel that runs on `device` ("cpu" or "cuda"); it goes into the rows."""
-    return {"cpu": "torch-streamed"}[device]
+    return "torch-streamed" if device == "cpu" else "triton-two-pass"
 
 
 def refuses(case: Case) -> str | None:
@@ -31,9 +41,11 @@ def refuses(case: Case) -> str | None:
         return f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads"
     if case.block_q != case.block_k:
         return f"the pooled map has square blocks, not {case.block_q} x {case.block_k}"
-    if case.device != "cpu":
-        return "the pooled kernel for GPUs is not written yet"
-    return None
+    if case.device == "cpu":
+        return None
+    if case.block_q not in (64, 128):
+        return f"the pooled kernel takes blocks of 64 or 128, not {case.block_q}"
+    return block_sparse_attention.refuses(case)
 
 
 def pooled_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +53,77 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> tuple[
 
     o [B, Hq, N, D] in q's dtype; lse [B, Hq, N] and d [B, Hq, n, n] in fp32, n = ceil(N / block).
     """
-    return streamed(q, k, v, block)
+    if not q.is_cuda:
+        return streamed(q, k, v, block)
+    # The forward's own tiles are 128 x 128 (the fastest), whatever blocks the map has.
+    batch, heads, n, _ = q.shape
+    full = full_mask(batch, heads, n, 128, q.device)
+    o, lse = block_sparse_attention.block_sparse_attention_with_lse(q, k, v, full)
+    blocks = block_count(n, block)
+    d = torch.zeros(batch, heads, blocks, blocks, device=q.device)
+    launch_pool(q, k, lse, d, block)
+    return o, lse, d
+
+
+def full_mask(batch: int, heads: int, n: int, block: int, device: torch.device) -> BlockMask:
+    """Every causal block, as one list that all rows share: n / block entries in memory, not its square."""
+    counts = causal_blocks(n, block, block, device).sum(-1, dtype=torch.int32).expand(batch, heads, -1)
+    columns = torch.arange(block_count(n, block), dtype=torch.int32, device=device)
+    return BlockMask(counts, columns.expand(*counts.shape, -1), n, block, block)
+
+
+def launch_pool(q: Tensor, k: Tensor, lse: Tensor, d: Tensor, block: int) -> None:
+    """Run `_pool` into d, which is zero above the diagonal already."""
+    batch, heads, n, head_dim = q.shape
+    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    rows = 128  # two rows of 64-blocks at once share each tile of K
+    _pool[(block_count(n, rows) * heads * batch,)](
+        q, k, lse, d, *q.stride()[:3], *k.stride()[:3], n, heads, heads // k.shape[1], head_dim**-0.5 * LOG2_E,
+        HEAD_DIM=head_dim, BLOCK=block, ROWS=rows, num_warps=8, num_stages=3,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["n", "heads", "group"])
+def _pool(
+    q_ptr, k_ptr, lse_ptr, d_ptr, q_b, q_h, q_n, k_b, k_h, k_n, n, heads, group, scale,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """ROWS / BLOCK rows of D: S = Q K^T tile by tile, and of each block the largest s - LSE, in base 2."""
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(n, ROWS)
+    blocks = tl.cdiv(n, BLOCK)
+    kv, rest = pid // (group * tiles), pid % (group * tiles)
+    tile = tiles - 1 - rest // group  # longest rows first, the heads of a group side by side
+    kv_heads = heads // group
+    batch, head = (kv // kv_heads).to(tl.int64), (kv % kv_heads * group + rest % group).to(tl.int64)
+    local = tl.arange(0, ROWS)
+    offs_d = tl.arange(0, HEAD_DIM)
+    offs_m = tile * ROWS + local
+    row = batch * heads + head
+    q_base = q_ptr + batch * q_b + head * q_h + (tile * ROWS).to(tl.int64) * q_n
+    q = tl.load(q_base + local[:, None] * q_n + offs_d[None, :], mask=offs_m[:, None] < n, other=0.0)
+    # A row past the end has a probability of exp2(-inf) everywhere.
+    lse = tl.load(lse_ptr + row * n + offs_m, mask=offs_m < n, other=float("inf")) * 1.4426950408889634
+    keys = tl.arange(0, BLOCK)
+    k_ptrs = k_ptr + batch * k_b + (head // group) * k_h + keys[None, :] * k_n + offs_d[:, None]
+    UP: tl.constexpr = ROWS // BLOCK
+    d_rows = tile * UP + tl.arange(0, UP)
+    d_ptrs = d_ptr + (row * blocks + d_rows) * blocks
+    for _ in range(tile * UP):
+        z = tl.dot(q, tl.load(k_ptrs), input_precision="ieee") * scale - lse[:, None]
+        largest = tl.max(tl.reshape(tl.max(z, 1), [UP, BLOCK]), 1)
+        tl.store(d_ptrs, tl.exp2(largest), mask=d_rows < blocks)
+        k_ptrs += BLOCK * k_n
+        d_ptrs += 1
+    for j in tl.static_range(UP):  # the blocks that cross the diagonal
+        offs_n = (tile * UP + j) * BLOCK + keys
+        k = tl.load(k_ptrs, mask=offs_n[None, :] < n, other=0.0)
+        z = tl.dot(q, k, input_precision="ieee") * scale - lse[:, None]
+        z = tl.where(offs_m[:, None] >= offs_n[None, :], z, -float("inf"))
+        largest = tl.max(tl.reshape(tl.max(z, 1), [UP, BLOCK]), 1)
+        tl.store(d_ptrs, tl.exp2(largest), mask=(d_rows < blocks) & (tile * UP + j <= d_rows))
+        k_ptrs += BLOCK * k_n
+        d_ptrs += 1
 
 
 def naive_pooled_attention(
