@@ -76,11 +76,7 @@ def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: Block
 
 def _hopper(q: Tensor, mask: BlockMask) -> bool:
     """Whether block_sparse_hopper.py takes it: wgmma and TMA, and two consumers of 64 rows each."""
-    return (
-        torch.cuda.get_device_capability(q.device)[0] == 9
-        and q.shape[-1] in (64, 128)
-        and mask.block_q == 128
-    )
+    return torch.cuda.get_device_capability(q.device)[0] == 9 and q.shape[-1] in (64, 128) and mask.block_q == 128
 
 
 def flat_lists(mask: BlockMask) -> tuple[Tensor, Tensor, int]:

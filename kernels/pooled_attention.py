@@ -76,54 +76,43 @@ def launch_pool(q: Tensor, k: Tensor, lse: Tensor, d: Tensor, block: int) -> Non
     """Run `_pool` into d, which is zero above the diagonal already."""
     batch, heads, n, head_dim = q.shape
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
-    rows = 128  # two rows of 64-blocks at once share each tile of K
-    _pool[(block_count(n, rows) * heads * batch,)](
+    _pool[(block_count(n, block) * heads * batch,)](
         q, k, lse, d, *q.stride()[:3], *k.stride()[:3], n, heads, heads // k.shape[1], head_dim**-0.5 * LOG2_E,
-        HEAD_DIM=head_dim, BLOCK=block, ROWS=rows, num_warps=8, num_stages=3,
+        HEAD_DIM=head_dim, BLOCK=block, num_warps=4 if block == 64 else 8, num_stages=3,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n", "heads", "group"])
 def _pool(
     q_ptr, k_ptr, lse_ptr, d_ptr, q_b, q_h, q_n, k_b, k_h, k_n, n, heads, group, scale,
-    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """ROWS / BLOCK rows of D: S = Q K^T tile by tile, and of each block the largest s - LSE, in base 2."""
+    """One row of D: S = Q K^T tile by tile, and of each tile the largest s - LSE, in base 2."""
     pid = tl.program_id(0)
-    tiles = tl.cdiv(n, ROWS)
     blocks = tl.cdiv(n, BLOCK)
-    kv, rest = pid // (group * tiles), pid % (group * tiles)
-    tile = tiles - 1 - rest // group  # longest rows first, the heads of a group side by side
+    kv, rest = pid // (group * blocks), pid % (group * blocks)
+    tile = blocks - 1 - rest // group  # longest rows first, the heads of a group side by side
     kv_heads = heads // group
     batch, head = (kv // kv_heads).to(tl.int64), (kv % kv_heads * group + rest % group).to(tl.int64)
-    local = tl.arange(0, ROWS)
+    local = tl.arange(0, BLOCK)
     offs_d = tl.arange(0, HEAD_DIM)
-    offs_m = tile * ROWS + local
+    offs_m = tile * BLOCK + local
     row = batch * heads + head
-    q_base = q_ptr + batch * q_b + head * q_h + (tile * ROWS).to(tl.int64) * q_n
+    q_base = q_ptr + batch * q_b + head * q_h + (tile * BLOCK).to(tl.int64) * q_n
     q = tl.load(q_base + local[:, None] * q_n + offs_d[None, :], mask=offs_m[:, None] < n, other=0.0)
     # A row past the end has a probability of exp2(-inf) everywhere.
     lse = tl.load(lse_ptr + row * n + offs_m, mask=offs_m < n, other=float("inf")) * 1.4426950408889634
-    keys = tl.arange(0, BLOCK)
-    k_ptrs = k_ptr + batch * k_b + (head // group) * k_h + keys[None, :] * k_n + offs_d[:, None]
-    UP: tl.constexpr = ROWS // BLOCK
-    d_rows = tile * UP + tl.arange(0, UP)
-    d_ptrs = d_ptr + (row * blocks + d_rows) * blocks
-    for _ in range(tile * UP):
+    k_ptrs = k_ptr + batch * k_b + (head // group) * k_h + local[None, :] * k_n + offs_d[:, None]
+    d_ptr += (row * blocks + tile) * blocks
+    for _ in range(tile):
         z = tl.dot(q, tl.load(k_ptrs), input_precision="ieee") * scale - lse[:, None]
-        largest = tl.max(tl.reshape(tl.max(z, 1), [UP, BLOCK]), 1)
-        tl.store(d_ptrs, tl.exp2(largest), mask=d_rows < blocks)
+        tl.store(d_ptr, tl.exp2(tl.max(z)))
         k_ptrs += BLOCK * k_n
-        d_ptrs += 1
-    for j in tl.static_range(UP):  # the blocks that cross the diagonal
-        offs_n = (tile * UP + j) * BLOCK + keys
-        k = tl.load(k_ptrs, mask=offs_n[None, :] < n, other=0.0)
-        z = tl.dot(q, k, input_precision="ieee") * scale - lse[:, None]
-        z = tl.where(offs_m[:, None] >= offs_n[None, :], z, -float("inf"))
-        largest = tl.max(tl.reshape(tl.max(z, 1), [UP, BLOCK]), 1)
-        tl.store(d_ptrs, tl.exp2(largest), mask=(d_rows < blocks) & (tile * UP + j <= d_rows))
-        k_ptrs += BLOCK * k_n
-        d_ptrs += 1
+        d_ptr += 1
+    k = tl.load(k_ptrs, mask=offs_m[None, :] < n, other=0.0)
+    z = tl.dot(q, k, input_precision="ieee") * scale - lse[:, None]
+    z = tl.where(local[:, None] >= local[None, :], z, -float("inf"))
+    tl.store(d_ptr, tl.exp2(tl.max(z)))
 
 
 def naive_pooled_attention(

@@ -43,7 +43,7 @@ def kill_when_running(whole, step, name):
                 line = process.cmdline()
             except psutil.NoSuchProcess:
                 continue
-            if "seerbench.cli" in line and step in line and name in line:
+            if any(part.endswith("seerbench") for part in line) and step in line and name in line:
                 time.sleep(2)
                 for each in [psutil.Process(whole.pid), *family]:
                     if each.is_running():

@@ -1,0 +1,206 @@
+"""AttnGate's plan on a GPU: pool Q and K, score the blocks, write the chosen ones down as a BlockMask.
+
+    pool    max, min and mean over each block of tokens, all three in one pass over the tensor
+    score   Z[I, J] = <q_I, k_J> / sqrt(D) for J <= I, else -inf; q, k after the gate's linears and RoPE
+    select  top-k, a threshold on softmax(Z), or a threshold relative to the row's best block,
+            straight from scores to int32 lists: no sort, no n x n mask and no scatter in between
+
+Paper   SeerAttention (arXiv:2410.13276), sections 3.1 and 3.2; the relative threshold is FlashPrefill's
+        rule (arXiv:2603.06199).
+Oracle  seerbench.gate in plain torch: pool_blocks, AttnGate.forward, select_top_k, select_threshold.
+        Ties go to the lower index there and here, so that the lists are equal entry for entry.
+
+top-k without a sort: a float's bits, with the sign folded in, order like unsigned integers. A row finds
+its k-th largest by fixing those 32 bits from the top, one count of the row for each: bit b stays set if
+at least k entries are as large. It stops when exactly k are. The row sits in registers all the while.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from seerbench.attention import BlockMask, block_count
+
+# Rows of up to this many blocks fit a program's registers (2M tokens of 64-token blocks).
+MOST_BLOCKS = 32768
+
+
+def pool_blocks(x: Tensor, block: int) -> dict[str, Tensor]:
+    """x [B, H, N, D] -> {"max", "min", "avg"}, each [B, H, n, D] in x's dtype; the tail over its real tokens."""
+    batch, heads, n, head_dim = x.shape
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    blocks = block_count(n, block)
+    pools = {name: x.new_empty(batch, heads, blocks, head_dim) for name in ("max", "min", "avg")}
+    _pool[(blocks, heads, batch)](
+        x, *pools.values(), *x.stride()[:3], n, HEAD_DIM=head_dim, BLOCK=block, num_warps=1
+    )  # fmt: skip
+    return pools
+
+
+def block_scores(q: Tensor, k: Tensor) -> Tensor:
+    """q [B, Hq, n, D], k [B, Hq or Hk, n, D], one dtype -> fp32 scores [B, Hq, n, n], -inf above the diagonal."""
+    batch, heads, n, head_dim = q.shape
+    q, k = q.contiguous(), k.contiguous()
+    scores = torch.empty(batch, heads, n, n, dtype=torch.float32, device=q.device)
+    tile = 64
+    tiles = block_count(n, tile)
+    _score[(tiles, tiles, batch * heads)](
+        q, k, scores, n, heads // k.shape[1], head_dim**-0.5, HEAD_DIM=head_dim, TILE=tile, num_warps=4
+    )
+    return scores
+
+
+def select_top_k(scores: Tensor, k: int, tokens: int, block: int) -> BlockMask:
+    """The k best blocks of each row (all, where a row sees fewer); ties go to the lower index."""
+    batch, heads, n, _ = scores.shape
+    width = min(k, n)
+    counts = torch.empty(batch, heads, n, dtype=torch.int32, device=scores.device)
+    indices = torch.empty(batch, heads, n, width, dtype=torch.int32, device=scores.device)
+    _select_top_k[(n, heads * batch)](
+        scores.contiguous(), counts, indices, n, k, width, COLUMNS=_columns(n), num_warps=4
+    )
+    return BlockMask(counts, indices, tokens, block, block)
+
+
+def select_threshold(scores: Tensor, threshold: float, tokens: int, block: int) -> BlockMask:
+    """Blocks whose softmax(scores) exceeds `threshold`; a row that none does keeps its best one."""
+    return _above(scores, threshold, tokens, block, relative=False)
+
+
+def select_relative(scores: Tensor, share: float, tokens: int, block: int) -> BlockMask:
+    """Blocks whose softmax(scores) is at least `share` of the row's largest: no sort and no sum."""
+    return _above(scores, share, tokens, block, relative=True)
+
+
+def _above(scores: Tensor, threshold: float, tokens: int, block: int, relative: bool) -> BlockMask:
+    batch, heads, n, _ = scores.shape
+    scores = scores.contiguous()
+    counts = torch.empty(batch, heads, n, dtype=torch.int32, device=scores.device)
+    # Rows keep what they keep: count first, then lists as wide as the longest (the one wait for the GPU).
+    grid = (n, heads * batch)
+    sizes = {"RELATIVE": relative, "COLUMNS": _columns(n), "num_warps": 4}
+    _select_above[grid](scores, counts, counts, n, threshold, 0, FILL=False, **sizes)
+    width = max(1, int(counts.max()))
+    indices = torch.empty(batch, heads, n, width, dtype=torch.int32, device=scores.device)
+    _select_above[grid](scores, counts, indices, n, threshold, width, FILL=True, **sizes)
+    return BlockMask(counts, indices, tokens, block, block)
+
+
+def _columns(n: int) -> int:
+    if n > MOST_BLOCKS:
+        raise ValueError(f"selection keeps a row of scores in registers: at most {MOST_BLOCKS} blocks, not {n}")
+    return triton.next_power_of_2(n)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _pool(
+    x_ptr, max_ptr, min_ptr, avg_ptr, x_b, x_h, x_n, n, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    i, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    # One warp a block, 8 rows at a time: the reduction over rows is then elementwise until the very end.
+    ROWS: tl.constexpr = 8
+    local = tl.arange(0, ROWS)
+    dims = tl.arange(0, HEAD_DIM)
+    base = x_ptr + batch.to(tl.int64) * x_b + head.to(tl.int64) * x_h + (i * BLOCK).to(tl.int64) * x_n
+    most = tl.full([ROWS, HEAD_DIM], -float("inf"), tl.float32)
+    least = tl.full([ROWS, HEAD_DIM], float("inf"), tl.float32)
+    total = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    for start in tl.static_range(0, BLOCK, ROWS):
+        rows = start + local
+        real = (i * BLOCK + rows < n)[:, None]
+        x = tl.load(base + rows[:, None] * x_n + dims[None, :], mask=real, other=0.0).to(tl.float32)
+        most = tl.maximum(most, tl.where(real, x, -float("inf")))
+        least = tl.minimum(least, tl.where(real, x, float("inf")))
+        total += x
+    blocks = tl.num_programs(0)
+    out = ((batch * tl.num_programs(1) + head).to(tl.int64) * blocks + i) * HEAD_DIM + dims
+    kind = max_ptr.dtype.element_ty
+    tl.store(max_ptr + out, tl.max(most, 0).to(kind))
+    tl.store(min_ptr + out, tl.min(least, 0).to(kind))
+    count = tl.minimum(n - i * BLOCK, BLOCK).to(tl.float32)
+    tl.store(avg_ptr + out, (tl.sum(total, 0) / count).to(kind))
+
+
+@triton.jit(do_not_specialize=["n", "group"])
+def _score(q_ptr, k_ptr, scores_ptr, n, group, scale, HEAD_DIM: tl.constexpr, TILE: tl.constexpr):
+    i, j, row = tl.program_id(1), tl.program_id(0), tl.program_id(2).to(tl.int64)
+    local = tl.arange(0, TILE)
+    dims = tl.arange(0, HEAD_DIM)
+    offs_m = i * TILE + local
+    offs_n = j * TILE + local
+    s = tl.full([TILE, TILE], -float("inf"), tl.float32)
+    if j <= i:
+        q_base = q_ptr + row * n * HEAD_DIM
+        k_base = k_ptr + row // group * n * HEAD_DIM  # heads are a multiple of the group: right for any batch
+        q = tl.load(q_base + offs_m[:, None] * HEAD_DIM + dims[None, :], mask=offs_m[:, None] < n, other=0.0)
+        k = tl.load(k_base + offs_n[None, :] * HEAD_DIM + dims[:, None], mask=offs_n[None, :] < n, other=0.0)
+        s = tl.dot(q, k, input_precision="ieee") * scale
+        s = tl.where(offs_m[:, None] >= offs_n[None, :], s, -float("inf"))
+    inside = (offs_m[:, None] < n) & (offs_n[None, :] < n)
+    tl.store(scores_ptr + (row * n + offs_m[:, None]) * n + offs_n[None, :], s, mask=inside)
+
+
+@triton.jit
+def _write_list(kept, columns, list_ptr, width):
+    """The columns where `kept`, ascending, then zeros up to `width`."""
+    place = tl.cumsum(kept.to(tl.int32), 0) - 1
+    tl.store(list_ptr + place, columns, mask=kept)
+    total = tl.sum(kept.to(tl.int32), 0)
+    tl.store(list_ptr + columns, tl.zeros_like(columns), mask=(columns >= total) & (columns < width))
+
+
+@triton.jit(do_not_specialize=["n", "k", "width"])
+def _select_top_k(scores_ptr, counts_ptr, indices_ptr, n, k, width, COLUMNS: tl.constexpr):
+    i = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64) * n + i
+    columns = tl.arange(0, COLUMNS)
+    seen = columns <= i
+    s = tl.load(scores_ptr + row * n + columns, mask=seen, other=0.0) + 0.0  # -0.0 ranks as 0.0
+    bits = s.to(tl.uint32, bitcast=True)
+    # Negative floats order backwards: flip all their bits; others only get the sign bit. 0 = not seen.
+    key = tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
+    key = tl.where(seen, key, 0)
+    want = tl.minimum(k, i + 1)
+    kth = tl.zeros([], tl.uint32)
+    bit = tl.full([], 0x80000000, tl.uint32)
+    count = i + 1  # entries >= kth
+    while (bit != 0) & (count != want):  # once exactly k are as large, the other bits do not matter
+        higher = kth | bit
+        as_large = tl.sum((key >= higher).to(tl.int32), 0)
+        kth = tl.where(as_large >= want, higher, kth)
+        count = tl.where(as_large >= want, as_large, count)
+        bit = bit >> 1
+    kept = seen & (key >= kth)
+    if count != want:  # ties at the k-th: the lower indices win
+        larger = seen & (key > kth)
+        tied = seen & (key == kth)
+        room = want - tl.sum(larger.to(tl.int32), 0)
+        kept = larger | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
+    tl.store(counts_ptr + row, want)
+    _write_list(kept, columns, indices_ptr + row * width, width)
+
+
+@triton.jit(do_not_specialize=["n", "width"])
+def _select_above(
+    scores_ptr, counts_ptr, indices_ptr, n, threshold, width,
+    RELATIVE: tl.constexpr, FILL: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64) * n + i
+    columns = tl.arange(0, COLUMNS)
+    seen = columns <= i
+    s = tl.load(scores_ptr + row * n + columns, mask=seen, other=-float("inf"))
+    best = tl.max(s, 0)
+    p = tl.exp(s - best)
+    kept = (p >= threshold) if RELATIVE else (p / tl.sum(p, 0) > threshold)
+    kept = kept & seen
+    first_best = tl.min(tl.where(s == best, columns, COLUMNS), 0)
+    none = tl.max(kept.to(tl.int32), 0) == 0
+    kept = tl.where(none, columns == first_best, kept)
+    if FILL:
+        _write_list(kept, columns, indices_ptr + row * width, width)
+    else:
+        tl.store(counts_ptr + row, tl.sum(kept.to(tl.int32), 0))

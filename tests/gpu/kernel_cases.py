@@ -1,0 +1,60 @@
+"""Cases that the kernel tests share, in the interpreter and on a GPU: inputs, masks, the comparison."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import torch
+from torch import Tensor
+
+from seerbench.attention import BlockMask, assert_no_worse_than_rounding, block_count, oracle
+
+LENGTHS = [1, 63, 64, 65, 1000]
+MASKS = ["diagonal", "full", "empty-rows", "one-far-block", "random", "no-diagonal"]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def run_in_interpreter(test_file: str) -> None:
+    """Run a test module's inner tests with TRITON_INTERPRET=1, which Triton reads when it is imported."""
+    command = [sys.executable, "-m", "pytest", test_file, "-p", "no:cacheprovider", "--tb=short"]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def draw(
+    n: int, q_heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: str = "cpu", batch: int = 2
+) -> list[Tensor]:
+    """Fresh random q [B, Hq, N, D], k and v [B, Hk, N, D]."""
+    shapes = [(batch, heads, n, head_dim) for heads in (q_heads, kv_heads, kv_heads)]
+    return [torch.randn(shape, device=device).to(dtype) for shape in shapes]
+
+
+def build_mask(
+    kind: str, n: int, batch: int, heads: int, block_q: int, block_k: int, device: str = "cpu"
+) -> BlockMask:
+    """A block mask of one of MASKS; heads and batch entries differ where the kind allows it."""
+    rows, columns = block_count(n, block_q), block_count(n, block_k)
+    i = torch.arange(rows, device=device)[:, None] * block_q // block_k
+    j = torch.arange(columns, device=device)[None, :]
+    chance = torch.rand(batch, heads, rows, columns, device=device)
+    kept = {
+        "diagonal": (i == j).expand_as(chance),
+        "full": torch.ones_like(chance, dtype=torch.bool),
+        "empty-rows": (chance < 0.4) & (torch.rand(batch, heads, rows, 1, device=device) < 0.5),
+        "one-far-block": (j == 0).expand_as(chance),
+        "random": (chance < 0.3) | (i == j),
+        "no-diagonal": (chance < 0.4) & (j < i),
+    }[kind]
+    return BlockMask.from_dense(kept, n, block_q, block_k)
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, o: Tensor, lse: Tensor) -> None:
+    """o and lse against the float64 oracle, by what the same maths in q's dtype misses."""
+    exact_o, exact_lse = oracle(q, k, v, mask)
+    rounded_o, rounded_lse = oracle(q, k, v, mask, dtype=q.dtype)
+    assert_no_worse_than_rounding(o, exact_o, rounded_o)
+    assert_no_worse_than_rounding(lse, exact_lse, rounded_lse)
+    unseen = exact_lse == -torch.inf
+    assert (o[unseen] == 0).all()

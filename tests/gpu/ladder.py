@@ -1,0 +1,207 @@
+"""The kernels' times beside FlashAttention-2 (PyTorch SDPA), cuDNN and FlexAttention, on this GPU.
+
+    PYTHONPATH=. python tests/gpu/ladder.py sparse --context 32768 --sparsity 0 0.5 0.9 --block 64x64 128x128
+
+All methods of a case run interleaved in shuffled order, timed by CUDA events, L2 flushed before each and
+the host's launch hidden behind a sleep. Printed: medians over the rounds, the ratio to FA-2 in the same
+rounds, TFLOP/s over kept blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from seerbench.attention import BlockMask, block_count
+from seerbench.kernels.block_sparse_attention import block_sparse_attention_with_lse
+
+
+def sdpa(q, k, v, backend):
+    with sdpa_kernel(backend):
+        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def random_mask(context, heads, block_q, block_k, sparsity):
+    """Each causal block kept with chance 1 - sparsity, per head; the diagonal always."""
+    rows, columns = block_count(context, block_q), block_count(context, block_k)
+    kept = torch.rand(1, heads, rows, columns, device="cuda") < 1 - sparsity
+    i = torch.arange(rows, device="cuda")[:, None]
+    kept |= torch.arange(columns, device="cuda")[None] == (i * block_q + block_q - 1) // block_k
+    return BlockMask.from_dense(kept, context, block_q, block_k)
+
+
+def gate_mask(context, heads, block, sparsity):
+    """Gate-shaped: top-k blocks of smooth scores (sinks, a local band, columns that many rows want)."""
+    n = block_count(context, block)
+    i = torch.arange(n, device="cuda")
+    columns = torch.randn(1, heads, 1, n, device="cuda") * 2
+    near = -(i[:, None] - i[None]).abs().float().log1p()
+    scores = columns + near + torch.randn(1, heads, n, n, device="cuda") * 0.5
+    scores = scores.masked_fill(i[None] > i[:, None], -torch.inf)
+    k = max(1, int((1 - sparsity**0.5) * n))
+    top = scores.topk(min(k, n), -1).indices
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, top, True)
+    return BlockMask.from_dense(kept, context, block, block)
+
+
+def measure(methods, rounds, show_host=False):
+    """{name: function} -> {name: [ms a round]}; a method that fails says why and drops out."""
+    flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
+    times, alive = {name: [] for name in methods}, {}
+    for name, function in methods.items():
+        try:
+            function()
+            torch.cuda.synchronize()
+            alive[name] = function
+        except Exception as error:  # reported, not replaced
+            print(f"    {name}: {type(error).__name__}: {str(error)[:300]}")
+    for _ in range(rounds):
+        order = list(alive)
+        random.shuffle(order)
+        for name in order:
+            flush.zero_()
+            torch.cuda._sleep(1_000_000)  # half a millisecond, so that the host's launch is not in the time
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            alive[name]()
+            end.record()
+            end.synchronize()
+            times[name].append(start.elapsed_time(end))
+    if show_host:
+        for name in alive:
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for _ in range(20):
+                alive[name]()
+            print(f"    host {name}: {(time.perf_counter() - begin) / 20 * 1e6:.0f} us a launch")
+    return {name: t for name, t in times.items() if t}
+
+
+def report(title, times, flops=None, reference="fa2"):
+    print(title)
+    for name, t in times.items():
+        ratio = statistics.median(r / x for r, x in zip(times[reference], t, strict=True))
+        rate = f"{flops[name] / statistics.median(t) / 1e9:6.0f} TFLOP/s" if flops and name in flops else ""
+        print(f"    {name:24s} {statistics.median(t):9.3f} ms  {ratio:6.2f}x  {rate}", flush=True)
+
+
+def sparse(args):
+    from seerbench.kernels import block_sparse_attention as portable
+    from seerbench.kernels import block_sparse_hopper as hopper
+    from seerbench.kernels.flex_attention import flex_block_sparse
+
+    for context in args.context:
+        q, k, v = inputs(args, context)
+        o, lse = torch.empty_like(q), torch.empty(q.shape[:3], device="cuda")
+        for block in args.block:
+            block_q, block_k = map(int, block.split("x"))
+            for sparsity in args.sparsity:
+                if args.gate:
+                    mask = gate_mask(context, args.heads, block_q, sparsity)
+                else:
+                    mask = random_mask(context, args.heads, block_q, block_k, sparsity)
+                methods = {
+                    "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
+                    "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
+                    "hopper": lambda a=(q, k, v, mask, o, lse): hopper.launch(*a),
+                }
+                if block_q != 128:
+                    del methods["hopper"]
+                for tile in args.tile or [None]:
+                    tile = tuple(map(int, tile.split(","))) if tile else None
+                    methods[f"triton {tile or ''}"] = lambda a=(q, k, v, mask, o, lse, tile): portable.launch(*a)
+                if args.flex:
+                    methods["flex"] = lambda a=(q, k, v, mask): flex_block_sparse(*a)
+                dense = 2 * context * context * args.dim * args.heads
+                flops = {name: mask.flops(args.dim) for name in methods} | {"fa2": dense, "cudnn": dense}
+                times = measure(methods, args.rounds, show_host=args.host)
+                kind = "gate-shaped" if args.gate else "random"
+                title = f"{context} {block} {kind} requested {sparsity} realised {1 - mask.density():.4f}"
+                report(title, times, flops)
+
+
+def pooled(args):
+    from seerbench.kernels import pooled_attention
+
+    for context in args.context:
+        q, k, v = inputs(args, context)
+        n = block_count(context, 64)
+        full = pooled_attention.full_mask(1, args.heads, context, 128, q.device)
+        lse = torch.randn(1, args.heads, context, device="cuda")
+        d = torch.zeros(1, args.heads, n, n, device="cuda")
+        methods = {
+            "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
+            "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
+            "pooled 64": lambda q=q, k=k, v=v: pooled_attention.pooled_attention(q, k, v, 64),
+            "  its forward": lambda q=q, k=k, v=v, m=full: block_sparse_attention_with_lse(q, k, v, m),
+            "  its second pass": lambda q=q, k=k, x=lse, d=d: pooled_attention.launch_pool(q, k, x, d, 64),
+        }
+        report(f"{context} pooled map, time over FA-2", measure(methods, args.rounds))
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        pooled_attention.pooled_attention(q, k, v, 64)
+        print(f"    peak beside the inputs {(torch.cuda.max_memory_allocated() - before) / 1e9:.3f} GB")
+
+
+def gate_plan(args):
+    from seerbench import gate
+    from seerbench.kernels import attn_gate
+
+    for context in args.context:
+        q, k, v = inputs(args, context)
+        n = block_count(context, 64)
+        pq, pk = attn_gate.pool_blocks(q, 64)["avg"], attn_gate.pool_blocks(k, 64)["max"]
+        scores = attn_gate.block_scores(pq, pk)
+        top = gate.top_k_count(n, 0.9)
+
+        def plan(q=q, k=k, context=context, top=top):
+            pooled_q, pooled_k = attn_gate.pool_blocks(q, 64)["avg"], attn_gate.pool_blocks(k, 64)["max"]
+            return attn_gate.select_top_k(attn_gate.block_scores(pooled_q, pooled_k), top, context, 64)
+
+        methods = {
+            "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
+            "plan, no linears or RoPE": plan,
+            "  pool Q": lambda q=q: attn_gate.pool_blocks(q, 64),
+            "  pool K": lambda k=k: attn_gate.pool_blocks(k, 64),
+            "  score": lambda q=pq, k=pk: attn_gate.block_scores(q, k),
+            "  top-k": lambda s=scores, t=top, c=context: attn_gate.select_top_k(s, t, c, 64),
+            "  relative threshold": lambda s=scores, c=context: attn_gate.select_relative(s, 0.5, c, 64),
+            "torch pool": lambda q=q, k=k: (gate.pool_blocks(q, 64), gate.pool_blocks(k, 64)),
+            "torch top-k to lists": lambda s=scores, c=context: gate.select_top_k(s, 0.9, c, 64),
+        }
+        report(f"{context} gate", measure(methods, args.rounds))
+
+
+def inputs(args, context):
+    shapes = ((1, heads, context, args.dim) for heads in (args.heads, args.kv, args.kv))
+    return [torch.randn(shape, device="cuda").bfloat16() for shape in shapes]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["sparse", "pooled", "gate"])
+    parser.add_argument("--context", type=int, nargs="+", default=[32768])
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9])
+    parser.add_argument("--block", nargs="+", default=["64x64", "128x128"])
+    parser.add_argument("--tile", nargs="*", help="rows,keys,warps,stages of the portable kernel")
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--kv", type=int, default=8)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--gate", action="store_true")
+    parser.add_argument("--flex", action="store_true")
+    parser.add_argument("--host", action="store_true", help="also time the launch on the host")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    print(torch.cuda.get_device_name(), torch.__version__)
+    {"sparse": sparse, "pooled": pooled, "gate": gate_plan}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

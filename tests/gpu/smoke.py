@@ -1,0 +1,29 @@
+"""One small case of each kernel: for compute-sanitizer, and as a first sign of life."""
+
+import sys
+
+import torch
+from kernel_cases import build_mask, check_attention, draw
+
+from seerbench.kernels import attn_gate, block_sparse_attention, block_sparse_hopper, pooled_attention
+
+for blocks in ((64, 64), (128, 64), (128, 128)):
+    for name, launch in (("triton", block_sparse_attention.launch), ("hopper", block_sparse_hopper.launch)):
+        if (len(sys.argv) > 1 and name not in sys.argv[1:]) or (name == "hopper" and blocks[0] != 128):
+            continue
+        q, k, v = draw(300, 4, 2, 128, torch.bfloat16, "cuda", 1)
+        mask = build_mask("random", 300, 1, 4, *blocks, "cuda")
+        o, lse = torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan, device="cuda")
+        launch(q, k, v, mask, o, lse)
+        check_attention(q, k, v, mask, o, lse)
+        print(name, blocks, "ok")
+
+q, k, v = draw(300, 4, 2, 128, torch.bfloat16, "cuda", 1)
+pooled_attention.pooled_attention(q, k, v, 64)
+pools = attn_gate.pool_blocks(q, 64), attn_gate.pool_blocks(k, 64)
+scores = attn_gate.block_scores(pools[0]["avg"], pools[1]["max"])
+attn_gate.select_top_k(scores, 2, 300, 64)
+attn_gate.select_threshold(scores, 0.3, 300, 64)
+attn_gate.select_relative(scores, 0.3, 300, 64)
+torch.cuda.synchronize()
+print("pooled and gate ok")

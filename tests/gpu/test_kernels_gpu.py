@@ -1,0 +1,122 @@
+"""The kernels on a GPU, bf16 and fp16, against the float64 oracle. Skipped without CUDA."""
+
+import pytest
+import torch
+from kernel_cases import MASKS, build_mask, check_attention, draw
+
+from seerbench import gate
+from seerbench.attention import assert_no_worse_than_rounding
+from seerbench.kernels import attn_gate, pooled_attention
+from seerbench.kernels import block_sparse_attention as sparse
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+LENGTHS = [1, 63, 64, 65, 1000, 4095, 8192]
+DTYPES = [torch.bfloat16, torch.float16]
+BLOCKS = [(64, 64), (128, 64), (128, 128)]
+
+
+def kernels():
+    """The portable kernel everywhere; on Hopper its Gluon twin too."""
+    names = ["triton"]
+    if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9:
+        names.append("hopper")
+    return names
+
+
+def run(name, q, k, v, mask):
+    if name == "hopper" and mask.block_q != 128:
+        pytest.skip("the Gluon twin takes 128-row blocks")
+    from seerbench.kernels import block_sparse_hopper
+
+    o, lse = torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan, device=q.device)
+    {"triton": sparse.launch, "hopper": block_sparse_hopper.launch}[name](q, k, v, mask, o, lse)
+    return o, lse
+
+
+def check_sparse(name, n, kind, dtype, blocks=(64, 64), group=4, kv_heads=1, head_dim=128, batch=1):
+    q, k, v = draw(n, group * kv_heads, kv_heads, head_dim, dtype, "cuda", batch)
+    mask = build_mask(kind, n, batch, group * kv_heads, *blocks, "cuda")
+    check_attention(q, k, v, mask, *run(name, q, k, v, mask))
+
+
+@pytest.mark.parametrize("name", kernels())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_every_mask_at_every_length(name, n, kind, blocks, dtype):
+    check_sparse(name, n, kind, dtype, blocks, group=4 if n <= 1000 else 2)
+
+
+@pytest.mark.parametrize("name", kernels())
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("blocks", [*BLOCKS, (64, 128)], ids=str)
+def test_grouped_heads_batch_and_head_dim(name, group, head_dim, blocks):
+    check_sparse(name, 1000, "random", torch.bfloat16, blocks, group, kv_heads=2, head_dim=head_dim, batch=2)
+
+
+@pytest.mark.parametrize("name", kernels())
+def test_tensors_that_are_views(name):
+    """[B, N, H, D] projections seen as [B, H, N, D], as models hand them over."""
+    drawn = draw(1000, 8, 2, 128, torch.bfloat16, "cuda")
+    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in drawn)
+    mask = build_mask("random", 1000, 2, 8, 64, 64, "cuda")
+    check_attention(q, k, v, mask, *run(name, q, k, v, mask))
+
+
+def test_no_recompile_for_a_new_length_or_sparsity():
+    if "hopper" in kernels():
+        from seerbench.kernels.block_sparse_hopper import _forward as compiled
+    else:
+        from seerbench.kernels.block_sparse_attention import _forward as compiled
+    for n, kind in [(1000, "random"), (2048, "full"), (64, "diagonal"), (777, "empty-rows"), (1, "full")]:
+        q, k, v = draw(n, 8, 2, 128, torch.bfloat16, "cuda", 1)
+        sparse.block_sparse_attention(q, k, v, build_mask(kind, n, 1, 8, 128, 128, "cuda"))
+        cache = compiled.device_caches[torch.cuda.current_device()][0]
+        if n == 1000:
+            known = len(cache)
+    assert len(cache) == known
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("group", [1, 4, 8])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000, 4095])
+def test_pooled_attention(n, group, block, dtype):
+    q, k, v = draw(n, group, 1, 128, dtype, "cuda", 1)
+    exact = pooled_attention.naive_pooled_attention(q, k, v, block, torch.float64)
+    rounded = pooled_attention.naive_pooled_attention(q, k, v, block)
+    for actual, right, other in zip(pooled_attention.pooled_attention(q, k, v, block), exact, rounded, strict=True):
+        assert_no_worse_than_rounding(actual, right, other)
+
+
+@pytest.mark.parametrize("n", [1, 63, 65, 1000, 8192])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gate_pooling(n, dtype):
+    x = torch.randn(2, 3, n, 128, device="cuda").to(dtype)
+    ours, exact, rounded = attn_gate.pool_blocks(x, 64), gate.pool_blocks(x.double(), 64), gate.pool_blocks(x, 64)
+    for name, pooled in ours.items():
+        assert_no_worse_than_rounding(pooled, exact[name], rounded[name])
+
+
+@pytest.mark.parametrize("n", [1, 70, 512])
+def test_gate_scores(n):
+    q, k = (torch.randn(2, h, n, 128, device="cuda").bfloat16() for h in (8, 2))
+    ours = attn_gate.block_scores(q, k)
+    exact = q.double() @ k.double().repeat_interleave(4, 1).mT * 128**-0.5
+    exact = exact.masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
+    assert_no_worse_than_rounding(ours, exact, exact.float())
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("n", [1, 65, 300, 512])
+def test_gate_top_k(n, sparsity, ties):
+    scores = torch.randn(2, 3, n, n, device="cuda")
+    scores = (scores * 2).round() / 2 if ties else scores
+    scores = scores.masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
+    ours = attn_gate.select_top_k(scores, gate.top_k_count(n, sparsity), n * 64, 64)
+    theirs = gate.select_top_k(scores, sparsity, n * 64, 64)
+    assert torch.equal(ours.kv_num_blocks, theirs.kv_num_blocks)
+    assert torch.equal(ours.kv_indices, theirs.kv_indices)

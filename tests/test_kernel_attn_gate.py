@@ -1,0 +1,71 @@
+"""The gate's kernels in Triton's interpreter against seerbench.gate in plain torch."""
+
+import pytest
+import torch
+from gpu.kernel_cases import INTERPRETED, run_in_interpreter
+
+from seerbench import gate
+from seerbench.attention import assert_no_worse_than_rounding
+from seerbench.kernels import attn_gate as kernel
+
+if not INTERPRETED:
+
+    def test_kernels_in_the_interpreter():
+        run_in_interpreter(__file__)
+
+    def test_a_row_that_does_not_fit_is_refused():
+        with pytest.raises(ValueError, match="32768"):
+            kernel._columns(40000)
+
+else:
+
+    def causal(n, ties=False):
+        scores = torch.randn(1, 2, n, n)
+        if ties:
+            scores = (scores * 2).round() / 2  # many equal entries, zeros of both signs among them
+        return scores.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
+
+    def same(ours, theirs):
+        assert torch.equal(ours.kv_num_blocks, theirs.kv_num_blocks)
+        assert torch.equal(ours.to_dense(), theirs.to_dense())
+        width = theirs.kv_indices.shape[-1]
+        assert torch.equal(ours.kv_indices[..., :width], theirs.kv_indices)
+
+    @pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+    def test_pooling(n, dtype):
+        x = torch.randn(2, 2, n, 16).to(dtype)
+        exact = gate.pool_blocks(x.double(), 64)
+        ours = kernel.pool_blocks(x, 64)
+        assert torch.equal(ours["max"].double(), exact["max"])
+        assert torch.equal(ours["min"].double(), exact["min"])
+        assert_no_worse_than_rounding(ours["avg"], exact["avg"], gate.pool_blocks(x, 64)["avg"])
+
+    @pytest.mark.parametrize("n", [1, 5, 70])
+    @pytest.mark.parametrize("group", [1, 2])
+    def test_scores(n, group):
+        q, k = torch.randn(2, 4, n, 16), torch.randn(2, 4 // group, n, 16)
+        exact = (q.double() @ k.double().repeat_interleave(group, 1).mT) * 16**-0.5
+        exact = exact.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
+        torch.testing.assert_close(kernel.block_scores(q, k).double(), exact, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("ties", [False, True])
+    @pytest.mark.parametrize(("n", "sparsity"), [(1, 0.5), (16, 0.9), (21, 0.5), (33, 0.0)])
+    def test_top_k(n, sparsity, ties):
+        scores = causal(n, ties)
+        same(
+            kernel.select_top_k(scores, gate.top_k_count(n, sparsity), n * 64, 64),
+            gate.select_top_k(scores, sparsity, n * 64, 64),
+        )
+
+    @pytest.mark.parametrize("threshold", [0.02, 0.1, 0.9])
+    def test_threshold(threshold):
+        scores = causal(21)
+        ours = kernel.select_threshold(scores, threshold, 21 * 64, 64)
+        same(ours, gate.select_threshold(scores, threshold, 21 * 64, 64))
+
+    def test_threshold_relative_to_the_best():
+        scores = causal(21)
+        p = scores.softmax(-1)
+        kept = kernel.select_relative(scores, 0.3, 21 * 64, 64).to_dense()
+        assert torch.equal(kept, p >= 0.3 * p.amax(-1, keepdim=True))
