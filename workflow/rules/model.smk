@@ -17,6 +17,7 @@ rule train:
         f"{LOGS}/cost/train-{{model}}.jsonl"
     wildcard_constraints:
         model="|".join(PRETRAINED) or "none",
+    priority: 10
     threads: 2
     resources:
         gpu=GPU,
