@@ -35,7 +35,7 @@ def snakemake(folder, *arguments):
 
 def kill_when_running(whole, step, name):
     """SIGKILL the graph and the step as soon as the step runs."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 480
     while time.monotonic() < deadline and whole.poll() is None:
         family = psutil.Process(whole.pid).children(recursive=True)
         for process in family:
