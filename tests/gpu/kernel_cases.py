@@ -26,7 +26,8 @@ def run_in_interpreter(test_file: str) -> None:
 def draw(
     n: int, q_heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: str = "cpu", batch: int = 2
 ) -> list[Tensor]:
-    """Fresh random q [B, Hq, N, D], k and v [B, Hk, N, D]."""
+    """Random q [B, Hq, N, D], k and v [B, Hk, N, D]; other ones with another SEERBENCH_TEST_SEED."""
+    torch.manual_seed(int(os.environ.get("SEERBENCH_TEST_SEED", "0")))
     shapes = [(batch, heads, n, head_dim) for heads in (q_heads, kv_heads, kv_heads)]
     return [torch.randn(shape, device=device).to(dtype) for shape in shapes]
 
