@@ -114,9 +114,18 @@ def publish(
 
 @app.command()
 def check(
+    what: Annotated[str, typer.Argument(help="published (the runs) or claims (CLAIMS.md)")] = "published",
     published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
+    write: Annotated[bool, typer.Option("--write", help="claims: write the page instead of comparing")] = False,
+    page: Annotated[Path, typer.Option(help="claims: the page")] = Path("CLAIMS.md"),
 ) -> None:
-    """Fail when a published run was changed, or was measured with older kernels."""
+    """Fail when a published run was changed or has older kernels, or when CLAIMS.md is not what the rows say."""
+    if what == "claims":
+        return _check_claims(published, page, write)
+    if what != "published" or write:
+        raise ConfigError(
+            f"check {what}{' --write' if write else ''}: there are `published` and `claims [--write]`"
+        )
     from seerbench.results import stale
 
     folders = sorted(path for path in published.glob("*") if path.is_dir())
@@ -126,6 +135,19 @@ def check(
     typer.echo(f"{len(folders)} published runs, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
+
+
+def _check_claims(published: Path, page: Path, write: bool) -> None:
+    from seerbench import claims
+
+    said = claims.page(claims.published_runs(published))
+    if write:
+        page.write_text(said)
+        typer.echo(page)
+    elif not page.is_file() or page.read_text() != said:
+        raise ResultsError(f"{page} is not what the rows say; see what changed: seerbench check claims --write")
+    else:
+        typer.echo(f"{page} agrees with the rows")
 
 
 @app.command(name="list")
