@@ -14,7 +14,7 @@ from seerbench.results import ResultsError, Run
 
 LOSS, QUALITY, SPEED = "a", "b", "c"
 SMOOTHED = 5  # training steps in the running mean of (a)
-RECIPES = {"post": ("gates trained after YaRN", "#0072B2"), "joint": ("YaRN with SeerAttention", "#D55E00")}
+RECIPES = {"post": ("gates trained after YaRN", "#332288"), "joint": ("YaRN with SeerAttention", "#D55E00")}
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:

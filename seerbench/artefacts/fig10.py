@@ -59,11 +59,10 @@ def _map(fig: Figure, ax, frame: pd.DataFrame) -> Figure:
     square = np.array([[cells.get(f"Q{q}_K{k}", np.nan) for k in POOLS] for q in POOLS], dtype=float)
     drawn = ax.imshow(square, cmap="viridis_r")
     middle = np.nanmean([np.nanmin(square), np.nanmax(square)])
-    digits = 2 if np.nanmax(square) >= 0.1 else 3
     for row, column in np.ndindex(square.shape):
         if not np.isnan(square[row, column]):
             paper = f"Q{POOLS[row]}_K{POOLS[column]}" == PAPER_BEST
-            shown = f"{square[row, column]:.{digits}f}"
+            shown = f"{square[row, column]:.3f}"
             color = "white" if square[row, column] > middle else "black"
             weight = "bold" if paper else "normal"
             ax.text(column, row, shown, ha="center", va="center", fontsize=5, color=color, weight=weight)

@@ -10,9 +10,9 @@ from seerbench.results import Run
 
 # stage -> (name, colour), bottom to top. `plan` stands in where score and select were not timed apart.
 STAGES = {
-    "score": ("AttnGate", "#0072B2"),
+    "score": ("AttnGate", style.colour("seer")),
     "select": ("top-k", "#F0E442"),
-    "plan": ("AttnGate and top-k", "#0072B2"),
+    "plan": ("AttnGate and top-k", style.colour("seer")),
     "attend": ("block-sparse attention", style.colour("block_sparse")),
 }
 BREAKDOWN, SPEED = "a", "b"
@@ -71,7 +71,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     left.set(ylabel="time (ms)", xlabel="blocks skipped (realised)", title=f"(a) attention of one layer, {context}")
     left.grid(False, axis="x")
     if names:
-        left.legend()
+        left.set_ylim(top=1.5 * left.get_ylim()[1])  # room for the legend
+        left.legend(loc="upper right")
     for (source, base), points in frame[frame.panel == SPEED].groupby(["source", "base"], dropna=False):
         who = "paper" if source == "paper" else "measured"
         over = "FlashAttention-2" if source == "paper" else style.display(base)
