@@ -661,8 +661,8 @@ def page(runs: Sequence[Run], folder: Path | str = PAPER) -> str:
         "Reproduced: every 95% interval lies on the paper's side and nothing that the sentence speaks of is "
         "missing. Not reproduced: one lies on the other side (contradicted) or across the bound (undecided). "
         "Sentences about time are judged on a GPU at the paper's lengths, those about quality on the model and "
-        "lengths that the evidence names: a verdict at small scale says nothing about an 8B model. Differences are nats "
-        "a token on the same documents; minutes are the wall time of the steps that measured the rows.\n\n"
+        "lengths that the evidence names: a verdict at small scale says nothing about an 8B model. Differences are "
+        "nats a token on the same documents; minutes are the wall time of the steps that measured the rows.\n\n"
     )
     lines = ["| claim | verdict | measured | evidence | command, minutes | check |", "|---|---|---|---|---|---|"]
     for one in verdicts:
