@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ from torch import Tensor
 
 from seerbench.attention import (
     BlockMask,
-    BlockSparse,
     Case,
     Layer,
     Method,
@@ -181,7 +181,7 @@ def kernel_sweep(
     block and kind says so in its name: "block_sparse-128", "block_sparse-gate-shaped". Stage: attend; a
     kernel with a `layout` of its own for masks gets it made before.
     """
-    kernels = kernels or {"block_sparse": BlockSparse()}
+    kernels = kernels or {"block_sparse": sparse_kernel("block_sparse")}
     dense = {"dense": Dense(), **(dense or {})}
     blocks, masks = tuple(blocks) or (case.block_q,), tuple(masks)
     with claim(case.device):
@@ -420,6 +420,20 @@ def gate_shaped_mask(q: Tensor, k: Tensor, sparsity: float, case: Case, seed: in
     noise = torch.randn(case.batch, case.q_heads, n, n, generator=generator, device=q.device)
     scores = (wanted + near + 0.5 * noise).masked_fill_(place > place[:, None], -torch.inf)
     return select_top_k(scores, sparsity, case.context, case.block_k)
+
+
+# Block-sparse kernels for a given mask, by the name that a preset and the rows have for them.
+SPARSE_KERNELS = {
+    "block_sparse": "seerbench.attention:BlockSparse",
+    "fa4-sparse": "seerbench.baselines.flash4:FlashAttention4Sparse",
+    "flex": "seerbench.kernels.flex_attention:Flex",
+}
+
+
+def sparse_kernel(name: str) -> Any:
+    """One of SPARSE_KERNELS; its module is imported only now."""
+    module, _, kind = SPARSE_KERNELS[name].partition(":")
+    return getattr(import_module(module), kind)()
 
 
 # By the name that goes into the rows' `mask`.

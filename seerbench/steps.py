@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from seerbench import accuracy, corpus, distill, latency, models, train
 from seerbench.accuracy import Arm
-from seerbench.attention import BlockSparse, Case
+from seerbench.attention import Case
 from seerbench.baselines.moa import write_profile
 from seerbench.config import ConfigError, Preset, expand
 from seerbench.gate import AttnGate, GateConfig, gate_set_names, load_gates
@@ -268,7 +268,8 @@ def measure_latency(preset: Preset, sweep: str, context: int) -> None:
         block = shape["block"]
         case = Case(config["device"], config["dtype"], shape["batch"], *heads, context, block, block)
         if sweep == "kernel":
-            kernels = {"block_sparse": BlockSparse()} | {name: create(name) for name in about.get("kernels", [])}
+            names = ["block_sparse", *about.get("kernels", [])]
+            kernels = {name: latency.sparse_kernel(name) for name in names}
             dense = {name: create(name) for name in about.get("dense", [])}
             found = latency.kernel_sweep(
                 case,
