@@ -24,8 +24,6 @@ from seerbench.registry import create
 from seerbench.results import atomically, finish, provenance, write_rows
 from seerbench.timing import Timing
 
-SELF_BLOCKED = ("dense", "seer")  # methods whose block is not an option: none, or the gate's
-
 
 def start(preset: Preset, step: str, corpus_name: str | None = None) -> dict[str, Any]:
     """Provenance of a step, with the corpus' hash."""
@@ -342,7 +340,7 @@ def random_arms(
 def _options(preset: Preset, arm: Mapping[str, Any]) -> dict[str, Any]:
     """What the method of an arm is created with, but for its gates and its profile."""
     options: dict[str, Any] = {} if arm["sparsity"] is None else {"sparsity": arm["sparsity"]}
-    if arm["method"] not in SELF_BLOCKED:
+    if arm["sparsity"] is not None and arm["method"] != "seer":  # a gate has its own block, dense has none
         options["block"] = arm.get("block", preset.config["block"])
     return options
 

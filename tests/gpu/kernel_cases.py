@@ -12,7 +12,7 @@ from torch import Tensor
 from seerbench.attention import BlockMask, assert_no_worse_than_rounding, block_count, oracle
 
 LENGTHS = [1, 63, 64, 65, 1000]
-MASKS = ["diagonal", "full", "empty-rows", "one-far-block", "random", "no-diagonal"]
+MASKS = ["diagonal", "full", "empty-rows", "one-far-block", "random", "no-diagonal", "gate"]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -47,6 +47,8 @@ def build_mask(
         "one-far-block": (j == 0).expand_as(chance),
         "random": (chance < 0.3) | (i == j),
         "no-diagonal": (chance < 0.4) & (j < i),
+        # As a gate chooses: columns that many rows want, and the blocks around the diagonal.
+        "gate": (chance[..., :1, :] < 0.15) | ((i - j).abs() <= 1),
     }[kind]
     return BlockMask.from_dense(kept, n, block_q, block_k)
 

@@ -18,8 +18,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from seerbench.attention import BlockMask, block_count
+from seerbench.attention import BlockMask, Layer, block_count
 from seerbench.kernels.block_sparse_attention import block_sparse_attention_with_lse
+from seerbench.latency import plain_rope
 
 
 def sdpa(q, k, v, backend):
@@ -161,19 +162,23 @@ def gate_plan(args):
         top = gate.top_k_count(n, 0.9)
 
         def plan(q=q, k=k, context=context, top=top):
-            pooled_q, pooled_k = attn_gate.pool_blocks(q, 64)["avg"], attn_gate.pool_blocks(k, 64)["max"]
+            pooled_q = attn_gate.pool_blocks(q, 64, ["avg"])["avg"]
+            pooled_k = attn_gate.pool_blocks(k, 64, ["max", "min"])["max"]
             return attn_gate.select_top_k(attn_gate.block_scores(pooled_q, pooled_k), top, context, 64)
 
+        one = gate.AttnGate(gate.GateConfig(), args.heads, args.kv_heads, args.dim).cuda().bfloat16()
+        layer = Layer(q_unrotated=q, k_unrotated=k, rope=plain_rope(args.dim))
         methods = {
             "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
             "plan, no linears or RoPE": plan,
-            "  pool Q": lambda q=q: attn_gate.pool_blocks(q, 64),
-            "  pool K": lambda k=k: attn_gate.pool_blocks(k, 64),
+            "plan, all of it": lambda q=q, k=k, o=one, y=layer, c=context: gate.select_top_k(
+                gate.gate_scores(o, q, k, y), 0.9, c, 64
+            ),
+            "  pool Q": lambda q=q: attn_gate.pool_blocks(q, 64, ["avg"]),
+            "  pool K": lambda k=k: attn_gate.pool_blocks(k, 64, ["max", "min"]),
             "  score": lambda q=pq, k=pk: attn_gate.block_scores(q, k),
             "  top-k": lambda s=scores, t=top, c=context: attn_gate.select_top_k(s, t, c, 64),
             "  relative threshold": lambda s=scores, c=context: attn_gate.select_relative(s, 0.5, c, 64),
-            "torch pool": lambda q=q, k=k: (gate.pool_blocks(q, 64), gate.pool_blocks(k, 64)),
-            "torch top-k to lists": lambda s=scores, c=context: gate.select_top_k(s, 0.9, c, 64),
         }
         report(f"{context} gate", measure(methods, args.rounds))
 

@@ -5,9 +5,10 @@ import torch
 from kernel_cases import MASKS, build_mask, check_attention, draw
 
 from seerbench import gate
-from seerbench.attention import assert_no_worse_than_rounding
+from seerbench.attention import Layer, assert_no_worse_than_rounding
 from seerbench.kernels import attn_gate, pooled_attention
 from seerbench.kernels import block_sparse_attention as sparse
+from seerbench.latency import plain_rope
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LENGTHS = [1, 63, 64, 65, 1000, 4095, 8192]
@@ -117,6 +118,20 @@ def test_gate_top_k(n, sparsity, ties):
     scores = (scores * 2).round() / 2 if ties else scores
     scores = scores.masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
     ours = attn_gate.select_top_k(scores, gate.top_k_count(n, sparsity), n * 64, 64)
-    theirs = gate.select_top_k(scores, sparsity, n * 64, 64)
-    assert torch.equal(ours.kv_num_blocks, theirs.kv_num_blocks)
-    assert torch.equal(ours.kv_indices, theirs.kv_indices)
+    theirs = gate.select_top_k(scores.cpu(), sparsity, n * 64, 64)  # on a GPU it is the kernel
+    assert torch.equal(ours.kv_num_blocks.cpu(), theirs.kv_num_blocks)
+    assert torch.equal(ours.kv_indices.cpu(), theirs.kv_indices)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_the_whole_gate(single):
+    """gate_scores on a GPU (kernels) against the same gate in float64 torch."""
+    options = {"q_pool": "avg", "k_pool": "maxminavg", "projection": "single", "recipe": "v2"} if single else {}
+    one = gate.AttnGate(gate.GateConfig(**options), 8, 2, 64).cuda()
+    q, k, v = draw(1000, 8, 2, 64, torch.bfloat16, "cuda")
+    layer = Layer(q_unrotated=q, k_unrotated=k, rope=plain_rope(64))
+    ours = gate.gate_scores(one, q, k, layer)
+    with torch.no_grad():
+        rounded = one(gate.pool_blocks(q, 64), gate.pool_blocks(k, 64), layer.rope)
+        exact = one.double()(gate.pool_blocks(q.double(), 64), gate.pool_blocks(k.double(), 64), layer.rope)
+    assert_no_worse_than_rounding(ours, exact, rounded)
