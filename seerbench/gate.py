@@ -173,7 +173,8 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
 
 
 def gate_target(pooled_map: Tensor) -> Tensor:
-    """Max-pooled attention map [B, Hq, n, n] (zero above the diagonal) -> the same with rows of sum 1."""
+    """Max-pooled attention map [B, Hq, n, n] (zero above the diagonal) -> fp32 (or wider), rows of sum 1."""
+    pooled_map = pooled_map.to(torch.promote_types(pooled_map.dtype, torch.float32))
     return pooled_map / pooled_map.sum(-1, keepdim=True).clamp_min(torch.finfo(pooled_map.dtype).tiny)
 
 

@@ -290,7 +290,8 @@ def training_kernel_sweep(case: Case, timing: Timing, run_id: str, memory_limit_
 
             return entrant(name, implementation, refusal, lambda: kernel(q, k, v, block), check)
 
-        implementation, refusal = pooled_attention.implementation(case.device), pooled_attention.refuses(case)
+        implementation = pooled_attention.implementation(case.device, case.head_dim)
+        refusal = pooled_attention.refuses(case)
         entrants = [
             entrant(
                 "dense",

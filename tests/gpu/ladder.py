@@ -129,25 +129,29 @@ def sparse(args):
 
 def pooled(args):
     from seerbench.kernels import pooled_attention
+    from seerbench.timing import peak_mib
 
     for context in args.context:
         q, k, v = inputs(args, context)
-        n = block_count(context, 64)
         full = pooled_attention.full_mask(1, args.heads, context, 128, q.device)
-        lse = torch.randn(1, args.heads, context, device="cuda")
-        d = torch.zeros(1, args.heads, n, n, device="cuda")
         methods = {
             "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
             "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
-            "pooled 64": lambda q=q, k=k, v=v: pooled_attention.pooled_attention(q, k, v, 64),
-            "  its forward": lambda q=q, k=k, v=v, m=full: block_sparse_attention_with_lse(q, k, v, m),
-            "  its second pass": lambda q=q, k=k, x=lse, d=d: pooled_attention.launch_pool(q, k, x, d, 64),
+            "forward alone": lambda q=q, k=k, v=v, m=full: block_sparse_attention_with_lse(q, k, v, m),
         }
-        report(f"{context} pooled map, time over FA-2", measure(methods, args.rounds))
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        pooled_attention.pooled_attention(q, k, v, 64)
-        print(f"    peak beside the inputs {(torch.cuda.max_memory_allocated() - before) / 1e9:.3f} GB")
+        name = pooled_attention.implementation("cuda", args.dim)
+        for block in (64, 128):
+            methods[f"{name} {block}"] = lambda a=(q, k, v, block): pooled_attention.pooled_attention(*a)
+            if name != "triton-two-pass":
+                methods[f"two passes {block}"] = lambda a=(q, k, v, block): pooled_attention.two_passes(*a)
+        times = measure(methods, args.rounds)
+        report(f"{context} pooled map", times)
+        for method, call in methods.items():
+            if method in times:
+                share = statistics.median(x / r for r, x in zip(times["fa2"], times[method], strict=True))
+                print(
+                    f"    {method:24s} {share:6.3f} of FA-2's time, {peak_mib(call, 'cuda'):7.1f} MiB at its peak"
+                )
 
 
 def gate_plan(args):

@@ -80,15 +80,55 @@ def test_no_recompile_for_a_new_length_or_sparsity():
     assert len(cache) == known
 
 
+def pooled_kernels():
+    """The two passes everywhere; on Hopper its one pass too."""
+    return ["two-pass", "one-pass"] if "hopper" in kernels() else ["two-pass"]
+
+
+def check_pooled(name, q, k, v, block):
+    exact = pooled_attention.naive_pooled_attention(q, k, v, block, torch.float64)
+    rounded = pooled_attention.naive_pooled_attention(q, k, v, block)
+    from seerbench.kernels import pooled_hopper
+
+    kernel = {"two-pass": pooled_attention.two_passes, "one-pass": pooled_hopper.pooled_attention}[name]
+    for actual, right, other in zip(kernel(q, k, v, block), exact, rounded, strict=True):
+        assert_no_worse_than_rounding(actual, right, other)
+
+
+@pytest.mark.parametrize("name", pooled_kernels())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize("group", [1, 4, 8])
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000, 4095])
-def test_pooled_attention(n, group, block, dtype):
-    q, k, v = draw(n, group, 1, 128, dtype, "cuda", 1)
-    exact = pooled_attention.naive_pooled_attention(q, k, v, block, torch.float64)
-    rounded = pooled_attention.naive_pooled_attention(q, k, v, block)
-    for actual, right, other in zip(pooled_attention.pooled_attention(q, k, v, block), exact, rounded, strict=True):
+@pytest.mark.parametrize("n", LENGTHS)
+def test_pooled_attention(n, group, block, dtype, name):
+    q, k, v = draw(n, group if n <= 4095 else 2, 1, 128, dtype, "cuda", 1)
+    check_pooled(name, q, k, v, block)
+
+
+@pytest.mark.parametrize("name", pooled_kernels())
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("n", [65, 1000])
+def test_pooled_attention_of_views_in_a_batch(n, block, head_dim, name):
+    """[B, N, H, D] projections seen as [B, H, N, D], several key/value heads, a batch of two."""
+    drawn = draw(n, 8, 2, head_dim, torch.bfloat16, "cuda", 2)
+    check_pooled(name, *(x.transpose(1, 2).contiguous().transpose(1, 2) for x in drawn), block)
+
+
+@pytest.mark.skipif("hopper" not in kernels(), reason="needs a Hopper GPU")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 65, 300, 1000, 4095])
+def test_one_pass_writes_all_that_it_returns_and_reads_only_what_it_wrote(n, dtype):
+    from seerbench.kernels import pooled_hopper
+
+    # Many items a program at 4095: each finds in the scratch what the longer row before it left there.
+    q, k, v = draw(n, 8, 2, 128, dtype, "cuda", 1)
+    exact = pooled_attention.naive_pooled_attention(q, k, v, 64, torch.float64)
+    rounded = pooled_attention.naive_pooled_attention(q, k, v, 64)
+    outputs = [torch.full_like(x, torch.nan) for x in (rounded[0], exact[1].float(), rounded[2])]
+    scratch = pooled_hopper.new_scratch(q).fill_(torch.inf)  # a maximum would ignore NaN
+    pooled_hopper.launch(q, k, v, *outputs, scratch)
+    for actual, right, other in zip(outputs, exact, rounded, strict=True):
         assert_no_worse_than_rounding(actual, right, other)
 
 
