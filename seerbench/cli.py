@@ -166,6 +166,24 @@ def compare(
             raise typer.Exit(4)
 
 
+@app.command()
+def advise(
+    context: Annotated[int, typer.Option(help="tokens of the prompt")],
+    gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H200, EPYC")] = None,
+    results: Results = FRESH,
+    published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
+) -> None:
+    """Say which method pays off at a context, where dense wins, and what it costs, from measured rows alone.
+
+    Each answer names its machine, date, commit and scale. A context that was not measured is not
+    extrapolated: the nearest ones that were are shown.
+    """
+    from seerbench import advise as advice
+
+    for line in advice.advise(context, gpu, advice.runs_in(published, results)):
+        typer.echo(line)
+
+
 def _numbers(text: str, kind: type, option: str) -> list:
     try:
         return [kind(part) for part in text.split(",")]

@@ -186,7 +186,9 @@ def check(target: Any, case: Case, seed: int) -> list[verify.Finding]:
         found = verify.check_method(lambda: build(target, 0.5, case.block_q), case, seed)
     else:
         found = verify.check_kernel(target.attend, case, seed)
-    return [finding for _, finding in tqdm(found, desc="checking", unit="trial", leave=False, disable=None) if finding]
+    return [
+        finding for _, finding in tqdm(found, desc="checking", unit="trial", leave=False, disable=None) if finding
+    ]
 
 
 def time_kernels(
