@@ -155,13 +155,18 @@ def compare(
     typer.echo(f"{outcome.name} agrees with the float64 oracle in every trial\n")
     typer.echo(comparing.table(outcome.frame))
     typer.echo("\nwritten: " + " ".join(map(str, outcome.files)))
+    if (outcome.frame[outcome.frame.method == outcome.name].status == "failed").any():
+        raise typer.Exit(3)  # right in the trials, wrong at the timed size
     if fail_below is not None:
         slow = comparing.below(outcome.frame, outcome.name, fail_below)
         for row in slow.itertuples():
-            typer.echo(
-                f"context {row.context}, {row.sparsity_requested:.0%}: {row.speedup:.2f}x "
-                f"[{row.low:.2f}, {row.high:.2f}] is below {fail_below}x of {row.reference}"
+            speed = (
+                "not compared"
+                if row.speedup != row.speedup
+                else f"{row.speedup:.2f}x [{row.low:.2f}, {row.high:.2f}]"
             )
+            where = f"context {row.context}, {row.sparsity_requested:.0%}"
+            typer.echo(f"{where}: {speed}, below {fail_below}x of {row.reference}")
         if len(slow):
             raise typer.Exit(4)
 

@@ -347,9 +347,12 @@ def figure(frame: pd.DataFrame, title: str) -> Any:
 
 
 def below(frame: pd.DataFrame, name: str, least: float) -> pd.DataFrame:
-    """The cells in which `name` is slower than `least` times the reference, its whole interval below it."""
+    """The cells in which `name` is slower than `least` times the reference, its whole interval below it.
+
+    A cell in which either was not measured is among them: what could not be compared did not pass.
+    """
     high = frame.high.fillna(frame.speedup)
-    return frame[(frame.method == name) & (high < least)]
+    return frame[(frame.method == name) & ~(high >= least)]
 
 
 def save(

@@ -212,6 +212,8 @@ def test_rows_summary_and_figure_are_written(tmp_path):
     assert "gather_attention" in compare.table(outcome.frame)
     assert len(compare.below(outcome.frame, "gather_attention", 1e6)) == 1
     assert compare.below(outcome.frame, "gather_attention", 1e-6).empty
+    unmeasured = outcome.frame.assign(speedup=float("nan"), high=float("nan"))
+    assert len(compare.below(unmeasured, "gather_attention", 1e-6)) == 1
 
 
 def test_a_wrong_one_writes_nothing(tmp_path):
@@ -280,7 +282,7 @@ def test_exit_codes(tmp_path):
     assert "guess  NaN on a row without a block" in wrong.stdout
     slow = call(EXAMPLES / "gather_attention.py", "--fail-below", "1000")
     assert slow.returncode == 4, slow.stderr
-    assert "is below 1000.0x of dense" in slow.stdout
+    assert "below 1000.0x of dense" in slow.stdout
     missing = call("nowhere.py")
     assert missing.returncode == 1
     assert missing.stderr.startswith("seerbench: no file nowhere.py")
