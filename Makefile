@@ -19,7 +19,7 @@ figures tables report: $(BIN)/.installed
 	if [ $$status = 75 ]; then echo "another make is running here; wait for it, or end it"; fi; exit $$status
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

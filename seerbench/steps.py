@@ -19,7 +19,7 @@ from seerbench.accuracy import Arm
 from seerbench.attention import Case
 from seerbench.baselines.moa import write_profile
 from seerbench.config import ConfigError, Preset, expand
-from seerbench.gate import gate_set_names, load_gates
+from seerbench.gate import AttnGate, GateConfig, gate_set_names, load_gates
 from seerbench.registry import create
 from seerbench.results import atomically, finish, provenance, write_rows
 from seerbench.timing import Timing
@@ -254,28 +254,37 @@ def measure_latency(preset: Preset, sweep: str, context: int) -> None:
         name = about["model"]
         model = _model(preset, name)
         tokens = _timed_tokens(preset, about["corpus"], context, model)
-        methods = [(arm.method.name, arm.method) for arm in make_arms(preset, name, expand(about["arms"]))]
+        methods = _named(make_arms(preset, name, expand(about["arms"])), config["block"])
         if sweep == "methods":
+            attention = latency.capture(model, tokens, about["layer"])
             found = latency.methods_sweep(
-                model, name, tokens, methods, timing, run["run_id"], about["layer"], config["block"]
+                f"captured:{name}", attention, methods, timing, run["run_id"], config["block"]
             )
         else:
             found = latency.ttft_sweep(model, name, tokens, methods, timing, run["run_id"], config["block"])
     else:
         shape = latency_config["shape"]
-        case = Case(
-            config["device"],
-            config["dtype"],
-            shape["batch"],
-            shape["q_heads"],
-            shape["kv_heads"],
-            shape["head_dim"],
-            context,
-            shape["block"],
-            shape["block"],
-        )
+        heads = shape["q_heads"], shape["kv_heads"], shape["head_dim"]
+        block = shape["block"]
+        case = Case(config["device"], config["dtype"], shape["batch"], *heads, context, block, block)
         if sweep == "kernel":
-            found = latency.kernel_sweep(case, about["sparsities"], timing, run["run_id"])
+            names = ["block_sparse", *about.get("kernels", [])]
+            kernels = {name: latency.sparse_kernel(name) for name in names}
+            dense = {name: create(name) for name in about.get("dense", [])}
+            found = latency.kernel_sweep(
+                case,
+                about["sparsities"],
+                timing,
+                run["run_id"],
+                kernels,
+                dense,
+                about.get("blocks", [block]),
+                about.get("masks", ["random"]),
+            )
+        elif sweep == "methods":
+            attention = latency.random_attention(case, config["seed"])
+            methods = _named(random_arms(preset, about["arms"], *heads), block)
+            found = latency.methods_sweep("random", attention, methods, timing, run["run_id"], block)
         else:
             limit = latency_config["naive_limit_mib"]
             found = latency.training_kernel_sweep(case, timing, run["run_id"], limit)
@@ -299,9 +308,7 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
     """The methods that the arms ask for, each at one sparsity; gate set `all` stands for every set in its file."""
     arms = []
     for one in flat:
-        options: dict[str, Any] = {} if one["sparsity"] is None else {"sparsity": one["sparsity"]}
-        if one["method"] not in SELF_BLOCKED:
-            options["block"] = preset.config["block"]
+        options = _options(preset, one)
         if one["method"] == "moa":
             options["profile"] = preset.profile(model)
         recipe = one.get("recipe", "none")
@@ -314,6 +321,37 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
             gates = [gate.to(preset.config["device"]) for gate in load_gates(file, name)]
             arms.append(Arm(create(one["method"], gates=gates, **options), f"{job}:{name}", recipe))
     return arms
+
+
+def random_arms(
+    preset: Preset, arms: Iterable[Mapping[str, Any]], q_heads: int, kv_heads: int, head_dim: int
+) -> list[Arm]:
+    """The same for random inputs: gates as they are before training. What a gate costs does not depend on it."""
+    device, dtype = preset.config["device"], getattr(torch, preset.config["dtype"])
+    found = []
+    for one in expand(arms):
+        options = _options(preset, one)
+        if one["method"] == "seer":
+            torch.manual_seed(preset.config["seed"])
+            about = GateConfig(block=one.get("block", preset.config["block"]))
+            options["gates"] = [AttnGate(about, q_heads, kv_heads, head_dim).to(device, dtype)]
+        found.append(Arm(create(one["method"], **options), None))
+    return found
+
+
+def _options(preset: Preset, arm: Mapping[str, Any]) -> dict[str, Any]:
+    """What the method of an arm is created with, but for its gates and its profile."""
+    options: dict[str, Any] = {} if arm["sparsity"] is None else {"sparsity": arm["sparsity"]}
+    if arm["method"] not in SELF_BLOCKED:
+        options["block"] = arm.get("block", preset.config["block"])
+    return options
+
+
+def _named(arms: Iterable[Arm], block: int) -> list[tuple[str, Any]]:
+    """(name, method) for the timings: a method at another block size than `block` says so, as "seer-128"."""
+    methods = [arm.method for arm in arms]
+    sizes = [getattr(method, "block", block) for method in methods]
+    return [(m.name if size == block else f"{m.name}-{size}", m) for m, size in zip(methods, sizes)]
 
 
 def _by_model(preset: Preset, about: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
