@@ -114,7 +114,8 @@ def compare(
     seerbench.attention.BlockMask; a method is a class under @register. One that is wrong is not timed: the
     report says in which case, where, and a guess why.
 
-    Baselines of a kernel: dense, block_sparse, flex, other files; of a method: any of `seerbench list`.
+    Baselines of a kernel: dense, cudnn, fa4, block_sparse, flex, fa4-sparse, other files.
+    Of a method: any of `seerbench list` but seer.
 
     Exit code: 0 right, 1 the comparison cannot be made, 3 wrong, 4 slower than --fail-below.
     """

@@ -32,13 +32,12 @@ from tqdm import tqdm
 from seerbench import latency, statistics, verify
 from seerbench.attention import BlockMask, BlockSparse, Case
 from seerbench.baselines.dense import Dense
-from seerbench.kernels import flex_attention
 from seerbench.registry import card_of, create
 from seerbench.results import ROOT, atomically, files_digest, finish, provenance, write_rows
 from seerbench.timing import Timing
 
 ARGUMENTS = ["q", "k", "v", "mask"]
-KERNELS = ("dense", "block_sparse", "flex")  # what a kernel can be compared with, beside files
+DENSE = ("dense", "cudnn", "fa4")  # registered methods that skip nothing: they get no mask
 
 
 class CompareError(ValueError):
@@ -159,15 +158,14 @@ def _git(root: Path, *arguments: str) -> bytes:
 
 
 def kernel_named(name: str) -> Any:
-    """A baseline of a kernel: one of KERNELS, or a target that `load` takes."""
-    if name == "dense":
-        return Dense()
-    if name == "block_sparse":
-        return BlockSparse()
-    if name == "flex":
-        return KernelFunction("flex", flex_attention.flex_block_sparse, None, flex_attention.refuses)
+    """A baseline of a kernel: one of DENSE or SPARSE_KERNELS, or a target that `load` takes."""
+    if name in DENSE:
+        return create(name)
+    if name in latency.SPARSE_KERNELS:
+        return latency.sparse_kernel(name)
     if ".py" not in name and ":" not in name:
-        raise CompareError(f"no baseline {name!r} for a kernel; there are {', '.join(KERNELS)}, or another file.py")
+        known = ", ".join((*DENSE, *latency.SPARSE_KERNELS))
+        raise CompareError(f"no baseline {name!r} for a kernel; there are {known}, or another file.py")
     loaded = load(name)
     if isinstance(loaded, type):
         raise CompareError(f"{name} is a method; a kernel is compared with kernels")
@@ -203,8 +201,9 @@ def time_kernels(
     rows = latency.Rows([], [])
     cells = [(context, sparsity) for context in contexts for sparsity in sparsities]
     for context, sparsity in tqdm(cells, desc="timing", unit="cell", leave=False, disable=None):
-        sparse = {name: kernel for name, kernel in kernels.items() if name != "dense"}
-        part = latency.kernel_sweep(replace(case, context=context), [sparsity], timing, run_id, sparse)
+        sparse = {name: kernel for name, kernel in kernels.items() if name not in DENSE}
+        dense = {name: kernel for name, kernel in kernels.items() if name in DENSE}
+        part = latency.kernel_sweep(replace(case, context=context), [sparsity], timing, run_id, sparse, dense)
         for row in part.cells:
             digest = getattr(kernels.get(row["method"]), "digest", None)
             row["source_digest"] = digest or row["source_digest"]

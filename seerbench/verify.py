@@ -19,6 +19,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from seerbench import latency
 from seerbench.attention import (
     BlockMask,
     BlockSparse,
@@ -156,7 +157,7 @@ def check_method(make: Callable[[], Any], case: Case, seed: int = 0) -> Iterator
         if trial.name not in ("grouped heads", "a tail block", "shorter than a block"):
             continue
         q, k, v = inputs(trial, torch.Generator().manual_seed(seed * 1_000 + last + number))
-        plan = method.plan(q, k, Layer(0, q, k, _no_rotation))
+        plan = method.plan(q, k, Layer(0, q, k, latency.plain_rope(trial.case.head_dim)))
         trial = replace(trial, name=f"its own plan, {trial.name}", suspect="attend does not do what plan says")
         if not isinstance(plan, BlockMask):
             own_plans = False
@@ -172,10 +173,6 @@ def check_method(make: Callable[[], Any], case: Case, seed: int = 0) -> Iterator
             yield trial, _judge(method.attend, trial, q, k, v, plan)
     if own_plans and getattr(type(method), "attend", None) is not BlockSparse.attend:
         yield from check_kernel(method.attend, case, seed)
-
-
-def _no_rotation(positions: Tensor) -> tuple[Tensor, Tensor]:
-    raise NotImplementedError("the check's inputs come from no model and have no RoPE")
 
 
 def _unlawful(plan: BlockMask, case: Case) -> str | None:
