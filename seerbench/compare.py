@@ -25,7 +25,6 @@ from types import ModuleType
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -221,35 +220,21 @@ def time_methods(
     timing: Timing,
     run_id: str,
 ) -> latency.Rows:
-    """methods_sweep on q, k, v of a random one-layer Llama of the case's shape: costs, not quality."""
+    """methods_sweep on random q, k, v with Llama's RoPE: it says what a method costs, not what it loses."""
     for name in against:
         card_of(name)
         if name == "seer":
             raise CompareError("seer needs trained gates; time it with `seerbench latency PRESET methods CONTEXT`")
-    config = {
-        "model_type": "llama",
-        "hidden_size": case.q_heads * case.head_dim,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": case.q_heads,
-        "num_key_value_heads": case.kv_heads,
-        "head_dim": case.head_dim,
-        "vocab_size": 128,
-        "max_position_embeddings": max(contexts),
-    }
-    model = latency.random_model(config, case.device, case.dtype, timing.seed)
     rows = latency.Rows([], [])
     for context in tqdm(contexts, desc="timing", unit="context", leave=False, disable=None):
-        tokens = torch.randint(128, (case.batch, context), device=case.device)
+        attention = latency.random_attention(replace(case, context=context), timing.seed)
         methods = [("dense", Dense())]
         for sparsity in sparsities:
             methods.append((method.name, build(method, sparsity, case.block_q)))
             methods += [
                 (name, create(name, sparsity=sparsity, block=case.block_q)) for name in against if name != "dense"
             ]
-        part = latency.methods_sweep(
-            model, "random one-layer Llama", tokens, methods, timing, run_id, 0, case.block_q
-        )
+        part = latency.methods_sweep("random", attention, methods, timing, run_id, case.block_q)
         rows.cells.extend(part.cells)
         rows.samples.extend(part.samples)
     return rows

@@ -199,6 +199,15 @@ def run(target, tmp_path, **options):
     )
 
 
+def test_a_method_is_timed_with_its_plan(tmp_path):
+    (tmp_path / "method.py").write_text(METHOD.replace("CHANGE", "mask"))
+    outcome = run(str(tmp_path / "method.py"), tmp_path)
+    assert outcome.findings == []
+    assert set(outcome.frame.method) == {"dense", "mine"}
+    assert outcome.frame.status.eq("measured").all()
+    assert "total" in set(Run(tmp_path / "rows" / "compare").table("samples").stage)
+
+
 def test_rows_summary_and_figure_are_written(tmp_path):
     outcome = run(str(EXAMPLES / "gather_attention.py"), tmp_path)
     assert outcome.findings == []
