@@ -27,8 +27,10 @@ lint: $(BIN)/.installed
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakefmt --check Snakefile workflow/rules
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakemake --lint
 
+# A GPU if there is one. To guard a change: make bench BENCH=--benchmark-autosave, change, then
+# make bench BENCH="--benchmark-compare --benchmark-compare-fail=median:10%"
 bench: $(BIN)/.installed
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only $(BENCH)
 
 doctor: $(BIN)/.installed
 	$(BIN)/seerbench doctor $(PRESET)

@@ -29,6 +29,7 @@ include: "workflow/rules/gate.smk"
 include: "workflow/rules/accuracy.smk"
 include: "workflow/rules/latency.smk"
 include: "workflow/rules/artefact.smk"
+include: "workflow/rules/compare.smk"
 
 
 onstart:

@@ -11,6 +11,10 @@ GPU = int(
 WHOLE_MACHINE = (
     10_000  # Snakemake scales it down to --cores: nothing else runs beside a timing
 )
+# What `snakemake compare --config compare=mine.py` compares.
+COMPARED = config.get("compare", "")
+COMPARED_FILE = COMPARED.partition(":")[0]
+COMPARED_NAME = config.get("compare_name", Path(COMPARED_FILE).stem or "none")
 TIMED = source_digest()  # measured again when kernels, baselines or the gate change
 
 
@@ -61,3 +65,10 @@ def rows_of(wildcards):
             for path in PRESET.rows_for(ARTEFACTS[wildcards.artefact].needs)[0]
         ]
     return [str(path) for path in sorted(DRAWN.glob("*/*.parquet"))]
+
+
+def compared(wildcards):
+    """The figure of what the config names; without a name there is nothing to compare."""
+    if not COMPARED:
+        raise WorkflowError("name what to compare: --config compare=mine.py")
+    return f"figures/compare/{COMPARED_NAME}.svg"
