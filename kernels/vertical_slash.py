@@ -101,7 +101,7 @@ def vertical_slash_tiles(columns: Tensor, diagonals: Tensor, tile: int = 64) -> 
     no range covers and that lie before the last range's end are gathered. Diagonal 0 must be selected: it
     makes every row's last range reach the diagonal, so that a gathered column precedes all its queries.
     """
-    batch, heads, tokens = columns.shape
+    tokens = columns.shape[-1]
     n, device = block_count(tokens, tile), columns.device
     if not diagonals[..., 0].all():
         raise ValueError("diagonal 0 must be selected for every head: without it a gathered column may be unseen")
@@ -234,7 +234,7 @@ def tile_attention(q: Tensor, k: Tensor, v: Tensor, mask: TileMask) -> Tensor:
 
 def _gathered(q: Tensor, k: Tensor, v: Tensor, mask: TileMask) -> Tensor:
     """Row by row: gather the keys that any head reads there, mask, softmax. Skips what no head reads."""
-    batch, heads, tokens, head_dim = q.shape
+    _, heads, tokens, head_dim = q.shape
     group, tile = heads // k.shape[1], mask.tile
     q = q.unflatten(1, (-1, group))
     out = torch.empty_like(q)
@@ -296,7 +296,7 @@ def _forward(
     m = tl.full([TILE], LOWEST, tl.float32)
     l = tl.zeros([TILE], tl.float32)  # noqa: E741
     acc = tl.zeros([TILE, HEAD_DIM], tl.float32)
-    for t in range(0, tiles - crossing):
+    for t in range(tiles - crossing):
         at = tl.load(starts + t).to(tl.int64)
         k = tl.load(k_base + at * k_n + local[None, :] * k_n + dims[:, None])
         v = tl.load(v_base + at * v_n + local[:, None] * v_n + dims[None, :])

@@ -5,8 +5,8 @@ import torch
 from kernel_cases import MASKS, build_mask, check_attention, draw
 
 from seerbench import gate
-from seerbench.attention import assert_no_worse_than_rounding
-from seerbench.kernels import attn_gate, pooled_attention
+from seerbench.attention import assert_no_worse_than_rounding, oracle
+from seerbench.kernels import attn_gate, pooled_attention, vertical_slash
 from seerbench.kernels import block_sparse_attention as sparse
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -120,3 +120,21 @@ def test_gate_top_k(n, sparsity, ties):
     theirs = gate.select_top_k(scores, sparsity, n * 64, 64)
     assert torch.equal(ours.kv_num_blocks, theirs.kv_num_blocks)
     assert torch.equal(ours.kv_indices, theirs.kv_indices)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chance", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000, 4095])
+def test_vertical_slash(n, chance, dtype):
+    q, k, v = draw(n, 4, 1, 128, dtype, "cuda", 1)
+    columns, diagonals = (torch.rand(1, 4, n, device="cuda") < chance for _ in range(2))
+    diagonals[..., 0] = True
+    mask = vertical_slash.vertical_slash_tiles(columns, diagonals)
+    same = vertical_slash.vertical_slash_tiles(columns.cpu(), diagonals.cpu())
+    for name in ("tile_counts", "tile_starts", "column_counts", "columns"):
+        assert torch.equal(getattr(mask, name).cpu(), getattr(same, name))
+    o = torch.full_like(q, torch.nan)
+    vertical_slash.launch(q, k, v, mask, o)
+    exact, rounded = oracle(q, k, v, mask)[0], oracle(q, k, v, mask, q.dtype)[0]
+    assert_no_worse_than_rounding(o, exact, rounded)
+    assert len(vertical_slash._forward.device_caches[torch.cuda.current_device()][0]) <= len(DTYPES)
