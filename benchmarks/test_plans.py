@@ -17,7 +17,7 @@ def no_rotation(positions):
     return torch.ones(shape), torch.zeros(shape)
 
 
-@pytest.mark.parametrize("name", ["seer", "minference", "streaming", "random"])
+@pytest.mark.parametrize("name", ["seer", "minference-aligned", "streaming", "random"])
 def test_plan(benchmark, name):
     q, k, _ = random_inputs(CASE, seed=0)
     gates = (
