@@ -215,8 +215,8 @@ def select_threshold(
 def select_budget(cost: Tensor, sparsity: float, tokens: int, block: int) -> BlockMask:
     """Blocks by one threshold on fp32 cost [B, Hq, n, n] (low is kept), at most as many as top-k would.
 
-    The diagonal is always kept. Blocks of one cost stand or fall together: where they would pass the budget
-    they fall, so that the realised sparsity may be above the requested one.
+    The diagonal and blocks of cost -inf are kept always, even over the budget. Blocks of one other cost stand or
+    fall together: where they would pass the budget they fall, and the realised sparsity is above the requested.
     """
     n = cost.shape[-1]
     seen = causal_blocks(n, 1, 1, cost.device)
@@ -225,7 +225,7 @@ def select_budget(cost: Tensor, sparsity: float, tokens: int, block: int) -> Blo
     budget = max(1, round(top_k_density(n, sparsity) * int(seen.sum()) * cost.shape[1]))
     limit = cost[:, :, seen].flatten(1).kthvalue(budget, dim=1).values[:, None, None, None]
     fits = ((cost <= limit) & seen).flatten(1).sum(1) <= budget
-    kept = (cost < limit) | ((cost <= limit) & fits[:, None, None, None]) | diagonal
+    kept = (cost < limit) | ((cost <= limit) & fits[:, None, None, None]) | (cost == -math.inf)
     return BlockMask.from_dense(kept, tokens, block, block)
 
 

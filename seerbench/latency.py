@@ -47,7 +47,8 @@ CHECK_WHOLE, CHECK_TOKENS = 1024, 1000
 NAIVE_MAPS = 4.25
 # Share of the free main memory that one call may take: other processes live here too.
 MEMORY_SHARE = 0.5
-MASKS = {"dense": "dense", "seer": "gate", "random": "random"}  # by method; all others: "pattern"
+DENSE = ("dense", "fa2", "cudnn", "flash-attn", "flex")
+MASKS = dict.fromkeys(DENSE, "dense") | {"seer": "gate", "random": "random"}  # by method; all others: "pattern"
 
 
 class Rows(NamedTuple):

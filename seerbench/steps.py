@@ -24,7 +24,14 @@ from seerbench.registry import create
 from seerbench.results import atomically, finish, provenance, write_rows
 from seerbench.timing import Timing
 
-SELF_BLOCKED = ("dense", "seer")  # methods whose block is not an option: none, or the gate's
+SELF_BLOCKED = (
+    "dense",
+    "fa2",
+    "cudnn",
+    "flash-attn",
+    "flex",
+    "seer",
+)  # methods whose block is not an option: none, or the gate's
 
 
 def start(preset: Preset, step: str, corpus_name: str | None = None) -> dict[str, Any]:
