@@ -1,9 +1,9 @@
 """FlashPrefill: blocks whose score is near enough to their row's best.
 
 What      every query against mean-pooled key blocks; a block's score is the sum of exp over its queries; kept if
-          at least alpha times its row's maximum: no sort, no cumulative sum. Two sink blocks, a window of four and
-          the last two rows are kept always. Mean correction (an option, from V2): each skipped
-          block enters the softmax as one pooled key and value with logit + log(tokens of the block)
+          at least alpha times its row's maximum: no sort, no cumulative sum. Two sink blocks, a window of four
+          and the last two rows are kept always. Mean correction (an option, from V2): each skipped block enters
+          the softmax as one pooled key and value with logit + log(tokens of the block)
 Source    arXiv:2603.06199; mean correction arXiv:2608.19758
 Upstream  qhfan/FlashPrefill, read at b5c8f5b9
 Fidelity  our port of the plan in torch on our block-sparse kernel (upstream: Triton, blocks of 128; V2: CUDA). A key

@@ -1,8 +1,8 @@
 """XAttention: block scores from sums along antidiagonals.
 
-What      q and k are read once every `stride` tokens, so that one dot product sums the logits on the
-          antidiagonal of a stride x stride square; the softmax of those sums, added up over a block, is its mass. Block 0 and
-          the diagonal are kept, then the largest blocks until a share tau of a row's mass is kept
+What      q and k are read once every `stride` tokens, so that one dot product sums the logits on the antidiagonal
+          of a stride x stride square; the softmax of those sums, added up over a block, is its mass. Block 0
+          and the diagonal are kept, then the largest blocks until a share tau of a row's mass is kept
 Source    arXiv:2503.16428
 Upstream  mit-han-lab/x-attention, read at e3798877
 Fidelity  our port of the estimator and of the row rule, on our block-sparse kernel (upstream: 128 x 128 blocks on

@@ -313,7 +313,9 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
             options["profile"] = preset.profile(model)
         recipe = one.get("recipe", "none")
         if "gate" not in one:
-            arms.append(Arm(create(one["method"], **options), None, recipe))
+            method = create(one["method"], **options)
+            # A configuration that decides the plan stands beside the number, as a gate's name does.
+            arms.append(Arm(method, getattr(method, "source", None), recipe))
             continue
         job, _, gate_set = one["gate"].partition(":")
         file = preset.gates(job)
