@@ -8,8 +8,8 @@ Source    arXiv:2603.06199; mean correction arXiv:2608.19758
 Upstream  qhfan/FlashPrefill, read at b5c8f5b9
 Fidelity  our port of the plan in torch on our block-sparse kernel (upstream: Triton, blocks of 128; V2: CUDA). A key
           block is visible to a query that is past the block's last key, as upstream; the diagonal block, which
-          no query but the last sees whole, is kept by the window. Mean correction is ours, in torch and dense in
-          pooled keys: right, not fast. With a requested sparsity, alpha is the one that keeps as many
+          no query but the last sees whole, is kept by the window. Mean correction is ours, in torch and
+          dense in pooled keys: right, not fast. With a requested sparsity, alpha is the one that keeps as many
           blocks as the top-k rule, and the blocks kept always count in it
 Timed     plan (pooling, scores, lists) and attend
 """
