@@ -6,7 +6,7 @@ What      every query against mean-pooled key blocks; a block's score is the sum
           the softmax as one pooled key and value with logit + log(tokens of the block)
 Source    arXiv:2603.06199; mean correction arXiv:2608.19758
 Upstream  qhfan/FlashPrefill, read at b5c8f5b9
-Fidelity  our port of the plan in torch on our block-sparse kernel (upstream: Triton, blocks of 128; V2: CUDA). A key
+Fidelity  our port of the plan in torch on our block-sparse kernel (upstream: Triton, 128; V2: CUDA). A key
           block is visible to a query that is past the block's last key, as upstream; the diagonal block, which
           no query but the last sees whole, is kept by the window. Mean correction is ours, in torch and
           dense in pooled keys: right, not fast. With a requested sparsity, alpha is the one that keeps as many
