@@ -15,7 +15,7 @@ def no_rotation(positions):
     return torch.ones(shape, device=CASE.device), torch.zeros(shape, device=CASE.device)
 
 
-@pytest.mark.parametrize("name", ["seer", "minference", "streaming", "random"])
+@pytest.mark.parametrize("name", ["seer", "minference-aligned", "streaming", "random"])
 def test_plan(timed, inputs, name):
     q, k, _ = inputs
     gate = AttnGate(GateConfig(), CASE.q_heads, CASE.kv_heads, CASE.head_dim).to(CASE.device)

@@ -63,7 +63,7 @@ def select_top_k(scores: Tensor, k: int, tokens: int, block: int, last_rows_dens
     batch, heads, n, _ = scores.shape
     width = n if last_rows_dense else min(k, n)
     counts = torch.empty(batch, heads, n, dtype=torch.int32, device=scores.device)
-    indices = torch.empty(batch, heads, n, width, dtype=torch.int32, device=scores.device)
+    indices = torch.zeros(batch, heads, n, width, dtype=torch.int32, device=scores.device)
     for first, last in _rows_by_length(n):
         _select_top_k[(last - first, heads * batch)](
             scores.contiguous(), counts, indices, n, k, width, first, last_rows_dense,
@@ -102,7 +102,7 @@ def _above(
     sizes = {"RELATIVE": relative, "COLUMNS": _columns(n), "num_warps": 4}
     _select_above[grid](scores, counts, counts, n, threshold, 0, last_rows_dense, FILL=False, **sizes)
     width = max(1, int(counts.max()))
-    indices = torch.empty(batch, heads, n, width, dtype=torch.int32, device=scores.device)
+    indices = torch.zeros(batch, heads, n, width, dtype=torch.int32, device=scores.device)
     _select_above[grid](scores, counts, indices, n, threshold, width, last_rows_dense, FILL=True, **sizes)
     return BlockMask(counts, indices, tokens, block, block)
 
@@ -169,12 +169,10 @@ def _score(q_ptr, k_ptr, scores_ptr, n, group, scale, HEAD_DIM: tl.constexpr, TI
 
 
 @triton.jit
-def _write_list(kept, columns, list_ptr, width):
-    """The columns where `kept`, ascending, then zeros up to `width`."""
+def _write_list(kept, columns, list_ptr):
+    """The columns where `kept`, ascending; the rest of the list is zero already."""
     place = tl.cumsum(kept.to(tl.int32), 0) - 1
     tl.store(list_ptr + place, columns, mask=kept)
-    total = tl.sum(kept.to(tl.int32), 0)
-    tl.store(list_ptr + columns, tl.zeros_like(columns), mask=(columns >= total) & (columns < width))
 
 
 @triton.jit(do_not_specialize=["n", "k", "width", "first", "dense_rows"])
@@ -205,7 +203,7 @@ def _select_top_k(scores_ptr, counts_ptr, indices_ptr, n, k, width, first, dense
         room = want - tl.sum(larger.to(tl.int32), 0)
         kept = larger | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
     tl.store(counts_ptr + row, want)
-    _write_list(kept, columns, indices_ptr + row * width, width)
+    _write_list(kept, columns, indices_ptr + row * width)
 
 
 @triton.jit(do_not_specialize=["n", "width", "dense_rows"])
@@ -227,6 +225,6 @@ def _select_above(
     kept = tl.where(none, columns == first_best, kept)
     kept = tl.where(i >= n - dense_rows, seen, kept)
     if FILL:
-        _write_list(kept, columns, indices_ptr + row * width, width)
+        _write_list(kept, columns, indices_ptr + row * width)
     else:
         tl.store(counts_ptr + row, tl.sum(kept.to(tl.int32), 0))

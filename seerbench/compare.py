@@ -36,7 +36,6 @@ from seerbench.results import ROOT, atomically, files_digest, finish, provenance
 from seerbench.timing import Timing
 
 ARGUMENTS = ["q", "k", "v", "mask"]
-DENSE = ("dense", "cudnn", "fa4")  # registered methods that skip nothing: they get no mask
 
 
 class CompareError(ValueError):
@@ -157,13 +156,13 @@ def _git(root: Path, *arguments: str) -> bytes:
 
 
 def kernel_named(name: str) -> Any:
-    """A baseline of a kernel: one of DENSE or SPARSE_KERNELS, or a target that `load` takes."""
-    if name in DENSE:
+    """A baseline of a kernel: one of latency.DENSE or SPARSE_KERNELS, or a target that `load` takes."""
+    if name in latency.DENSE:
         return create(name)
     if name in latency.SPARSE_KERNELS:
         return latency.sparse_kernel(name)
     if ".py" not in name and ":" not in name:
-        known = ", ".join((*DENSE, *latency.SPARSE_KERNELS))
+        known = ", ".join((*latency.DENSE, *latency.SPARSE_KERNELS))
         raise CompareError(f"no baseline {name!r} for a kernel; there are {known}, or another file.py")
     loaded = load(name)
     if isinstance(loaded, type):
@@ -200,8 +199,8 @@ def time_kernels(
     rows = latency.Rows([], [])
     cells = [(context, sparsity) for context in contexts for sparsity in sparsities]
     for context, sparsity in tqdm(cells, desc="timing", unit="cell", leave=False, disable=None):
-        sparse = {name: kernel for name, kernel in kernels.items() if name not in DENSE}
-        dense = {name: kernel for name, kernel in kernels.items() if name in DENSE}
+        sparse = {name: kernel for name, kernel in kernels.items() if name not in latency.DENSE}
+        dense = {name: kernel for name, kernel in kernels.items() if name in latency.DENSE}
         part = latency.kernel_sweep(replace(case, context=context), [sparsity], timing, run_id, sparse, dense)
         for row in part.cells:
             digest = getattr(kernels.get(row["method"]), "digest", None)

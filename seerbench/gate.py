@@ -238,6 +238,23 @@ def select_threshold(
     return _mask(kept, tokens, block, last_rows_dense)
 
 
+def select_budget(cost: Tensor, sparsity: float, tokens: int, block: int) -> BlockMask:
+    """Blocks by one threshold on fp32 cost [B, Hq, n, n] (low is kept), at most as many as top-k would.
+
+    The diagonal and blocks of cost -inf are kept always, even over the budget. Blocks of one other cost stand or
+    fall together: where they would pass the budget they fall, and the realised sparsity is above the requested.
+    """
+    n = cost.shape[-1]
+    seen = causal_blocks(n, 1, 1, cost.device)
+    diagonal = torch.eye(n, dtype=torch.bool, device=cost.device)
+    cost = cost.masked_fill(diagonal, -math.inf)
+    budget = max(1, round(top_k_density(n, sparsity) * int(seen.sum()) * cost.shape[1]))
+    limit = cost[:, :, seen].flatten(1).kthvalue(budget, dim=1).values[:, None, None, None]
+    fits = ((cost <= limit) & seen).flatten(1).sum(1) <= budget
+    kept = (cost < limit) | ((cost <= limit) & fits[:, None, None, None]) | (cost == -math.inf)
+    return BlockMask.from_dense(kept, tokens, block, block)
+
+
 def _mask(kept: Tensor, tokens: int, block: int, last_rows_dense: int) -> BlockMask:
     if last_rows_dense:
         kept[..., -last_rows_dense:, :] = True  # from_dense drops what is above the diagonal

@@ -51,7 +51,8 @@ CHECK_WHOLE, CHECK_TOKENS = 1024, 1000
 NAIVE_MAPS = 4.25
 # Share of the free main memory that one call may take: other processes live here too.
 MEMORY_SHARE = 0.5
-MASKS = {"dense": "dense", "seer": "gate", "random": "random"}  # by method; all others: "pattern"
+DENSE = ("dense", "fa2", "cudnn", "fa4", "flash-attn", "flex")
+MASKS = dict.fromkeys(DENSE, "dense") | {"seer": "gate", "random": "random"}  # by method; all others: "pattern"
 
 
 class Rows(NamedTuple):
@@ -427,7 +428,7 @@ def gate_shaped_mask(q: Tensor, k: Tensor, sparsity: float, case: Case, seed: in
 SPARSE_KERNELS = {
     "block_sparse": "seerbench.attention:BlockSparse",
     "fa4-sparse": "seerbench.baselines.flash4:FlashAttention4Sparse",
-    "flex": "seerbench.kernels.flex_attention:Flex",
+    "flex-sparse": "seerbench.kernels.flex_attention:Flex",
 }
 
 
@@ -523,7 +524,7 @@ def laid_out(kernel: Any, mask: BlockMask | None) -> Any:
 
 def flops(plan: Any, case: Case) -> float:
     """Floating-point operations of the two matrix products over the causal blocks that `plan` keeps."""
-    if isinstance(plan, BlockMask):
+    if hasattr(plan, "flops"):
         return float(plan.flops(case.head_dim))
     causal = int(causal_blocks(case.context, case.block_q, case.block_k).sum())
     dense = 4 * case.block_q * case.block_k * case.head_dim * causal * case.batch * case.q_heads
@@ -544,14 +545,14 @@ def check_attend(method: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask |
 def check_method(
     method: Method, q: Tensor, k: Tensor, v: Tensor, layer: Layer
 ) -> tuple[float | None, float | None]:
-    """The same for a method's own mask on the first tokens; (None, None) for a plan that is no BlockMask."""
+    """The same for a method's own mask on the first tokens; (None, None) for a plan without a token mask."""
     tokens = check_tokens(q.shape[2])
     q, k, v = (x[:, :, :tokens] for x in (q, k, v))
     if layer.q_unrotated is not None:
         first = {name: getattr(layer, name)[:, :, :tokens] for name in ("q_unrotated", "k_unrotated")}
         layer = replace(layer, **first)
     plan = method.plan(q, k, layer)
-    if plan is not None and not isinstance(plan, BlockMask):
+    if plan is not None and not hasattr(plan, "to_token_mask"):
         return None, None
     return check_attend(method, q, k, v, plan)
 

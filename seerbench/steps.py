@@ -311,7 +311,9 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
             options["profile"] = preset.profile(model)
         recipe = one.get("recipe", "none")
         if "gate" not in one:
-            arms.append(Arm(create(one["method"], **options), None, recipe))
+            method = create(one["method"], **options)
+            # A configuration that decides the plan stands beside the number, as a gate's name does.
+            arms.append(Arm(method, getattr(method, "source", None), recipe))
             continue
         job, _, gate_set = one["gate"].partition(":")
         file = preset.gates(job)
@@ -340,7 +342,7 @@ def random_arms(
 def _options(preset: Preset, arm: Mapping[str, Any]) -> dict[str, Any]:
     """What the method of an arm is created with, but for its gates and its profile."""
     options: dict[str, Any] = {} if arm["sparsity"] is None else {"sparsity": arm["sparsity"]}
-    if arm["sparsity"] is not None and arm["method"] != "seer":  # a gate has its own block, dense has none
+    if arm["method"] not in (*latency.DENSE, "seer"):  # a gate has its own block, dense methods have none
         options["block"] = arm.get("block", preset.config["block"])
     return options
 

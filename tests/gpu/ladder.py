@@ -187,6 +187,31 @@ def gate_plan(args):
         report(f"{context} gate", measure(methods, args.rounds))
 
 
+def tiles(args):
+    """MInference's kernel on synthetic selections of its official (512, 2048), beside FA-2."""
+    from seerbench.kernels import vertical_slash
+
+    for context in args.context:
+        q, k, v = inputs(args, context)
+        for kind in ("near", "scattered"):
+            columns = torch.rand(1, args.heads, context, device="cuda") < 512 / context
+            diagonals = torch.rand(1, args.heads, context, device="cuda") < 2048 / context
+            if kind == "near":
+                diagonals = (torch.arange(context, device="cuda") < 2048).expand_as(diagonals).clone()
+            diagonals[..., 0] = True
+            mask = vertical_slash.vertical_slash_tiles(columns, diagonals)
+            methods = {
+                "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
+                "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
+                "tiles": lambda a=(q, k, v, mask): vertical_slash.tile_attention(*a),
+                "  conversion": lambda a=(columns, diagonals): vertical_slash.vertical_slash_tiles(*a),
+            }
+            dense = 2 * context * context * args.dim * args.heads
+            flops = {"fa2": dense, "cudnn": dense, "tiles": mask.flops(args.dim)}
+            title = f"{context} (512, 2048) {kind}: sparsity in tiles {1 - mask.density():.4f}"
+            report(title, measure(methods, args.rounds), flops)
+
+
 def inputs(args, context):
     shapes = ((1, heads, context, args.dim) for heads in (args.heads, args.kv, args.kv))
     return [torch.randn(shape, device="cuda").bfloat16() for shape in shapes]
@@ -194,7 +219,7 @@ def inputs(args, context):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["sparse", "pooled", "gate"])
+    parser.add_argument("what", choices=["sparse", "pooled", "gate", "tiles"])
     parser.add_argument("--context", type=int, nargs="+", default=[32768])
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9])
     parser.add_argument("--block", nargs="+", default=["64x64", "128x128"])
@@ -209,7 +234,7 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(0)
     print(torch.cuda.get_device_name(), torch.__version__)
-    {"sparse": sparse, "pooled": pooled, "gate": gate_plan}[args.what](args)
+    {"sparse": sparse, "pooled": pooled, "gate": gate_plan, "tiles": tiles}[args.what](args)
 
 
 if __name__ == "__main__":

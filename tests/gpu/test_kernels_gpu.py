@@ -5,8 +5,8 @@ import torch
 from kernel_cases import MASKS, build_mask, check_attention, draw
 
 from seerbench import gate
-from seerbench.attention import Layer, assert_no_worse_than_rounding
-from seerbench.kernels import attn_gate, pooled_attention
+from seerbench.attention import Layer, assert_no_worse_than_rounding, oracle
+from seerbench.kernels import attn_gate, pooled_attention, vertical_slash
 from seerbench.kernels import block_sparse_attention as sparse
 from seerbench.latency import plain_rope
 
@@ -168,10 +168,28 @@ def test_the_whole_gate(single):
     """gate_scores on a GPU (kernels) against the same gate in float64 torch."""
     options = {"q_pool": "avg", "k_pool": "maxminavg", "projection": "single", "recipe": "v2"} if single else {}
     one = gate.AttnGate(gate.GateConfig(**options), 8, 2, 64).cuda()
-    q, k, v = draw(1000, 8, 2, 64, torch.bfloat16, "cuda")
+    q, k, _ = draw(1000, 8, 2, 64, torch.bfloat16, "cuda")
     layer = Layer(q_unrotated=q, k_unrotated=k, rope=plain_rope(64))
     ours = gate.gate_scores(one, q, k, layer)
     with torch.no_grad():
         rounded = one(gate.pool_blocks(q, 64), gate.pool_blocks(k, 64), layer.rope)
         exact = one.double()(gate.pool_blocks(q.double(), 64), gate.pool_blocks(k.double(), 64), layer.rope)
     assert_no_worse_than_rounding(ours, exact, rounded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chance", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000, 4095])
+def test_vertical_slash(n, chance, dtype):
+    q, k, v = draw(n, 4, 1, 128, dtype, "cuda", 1)
+    columns, diagonals = (torch.rand(1, 4, n, device="cuda") < chance for _ in range(2))
+    diagonals[..., 0] = True
+    mask = vertical_slash.vertical_slash_tiles(columns, diagonals)
+    same = vertical_slash.vertical_slash_tiles(columns.cpu(), diagonals.cpu())
+    for name in ("tile_counts", "tile_starts", "column_counts", "columns"):
+        assert torch.equal(getattr(mask, name).cpu(), getattr(same, name))
+    o = torch.full_like(q, torch.nan)
+    vertical_slash.launch(q, k, v, mask, o)
+    exact, rounded = oracle(q, k, v, mask)[0], oracle(q, k, v, mask, q.dtype)[0]
+    assert_no_worse_than_rounding(o, exact, rounded)
+    assert len(vertical_slash._forward.device_caches[torch.cuda.current_device()][0]) <= len(DTYPES)
