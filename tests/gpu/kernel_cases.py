@@ -59,3 +59,14 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, o: Tensor,
     assert_no_worse_than_rounding(lse, exact_lse, rounded_lse)
     unseen = exact_lse == -torch.inf
     assert (o[unseen] == 0).all()
+
+
+def check_gradients(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, do: Tensor, gradients: list[Tensor]) -> None:
+    """dq, dk and dv for the output's gradient do, against autograd through the float64 oracle."""
+
+    def reference(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        return torch.autograd.grad(oracle(*leaves, mask, dtype=dtype)[0], leaves, do.to(dtype))
+
+    for actual, exact, rounded in zip(gradients, reference(torch.float64), reference(q.dtype), strict=True):
+        assert_no_worse_than_rounding(actual, exact, rounded)
