@@ -84,7 +84,7 @@ def launch(
     dq: Tensor, dk: Tensor, dv: Tensor,
     query_tile: tuple[int, ...] | None = None, key_tile: tuple[int, ...] | None = None,
 ) -> None:  # fmt: skip
-    """Run both kernels into dq, dk and dv. The tiles override QUERY_TILES and KEY_TILES (the ladder measures others)."""
+    """Run both kernels into dq, dk and dv. Tiles override QUERY_TILES and KEY_TILES (for the ladder)."""
     # In base 2, and +inf where a row sees nothing: its P is then exp2(-inf) = 0 without a further test.
     lse = torch.where(lse == -torch.inf, torch.inf, lse * LOG2_E)
     delta = torch.empty_like(lse)

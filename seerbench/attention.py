@@ -105,7 +105,7 @@ class BlockMask:
         """(offsets, readers): who reads each key block, for each key/value head.
 
         readers: int32 [entries]; one is query block * group + query head within the group (group = Hq / Hk).
-        offsets: int32 [B, Hk, nk + 1]; readers[offsets[b, h, j] : offsets[b, h, j + 1]] read key block j, ascending.
+        offsets: int32 [B, Hk, nk + 1]; readers[offsets[b, h, j] : offsets[b, h, j + 1]] read block j, ascending.
 
         All sizes follow from the shapes, so that a GPU is never waited for.
         """

@@ -199,8 +199,8 @@ def backward(args):
                 lists, delta = mask.transposed(args.kv), torch.randn_like(lse)
                 saved = (q, k, v, o, lse, do, mask)
                 methods = {
-                    "fa2": lambda: torch.autograd.grad(dense_o, leaves, do, retain_graph=True),
-                    "ours": lambda a=saved: ours.launch(*a, *grads),
+                    "fa2": lambda a=(dense_o, leaves, do): torch.autograd.grad(*a, retain_graph=True),
+                    "ours": lambda a=(*saved, *grads): ours.launch(*a),
                     "  transposed lists": lambda m=mask: m.transposed(args.kv),
                 }
                 for tile in args.tile or [None]:
