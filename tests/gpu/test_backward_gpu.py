@@ -3,7 +3,10 @@
 import pytest
 import torch
 from kernel_cases import MASKS, build_mask, check_gradients, draw
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from seerbench import distill
+from seerbench.gate import GateConfig
 from seerbench.kernels import block_sparse_backward
 from seerbench.kernels.block_sparse_attention import block_sparse_attention
 
@@ -57,3 +60,19 @@ def test_no_recompile_for_a_new_length_or_sparsity():
         if n == 1000:
             known = sizes
     assert sizes == known
+
+
+def test_a_joint_step_reaches_model_and_gates():
+    """bf16 autocast, as in `distill.finetune`: the kernel's gradient arrives at every weight, and is finite."""
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).cuda()
+    gates = distill.fresh_gates(model, {"v1": GateConfig(block=64)}, 0)["v1"].cuda()
+    joint = distill._Joint(gates, 0.5, 64)
+    tokens = torch.randint(0, 512, (2, 1000), device="cuda")
+    loss = distill._token_losses(model, tokens, joint, 1024, "cuda").mean() + joint.loss
+    loss.backward()
+    for name, parameter in [*model.named_parameters(), *gates.named_parameters()]:
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
