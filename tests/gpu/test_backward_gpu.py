@@ -75,4 +75,6 @@ def test_a_joint_step_reaches_model_and_gates():
     loss = distill._token_losses(model, tokens, joint, 1024, "cuda").mean() + joint.loss
     loss.backward()
     for name, parameter in [*model.named_parameters(), *gates.named_parameters()]:
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
