@@ -51,13 +51,16 @@ def refuses(case: Case) -> str | None:
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D] in q's dtype. Forward only.
+    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D] in q's dtype.
 
-    Cost is proportional to the blocks kept. Rows without a block give zeros.
+    Cost is proportional to the blocks kept. Rows without a block give zeros. Differentiable on a GPU; on a CPU
+    `flex_attention.masked_attention` is.
     """
     if not q.is_cuda:
         return flex_attention.flex_block_sparse(q, k, v, mask)
-    return block_sparse_attention_with_lse(q, k, v, mask)[0]
+    from seerbench.kernels.block_sparse_backward import BlockSparseAttention
+
+    return BlockSparseAttention.apply(q, k, v, mask)
 
 
 def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor]:

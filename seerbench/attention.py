@@ -101,6 +101,25 @@ class BlockMask:
         used = torch.arange(width, device=partial.device) < partial_num[..., None]
         return partial_num, torch.where(used, partial_indices, 0), full_num, self.kv_indices
 
+    def transposed(self, kv_heads: int) -> tuple[Tensor, Tensor]:
+        """(offsets, readers): who reads each key block, for each key/value head.
+
+        readers: int32 [entries]; one is query block * group + query head within the group (group = Hq / Hk).
+        offsets: int32 [B, Hk, nk + 1]; readers[offsets[b, h, j] : offsets[b, h, j + 1]] read block j, ascending.
+
+        All sizes follow from the shapes, so that a GPU is never waited for.
+        """
+        batch, heads, rows, width = self.kv_indices.shape
+        group, columns = heads // kv_heads, block_count(self.tokens, self.block_k)
+        block = torch.where(self._listed(), self.kv_indices, columns)  # unlisted entries: behind the last column
+        block = block.view(batch * kv_heads, group, rows, width).transpose(1, 2)
+        of_head = torch.arange(batch * kv_heads, dtype=torch.int32, device=block.device) * (columns + 1)
+        # One stable sort by (key/value head, key block) keeps the entries of each in the order of their queries.
+        key, place = (block + of_head[:, None, None, None]).flatten().sort(stable=True)
+        starts = torch.arange(batch * kv_heads * (columns + 1), dtype=torch.int32, device=block.device)
+        offsets = torch.searchsorted(key, starts, out_int32=True).view(batch, kv_heads, columns + 1)
+        return offsets, (place // width % (rows * group)).int()
+
     def to_flex(self) -> Any:
         """The same mask as torch.nn.attention.flex_attention.BlockMask (no backward lists)."""
         from torch.nn.attention.flex_attention import BlockMask as FlexMask

@@ -36,6 +36,7 @@ from seerbench.gate import (
     save_gates,
     select_top_k,
 )
+from seerbench.kernels import block_sparse_attention
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.kernels.pooled_attention import pooled_attention
 from seerbench.models import attention_layers, load, using, visit
@@ -193,8 +194,8 @@ class _Joint:
         self.gates, self.sparsity, self.block = gates, sparsity, block
         self.loss: Tensor | float = 0.0
 
-    def refuses(self, case: Case) -> None:
-        return None
+    def refuses(self, case: Case) -> str | None:
+        return None if case.device == "cpu" else block_sparse_attention.refuses(case)
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
         gate = self.gates[layer.index]
@@ -206,7 +207,9 @@ class _Joint:
         return select_top_k(scores.detach(), self.sparsity, q.shape[2], self.block)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
-        return masked_attention(q, k, v, plan)
+        if q.is_cuda:
+            return block_sparse_attention.block_sparse_attention(q, k, v, plan)
+        return masked_attention(q, k, v, plan)  # FlexAttention has no backward on a CPU
 
 
 def finetune(

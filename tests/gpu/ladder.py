@@ -212,6 +212,46 @@ def tiles(args):
             report(title, measure(methods, args.rounds), flops)
 
 
+def backward(args):
+    """dQ, dK and dV. Rates count FlashAttention-2's five products a tile, for our seven too."""
+    from seerbench.kernels import block_sparse_backward as ours
+
+    for context in args.context:
+        q, k, v = inputs(args, context)
+        do = torch.randn_like(q)
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        dense_o = sdpa(*leaves, SDPBackend.FLASH_ATTENTION)
+        grads = [torch.empty_like(x) for x in (q, k, v)]
+        for block in args.block:
+            block_q, block_k = map(int, block.split("x"))
+            for sparsity in args.sparsity:
+                if args.gate:
+                    mask = gate_mask(context, args.heads, block_q, sparsity)
+                else:
+                    mask = random_mask(context, args.heads, block_q, block_k, sparsity)
+                o, lse = block_sparse_attention_with_lse(q, k, v, mask)
+                lists, delta = mask.transposed(args.kv), torch.randn_like(lse)
+                saved = (q, k, v, o, lse, do, mask)
+                methods = {
+                    "fa2": lambda a=(dense_o, leaves, do): torch.autograd.grad(*a, retain_graph=True),
+                    "ours": lambda a=(*saved, *grads): ours.launch(*a),
+                    "  transposed lists": lambda m=mask: m.transposed(args.kv),
+                }
+                for tile in args.tile or [None]:
+                    tile = tuple(map(int, tile.split(","))) if tile else None
+                    methods[f"  dQ {tile or ''}"] = lambda a=(*saved, delta, grads[0], tile): (
+                        ours.launch_query_gradient(*a)
+                    )
+                    methods[f"  dK, dV {tile or ''}"] = lambda a=(
+                        q, k, v, lse, do, delta, mask, *grads[1:], tile, lists,
+                    ): ours.launch_key_gradients(*a)  # fmt: skip
+                dense = 5 * context * context * args.dim * args.heads
+                flops = {"fa2": dense, "ours": 2.5 * mask.flops(args.dim)}
+                kind = "gate-shaped" if args.gate else "random"
+                title = f"{context} {block} {kind} requested {sparsity} realised {1 - mask.density():.4f}: backward"
+                report(title, measure(methods, args.rounds, show_host=args.host), flops)
+
+
 def inputs(args, context):
     shapes = ((1, heads, context, args.dim) for heads in (args.heads, args.kv, args.kv))
     return [torch.randn(shape, device="cuda").bfloat16() for shape in shapes]
@@ -220,6 +260,7 @@ def inputs(args, context):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["sparse", "pooled", "gate", "tiles"])
+    parser.add_argument("what", choices=["sparse", "backward", "pooled", "gate"])
     parser.add_argument("--context", type=int, nargs="+", default=[32768])
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9])
     parser.add_argument("--block", nargs="+", default=["64x64", "128x128"])
@@ -235,6 +276,7 @@ def main():
     torch.manual_seed(0)
     print(torch.cuda.get_device_name(), torch.__version__)
     {"sparse": sparse, "pooled": pooled, "gate": gate_plan, "tiles": tiles}[args.what](args)
+    {"sparse": sparse, "backward": backward, "pooled": pooled, "gate": gate_plan}[args.what](args)
 
 
 if __name__ == "__main__":
