@@ -11,8 +11,8 @@ query rows, persistent programs), over every causal tile of 128 x 128, without l
                          D[I, J] = exp2(max_r (scale * s_rJ - lse_r)).
 
 Raw scores, not scaled by a running maximum, so that nothing stored has to be corrected later. A consumer's
-64 rows are one row of the map: the two consumers never wait for each other. Blocks of 128 are four of
-these, a maximum of maxima, which torch takes afterwards (the map is 1/64 of N x N / 64).
+64 rows are one row of the map: the two consumers never wait for each other. A block of 128 is the maximum
+of four of these, which torch takes afterwards (the map has N^2 / 4096 entries a head).
 """
 
 from __future__ import annotations
