@@ -147,7 +147,7 @@ def _distill_step(
     model: nn.Module, windows: Tensor, sets: Mapping[str, nn.ModuleList], block: int
 ) -> dict[str, float]:
     """Accumulate every set's gradients on one batch [B, N]; returns each set's loss, summed over layers."""
-    total = dict.fromkeys(sets, 0.0)
+    total = {name: torch.zeros((), dtype=torch.float64, device=windows.device) for name in sets}
 
     def see(layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
         target = gate_target(pooled_attention(q, k, v, block)[2])
@@ -161,10 +161,10 @@ def _distill_step(
                 scores = gate(*(unrotated if gate.config.rope else rotated), layer.rope)
                 loss = gate_loss(scores, target, gate.config.recipe)
                 loss.backward()
-            total[name] += loss.item()
+            total[name] += loss.detach()  # no .item() here: 49 sets would make a GPU wait 49 times a layer
 
     visit(model, windows, see)
-    return total
+    return dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
 
 
 def cosine_at(step: int, steps: int, warmup: int) -> float:
@@ -201,12 +201,23 @@ class _Joint:
         detached = Layer(layer.index, layer.q_unrotated.detach(), layer.k_unrotated.detach(), layer.rope)
         scores = gate_scores(gate, q.detach(), k.detach(), detached)
         with torch.no_grad():
-            target = gate_target(pooled_attention(q.detach(), k.detach(), k.detach(), self.block)[2])
+            seen_q, seen_k = (_for_kernels(x.detach()) for x in (q, k))
+            target = gate_target(pooled_attention(seen_q, seen_k, seen_k, self.block)[2])
         self.loss = self.loss + gate_loss(scores, target, gate.config.recipe)
         return select_top_k(scores.detach(), self.sparsity, q.shape[2], self.block)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
-        return masked_attention(q, k, v, plan)
+        if not q.is_cuda:
+            return masked_attention(q, k, v, plan)
+        # Masked SDPA would keep an N x N mask a head and layer for its backward: 8.6 GB a layer at 32k, 8 heads.
+        from seerbench.kernels.block_sparse_backward import BlockSparseAttention
+
+        return BlockSparseAttention.apply(*(_for_kernels(x) for x in (q, k, v)), plan)
+
+
+def _for_kernels(x: Tensor) -> Tensor:
+    """On a GPU bfloat16, as autocast gives it to SDPA: after RoPE q and k are float32 again."""
+    return x.bfloat16() if x.is_cuda else x
 
 
 def finetune(
