@@ -27,9 +27,7 @@ from seerbench.timing import Timing
 SELF_BLOCKED = ("dense", "seer")  # methods whose block is not an option: none, or the gate's
 
 
-def start(
-    preset: Preset, step: str, corpus_name: str | None = None, split: str | None = None
-) -> dict[str, Any]:
+def start(preset: Preset, step: str, corpus_name: str | None = None, split: str | None = None) -> dict[str, Any]:
     """Provenance of a step, with the corpus' hash and the split that the step reads."""
     sha256 = None
     if corpus_name is not None:

@@ -251,9 +251,9 @@ def build_model(config: Mapping, tokenizer: object) -> LlamaForCausalLM | Mistra
     """A fresh model of the Llama or Mistral architecture with the tokenizer's vocabulary.
 
     Args:
-        config: architecture (llama, the default, or mistral, with full attention), layers, hidden, heads, kv_heads, head_dim, intermediate, rope_theta, tied_embeddings,
-            positions (the longest context it is meant for), first_weights (see `initialise`; null:
-            transformers' own initialisation, nothing seeded).
+        config: architecture (llama, the default, or mistral, with full attention), layers, hidden, heads,
+            kv_heads, head_dim, intermediate, rope_theta, tied_embeddings, positions (the longest context it
+            is meant for), first_weights (see `initialise`; null: transformers' own, nothing seeded).
     """
     mistral = config.get("architecture", "llama") == "mistral"
     about, kind = (MistralConfig, MistralForCausalLM) if mistral else (LlamaConfig, LlamaForCausalLM)

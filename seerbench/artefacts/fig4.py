@@ -14,7 +14,7 @@ from seerbench.results import Run
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """SeerAttention's cells of the experiment `contexts-math` (else `contexts`), each trained gate, dense at sparsity 0."""
+    """SeerAttention at each trained gate, dense at sparsity 0: `contexts-math` where a run has it, else `contexts`."""
     every = run.table("perplexity")
     name = "contexts-math" if (every.experiment == "contexts-math").any() else "contexts"
     rows = sources.experiment(run, "perplexity", name, "perplexity")

@@ -56,7 +56,11 @@ def files_of(*names):
 def all_rows():
     """Every rows file of this preset, those of experiments that no artefact draws included."""
     tables = [name for name in TABLES if name != "runs"]
-    return [str(PRESET.rows(table, part)) for table in tables for part in PRESET.parts(table)]
+    return [
+        str(PRESET.rows(table, part))
+        for table in tables
+        for part in PRESET.parts(table)
+    ]
 
 
 def rows_of(wildcards):
