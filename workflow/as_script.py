@@ -11,8 +11,8 @@ bring back results/fresh/<preset>, but for corpora/, in parts, and join them the
 
     tar -c -C results/fresh/gpu --exclude corpora . | split -b 16M - part.
 
-A model of 30M parameters is 128 MB, eight such parts. Unlike Snakemake the script does not notice changed
-settings: delete the outputs that a change touches.
+A model of 30M parameters is 128 MB, eight such parts: two calls where one brings back 64 MiB. Unlike Snakemake
+the script does not notice changed settings: delete the outputs that a change touches.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from seerbench.results import Run
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """SeerAttention at each trained gate, dense at sparsity 0: `contexts-math` where a run has it, else `contexts`."""
+    """SeerAttention at each trained gate, dense at sparsity 0: of `contexts-math` where a run has it."""
     every = run.table("perplexity")
     name = "contexts-math" if (every.experiment == "contexts-math").any() else "contexts"
     rows = sources.experiment(run, "perplexity", name, "perplexity")
