@@ -6,8 +6,9 @@ r"""The DAG of a preset as one Python script, for a machine that has a GPU but n
 
 The same steps in an order that the DAG allows, in one process (torch is imported once); one whose outputs are
 all there is skipped, so that the script may be ended and started again (a training continues from its
-checkpoint), and a step that fails ends it. Nothing is drawn there: that needs no GPU. To go on another day,
-bring back results/fresh/<preset>, but for corpora/, in parts, and join them there with cat:
+checkpoint), and a step that fails ends it. It needs the package's dependencies (jsonschema among them).
+Nothing is drawn there: that needs no GPU. To go on another day, bring back results/fresh/<preset>, but for
+corpora/, in parts, and join them there with cat:
 
     tar -c -C results/fresh/gpu --exclude corpora . | split -b 16M - part.
 
