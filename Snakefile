@@ -11,7 +11,8 @@ PRESET = load_preset(
     config.get("preset", "cpu"), config.get("results", "results/fresh")
 )
 RUN = PRESET.folder  # what this machine measures
-DRAWN = PRESET.drawn_from()  # the same, or a published run where it cannot measure
+# The same, or a published run where it cannot measure; elsewhere=1 plans for a machine that can (as_script.py).
+DRAWN = RUN if config.get("elsewhere") else PRESET.drawn_from()
 FIGURES = f"{config.get('figures', 'figures')}/{PRESET.name}"
 
 
@@ -48,6 +49,11 @@ rule all:
 rule figures:
     input:
         files_of(*drawable()),
+
+
+rule rows:
+    input:
+        all_rows(),
 
 
 rule tables:

@@ -25,8 +25,8 @@ from seerbench.results import atomically, finish, provenance, write_rows
 from seerbench.timing import Timing
 
 
-def start(preset: Preset, step: str, corpus_name: str | None = None) -> dict[str, Any]:
-    """Provenance of a step, with the corpus' hash."""
+def start(preset: Preset, step: str, corpus_name: str | None = None, split: str | None = None) -> dict[str, Any]:
+    """Provenance of a step, with the corpus' hash and the split that the step reads."""
     sha256 = None
     if corpus_name is not None:
         sha256 = json.loads(preset.tokens(corpus_name).with_suffix(".json").read_text())["sha256"]
@@ -39,6 +39,7 @@ def start(preset: Preset, step: str, corpus_name: str | None = None) -> dict[str
         device=config["device"],
         corpus=corpus_name,
         corpus_sha256=sha256,
+        corpus_split=split,
     )
 
 
@@ -54,7 +55,15 @@ def save(preset: Preset, table: str, part: str, rows: Iterable[Mapping[str, Any]
 def make_corpora(preset: Preset) -> None:
     """Tokenizer (trained, or fetched) and every corpus, tokenised."""
     about = preset.config["tokenizer"]
-    texts = {name: corpus.read_texts(_located(preset, source)) for name, source in preset.config["corpora"].items()}
+    sources = preset.config["corpora"]
+    texts = {
+        name: corpus.read_texts(_located(preset, source))
+        for name, source in sources.items()
+        if source["kind"] != "union"
+    }
+    for name, source in sources.items():
+        if source["kind"] == "union":
+            texts[name] = corpus.union_of({part: texts[part] for part in source["of"]})
     if "source" in about:
         tokenizer = corpus.load_tokenizer(about["source"], about.get("revision"))
         tokenizer.save_pretrained(preset.tokenizer)
@@ -75,7 +84,7 @@ def _located(preset: Preset, source: Mapping[str, Any]) -> dict[str, Any]:
 def train_model(preset: Preset, name: str) -> None:
     """Pre-train a model of the config."""
     about = preset.one_of("models", name)
-    run = start(preset, f"train {name}", about["corpus"])
+    run = start(preset, f"train {name}", about["corpus"], "train")
     rows = train.pretrain(
         about,
         preset.tokens(about["corpus"]),
@@ -105,13 +114,13 @@ def train_model(preset: Preset, name: str) -> None:
 def distill_gates(preset: Preset, name: str) -> None:
     """Train the gate sets of one job."""
     about = preset.one_of("gates", name)
-    run = start(preset, f"distill {name}", about["corpus"])
+    run = start(preset, f"distill {name}", about["corpus"], "train")
     rows = distill.distill(
         about,
         Path(preset.model(about["model"])),
         preset.tokens(about["corpus"]),
         preset.gates(name),
-        block=preset.config["block"],
+        block=about.get("block", preset.config["block"]),
         device=preset.config["device"],
         dtype=preset.config["dtype"],
         seed=preset.config["seed"],
@@ -126,7 +135,7 @@ def finetune_model(preset: Preset, name: str) -> None:
     about, joint = preset.config["extend"], preset.joint_models()
     if name != "yarn" and name not in joint:
         raise ConfigError(f"no model {name!r} to fine-tune; the preset has yarn, {', '.join(joint)}")
-    run = start(preset, f"finetune {name}", about["corpus"])
+    run = start(preset, f"finetune {name}", about["corpus"], "train")
     rows = distill.finetune(
         about,
         Path(preset.model(about["model"])),
@@ -160,7 +169,7 @@ def profile_model(preset: Preset, name: str) -> None:
 def measure_perplexity(preset: Preset, experiment: str) -> None:
     """One perplexity experiment: every context, arm and document."""
     about = preset.one_of("perplexity", experiment)
-    run = start(preset, f"perplexity {experiment}", about["corpus"])
+    run = start(preset, f"perplexity {experiment}", about["corpus"], "test")
     rows = []
     groups = _by_model(preset, about)
     total = sum(len(arms) for _, arms in groups) * len(about["contexts"]) * about["documents"]
@@ -176,35 +185,43 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
                     about["documents"],
                     model,
                     longest=max(about["contexts"]),
+                    aligned="scored" in about,
                 )
                 fixed = {"experiment": experiment, "model": name, "corpus": about["corpus"]}
-                rows += [fixed | row for row in accuracy.perplexity(model, windows, arms, bar)]
+                found = accuracy.perplexity(model, windows, arms, bar, about.get("scored"))
+                rows += [fixed | row for row in found]
     save(preset, "perplexity", experiment, rows, run)
 
 
 def measure_tasks(preset: Preset, experiment: str) -> None:
     """One retrieval experiment: every task, length bucket, arm and example."""
     about = preset.one_of("tasks", experiment)
-    run = start(preset, f"tasks {experiment}", about["corpus"])
-    name, rows = about["model"], []
-    model = _model(preset, name)
-    arms = make_arms(preset, name, expand(about["arms"]))
+    run = start(preset, f"tasks {experiment}", about["corpus"], "test")
+    rows = []
+    groups = _by_model(preset, about)
     documents = corpus.read_tokens(preset.tokens(about["corpus"]), "test")
     tokenizer = corpus.load_tokenizer(preset.tokenizer)
-    total = len(about["tasks"]) * len(about["contexts"]) * len(arms) * about["examples"]
+    arms_in_all = sum(len(flat) for _, flat in groups)
+    total = len(about["tasks"]) * len(about["contexts"]) * arms_in_all * about["examples"]
+    examples = {
+        (task, context): accuracy.TASKS[task](
+            documents, tokenizer, context, about["examples"], preset.config["seed"]
+        )
+        for task in about["tasks"]
+        for context in about["contexts"]
+    }
     with tqdm(total=total, desc=f"tasks {experiment}", unit="example", mininterval=1) as bar:
-        for task in about["tasks"]:
-            for context in about["contexts"]:
-                examples = accuracy.TASKS[task](
-                    documents, tokenizer, context, about["examples"], preset.config["seed"]
-                )
+        for name, flat in groups:
+            model = _model(preset, name)
+            arms = make_arms(preset, name, flat)
+            for (_, context), asked in examples.items():
                 fixed = {
                     "experiment": experiment,
                     "model": name,
                     "corpus": about["corpus"],
                     "bucket": accuracy.bucket_of(about["contexts"], context),
                 }
-                found = accuracy.retrieval(model, examples, arms, about["batch"], bar)
+                found = accuracy.retrieval(model, asked, arms, about["batch"], bar)
                 rows += [fixed | row for row in found]
     save(preset, "tasks", experiment, rows, run)
 
@@ -212,7 +229,7 @@ def measure_tasks(preset: Preset, experiment: str) -> None:
 def measure_recall(preset: Preset, experiment: str) -> None:
     """Block recall of every arm against the oracle."""
     about = preset.one_of("recall", experiment)
-    run = start(preset, f"recall {experiment}", about["corpus"])
+    run = start(preset, f"recall {experiment}", about["corpus"], "test")
     name, rows = about["model"], []
     model = _model(preset, name)
     arms = make_arms(preset, name, expand(about["arms"]))
@@ -229,7 +246,7 @@ def measure_recall(preset: Preset, experiment: str) -> None:
 def measure_maps(preset: Preset) -> None:
     """True and predicted maps of five heads on the first test document that is long enough."""
     about = preset.config["maps"]
-    run = start(preset, "maps", about["corpus"])
+    run = start(preset, "maps", about["corpus"], "test")
     model = _model(preset, about["model"])
     windows = _windows(preset, about["corpus"], about["context"], 1, model)
     document, window = next(iter(windows.items()))
@@ -246,7 +263,8 @@ def measure_latency(preset: Preset, sweep: str, context: int) -> None:
     """One timing job: a sweep at one context, its methods interleaved."""
     config, latency_config = preset.config, preset.config["latency"]
     about = latency_config["sweeps"][sweep]
-    run = start(preset, f"latency {sweep} {context}", about.get("corpus"))
+    corpus_name = about.get("corpus")
+    run = start(preset, f"latency {sweep} {context}", corpus_name, "test" if corpus_name else None)
     timing = Timing(rounds=latency_config["rounds"], cap_s=latency_config["cap_s"], seed=config["seed"])
     if "model" in about:
         name = about["model"]
@@ -376,7 +394,13 @@ def _windows(
     model: Any,
     split: str = "test",
     longest: int | None = None,
+    aligned: bool = False,
 ) -> dict[str, Any]:
+    """`corpus.evaluation_windows`; `aligned` ones are the last tokens of the longest window, BOS first."""
     tokens = corpus.read_tokens(preset.tokens(corpus_name), split)
     bos = model.config.bos_token_id
-    return corpus.evaluation_windows(tokens, context, documents, longest=longest or context, bos=bos)
+    longest = longest or context
+    if not aligned:
+        return corpus.evaluation_windows(tokens, context, documents, longest=longest, bos=bos)
+    whole = corpus.evaluation_windows(tokens, longest, documents, longest=longest, bos=bos)
+    return {name: corpus.with_bos(window[longest - context + 1 :], bos) for name, window in whole.items()}

@@ -1,7 +1,7 @@
 # What the rules share: the command, what makes a result stale, and the lists of files.
 from pathlib import Path
 
-from seerbench.results import ROOT, files_digest, source_digest
+from seerbench.results import ROOT, TABLES, files_digest, source_digest
 
 WHERE = f"{config.get('preset', 'cpu')} --results {RUN.parent}"
 LOGS = f"logs/{PRESET.name}"
@@ -54,6 +54,16 @@ def files_of(*names):
         f"{FIGURES}/{name}{suffix}"
         for name in names
         for suffix in ARTEFACTS[name].suffixes
+    ]
+
+
+def all_rows():
+    """Every rows file of this preset, those of experiments that no artefact draws included."""
+    tables = [name for name in TABLES if name != "runs"]
+    return [
+        str(PRESET.rows(table, part))
+        for table in tables
+        for part in PRESET.parts(table)
     ]
 
 
