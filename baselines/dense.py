@@ -27,8 +27,8 @@ class Dense:
 
     sparsity = None
 
-    def implementation(self, device: str) -> str:
-        return "sdpa-flash" if device == "cuda" else "sdpa"
+    def implementation(self, case: Case) -> str:
+        return "sdpa-flash" if case.device == "cuda" else "sdpa"
 
     def refuses(self, case: Case) -> str | None:
         if case.device == "cuda" and case.dtype == "float32":
@@ -51,7 +51,7 @@ class _OnGpu(Dense):
 
     backend = "sdpa-flash"
 
-    def implementation(self, device: str) -> str:
+    def implementation(self, case: Case) -> str:
         return self.backend
 
     def refuses(self, case: Case) -> str | None:
@@ -97,8 +97,8 @@ class Flex:
     sparsity = None
     block = 128  # FlexAttention's own default
 
-    def implementation(self, device: str) -> str:
-        return "flex" if device == "cuda" else "flex-cpu"
+    def implementation(self, case: Case) -> str:
+        return "flex" if case.device == "cuda" else "flex-cpu"
 
     def refuses(self, case: Case) -> str | None:
         from dataclasses import replace

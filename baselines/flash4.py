@@ -29,7 +29,7 @@ class FlashAttention4:
 
     sparsity = None
 
-    def implementation(self, device: str) -> str:
+    def implementation(self, case: Case) -> str:
         return "flash-attn-4"
 
     def refuses(self, case: Case) -> str | None:
@@ -45,7 +45,7 @@ class FlashAttention4:
 class FlashAttention4Sparse(BlockSparse):
     """Any BlockMask by FlashAttention-4's block-sparse kernel."""
 
-    def implementation(self, device: str) -> str:
+    def implementation(self, case: Case) -> str:
         return "flash-attn-4-block-sparse"
 
     def refuses(self, case: Case) -> str | None:

@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, causal_blocks, oracle, repeat_kv
+from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count, causal_blocks, oracle, repeat_kv
 from seerbench.gate import pool_blocks, select_budget
 from seerbench.registry import register
 
@@ -40,8 +40,8 @@ class FlashPrefill(BlockSparse):
         """sparsity: in place of alpha, when given."""
         self.sparsity, self.block, self.alpha, self.mean_correction = sparsity, block, alpha, mean_correction
 
-    def implementation(self, device: str) -> str:
-        return super().implementation(device) + ("+torch-mean" if self.mean_correction else "")
+    def implementation(self, case: Case) -> str:
+        return super().implementation(case) + ("+torch-mean" if self.mean_correction else "")
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
         tokens, block = q.shape[2], self.block

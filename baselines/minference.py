@@ -109,10 +109,10 @@ class _Patterns:
 class MInference(_Patterns):
     """Vertical-slash, A-shape and block-sparse heads, estimated online, on unaligned tiles and gathered columns."""
 
-    def implementation(self, device: str) -> str:
+    def implementation(self, case: Case) -> str:
         from seerbench.kernels import vertical_slash
 
-        return vertical_slash.implementation(device)
+        return vertical_slash.implementation(case.device)
 
     def refuses(self, case: Case) -> str | None:
         from seerbench.kernels import vertical_slash
@@ -164,7 +164,7 @@ class MInferenceAligned(BlockSparse):
 class MInferenceUpstream(_Patterns):
     """MInference's own kernels, where its package is installed; vertical-slash heads only."""
 
-    def implementation(self, device: str) -> str:
+    def implementation(self, case: Case) -> str:
         return "minference"
 
     def refuses(self, case: Case) -> str | None:

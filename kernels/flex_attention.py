@@ -41,8 +41,8 @@ def flex_block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tenso
 class Flex(BlockSparse):
     """Compiled FlexAttention as a kernel of its own, its masks made before it is timed."""
 
-    def implementation(self, device: str) -> str:
-        return f"flex-{device}"
+    def implementation(self, case: Case) -> str:
+        return f"flex-{case.device}"
 
     def refuses(self, case: Case) -> str | None:
         return refuses(case)

@@ -211,8 +211,8 @@ class Method(Protocol):
     name: str
     sparsity: float | None  # requested; None where the method has no such knob
 
-    def implementation(self, device: str) -> str:
-        """The kernel that `attend` runs on "cpu" or "cuda", as it is named in the rows."""
+    def implementation(self, case: Case) -> str:
+        """The kernel that `attend` runs for `case`, as it is named in the rows."""
 
     def refuses(self, case: Case) -> str | None:
         """Why this method cannot run `case`, or None. It never falls back to another kernel."""
@@ -230,10 +230,10 @@ class Method(Protocol):
 class BlockSparse:
     """The half that all methods with a BlockMask for a plan share: `attend` by our kernel."""
 
-    def implementation(self, device: str) -> str:
+    def implementation(self, case: Case) -> str:
         from seerbench.kernels import block_sparse_attention as kernel
 
-        return kernel.implementation(device)
+        return kernel.implementation(case)
 
     def refuses(self, case: Case) -> str | None:
         from seerbench.kernels import block_sparse_attention as kernel

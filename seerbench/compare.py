@@ -51,7 +51,7 @@ class KernelFunction:
     digest: str | None = None  # of its file, for the rows
     refusal: Callable[[Case], str | None] = field(default=lambda case: None)
 
-    def implementation(self, device: str) -> str:
+    def implementation(self, case: Case) -> str:
         return self.name
 
     def refuses(self, case: Case) -> str | None:

@@ -208,7 +208,7 @@ def kernel_sweep(
                     *check_attend(kernel, *small, checked),
                 )
 
-            implementation = kernel.implementation(case.device)
+            implementation = kernel.implementation(case)
             return Entrant(name, implementation, kind, requested, kernel.refuses(case), prepare, case)
 
         def entrants(sparsity: float) -> Iterable[Entrant]:
@@ -296,7 +296,7 @@ def training_kernel_sweep(case: Case, timing: Timing, run_id: str, memory_limit_
         entrants = [
             entrant(
                 "dense",
-                dense.implementation(case.device),
+                dense.implementation(case),
                 dense.refuses(case),
                 lambda: dense.attend(q, k, v, None),
                 lambda: check_attend(dense, *small, None),
@@ -384,7 +384,7 @@ def by_sparsity(methods: Iterable[tuple[str, Method]]) -> dict[float | None, dic
 def _method_entrant(name: str, method: Method, case: Case, prepare: Callable[[], Ready]) -> Entrant:
     kind, block = MASKS.get(method.name, "pattern"), getattr(method, "block", case.block_q)
     case = replace(case, block_q=block, block_k=block)
-    implementation = method.implementation(case.device)
+    implementation = method.implementation(case)
     return Entrant(name, implementation, kind, method.sparsity, method.refuses(case), prepare, case)
 
 

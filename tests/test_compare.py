@@ -158,7 +158,7 @@ class Mine:
     \"\"\"Keeps everything.\"\"\"
     def __init__(self, sparsity=0.5, block=64):
         self.sparsity, self.block = sparsity, block
-    def implementation(self, device):
+    def implementation(self, case):
         return "gather"
     def refuses(self, case):
         return None
