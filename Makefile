@@ -19,7 +19,7 @@ figures tables report: $(BIN)/.installed
 	if [ $$status = 75 ]; then echo "another make is running here; wait for it, or end it"; fi; exit $$status
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
@@ -27,8 +27,10 @@ lint: $(BIN)/.installed
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakefmt --check Snakefile workflow/rules
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakemake --lint
 
+# A GPU if there is one. To guard a change: make bench BENCH=--benchmark-autosave, change, then
+# make bench BENCH="--benchmark-compare --benchmark-compare-fail=median:10%"
 bench: $(BIN)/.installed
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only $(BENCH)
 
 doctor: $(BIN)/.installed
 	$(BIN)/seerbench doctor $(PRESET)

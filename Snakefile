@@ -11,7 +11,8 @@ PRESET = load_preset(
     config.get("preset", "cpu"), config.get("results", "results/fresh")
 )
 RUN = PRESET.folder  # what this machine measures
-DRAWN = PRESET.drawn_from()  # the same, or a published run where it cannot measure
+# The same, or a published run where it cannot measure; elsewhere=1 plans for a machine that can (as_script.py).
+DRAWN = RUN if config.get("elsewhere") else PRESET.drawn_from()
 FIGURES = f"{config.get('figures', 'figures')}/{PRESET.name}"
 
 
@@ -29,6 +30,7 @@ include: "workflow/rules/gate.smk"
 include: "workflow/rules/accuracy.smk"
 include: "workflow/rules/latency.smk"
 include: "workflow/rules/artefact.smk"
+include: "workflow/rules/compare.smk"
 
 
 onstart:
@@ -47,6 +49,11 @@ rule all:
 rule figures:
     input:
         files_of(*drawable()),
+
+
+rule rows:
+    input:
+        all_rows(),
 
 
 rule tables:

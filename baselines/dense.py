@@ -1,20 +1,23 @@
-"""Dense causal attention.
+"""Dense causal attention, one method a kernel: `dense`, `fa2`, `cudnn`, `flex`, `flash-attn`.
 
 What      every key is read; nothing is planned, nothing is skipped
-Source    FlashAttention-2 (arXiv:2307.08691), the paper's denominator
-Upstream  PyTorch's scaled_dot_product_attention; on a GPU its flash backend is forced, which carries
-          the FlashAttention-2 kernel, so that no other backend is timed under this name
-Fidelity  upstream kernel, unmodified
+Source    FlashAttention-2 (arXiv:2307.08691), the paper's denominator; cuDNN's fused attention, which is of
+          FlashAttention-3's class on Hopper; FlexAttention (arXiv:2412.05496)
+Upstream  PyTorch's scaled_dot_product_attention with one backend forced, so that no other is timed under its
+          name: its flash backend carries the FlashAttention-2 kernel. `dense` is the reference that every machine
+          has: fa2's kernel on a GPU, PyTorch's own on a CPU. `flash-attn` is that package (BSD-3-Clause)
+Fidelity  upstream kernels, unmodified
 Timed     attend (there is no plan)
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from seerbench.attention import Case, Layer
+from seerbench.attention import BlockMask, Case, Layer, block_count
 from seerbench.registry import register
 
 
@@ -24,8 +27,8 @@ class Dense:
 
     sparsity = None
 
-    def implementation(self, device: str) -> str:
-        return "sdpa-flash" if device == "cuda" else "sdpa"
+    def implementation(self, case: Case) -> str:
+        return "sdpa-flash" if case.device == "cuda" else "sdpa"
 
     def refuses(self, case: Case) -> str | None:
         if case.device == "cuda" and case.dtype == "float32":
@@ -41,3 +44,81 @@ class Dense:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+
+
+class _OnGpu(Dense):
+    """Dense attention by one named kernel that only a GPU has."""
+
+    backend = "sdpa-flash"
+
+    def implementation(self, case: Case) -> str:
+        return self.backend
+
+    def refuses(self, case: Case) -> str | None:
+        if case.device != "cuda":
+            return f"{self.backend} runs on a GPU only"
+        if case.dtype == "float32":
+            return f"{self.backend} takes float16 and bfloat16"
+        return None
+
+
+@register("fa2", cites="arXiv:2307.08691", needs=("cuda",))
+class FlashAttention2(_OnGpu):
+    """The FlashAttention-2 kernel that PyTorch carries: the paper's denominator by its own name."""
+
+
+@register("cudnn", cites="https://developer.nvidia.com/cudnn", needs=("cuda",))
+class CuDNN(_OnGpu):
+    """cuDNN's fused attention through SDPA: a dense baseline of FlashAttention-3's class on Hopper."""
+
+    backend = "sdpa-cudnn"
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+@register("flash-attn", cites="arXiv:2307.08691", needs=("cuda", "flash_attn"))
+class FlashAttnPackage(_OnGpu):
+    """FlashAttention-2 from the flash-attn package."""
+
+    backend = "flash-attn"
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
+        from flash_attn import flash_attn_func
+
+        return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=True).transpose(1, 2)
+
+
+@register("flex", cites="arXiv:2412.05496")
+class Flex:
+    """Dense causal attention through compiled FlexAttention."""
+
+    sparsity = None
+    block = 128  # FlexAttention's own default
+
+    def implementation(self, case: Case) -> str:
+        return "flex" if case.device == "cuda" else "flex-cpu"
+
+    def refuses(self, case: Case) -> str | None:
+        from dataclasses import replace
+
+        from seerbench.kernels import flex_attention
+
+        return flex_attention.refuses(replace(case, block_q=self.block, block_k=self.block))
+
+    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> None:
+        return None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
+        from seerbench.kernels.flex_attention import flex_block_sparse
+
+        return flex_block_sparse(q, k, v, _causal_mask(q, self.block))
+
+
+def _causal_mask(q: Tensor, block: int) -> BlockMask:
+    """Every causal block; one list serves all heads."""
+    n = block_count(q.shape[2], block)
+    counts = torch.arange(1, n + 1, dtype=torch.int32, device=q.device).expand(*q.shape[:2], n)
+    columns = torch.arange(n, dtype=torch.int32, device=q.device).expand(*q.shape[:2], n, n)
+    return BlockMask(counts, columns, q.shape[2], block, block)

@@ -8,6 +8,8 @@ Fidelity  simplified: elastic rules with alpha = 0 and nine betas; the influence
           loss, from gradients); one density budget, solved exactly with HiGHS, at the length that is
           run (upstream: several lengths, at most two rules a layer). The plan runs on our kernel,
           which skips; upstream's kernel loads every tile
+0.35      the sparsity that SeerAttention's tables give for MoA is its default KV density of 0.5 (mean span over
+          context), counted as attention area; on this port a requested sparsity is attention area
 Timed     plan (building the lists from the solved spans) and attend
 """
 

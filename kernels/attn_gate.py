@@ -17,6 +17,9 @@ at least k entries are as large. It stops when exactly k are. The row sits in re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import triton
 import triton.language as tl
@@ -28,14 +31,16 @@ from seerbench.attention import BlockMask, block_count
 MOST_BLOCKS = 32768
 
 
-def pool_blocks(x: Tensor, block: int) -> dict[str, Tensor]:
-    """x [B, H, N, D] -> {"max", "min", "avg"}, each [B, H, n, D] in x's dtype; the tail over its real tokens."""
+def pool_blocks(x: Tensor, block: int, operators: Sequence[str] = ("max", "min", "avg")) -> dict[str, Tensor]:
+    """x [B, H, N, D] -> each of `operators`, [B, H, n, D] in x's dtype; the tail over its real tokens."""
     batch, heads, n, head_dim = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
     blocks = block_count(n, block)
-    pools = {name: x.new_empty(batch, heads, blocks, head_dim) for name in ("max", "min", "avg")}
+    pools = {name: x.new_empty(batch, heads, blocks, head_dim) for name in operators}
     _pool[(blocks, heads, batch)](
-        x, *pools.values(), *x.stride()[:3], n, HEAD_DIM=head_dim, BLOCK=block, num_warps=1
+        x, *(pools.get(name, x) for name in ("max", "min", "avg")), *x.stride()[:3], n,
+        HEAD_DIM=head_dim, BLOCK=block,
+        MAX="max" in pools, MIN="min" in pools, AVG="avg" in pools, num_warps=1,
     )  # fmt: skip
     return pools
 
@@ -53,39 +58,52 @@ def block_scores(q: Tensor, k: Tensor) -> Tensor:
     return scores
 
 
-def select_top_k(scores: Tensor, k: int, tokens: int, block: int) -> BlockMask:
+def select_top_k(scores: Tensor, k: int, tokens: int, block: int, last_rows_dense: int = 0) -> BlockMask:
     """The k best blocks of each row (all, where a row sees fewer); ties go to the lower index."""
     batch, heads, n, _ = scores.shape
-    width = min(k, n)
+    width = n if last_rows_dense else min(k, n)
     counts = torch.empty(batch, heads, n, dtype=torch.int32, device=scores.device)
-    indices = torch.empty(batch, heads, n, width, dtype=torch.int32, device=scores.device)
-    _select_top_k[(n, heads * batch)](
-        scores.contiguous(), counts, indices, n, k, width, COLUMNS=_columns(n), num_warps=4
-    )
+    indices = torch.zeros(batch, heads, n, width, dtype=torch.int32, device=scores.device)
+    for first, last in _rows_by_length(n):
+        _select_top_k[(last - first, heads * batch)](
+            scores.contiguous(), counts, indices, n, k, width, first, last_rows_dense,
+            COLUMNS=_columns(last), num_warps=4,
+        )  # fmt: skip
     return BlockMask(counts, indices, tokens, block, block)
 
 
-def select_threshold(scores: Tensor, threshold: float, tokens: int, block: int) -> BlockMask:
+def _rows_by_length(n: int) -> list[tuple[int, int]]:
+    """[first, last) of rows that one power of two of columns covers: the short half costs less than the long."""
+    whole = triton.next_power_of_2(n)
+    ends = [end for end in (whole // 4, whole // 2) if 64 <= end < n]
+    return list(pairwise([0, *ends, n]))
+
+
+def select_threshold(
+    scores: Tensor, threshold: float, tokens: int, block: int, last_rows_dense: int = 0
+) -> BlockMask:
     """Blocks whose softmax(scores) exceeds `threshold`; a row that none does keeps its best one."""
-    return _above(scores, threshold, tokens, block, relative=False)
+    return _above(scores, threshold, tokens, block, last_rows_dense, relative=False)
 
 
 def select_relative(scores: Tensor, share: float, tokens: int, block: int) -> BlockMask:
     """Blocks whose softmax(scores) is at least `share` of the row's largest: no sort and no sum."""
-    return _above(scores, share, tokens, block, relative=True)
+    return _above(scores, share, tokens, block, 0, relative=True)
 
 
-def _above(scores: Tensor, threshold: float, tokens: int, block: int, relative: bool) -> BlockMask:
+def _above(
+    scores: Tensor, threshold: float, tokens: int, block: int, last_rows_dense: int, relative: bool
+) -> BlockMask:
     batch, heads, n, _ = scores.shape
     scores = scores.contiguous()
     counts = torch.empty(batch, heads, n, dtype=torch.int32, device=scores.device)
     # Rows keep what they keep: count first, then lists as wide as the longest (the one wait for the GPU).
     grid = (n, heads * batch)
     sizes = {"RELATIVE": relative, "COLUMNS": _columns(n), "num_warps": 4}
-    _select_above[grid](scores, counts, counts, n, threshold, 0, FILL=False, **sizes)
+    _select_above[grid](scores, counts, counts, n, threshold, 0, last_rows_dense, FILL=False, **sizes)
     width = max(1, int(counts.max()))
-    indices = torch.empty(batch, heads, n, width, dtype=torch.int32, device=scores.device)
-    _select_above[grid](scores, counts, indices, n, threshold, width, FILL=True, **sizes)
+    indices = torch.zeros(batch, heads, n, width, dtype=torch.int32, device=scores.device)
+    _select_above[grid](scores, counts, indices, n, threshold, width, last_rows_dense, FILL=True, **sizes)
     return BlockMask(counts, indices, tokens, block, block)
 
 
@@ -97,7 +115,8 @@ def _columns(n: int) -> int:
 
 @triton.jit(do_not_specialize=["n"])
 def _pool(
-    x_ptr, max_ptr, min_ptr, avg_ptr, x_b, x_h, x_n, n, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr, max_ptr, min_ptr, avg_ptr, x_b, x_h, x_n, n, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
+    MAX: tl.constexpr, MIN: tl.constexpr, AVG: tl.constexpr,
 ):  # fmt: skip
     i, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     # One warp a block, 8 rows at a time: the reduction over rows is then elementwise until the very end.
@@ -112,16 +131,22 @@ def _pool(
         rows = start + local
         real = (i * BLOCK + rows < n)[:, None]
         x = tl.load(base + rows[:, None] * x_n + dims[None, :], mask=real, other=0.0).to(tl.float32)
-        most = tl.maximum(most, tl.where(real, x, -float("inf")))
-        least = tl.minimum(least, tl.where(real, x, float("inf")))
-        total += x
+        if MAX:
+            most = tl.maximum(most, tl.where(real, x, -float("inf")))
+        if MIN:
+            least = tl.minimum(least, tl.where(real, x, float("inf")))
+        if AVG:
+            total += x
     blocks = tl.num_programs(0)
     out = ((batch * tl.num_programs(1) + head).to(tl.int64) * blocks + i) * HEAD_DIM + dims
     kind = max_ptr.dtype.element_ty
-    tl.store(max_ptr + out, tl.max(most, 0).to(kind))
-    tl.store(min_ptr + out, tl.min(least, 0).to(kind))
-    count = tl.minimum(n - i * BLOCK, BLOCK).to(tl.float32)
-    tl.store(avg_ptr + out, (tl.sum(total, 0) / count).to(kind))
+    if MAX:
+        tl.store(max_ptr + out, tl.max(most, 0).to(kind))
+    if MIN:
+        tl.store(min_ptr + out, tl.min(least, 0).to(kind))
+    if AVG:
+        count = tl.minimum(n - i * BLOCK, BLOCK).to(tl.float32)
+        tl.store(avg_ptr + out, (tl.sum(total, 0) / count).to(kind))
 
 
 @triton.jit(do_not_specialize=["n", "group"])
@@ -144,17 +169,15 @@ def _score(q_ptr, k_ptr, scores_ptr, n, group, scale, HEAD_DIM: tl.constexpr, TI
 
 
 @triton.jit
-def _write_list(kept, columns, list_ptr, width):
-    """The columns where `kept`, ascending, then zeros up to `width`."""
+def _write_list(kept, columns, list_ptr):
+    """The columns where `kept`, ascending; the rest of the list is zero already."""
     place = tl.cumsum(kept.to(tl.int32), 0) - 1
     tl.store(list_ptr + place, columns, mask=kept)
-    total = tl.sum(kept.to(tl.int32), 0)
-    tl.store(list_ptr + columns, tl.zeros_like(columns), mask=(columns >= total) & (columns < width))
 
 
-@triton.jit(do_not_specialize=["n", "k", "width"])
-def _select_top_k(scores_ptr, counts_ptr, indices_ptr, n, k, width, COLUMNS: tl.constexpr):
-    i = tl.program_id(0)
+@triton.jit(do_not_specialize=["n", "k", "width", "first", "dense_rows"])
+def _select_top_k(scores_ptr, counts_ptr, indices_ptr, n, k, width, first, dense_rows, COLUMNS: tl.constexpr):
+    i = first + tl.program_id(0)
     row = tl.program_id(1).to(tl.int64) * n + i
     columns = tl.arange(0, COLUMNS)
     seen = columns <= i
@@ -163,7 +186,7 @@ def _select_top_k(scores_ptr, counts_ptr, indices_ptr, n, k, width, COLUMNS: tl.
     # Negative floats order backwards: flip all their bits; others only get the sign bit. 0 = not seen.
     key = tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
     key = tl.where(seen, key, 0)
-    want = tl.minimum(k, i + 1)
+    want = tl.where(i >= n - dense_rows, i + 1, tl.minimum(k, i + 1))
     kth = tl.zeros([], tl.uint32)
     bit = tl.full([], 0x80000000, tl.uint32)
     count = i + 1  # entries >= kth
@@ -180,12 +203,12 @@ def _select_top_k(scores_ptr, counts_ptr, indices_ptr, n, k, width, COLUMNS: tl.
         room = want - tl.sum(larger.to(tl.int32), 0)
         kept = larger | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
     tl.store(counts_ptr + row, want)
-    _write_list(kept, columns, indices_ptr + row * width, width)
+    _write_list(kept, columns, indices_ptr + row * width)
 
 
-@triton.jit(do_not_specialize=["n", "width"])
+@triton.jit(do_not_specialize=["n", "width", "dense_rows"])
 def _select_above(
-    scores_ptr, counts_ptr, indices_ptr, n, threshold, width,
+    scores_ptr, counts_ptr, indices_ptr, n, threshold, width, dense_rows,
     RELATIVE: tl.constexpr, FILL: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0)
@@ -200,7 +223,8 @@ def _select_above(
     first_best = tl.min(tl.where(s == best, columns, COLUMNS), 0)
     none = tl.max(kept.to(tl.int32), 0) == 0
     kept = tl.where(none, columns == first_best, kept)
+    kept = tl.where(i >= n - dense_rows, seen, kept)
     if FILL:
-        _write_list(kept, columns, indices_ptr + row * width, width)
+        _write_list(kept, columns, indices_ptr + row * width)
     else:
         tl.store(counts_ptr + row, tl.sum(kept.to(tl.int32), 0))

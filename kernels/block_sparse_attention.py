@@ -30,9 +30,11 @@ LOG2_E = 1.4426950408889634
 LOWEST = tl.constexpr(-1.0e30)
 
 
-def implementation(device: str) -> str:
-    """The name of the kernel that runs on `device` ("cpu" or "cuda"); it goes into the rows."""
-    return "flex-cpu" if device == "cpu" else "triton"
+def implementation(case: Case) -> str:
+    """The name of the kernel that runs `case`; it goes into the rows."""
+    if case.device == "cpu":
+        return "flex-cpu"
+    return "gluon-hopper" if _hopper(case.block_q, case.head_dim) else "triton"
 
 
 def refuses(case: Case) -> str | None:
@@ -51,13 +53,16 @@ def refuses(case: Case) -> str | None:
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D] in q's dtype. Forward only.
+    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D] in q's dtype.
 
-    Cost is proportional to the blocks kept. Rows without a block give zeros.
+    Cost is proportional to the blocks kept. Rows without a block give zeros. Differentiable on a GPU; on a CPU
+    `flex_attention.masked_attention` is.
     """
     if not q.is_cuda:
         return flex_attention.flex_block_sparse(q, k, v, mask)
-    return block_sparse_attention_with_lse(q, k, v, mask)[0]
+    from seerbench.kernels.block_sparse_backward import BlockSparseAttention
+
+    return BlockSparseAttention.apply(q, k, v, mask)
 
 
 def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor]:
@@ -65,7 +70,7 @@ def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: Block
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     o = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    if _hopper(q, mask):
+    if _hopper(mask.block_q, q.shape[-1]):
         from seerbench.kernels import block_sparse_hopper
 
         block_sparse_hopper.launch(q, k, v, mask, o, lse)
@@ -74,9 +79,10 @@ def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: Block
     return o, lse
 
 
-def _hopper(q: Tensor, mask: BlockMask) -> bool:
+def _hopper(block_q: int, head_dim: int) -> bool:
     """Whether block_sparse_hopper.py takes it: wgmma and TMA, and two consumers of 64 rows each."""
-    return torch.cuda.get_device_capability(q.device)[0] == 9 and q.shape[-1] in (64, 128) and mask.block_q == 128
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return hopper and head_dim in (64, 128) and block_q == 128
 
 
 def flat_lists(mask: BlockMask) -> tuple[Tensor, Tensor, int]:

@@ -10,12 +10,13 @@ Oracle               seerbench.attention.oracle, float64.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import BlockMask, Case, repeat_kv
+from seerbench.attention import BlockMask, BlockSparse, Case, repeat_kv
 
 
 def refuses(case: Case) -> str | None:
@@ -34,11 +35,31 @@ def flex_block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tenso
 
     Cost is proportional to the blocks kept. Rows without a block give zeros.
     """
-    options = {"BLOCK_M": mask.block_q, "BLOCK_N": mask.block_k} if q.is_cuda else None
+    return _run(q, k, v, mask.to_flex())
+
+
+class Flex(BlockSparse):
+    """Compiled FlexAttention as a kernel of its own, its masks made before it is timed."""
+
+    def implementation(self, case: Case) -> str:
+        return f"flex-{case.device}"
+
+    def refuses(self, case: Case) -> str | None:
+        return refuses(case)
+
+    def layout(self, mask: BlockMask) -> Any:
+        """The mask as torch.nn.attention.flex_attention.BlockMask."""
+        return mask.to_flex()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: Any) -> Tensor:
+        return _run(q, k, v, plan)
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, flex_mask: Any) -> Tensor:
+    tiles = dict(zip(("BLOCK_M", "BLOCK_N"), flex_mask.BLOCK_SIZE)) if q.is_cuda else None
+    gqa = k.shape[1] != q.shape[1]
     with torch.no_grad():
-        return _compiled_flex()(
-            q, k, v, block_mask=mask.to_flex(), enable_gqa=k.shape[1] != q.shape[1], kernel_options=options
-        )
+        return _compiled_flex()(q, k, v, block_mask=flex_mask, enable_gqa=gqa, kernel_options=tiles)
 
 
 def masked_attention(

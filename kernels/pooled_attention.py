@@ -9,11 +9,14 @@ D is not row-normalised here; the loss does that (its target is D[I, :] / sum_J 
 Paper   SeerAttention (arXiv:2410.13276), Algorithm 1; Figure 8 times it beside FA-2 and the naive form.
 Oracle  `naive_pooled_attention` in float64: it materialises P.
 CPU     `streamed`: one row of blocks at a time, O(N * block) memory a head.
+Hopper  one pass, pooled_hopper.py, with a scratch of one row of tiles a program.
 GPU     two passes, no scratch: the forward (block_sparse_attention.py, whose rows all share one full list),
         then Q K^T again in `_pool`, where the final log-sum-exp is known, so that
             D[I, J] = exp(max_{i, j} (s_ij - LSE_i))
-        needs one exponential a tile. Memory beside O is LSE and D; the paper's scratch of row maxima is
-        O(N^2 / 64), 17.7 GB at 128k.
+        needs one exponential a tile. The paper's scratch of row maxima is O(N^2 / 64), 17.7 GB at 128k.
+
+D leaves in q's dtype: computed in fp32 and rounded once, at the end (2^-9 relative in bf16; in fp16 2^-11,
+and to zero below 3e-8). It is the largest output but O: at 128k and 32 heads 256 MiB in 16 bits.
 """
 
 from __future__ import annotations
@@ -30,9 +33,16 @@ from seerbench.kernels import block_sparse_attention
 LOG2_E = 1.4426950408889634
 
 
-def implementation(device: str) -> str:
+def implementation(device: str, head_dim: int = 128) -> str:
     """The name of the kernel that runs on `device` ("cpu" or "cuda"); it goes into the rows."""
-    return "torch-streamed" if device == "cpu" else "triton-two-pass"
+    if device == "cpu":
+        return "torch-streamed"
+    return "gluon-one-pass" if _hopper(torch.device(device), head_dim) else "triton-two-pass"
+
+
+def _hopper(device: torch.device, head_dim: int) -> bool:
+    """Whether pooled_hopper.py takes it."""
+    return torch.cuda.get_device_capability(device)[0] == 9 and head_dim in (64, 128)
 
 
 def refuses(case: Case) -> str | None:
@@ -51,16 +61,25 @@ def refuses(case: Case) -> str | None:
 def pooled_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     """q [B, Hq, N, D], k and v [B, Hk, N, D] -> (o, lse, d), causal and dense. Forward only.
 
-    o [B, Hq, N, D] in q's dtype; lse [B, Hq, N] and d [B, Hq, n, n] in fp32, n = ceil(N / block).
+    o [B, Hq, N, D] and d [B, Hq, n, n] in q's dtype, lse [B, Hq, N] in fp32; n = ceil(N / block).
     """
     if not q.is_cuda:
         return streamed(q, k, v, block)
+    if _hopper(q.device, q.shape[-1]):
+        from seerbench.kernels import pooled_hopper
+
+        return pooled_hopper.pooled_attention(q, k, v, block)
+    return two_passes(q, k, v, block)
+
+
+def two_passes(q: Tensor, k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same on any GPU: the forward, then the map."""
     # The forward's own tiles are 128 x 128 (the fastest), whatever blocks the map has.
     batch, heads, n, _ = q.shape
     full = full_mask(batch, heads, n, 128, q.device)
     o, lse = block_sparse_attention.block_sparse_attention_with_lse(q, k, v, full)
     blocks = block_count(n, block)
-    d = torch.zeros(batch, heads, blocks, blocks, device=q.device)
+    d = torch.zeros(batch, heads, blocks, blocks, dtype=q.dtype, device=q.device)
     launch_pool(q, k, lse, d, block)
     return o, lse, d
 
@@ -157,4 +176,4 @@ def streamed(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> tuple[Tensor, 
         o[:, :, start:end] = (weights.flatten(2, 3) @ v[:, :, :end]).view(batch, heads, end - start, -1)
         columns = F.pad(weights.amax(-2).flatten(1, 2), (0, (i + 1) * block - end))  # [B, Hq, (i+1) block]
         d[:, :, i, : i + 1] = columns.unflatten(-1, (i + 1, block)).amax(-1)
-    return o.to(given), lse, d
+    return o.to(given), lse, d.to(given)

@@ -41,13 +41,15 @@ class Arm:
         return {"method": self.method.name, "gate": self.gate, "sparsity_requested": self.method.sparsity}
 
 
-def window_nll(model: Any, window: Tensor, chunk: int = 16_384) -> float:
+def window_nll(model: Any, window: Tensor, chunk: int = 16_384, scored: int | None = None) -> float:
     """Mean negative log-likelihood, in nats, of the tokens after the first of a window [N].
 
-    Logits exist for `chunk` positions at a time, in fp32.
+    scored: only the last so many tokens count. Logits exist for `chunk` positions at a time, in fp32.
     """
     hidden = model.model(window[None, :-1], use_cache=False).last_hidden_state[0]
     wanted = window[1:]
+    if scored is not None:
+        hidden, wanted = hidden[-scored:], wanted[-scored:]
     total = 0.0
     for rows, labels in zip(hidden.split(chunk), wanted.split(chunk), strict=True):
         total += F.cross_entropy(model.lm_head(rows).float(), labels, reduction="sum").item()
@@ -56,12 +58,16 @@ def window_nll(model: Any, window: Tensor, chunk: int = 16_384) -> float:
 
 @torch.no_grad()
 def perplexity(
-    model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], progress: tqdm | None = None
+    model: Any,
+    windows: Mapping[str, np.ndarray],
+    arms: Iterable[Arm],
+    progress: tqdm | None = None,
+    scored: int | None = None,
 ) -> list[dict[str, Any]]:
     """NLL of each window (one a document, `corpus.evaluation_windows`) under each arm.
 
     Perplexity is exp of the mean over documents of these means. A method that refuses gives one row
-    a document with its reason.
+    a document with its reason. scored: as in `window_nll`.
     """
     rows = []
     device = next(model.parameters()).device
@@ -73,14 +79,14 @@ def perplexity(
                 "recipe": arm.recipe,
                 "document": document,
                 "context": len(window),
-                "tokens": len(window) - 1,
+                "tokens": scored or len(window) - 1,
                 "sparsity_realised": None,
                 "nll": None,
                 "reason": None,
             }
             try:
                 with using(model, arm.method) as record:
-                    nll = window_nll(model, tokens)
+                    nll = window_nll(model, tokens, scored=scored)
                 row |= {"nll": nll, "sparsity_realised": record.mean_sparsity(), "status": "measured"}
             except Refused as refusal:
                 row |= {"status": "refused", "reason": str(refusal)}
@@ -147,6 +153,7 @@ def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], b
             for arm in arms:
                 best = select_top_k(ranked, arm.method.sparsity, q.shape[2], block).to_dense()
                 plan = arm.method.plan(q, k, layer)
+                skipped = realised_sparsity(plan)  # once a plan: on a GPU it waits for the result
                 kept = plan.to_dense()
                 hits = ((kept & best).sum((-1, -2)) / best.sum((-1, -2)))[0].tolist()
                 mass = ((target * kept).sum((-1, -2)) / target.shape[-1])[0].tolist()
@@ -158,7 +165,7 @@ def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], b
                             "layer": layer.index,
                             "head": head,
                             "document": document,
-                            "sparsity_realised": realised_sparsity(plan),
+                            "sparsity_realised": skipped,
                             "recall": hit,
                             "mass": share,
                         }

@@ -101,6 +101,25 @@ class BlockMask:
         used = torch.arange(width, device=partial.device) < partial_num[..., None]
         return partial_num, torch.where(used, partial_indices, 0), full_num, self.kv_indices
 
+    def transposed(self, kv_heads: int) -> tuple[Tensor, Tensor]:
+        """(offsets, readers): who reads each key block, for each key/value head.
+
+        readers: int32 [entries]; one is query block * group + query head within the group (group = Hq / Hk).
+        offsets: int32 [B, Hk, nk + 1]; readers[offsets[b, h, j] : offsets[b, h, j + 1]] read block j, ascending.
+
+        All sizes follow from the shapes, so that a GPU is never waited for.
+        """
+        batch, heads, rows, width = self.kv_indices.shape
+        group, columns = heads // kv_heads, block_count(self.tokens, self.block_k)
+        block = torch.where(self._listed(), self.kv_indices, columns)  # unlisted entries: behind the last column
+        block = block.view(batch * kv_heads, group, rows, width).transpose(1, 2)
+        of_head = torch.arange(batch * kv_heads, dtype=torch.int32, device=block.device) * (columns + 1)
+        # One stable sort by (key/value head, key block) keeps the entries of each in the order of their queries.
+        key, place = (block + of_head[:, None, None, None]).flatten().sort(stable=True)
+        starts = torch.arange(batch * kv_heads * (columns + 1), dtype=torch.int32, device=block.device)
+        offsets = torch.searchsorted(key, starts, out_int32=True).view(batch, kv_heads, columns + 1)
+        return offsets, (place // width % (rows * group)).int()
+
     def to_flex(self) -> Any:
         """The same mask as torch.nn.attention.flex_attention.BlockMask (no backward lists)."""
         from torch.nn.attention.flex_attention import BlockMask as FlexMask
@@ -192,8 +211,8 @@ class Method(Protocol):
     name: str
     sparsity: float | None  # requested; None where the method has no such knob
 
-    def implementation(self, device: str) -> str:
-        """The kernel that `attend` runs on "cpu" or "cuda", as it is named in the rows."""
+    def implementation(self, case: Case) -> str:
+        """The kernel that `attend` runs for `case`, as it is named in the rows."""
 
     def refuses(self, case: Case) -> str | None:
         """Why this method cannot run `case`, or None. It never falls back to another kernel."""
@@ -211,10 +230,10 @@ class Method(Protocol):
 class BlockSparse:
     """The half that all methods with a BlockMask for a plan share: `attend` by our kernel."""
 
-    def implementation(self, device: str) -> str:
+    def implementation(self, case: Case) -> str:
         from seerbench.kernels import block_sparse_attention as kernel
 
-        return kernel.implementation(device)
+        return kernel.implementation(case)
 
     def refuses(self, case: Case) -> str | None:
         from seerbench.kernels import block_sparse_attention as kernel

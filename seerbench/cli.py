@@ -87,6 +87,117 @@ def latency(preset: PresetName, sweep: str, context: int, results: Results = FRE
 
 
 @app.command()
+def compare(
+    target: Annotated[str | None, typer.Argument(help="mine.py, mine.py:name, or package.module:name")] = None,
+    against: Annotated[str, typer.Option(help="baselines; speed-ups are over the first")] = "",
+    contexts: Annotated[str, typer.Option(help="tokens, such as 2048,8192")] = "",
+    sparsity: Annotated[str, typer.Option(help="shares of the blocks to skip")] = "0.5,0.9",
+    device: Annotated[str, typer.Option(help="cpu or cuda; empty: a GPU if there is one")] = "",
+    dtype: Annotated[str, typer.Option(help="float32 (CPU), bfloat16, float16")] = "",
+    heads: Annotated[int | None, typer.Option(help="query heads")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="key/value heads")] = None,
+    head_dim: Annotated[int | None, typer.Option(help="channels a head")] = None,
+    block: Annotated[int, typer.Option(help="tokens a block, queries and keys alike")] = 64,
+    batch: int = 1,
+    rounds: Annotated[int, typer.Option(help="timed rounds; each runs every method once, shuffled")] = 30,
+    cap: Annotated[float, typer.Option(help="seconds a cell may take past its 10th round")] = 20.0,
+    seed: int = 0,
+    base: Annotated[str | None, typer.Option(help="a commit: time its block-sparse kernel too")] = None,
+    name: Annotated[str | None, typer.Option(help="what rows and files are called")] = None,
+    fail_below: Annotated[float | None, typer.Option(help="exit 4 when slower than this x reference")] = None,
+    results: Results = FRESH,
+    figures: Annotated[Path, typer.Option(help="folder for the figure")] = Path("figures/compare"),
+) -> None:
+    """Check a kernel or method of your own against the oracle, then time it beside the baselines.
+
+    A kernel is a function (q, k, v, mask) -> o with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
+    seerbench.attention.BlockMask; a method is a class under @register. One that is wrong is not timed: the
+    report says in which case, where, and a guess why.
+
+    Baselines of a kernel: dense, cudnn, fa4, block_sparse, flex, fa4-sparse, other files.
+    Of a method: any of `seerbench list` but seer.
+
+    Exit code: 0 right, 1 the comparison cannot be made, 3 wrong, 4 slower than --fail-below.
+    """
+    from seerbench import compare as comparing
+    from seerbench import verify
+    from seerbench.attention import Case
+    from seerbench.registry import has_gpu
+    from seerbench.timing import Timing
+
+    device = device or ("cuda" if has_gpu() else "cpu")
+    gpu = device == "cuda"
+    outcome = comparing.run(
+        target,
+        against=[part for part in against.split(",") if part],
+        contexts=_numbers(contexts or ("8192,32768" if gpu else "2048"), int, "--contexts"),
+        sparsities=_numbers(sparsity, float, "--sparsity"),
+        case=Case(
+            device,
+            dtype or ("bfloat16" if gpu else "float32"),
+            batch,
+            heads or (32 if gpu else 4),
+            kv_heads or (8 if gpu else 2),
+            head_dim or (128 if gpu else 64),
+            0,
+            block,
+            block,
+        ),
+        timing=Timing(rounds=rounds, cap_s=cap, seed=seed),
+        results=results,
+        figures=figures,
+        name=name,
+        base=base,
+    )
+    if outcome.findings:
+        typer.echo(f"{outcome.name} is wrong and was not timed: {len(outcome.findings)} trials fail\n")
+        typer.echo(verify.explain(outcome.findings))
+        raise typer.Exit(3)
+    typer.echo(f"{outcome.name} agrees with the float64 oracle in every trial\n")
+    typer.echo(comparing.table(outcome.frame))
+    typer.echo("\nwritten: " + " ".join(map(str, outcome.files)))
+    if (outcome.frame[outcome.frame.method == outcome.name].status == "failed").any():
+        raise typer.Exit(3)  # right in the trials, wrong at the timed size
+    if fail_below is not None:
+        slow = comparing.below(outcome.frame, outcome.name, fail_below)
+        for row in slow.itertuples():
+            speed = (
+                "not compared"
+                if row.speedup != row.speedup
+                else f"{row.speedup:.2f}x [{row.low:.2f}, {row.high:.2f}]"
+            )
+            where = f"context {row.context}, {row.sparsity_requested:.0%}"
+            typer.echo(f"{where}: {speed}, below {fail_below}x of {row.reference}")
+        if len(slow):
+            raise typer.Exit(4)
+
+
+@app.command()
+def advise(
+    context: Annotated[int, typer.Option(help="tokens of the prompt")],
+    gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H200, EPYC")] = None,
+    results: Results = FRESH,
+    published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
+) -> None:
+    """Say which method pays off at a context, where dense wins, and what it costs, from measured rows alone.
+
+    Each answer names its machine, date, commit and scale. A context that was not measured is not
+    extrapolated: the nearest ones that were are shown.
+    """
+    from seerbench import advise as advice
+
+    for line in advice.advise(context, gpu, advice.runs_in(published, results)):
+        typer.echo(line)
+
+
+def _numbers(text: str, kind: type, option: str) -> list:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{option} takes numbers with commas between, not {text!r}") from None
+
+
+@app.command()
 def draw(
     artefact: Annotated[str, typer.Argument(help="table1 ... fig10 (seerbench list --artefacts)")],
     run: Annotated[Path, typer.Option(help="folder of rows: results/fresh/cpu, results/published/...")],
@@ -200,7 +311,7 @@ def main() -> None:
         raise
     except (ValueError, RuntimeError) as error:
         # CorpusError, ModelError and Refused live in modules that import torch: known by name here.
-        if type(error).__name__ in ("CorpusError", "ModelError", "Refused"):
+        if type(error).__name__ in ("CorpusError", "ModelError", "Refused", "CompareError"):
             _fail(str(error))
         raise
 

@@ -192,6 +192,15 @@ def read_hub(
     return frame
 
 
+def union_of(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Several corpora as one, each document in the split that it has; ids become <corpus>/<id>.
+
+    A text that stands in two of them is kept once, in the split that keeps it out of training.
+    """
+    parts = [frame.assign(id=f"{name}/" + frame["id"]) for name, frame in frames.items()]
+    return checked_texts(pd.concat(parts, ignore_index=True), f"union of {', '.join(frames)}")
+
+
 def hashed_split(name: str) -> str:
     """The split of a document without one: 80% train, 5% validation, 15% test, by a hash of its name."""
     bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100

@@ -36,6 +36,7 @@ from seerbench.gate import (
     save_gates,
     select_top_k,
 )
+from seerbench.kernels import block_sparse_attention
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.kernels.pooled_attention import pooled_attention
 from seerbench.models import attention_layers, load, using, visit
@@ -147,7 +148,7 @@ def _distill_step(
     model: nn.Module, windows: Tensor, sets: Mapping[str, nn.ModuleList], block: int
 ) -> dict[str, float]:
     """Accumulate every set's gradients on one batch [B, N]; returns each set's loss, summed over layers."""
-    total = dict.fromkeys(sets, 0.0)
+    total = {name: torch.zeros((), dtype=torch.float64, device=windows.device) for name in sets}
 
     def see(layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
         target = gate_target(pooled_attention(q, k, v, block)[2])
@@ -161,10 +162,10 @@ def _distill_step(
                 scores = gate(*(unrotated if gate.config.rope else rotated), layer.rope)
                 loss = gate_loss(scores, target, gate.config.recipe)
                 loss.backward()
-            total[name] += loss.item()
+            total[name] += loss.detach()  # no .item() here: 49 sets would make a GPU wait 49 times a layer
 
     visit(model, windows, see)
-    return total
+    return dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
 
 
 def cosine_at(step: int, steps: int, warmup: int) -> float:
@@ -193,20 +194,28 @@ class _Joint:
         self.gates, self.sparsity, self.block = gates, sparsity, block
         self.loss: Tensor | float = 0.0
 
-    def refuses(self, case: Case) -> None:
-        return None
+    def refuses(self, case: Case) -> str | None:
+        return None if case.device == "cpu" else block_sparse_attention.refuses(case)
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
         gate = self.gates[layer.index]
         detached = Layer(layer.index, layer.q_unrotated.detach(), layer.k_unrotated.detach(), layer.rope)
         scores = gate_scores(gate, q.detach(), k.detach(), detached)
         with torch.no_grad():
-            target = gate_target(pooled_attention(q.detach(), k.detach(), k.detach(), self.block)[2])
+            seen_q, seen_k = (_for_kernels(x.detach()) for x in (q, k))
+            target = gate_target(pooled_attention(seen_q, seen_k, seen_k, self.block)[2])
         self.loss = self.loss + gate_loss(scores, target, gate.config.recipe)
         return select_top_k(scores.detach(), self.sparsity, q.shape[2], self.block)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
-        return masked_attention(q, k, v, plan)
+        if q.is_cuda:
+            return block_sparse_attention.block_sparse_attention(q, k, v, plan)
+        return masked_attention(q, k, v, plan)  # FlexAttention has no backward on a CPU
+
+
+def _for_kernels(x: Tensor) -> Tensor:
+    """On a GPU bfloat16, as autocast gives it to SDPA: after RoPE q and k are float32 again."""
+    return x.bfloat16() if x.is_cuda else x
 
 
 def finetune(

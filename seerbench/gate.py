@@ -116,6 +116,15 @@ class AttnGate(nn.Module):
 
         Blocks above the diagonal score -inf. Nothing else is -inf, so that ranking never wastes a pick.
         """
+        q, k = self.project(q_pools, k_pools, rope)
+        scores = (q.float() @ repeat_kv(k, self.q_heads).float().transpose(-1, -2)) * self.head_dim**-0.5
+        n = scores.shape[-1]
+        return scores.masked_fill(~causal_blocks(n, 1, 1, scores.device), -math.inf)
+
+    def project(
+        self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope
+    ) -> tuple[Tensor, Tensor]:
+        """What the scores are the products of: q [B, Hq, n, D], k [B, Hk (single: Hq), n, D]."""
         config = self.config
         q = concat_pools(q_pools, config.q_pool)
         k = concat_pools(k_pools, config.k_pool)
@@ -123,14 +132,12 @@ class AttnGate(nn.Module):
             k = repeat_kv(k, self.q_heads) @ self.wk.to(k.dtype)
         else:
             q = q @ self.wq.to(q.dtype)
-            k = repeat_kv(k @ self.wk.to(k.dtype), self.q_heads)
+            k = k @ self.wk.to(k.dtype)
         if config.rope:
             # Position of a block's first token, the backbone's own frequencies.
             cos, sin = rope(torch.arange(q.shape[2], device=q.device) * config.block)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        scores = (q.float() @ k.float().transpose(-1, -2)) * self.head_dim**-0.5
-        n = scores.shape[-1]
-        return scores.masked_fill(~causal_blocks(n, 1, 1, scores.device), -math.inf)
+        return q, k
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -142,21 +149,32 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
     """Scores [B, Hq, n, n] of one layer's gate, from the q and k that its config asks for.
 
-    q and k are the rotated ones; the gate with RoPE reads those before RoPE from `layer`.
+    q and k are the rotated ones; the gate with RoPE reads those before RoPE from `layer`. On a GPU pooling
+    and scores run in kernels (attn_gate.py): forward only.
     """
     if gate.config.rope:
         if layer.q_unrotated is None or layer.k_unrotated is None or layer.rope is None:
             raise ValueError("the gate reads q and k before RoPE; run it inside a model (models.using)")
         q, k = layer.q_unrotated, layer.k_unrotated
-    block = gate.config.block
-    return gate(pool_blocks(q, block), pool_blocks(k, block), layer.rope)
+    config = gate.config
+    if not q.is_cuda:
+        return gate(pool_blocks(q, config.block), pool_blocks(k, config.block), layer.rope)
+    from seerbench.kernels import attn_gate
+
+    q_pools, k_pools = (
+        attn_gate.pool_blocks(x, config.block, [name for name in OPERATORS if name in pooling])
+        for x, pooling in ((q, config.q_pool), (k, config.k_pool))
+    )
+    with torch.no_grad():
+        return attn_gate.block_scores(*gate.project(q_pools, k_pools, layer.rope))
 
 
 # The target and the losses
 
 
 def gate_target(pooled_map: Tensor) -> Tensor:
-    """Max-pooled attention map [B, Hq, n, n] (zero above the diagonal) -> the same with rows of sum 1."""
+    """Max-pooled attention map [B, Hq, n, n] (zero above the diagonal) -> fp32 (or wider), rows of sum 1."""
+    pooled_map = pooled_map.to(torch.promote_types(pooled_map.dtype, torch.float32))
     return pooled_map / pooled_map.sum(-1, keepdim=True).clamp_min(torch.finfo(pooled_map.dtype).tiny)
 
 
@@ -197,6 +215,10 @@ def top_k_density(blocks: int, sparsity: float) -> float:
 def select_top_k(scores: Tensor, sparsity: float, tokens: int, block: int, last_rows_dense: int = 0) -> BlockMask:
     """fp32 scores [B, Hq, n, n] (-inf where not visible) -> the best k of each row; ties go to the lower index."""
     k = top_k_count(scores.shape[-1], sparsity)
+    if scores.is_cuda:
+        from seerbench.kernels import attn_gate
+
+        return attn_gate.select_top_k(scores, k, tokens, block, last_rows_dense)
     best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
     return _mask(kept, tokens, block, last_rows_dense)
@@ -206,10 +228,31 @@ def select_threshold(
     scores: Tensor, threshold: float, tokens: int, block: int, last_rows_dense: int = 0
 ) -> BlockMask:
     """Blocks whose softmax(scores) exceeds `threshold` (v2's rule); a row that none does keeps its best one."""
+    if scores.is_cuda:
+        from seerbench.kernels import attn_gate
+
+        return attn_gate.select_threshold(scores, threshold, tokens, block, last_rows_dense)
     kept = scores.softmax(-1) > threshold
     best = torch.zeros_like(kept).scatter_(-1, scores.argmax(-1, keepdim=True), True)
     kept |= best & ~kept.any(-1, keepdim=True)
     return _mask(kept, tokens, block, last_rows_dense)
+
+
+def select_budget(cost: Tensor, sparsity: float, tokens: int, block: int) -> BlockMask:
+    """Blocks by one threshold on fp32 cost [B, Hq, n, n] (low is kept), at most as many as top-k would.
+
+    The diagonal and blocks of cost -inf are kept always, even over the budget. Blocks of one other cost stand or
+    fall together: where they would pass the budget they fall, and the realised sparsity is above the requested.
+    """
+    n = cost.shape[-1]
+    seen = causal_blocks(n, 1, 1, cost.device)
+    diagonal = torch.eye(n, dtype=torch.bool, device=cost.device)
+    cost = cost.masked_fill(diagonal, -math.inf)
+    budget = max(1, round(top_k_density(n, sparsity) * int(seen.sum()) * cost.shape[1]))
+    limit = cost[:, :, seen].flatten(1).kthvalue(budget, dim=1).values[:, None, None, None]
+    fits = ((cost <= limit) & seen).flatten(1).sum(1) <= budget
+    kept = (cost < limit) | ((cost <= limit) & fits[:, None, None, None]) | (cost == -math.inf)
+    return BlockMask.from_dense(kept, tokens, block, block)
 
 
 def _mask(kept: Tensor, tokens: int, block: int, last_rows_dense: int) -> BlockMask:

@@ -1,7 +1,7 @@
 """The timing sweeps: which methods run in which cell, on which inputs, and the rows that come of it.
 
     kernel_sweep           random inputs, one random mask a cell for every kernel: speed against sparsity
-    methods_sweep          q, k, v captured in a model: plan, attend and total of whole methods
+    methods_sweep          one layer's q, k, v, captured in a model or random: plan, attend and total of methods
     training_kernel_sweep  attention with the pooled map: latency and memory (Figure 8)
     ttft_sweep             time to first token of a whole model
 
@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +26,11 @@ from torch import Tensor
 
 from seerbench.attention import (
     BlockMask,
-    BlockSparse,
     Case,
     Layer,
     Method,
+    Rope,
+    block_count,
     causal_blocks,
     error_and_budget,
     oracle,
@@ -35,6 +38,7 @@ from seerbench.attention import (
 )
 from seerbench.baselines.dense import Dense
 from seerbench.baselines.random_blocks import RandomBlocks
+from seerbench.gate import rotate, select_top_k
 from seerbench.kernels import pooled_attention
 from seerbench.models import Refused, attention_layers, using, visit
 from seerbench.results import cpu_name, source_digest
@@ -47,7 +51,8 @@ CHECK_WHOLE, CHECK_TOKENS = 1024, 1000
 NAIVE_MAPS = 4.25
 # Share of the free main memory that one call may take: other processes live here too.
 MEMORY_SHARE = 0.5
-MASKS = {"dense": "dense", "seer": "gate", "random": "random"}  # by method; all others: "pattern"
+DENSE = ("dense", "fa2", "cudnn", "fa4", "flash-attn", "flex")
+MASKS = dict.fromkeys(DENSE, "dense") | {"seer": "gate", "random": "random"}  # by method; all others: "pattern"
 
 
 class Rows(NamedTuple):
@@ -80,6 +85,7 @@ class Entrant:
     requested: float | None
     refusal: str | None
     prepare: Callable[[], Ready]
+    case: Case  # with the entrant's own blocks
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Job:
     """What the cells of one sweep at one context share."""
 
     sweep: str
-    case: Case
+    case: Case  # of any entrant: their blocks may differ
     inputs: str
     timing: Timing
     run_id: str
@@ -104,11 +110,6 @@ class Job:
         samples = sample(contenders, self.timing, timer_for(self.case.device))
         return Rows(rows, [{"run_id": self.run_id, "cell": cell, **asdict(one)} for one in samples])
 
-    def measure_all(self, cells: Mapping[float | None, Iterable[Entrant]]) -> Rows:
-        """A cell a sparsity; entrants may be a generator, so that one cell's masks live at a time."""
-        parts = [self.measure(sparsity, entrants) for sparsity, entrants in cells.items()]
-        return Rows([row for part in parts for row in part.cells], [row for part in parts for row in part.samples])
-
     def _row(self, cell: str, entrant: Entrant) -> dict[str, Any]:
         device = cpu_name() if self.case.device == "cpu" else torch.cuda.get_device_name()
         return {
@@ -117,13 +118,19 @@ class Job:
             "cell": cell,
             "method": entrant.name,
             "implementation": entrant.implementation,
-            **asdict(replace(self.case, device=device)),
+            **asdict(replace(entrant.case, device=device)),
             "inputs": self.inputs,
             "mask": entrant.mask,
             "sparsity_requested": entrant.requested,
             "seed": self.timing.seed,
             "source_digest": source_digest(),
         }
+
+
+def joined(parts: Iterable[Rows]) -> Rows:
+    """The rows of several cells."""
+    parts = list(parts)
+    return Rows([row for part in parts for row in part.cells], [row for part in parts for row in part.samples])
 
 
 def _admit(entrant: Entrant, device: str) -> tuple[dict[str, Any], Contender | None]:
@@ -163,80 +170,101 @@ def kernel_sweep(
     timing: Timing,
     run_id: str,
     kernels: Mapping[str, Any] | None = None,
+    dense: Mapping[str, Any] | None = None,
+    blocks: Iterable[int] = (),
+    masks: Iterable[str] = ("random",),
 ) -> Rows:
-    """Kernels on random inputs: in each cell one random per-head mask, diagonal kept, the same for all.
+    """Kernels on random inputs: a cell a sparsity, in it every kernel on the same mask of each kind and block.
 
-    kernels: sparse kernels by name, objects with `implementation`, `refuses` and `attend` as in
-    attention.Method; ours, as "block_sparse", unless given. "dense" is in every cell. Stage: attend.
+    kernels: block-sparse kernels by name, objects with `implementation`, `refuses` and `attend` as in
+    attention.Method; ours, as "block_sparse", unless given. dense: dense ones beside "dense", which is in
+    every cell. blocks: block sizes, the case's unless given; masks: of MASK_KINDS. What is not of the first
+    block and kind says so in its name: "block_sparse-128", "block_sparse-gate-shaped". Stage: attend; a
+    kernel with a `layout` of its own for masks gets it made before.
     """
-    kernels = {"dense": Dense(), **(kernels or {"block_sparse": BlockSparse()})}
+    kernels = kernels or {"block_sparse": sparse_kernel("block_sparse")}
+    dense = {"dense": Dense(), **(dense or {})}
+    blocks, masks = tuple(blocks) or (case.block_q,), tuple(masks)
     with claim(case.device):
         q, k, v = random_inputs(case, timing.seed)
+        small = [x[:, :, : check_tokens(case.context)].contiguous() for x in (q, k, v)]
+
+        def entrant(
+            name: str,
+            kernel: Any,
+            case: Case,
+            kind: str = "dense",
+            requested: float | None = None,
+            mask: BlockMask | None = None,
+            checked: BlockMask | None = None,
+        ) -> Entrant:
+            def prepare() -> Ready:
+                plan = laid_out(kernel, mask)
+                return Ready(
+                    {"attend": lambda: kernel.attend(q, k, v, plan)},
+                    "attend",
+                    realised_sparsity(mask),
+                    flops(mask, case),
+                    *check_attend(kernel, *small, checked),
+                )
+
+            implementation = kernel.implementation(case)
+            return Entrant(name, implementation, kind, requested, kernel.refuses(case), prepare, case)
 
         def entrants(sparsity: float) -> Iterable[Entrant]:
-            mask = random_mask(q, k, sparsity, case, timing.seed)
-            small = [x[:, :, : check_tokens(case.context)].contiguous() for x in (q, k, v)]
-            # On the few blocks of a check, 90% would leave the diagonal alone: keep half of them.
-            checked = mask if case.context <= CHECK_WHOLE else random_mask(*small[:2], 0.5, case, timing.seed)
-            for name, kernel in kernels.items():
-                plan, check_plan = (None, None) if name == "dense" else (mask, checked)
-
-                def prepare(kernel: Any = kernel, plan: Any = plan, check_plan: Any = check_plan) -> Ready:
-                    return Ready(
-                        {"attend": lambda: kernel.attend(q, k, v, plan)},
-                        "attend",
-                        realised_sparsity(plan),
-                        flops(plan, case),
-                        *check_attend(kernel, *small, check_plan),
-                    )
-
-                kind, requested = ("dense", None) if name == "dense" else ("random", sparsity)
-                implementation = kernel.implementation(case.device)
-                yield Entrant(name, implementation, kind, requested, kernel.refuses(case), prepare)
+            for name, kernel in dense.items():
+                yield entrant(name, kernel, case)
+            for block, kind in product(blocks, masks):
+                blocked = replace(case, block_q=block, block_k=block)
+                mask = MASK_KINDS[kind](q, k, sparsity, blocked, timing.seed)
+                # On the few blocks of a check, 90% would leave the diagonal alone: keep half of them.
+                whole = case.context <= CHECK_WHOLE
+                checked = mask if whole else random_mask(*small[:2], 0.5, blocked, timing.seed)
+                other = [str(block)] * (block != blocks[0]) + [kind] * (kind != masks[0])
+                for name, kernel in kernels.items():
+                    yield entrant("-".join([name, *other]), kernel, blocked, kind, sparsity, mask, checked)
 
         job = Job("kernel", case, "random", timing, run_id)
-        return job.measure_all({sparsity: entrants(sparsity) for sparsity in sparsities})
+        return joined(job.measure(sparsity, entrants(sparsity)) for sparsity in sparsities)
 
 
 @torch.no_grad()
 def methods_sweep(
-    model: Any,
-    model_name: str,
-    tokens: Tensor,
+    inputs: str,
+    attention: tuple[Tensor, Tensor, Tensor, Layer],
     methods: Iterable[tuple[str, Method]],
     timing: Timing,
     run_id: str,
-    layer: int | None = None,
     block: int = 64,
 ) -> Rows:
-    """Whole methods on the q, k, v of one layer of `model` (the middle one) reading tokens [B, N].
+    """Whole methods on one layer's attention: (q, k, v, Layer) as `capture` or `random_attention` give it.
 
-    methods: (name, method) pairs. Each sparsity among them is a cell; a method without one, such as
-    dense, runs in every cell.
+    inputs: what these tensors are, for the rows. methods: (name, method) pairs. Each sparsity among them is
+    a cell; a method without one, such as dense, runs in every cell. block: of methods that have none.
     Stages: plan, attend, total (timed together, not summed), and score and select where defined.
     """
-    with claim(next(model.parameters()).device.type):
-        q, k, v, seen = capture(model, tokens, layer)
-        case = case_of(q, k, block)
+    q, k, v, seen = attention
+    case = case_of(q, k, block)
 
-        def entrants(group: Mapping[str, Method]) -> Iterable[Entrant]:
-            for name, method in group.items():
+    def entrants(group: Mapping[str, Method]) -> Iterable[Entrant]:
+        for name, method in group.items():
 
-                def prepare(method: Method = method) -> Ready:
-                    error = check_method(method, q, k, v, seen)
-                    plan = method.plan(q, k, seen)
-                    return Ready(
-                        method_stages(method, q, k, v, seen, plan),
-                        "total",
-                        realised_sparsity(plan),
-                        flops(plan, case),
-                        *error,
-                    )
+            def prepare(method: Method = method) -> Ready:
+                error = check_method(method, q, k, v, seen)
+                plan = method.plan(q, k, seen)
+                return Ready(
+                    method_stages(method, q, k, v, seen, plan),
+                    "total",
+                    realised_sparsity(plan),
+                    flops(plan, case),
+                    *error,
+                )
 
-                yield _method_entrant(name, method, case, prepare)
+            yield _method_entrant(name, method, case, prepare)
 
-        job = Job("methods", case, f"captured:{model_name}", timing, run_id)
-        return job.measure_all({sparsity: entrants(group) for sparsity, group in by_sparsity(methods).items()})
+    job = Job("methods", case, inputs, timing, run_id)
+    with claim(q.device.type):
+        return joined(job.measure(sparsity, entrants(group)) for sparsity, group in by_sparsity(methods).items())
 
 
 @torch.no_grad()
@@ -255,7 +283,7 @@ def training_kernel_sweep(case: Case, timing: Timing, run_id: str, memory_limit_
             def prepare() -> Ready:
                 return Ready({"forward": call}, "forward", 0.0, flops(None, case), *check())
 
-            return Entrant(name, implementation, "dense", None, refusal, prepare)
+            return Entrant(name, implementation, "dense", None, refusal, prepare, case)
 
         def pooled(name: str, implementation: str, refusal: str | None, kernel: Callable) -> Entrant:
             def check() -> tuple[float, float]:
@@ -263,11 +291,12 @@ def training_kernel_sweep(case: Case, timing: Timing, run_id: str, memory_limit_
 
             return entrant(name, implementation, refusal, lambda: kernel(q, k, v, block), check)
 
-        implementation, refusal = pooled_attention.implementation(case.device), pooled_attention.refuses(case)
+        implementation = pooled_attention.implementation(case.device, case.head_dim)
+        refusal = pooled_attention.refuses(case)
         entrants = [
             entrant(
                 "dense",
-                dense.implementation(case.device),
+                dense.implementation(case),
                 dense.refuses(case),
                 lambda: dense.attend(q, k, v, None),
                 lambda: check_attend(dense, *small, None),
@@ -333,7 +362,7 @@ def ttft_sweep(
 
     job = Job("ttft", case, f"captured:{model_name}", timing, run_id)
     with claim(case.device):
-        return job.measure_all({sparsity: entrants(group) for sparsity, group in by_sparsity(methods).items()})
+        return joined(job.measure(sparsity, entrants(group)) for sparsity, group in by_sparsity(methods).items())
 
 
 def by_sparsity(methods: Iterable[tuple[str, Method]]) -> dict[float | None, dict[str, Method]]:
@@ -353,8 +382,10 @@ def by_sparsity(methods: Iterable[tuple[str, Method]]) -> dict[float | None, dic
 
 
 def _method_entrant(name: str, method: Method, case: Case, prepare: Callable[[], Ready]) -> Entrant:
-    kind = MASKS.get(method.name, "pattern")
-    return Entrant(name, method.implementation(case.device), kind, method.sparsity, method.refuses(case), prepare)
+    kind, block = MASKS.get(method.name, "pattern"), getattr(method, "block", case.block_q)
+    case = replace(case, block_q=block, block_k=block)
+    implementation = method.implementation(case)
+    return Entrant(name, implementation, kind, method.sparsity, method.refuses(case), prepare, case)
 
 
 # Inputs
@@ -376,6 +407,60 @@ def random_mask(q: Tensor, k: Tensor, sparsity: float, case: Case, seed: int) ->
     if case.block_q != case.block_k:
         raise ValueError(f"random masks have square blocks, not {case.block_q} x {case.block_k}")
     return RandomBlocks(sparsity, case.block_q, seed).plan(q, k, Layer())
+
+
+def gate_shaped_mask(q: Tensor, k: Tensor, sparsity: float, case: Case, seed: int) -> BlockMask:
+    """Top-k blocks of smooth random scores: columns that many rows want, a local band, some noise.
+
+    Neighbouring rows share most of their blocks then, as under a gate and unlike under a random mask.
+    """
+    n = block_count(case.context, case.block_k)
+    generator = torch.Generator(q.device).manual_seed(seed)
+    place = torch.arange(n, device=q.device)
+    wanted = 2 * torch.randn(case.batch, case.q_heads, 1, n, generator=generator, device=q.device)
+    near = -(place[:, None] - place).abs().add(1).log()
+    noise = torch.randn(case.batch, case.q_heads, n, n, generator=generator, device=q.device)
+    scores = (wanted + near + 0.5 * noise).masked_fill_(place > place[:, None], -torch.inf)
+    return select_top_k(scores, sparsity, case.context, case.block_k)
+
+
+# Block-sparse kernels for a given mask, by the name that a preset and the rows have for them.
+SPARSE_KERNELS = {
+    "block_sparse": "seerbench.attention:BlockSparse",
+    "fa4-sparse": "seerbench.baselines.flash4:FlashAttention4Sparse",
+    "flex-sparse": "seerbench.kernels.flex_attention:Flex",
+}
+
+
+def sparse_kernel(name: str) -> Any:
+    """One of SPARSE_KERNELS; its module is imported only now."""
+    module, _, kind = SPARSE_KERNELS[name].partition(":")
+    return getattr(import_module(module), kind)()
+
+
+# By the name that goes into the rows' `mask`.
+MASK_KINDS = {"random": random_mask, "gate-shaped": gate_shaped_mask}
+
+
+def plain_rope(head_dim: int, theta: float = 500_000.0) -> Rope:
+    """Llama 3's rotary embedding without its length scaling: int positions [n] -> cos, sin [n, D]."""
+
+    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
+        powers = torch.arange(0, head_dim, 2, device=positions.device) / head_dim
+        angles = positions[:, None] * theta**-powers
+        angles = torch.cat([angles, angles], -1)
+        return angles.cos(), angles.sin()
+
+    return rope
+
+
+def random_attention(case: Case, seed: int) -> tuple[Tensor, Tensor, Tensor, Layer]:
+    """(q, k, v, Layer) of one layer without a model: normal q, k, v, the first two also rotated."""
+    q, k, v = random_inputs(case, seed)
+    rope = plain_rope(case.head_dim)
+    cos, sin = rope(torch.arange(case.context, device=case.device))
+    layer = Layer(q_unrotated=q, k_unrotated=k, rope=rope)
+    return rotate(q, cos, sin), rotate(k, cos, sin), v, layer
 
 
 def capture(model: Any, tokens: Tensor, layer: int | None = None) -> tuple[Tensor, Tensor, Tensor, Layer]:
@@ -432,9 +517,14 @@ def method_stages(method: Method, q: Tensor, k: Tensor, v: Tensor, layer: Layer,
     }
 
 
+def laid_out(kernel: Any, mask: BlockMask | None) -> Any:
+    """The mask as the kernel takes it: through its `layout` if it has one. Part of a plan, so not of `attend`."""
+    return kernel.layout(mask) if mask is not None and hasattr(kernel, "layout") else mask
+
+
 def flops(plan: Any, case: Case) -> float:
     """Floating-point operations of the two matrix products over the causal blocks that `plan` keeps."""
-    if isinstance(plan, BlockMask):
+    if hasattr(plan, "flops"):
         return float(plan.flops(case.head_dim))
     causal = int(causal_blocks(case.context, case.block_q, case.block_k).sum())
     dense = 4 * case.block_q * case.block_k * case.head_dim * causal * case.batch * case.q_heads
@@ -449,20 +539,20 @@ def check_tokens(context: int) -> int:
 def check_attend(method: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask | None) -> tuple[float, float]:
     """(error, budget) of `attend` under a given mask against the float64 oracle."""
     exact, rounded = oracle(q, k, v, plan)[0], oracle(q, k, v, plan, q.dtype)[0]
-    return error_and_budget(method.attend(q, k, v, plan), exact, rounded)
+    return error_and_budget(method.attend(q, k, v, laid_out(method, plan)), exact, rounded)
 
 
 def check_method(
     method: Method, q: Tensor, k: Tensor, v: Tensor, layer: Layer
 ) -> tuple[float | None, float | None]:
-    """The same for a method's own mask on the first tokens; (None, None) for a plan that is no BlockMask."""
+    """The same for a method's own mask on the first tokens; (None, None) for a plan without a token mask."""
     tokens = check_tokens(q.shape[2])
     q, k, v = (x[:, :, :tokens] for x in (q, k, v))
     if layer.q_unrotated is not None:
         first = {name: getattr(layer, name)[:, :, :tokens] for name in ("q_unrotated", "k_unrotated")}
         layer = replace(layer, **first)
     plan = method.plan(q, k, layer)
-    if plan is not None and not isinstance(plan, BlockMask):
+    if plan is not None and not hasattr(plan, "to_token_mask"):
         return None, None
     return check_attend(method, q, k, v, plan)
 

@@ -203,6 +203,8 @@ def _attention(
             attn_mask=attention_mask,
         )
         return out.transpose(1, 2).contiguous(), None
+    # RoPE's fp32 tables lift q and k out of autocast's dtype; v stays in it.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     layer = Layer(module.layer_idx, seat.q_unrotated, seat.k_unrotated, seat.rope)
     plan = seat.method.plan(query, key, layer)
     if attention_mask is None:

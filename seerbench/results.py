@@ -170,6 +170,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "seed": WHOLE,
         "?corpus": TEXT,
         "?corpus_sha256": TEXT,
+        "?corpus_split": TEXT,  # train | validation | test: what the step read; null before rows said so
         "?commit": TEXT,  # null where neither git nor SEERBENCH_COMMIT says it; never guessed
         "?dirty": FLAG,
         "source_digest": TEXT,
@@ -325,6 +326,7 @@ def provenance(
     device: str,
     corpus: str | None = None,
     corpus_sha256: str | None = None,
+    corpus_split: str | None = None,
 ) -> dict[str, Any]:
     """The `runs` row of this execution. Call it when the step starts; `finish` sets its wall time.
 
@@ -346,6 +348,7 @@ def provenance(
         "seed": seed,
         "corpus": corpus,
         "corpus_sha256": corpus_sha256,
+        "corpus_split": corpus_split,
         "commit": commit,
         "dirty": dirty,
         "source_digest": source_digest(),

@@ -32,10 +32,14 @@ class SeerAttention(BlockSparse):
         self.gates, self.sparsity, self.threshold = gates, sparsity, threshold
         self.last_rows_dense = last_rows_dense
 
+    @property
+    def block(self) -> int:
+        """The gates' block size."""
+        return self.gates[0].config.block
+
     def refuses(self, case: Case) -> str | None:
-        block = self.gates[0].config.block
-        if (case.block_q, case.block_k) != (block, block):
-            return f"its gate was trained for blocks of {block}, not {case.block_q} x {case.block_k}"
+        if (case.block_q, case.block_k) != (self.block, self.block):
+            return f"its gate was trained for blocks of {self.block}, not {case.block_q} x {case.block_k}"
         return super().refuses(case)
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
@@ -47,7 +51,6 @@ class SeerAttention(BlockSparse):
 
     def select(self, scores: Tensor, tokens: int) -> BlockMask:
         """Scores -> block mask: top-k or threshold."""
-        block = self.gates[0].config.block
         if self.threshold is not None:
-            return select_threshold(scores, self.threshold, tokens, block, self.last_rows_dense)
-        return select_top_k(scores, self.sparsity, tokens, block, self.last_rows_dense)
+            return select_threshold(scores, self.threshold, tokens, self.block, self.last_rows_dense)
+        return select_top_k(scores, self.sparsity, tokens, self.block, self.last_rows_dense)

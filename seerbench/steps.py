@@ -19,16 +19,14 @@ from seerbench.accuracy import Arm
 from seerbench.attention import Case
 from seerbench.baselines.moa import write_profile
 from seerbench.config import ConfigError, Preset, expand
-from seerbench.gate import gate_set_names, load_gates
+from seerbench.gate import AttnGate, GateConfig, gate_set_names, load_gates
 from seerbench.registry import create
 from seerbench.results import atomically, finish, provenance, write_rows
 from seerbench.timing import Timing
 
-SELF_BLOCKED = ("dense", "seer")  # methods whose block is not an option: none, or the gate's
 
-
-def start(preset: Preset, step: str, corpus_name: str | None = None) -> dict[str, Any]:
-    """Provenance of a step, with the corpus' hash."""
+def start(preset: Preset, step: str, corpus_name: str | None = None, split: str | None = None) -> dict[str, Any]:
+    """Provenance of a step, with the corpus' hash and the split that the step reads."""
     sha256 = None
     if corpus_name is not None:
         sha256 = json.loads(preset.tokens(corpus_name).with_suffix(".json").read_text())["sha256"]
@@ -41,6 +39,7 @@ def start(preset: Preset, step: str, corpus_name: str | None = None) -> dict[str
         device=config["device"],
         corpus=corpus_name,
         corpus_sha256=sha256,
+        corpus_split=split,
     )
 
 
@@ -56,7 +55,15 @@ def save(preset: Preset, table: str, part: str, rows: Iterable[Mapping[str, Any]
 def make_corpora(preset: Preset) -> None:
     """Tokenizer (trained, or fetched) and every corpus, tokenised."""
     about = preset.config["tokenizer"]
-    texts = {name: corpus.read_texts(_located(preset, source)) for name, source in preset.config["corpora"].items()}
+    sources = preset.config["corpora"]
+    texts = {
+        name: corpus.read_texts(_located(preset, source))
+        for name, source in sources.items()
+        if source["kind"] != "union"
+    }
+    for name, source in sources.items():
+        if source["kind"] == "union":
+            texts[name] = corpus.union_of({part: texts[part] for part in source["of"]})
     if "source" in about:
         tokenizer = corpus.load_tokenizer(about["source"], about.get("revision"))
         tokenizer.save_pretrained(preset.tokenizer)
@@ -77,7 +84,7 @@ def _located(preset: Preset, source: Mapping[str, Any]) -> dict[str, Any]:
 def train_model(preset: Preset, name: str) -> None:
     """Pre-train a model of the config."""
     about = preset.one_of("models", name)
-    run = start(preset, f"train {name}", about["corpus"])
+    run = start(preset, f"train {name}", about["corpus"], "train")
     rows = train.pretrain(
         about,
         preset.tokens(about["corpus"]),
@@ -107,13 +114,13 @@ def train_model(preset: Preset, name: str) -> None:
 def distill_gates(preset: Preset, name: str) -> None:
     """Train the gate sets of one job."""
     about = preset.one_of("gates", name)
-    run = start(preset, f"distill {name}", about["corpus"])
+    run = start(preset, f"distill {name}", about["corpus"], "train")
     rows = distill.distill(
         about,
         Path(preset.model(about["model"])),
         preset.tokens(about["corpus"]),
         preset.gates(name),
-        block=preset.config["block"],
+        block=about.get("block", preset.config["block"]),
         device=preset.config["device"],
         dtype=preset.config["dtype"],
         seed=preset.config["seed"],
@@ -128,7 +135,7 @@ def finetune_model(preset: Preset, name: str) -> None:
     about, joint = preset.config["extend"], preset.joint_models()
     if name != "yarn" and name not in joint:
         raise ConfigError(f"no model {name!r} to fine-tune; the preset has yarn, {', '.join(joint)}")
-    run = start(preset, f"finetune {name}", about["corpus"])
+    run = start(preset, f"finetune {name}", about["corpus"], "train")
     rows = distill.finetune(
         about,
         Path(preset.model(about["model"])),
@@ -162,7 +169,7 @@ def profile_model(preset: Preset, name: str) -> None:
 def measure_perplexity(preset: Preset, experiment: str) -> None:
     """One perplexity experiment: every context, arm and document."""
     about = preset.one_of("perplexity", experiment)
-    run = start(preset, f"perplexity {experiment}", about["corpus"])
+    run = start(preset, f"perplexity {experiment}", about["corpus"], "test")
     rows = []
     groups = _by_model(preset, about)
     total = sum(len(arms) for _, arms in groups) * len(about["contexts"]) * about["documents"]
@@ -178,35 +185,43 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
                     about["documents"],
                     model,
                     longest=max(about["contexts"]),
+                    aligned="scored" in about,
                 )
                 fixed = {"experiment": experiment, "model": name, "corpus": about["corpus"]}
-                rows += [fixed | row for row in accuracy.perplexity(model, windows, arms, bar)]
+                found = accuracy.perplexity(model, windows, arms, bar, about.get("scored"))
+                rows += [fixed | row for row in found]
     save(preset, "perplexity", experiment, rows, run)
 
 
 def measure_tasks(preset: Preset, experiment: str) -> None:
     """One retrieval experiment: every task, length bucket, arm and example."""
     about = preset.one_of("tasks", experiment)
-    run = start(preset, f"tasks {experiment}", about["corpus"])
-    name, rows = about["model"], []
-    model = _model(preset, name)
-    arms = make_arms(preset, name, expand(about["arms"]))
+    run = start(preset, f"tasks {experiment}", about["corpus"], "test")
+    rows = []
+    groups = _by_model(preset, about)
     documents = corpus.read_tokens(preset.tokens(about["corpus"]), "test")
     tokenizer = corpus.load_tokenizer(preset.tokenizer)
-    total = len(about["tasks"]) * len(about["contexts"]) * len(arms) * about["examples"]
+    arms_in_all = sum(len(flat) for _, flat in groups)
+    total = len(about["tasks"]) * len(about["contexts"]) * arms_in_all * about["examples"]
+    examples = {
+        (task, context): accuracy.TASKS[task](
+            documents, tokenizer, context, about["examples"], preset.config["seed"]
+        )
+        for task in about["tasks"]
+        for context in about["contexts"]
+    }
     with tqdm(total=total, desc=f"tasks {experiment}", unit="example", mininterval=1) as bar:
-        for task in about["tasks"]:
-            for context in about["contexts"]:
-                examples = accuracy.TASKS[task](
-                    documents, tokenizer, context, about["examples"], preset.config["seed"]
-                )
+        for name, flat in groups:
+            model = _model(preset, name)
+            arms = make_arms(preset, name, flat)
+            for (_, context), asked in examples.items():
                 fixed = {
                     "experiment": experiment,
                     "model": name,
                     "corpus": about["corpus"],
                     "bucket": accuracy.bucket_of(about["contexts"], context),
                 }
-                found = accuracy.retrieval(model, examples, arms, about["batch"], bar)
+                found = accuracy.retrieval(model, asked, arms, about["batch"], bar)
                 rows += [fixed | row for row in found]
     save(preset, "tasks", experiment, rows, run)
 
@@ -214,7 +229,7 @@ def measure_tasks(preset: Preset, experiment: str) -> None:
 def measure_recall(preset: Preset, experiment: str) -> None:
     """Block recall of every arm against the oracle."""
     about = preset.one_of("recall", experiment)
-    run = start(preset, f"recall {experiment}", about["corpus"])
+    run = start(preset, f"recall {experiment}", about["corpus"], "test")
     name, rows = about["model"], []
     model = _model(preset, name)
     arms = make_arms(preset, name, expand(about["arms"]))
@@ -231,7 +246,7 @@ def measure_recall(preset: Preset, experiment: str) -> None:
 def measure_maps(preset: Preset) -> None:
     """True and predicted maps of five heads on the first test document that is long enough."""
     about = preset.config["maps"]
-    run = start(preset, "maps", about["corpus"])
+    run = start(preset, "maps", about["corpus"], "test")
     model = _model(preset, about["model"])
     windows = _windows(preset, about["corpus"], about["context"], 1, model)
     document, window = next(iter(windows.items()))
@@ -248,34 +263,44 @@ def measure_latency(preset: Preset, sweep: str, context: int) -> None:
     """One timing job: a sweep at one context, its methods interleaved."""
     config, latency_config = preset.config, preset.config["latency"]
     about = latency_config["sweeps"][sweep]
-    run = start(preset, f"latency {sweep} {context}", about.get("corpus"))
+    corpus_name = about.get("corpus")
+    run = start(preset, f"latency {sweep} {context}", corpus_name, "test" if corpus_name else None)
     timing = Timing(rounds=latency_config["rounds"], cap_s=latency_config["cap_s"], seed=config["seed"])
     if "model" in about:
         name = about["model"]
         model = _model(preset, name)
         tokens = _timed_tokens(preset, about["corpus"], context, model)
-        methods = [(arm.method.name, arm.method) for arm in make_arms(preset, name, expand(about["arms"]))]
+        methods = _named(make_arms(preset, name, expand(about["arms"])), config["block"])
         if sweep == "methods":
+            attention = latency.capture(model, tokens, about["layer"])
             found = latency.methods_sweep(
-                model, name, tokens, methods, timing, run["run_id"], about["layer"], config["block"]
+                f"captured:{name}", attention, methods, timing, run["run_id"], config["block"]
             )
         else:
             found = latency.ttft_sweep(model, name, tokens, methods, timing, run["run_id"], config["block"])
     else:
         shape = latency_config["shape"]
-        case = Case(
-            config["device"],
-            config["dtype"],
-            shape["batch"],
-            shape["q_heads"],
-            shape["kv_heads"],
-            shape["head_dim"],
-            context,
-            shape["block"],
-            shape["block"],
-        )
+        heads = shape["q_heads"], shape["kv_heads"], shape["head_dim"]
+        block = shape["block"]
+        case = Case(config["device"], config["dtype"], shape["batch"], *heads, context, block, block)
         if sweep == "kernel":
-            found = latency.kernel_sweep(case, about["sparsities"], timing, run["run_id"])
+            names = ["block_sparse", *about.get("kernels", [])]
+            kernels = {name: latency.sparse_kernel(name) for name in names}
+            dense = {name: create(name) for name in about.get("dense", [])}
+            found = latency.kernel_sweep(
+                case,
+                about["sparsities"],
+                timing,
+                run["run_id"],
+                kernels,
+                dense,
+                about.get("blocks", [block]),
+                about.get("masks", ["random"]),
+            )
+        elif sweep == "methods":
+            attention = latency.random_attention(case, config["seed"])
+            methods = _named(random_arms(preset, about["arms"], *heads), block)
+            found = latency.methods_sweep("random", attention, methods, timing, run["run_id"], block)
         else:
             limit = latency_config["naive_limit_mib"]
             found = latency.training_kernel_sweep(case, timing, run["run_id"], limit)
@@ -299,14 +324,14 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
     """The methods that the arms ask for, each at one sparsity; gate set `all` stands for every set in its file."""
     arms = []
     for one in flat:
-        options: dict[str, Any] = {} if one["sparsity"] is None else {"sparsity": one["sparsity"]}
-        if one["method"] not in SELF_BLOCKED:
-            options["block"] = preset.config["block"]
+        options = _options(preset, one)
         if one["method"] == "moa":
             options["profile"] = preset.profile(model)
         recipe = one.get("recipe", "none")
         if "gate" not in one:
-            arms.append(Arm(create(one["method"], **options), None, recipe))
+            method = create(one["method"], **options)
+            # A configuration that decides the plan stands beside the number, as a gate's name does.
+            arms.append(Arm(method, getattr(method, "source", None), recipe))
             continue
         job, _, gate_set = one["gate"].partition(":")
         file = preset.gates(job)
@@ -314,6 +339,37 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
             gates = [gate.to(preset.config["device"]) for gate in load_gates(file, name)]
             arms.append(Arm(create(one["method"], gates=gates, **options), f"{job}:{name}", recipe))
     return arms
+
+
+def random_arms(
+    preset: Preset, arms: Iterable[Mapping[str, Any]], q_heads: int, kv_heads: int, head_dim: int
+) -> list[Arm]:
+    """The same for random inputs: gates as they are before training. What a gate costs does not depend on it."""
+    device, dtype = preset.config["device"], getattr(torch, preset.config["dtype"])
+    found = []
+    for one in expand(arms):
+        options = _options(preset, one)
+        if one["method"] == "seer":
+            torch.manual_seed(preset.config["seed"])
+            about = GateConfig(block=one.get("block", preset.config["block"]))
+            options["gates"] = [AttnGate(about, q_heads, kv_heads, head_dim).to(device, dtype)]
+        found.append(Arm(create(one["method"], **options), None))
+    return found
+
+
+def _options(preset: Preset, arm: Mapping[str, Any]) -> dict[str, Any]:
+    """What the method of an arm is created with, but for its gates and its profile."""
+    options: dict[str, Any] = {} if arm["sparsity"] is None else {"sparsity": arm["sparsity"]}
+    if arm["method"] not in (*latency.DENSE, "seer"):  # a gate has its own block, dense methods have none
+        options["block"] = arm.get("block", preset.config["block"])
+    return options
+
+
+def _named(arms: Iterable[Arm], block: int) -> list[tuple[str, Any]]:
+    """(name, method) for the timings: a method at another block size than `block` says so, as "seer-128"."""
+    methods = [arm.method for arm in arms]
+    sizes = [getattr(method, "block", block) for method in methods]
+    return [(m.name if size == block else f"{m.name}-{size}", m) for m, size in zip(methods, sizes)]
 
 
 def _by_model(preset: Preset, about: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -338,7 +394,13 @@ def _windows(
     model: Any,
     split: str = "test",
     longest: int | None = None,
+    aligned: bool = False,
 ) -> dict[str, Any]:
+    """`corpus.evaluation_windows`; `aligned` ones are the last tokens of the longest window, BOS first."""
     tokens = corpus.read_tokens(preset.tokens(corpus_name), split)
     bos = model.config.bos_token_id
-    return corpus.evaluation_windows(tokens, context, documents, longest=longest or context, bos=bos)
+    longest = longest or context
+    if not aligned:
+        return corpus.evaluation_windows(tokens, context, documents, longest=longest, bos=bos)
+    whole = corpus.evaluation_windows(tokens, longest, documents, longest=longest, bos=bos)
+    return {name: corpus.with_bos(window[longest - context + 1 :], bos) for name, window in whole.items()}

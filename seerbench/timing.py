@@ -29,6 +29,8 @@ Timer = Callable[[Call], float]  # runs the call and says how many ms it took
 # What is overwritten before each timed GPU call: several times the largest L2 (50 MiB on an H200, 126 MiB
 # on a B200), as triton.testing.do_bench does.
 FLUSH_BYTES = 256 * 2**20
+# Half a millisecond or so of a GPU's clock, longer than the host takes for the launches of one method.
+PAUSE_CYCLES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,15 @@ def _cpu_timer(call: Call) -> float:
 def _cuda_timer() -> Timer:
     """CUDA events around the call, L2 flushed before.
 
-    The call's launches queue up behind the flush. A call whose launches take the host longer than the
-    GPU works has its gaps inside the events: a user waits for them too.
+    The call's launches queue up behind the flush and a pause, as they do behind the layer before in a
+    model. What a call waits for itself (a synchronisation in a plan) stays inside the events.
     """
     flushed = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
 
     def timer(call: Call) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         flushed.zero_()
+        torch.cuda._sleep(PAUSE_CYCLES)
         start.record()
         call()
         end.record()

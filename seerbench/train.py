@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from seerbench.corpus import bos_of, load_tokenizer, packed, read_tokens, training_windows
 from seerbench.tasks import TRAINING, pieces_of, training_lookups, training_repeats
@@ -247,15 +247,20 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> 
 # ------------------------------------------------------------------ pre-training
 
 
-def build_model(config: Mapping, tokenizer: object) -> LlamaForCausalLM:
-    """A fresh LlamaForCausalLM with the tokenizer's vocabulary.
+def build_model(config: Mapping, tokenizer: object) -> LlamaForCausalLM | MistralForCausalLM:
+    """A fresh model of the Llama or Mistral architecture with the tokenizer's vocabulary.
 
     Args:
-        config: layers, hidden, heads, kv_heads, head_dim, intermediate, rope_theta, tied_embeddings,
-            positions (the longest context it is meant for), first_weights (see `initialise`).
+        config: architecture (llama, the default, or mistral, with full attention), layers, hidden, heads,
+            kv_heads, head_dim, intermediate, rope_theta, tied_embeddings, positions (the longest context it
+            is meant for), first_weights (see `initialise`; null: transformers' own, nothing seeded).
     """
-    model = LlamaForCausalLM(
-        LlamaConfig(
+    mistral = config.get("architecture", "llama") == "mistral"
+    about, kind = (MistralConfig, MistralForCausalLM) if mistral else (LlamaConfig, LlamaForCausalLM)
+    extra = {"sliding_window": None} if mistral else {}
+    model = kind(
+        about(
+            **extra,
             vocab_size=len(tokenizer),
             hidden_size=config["hidden"],
             num_hidden_layers=config["layers"],
@@ -272,7 +277,8 @@ def build_model(config: Mapping, tokenizer: object) -> LlamaForCausalLM:
             attn_implementation="sdpa",
         )
     )
-    initialise(model, config["first_weights"])
+    if config["first_weights"] is not None:
+        initialise(model, config["first_weights"])
     return model
 
 
@@ -444,7 +450,7 @@ def pretrain(
     if init is None:
         model = build_model(config["model"], vocabulary)
     else:
-        model = LlamaForCausalLM.from_pretrained(init, dtype=torch.float32, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32, attn_implementation="sdpa")
         model.config.max_position_embeddings = config["model"]["positions"]
     model = model.to(device).train()
     recipe, plan = config["optimizer"], schedule(config["stages"])

@@ -114,3 +114,14 @@ def test_the_data_folder_can_be_moved(tmp_path, monkeypatch):
     preset = load_preset(SMOKE, tmp_path)
     monkeypatch.setenv("SEERBENCH_DATA", "/elsewhere")
     assert str(preset.data("books.parquet")) == "/elsewhere/books.parquet"
+
+
+def test_the_gpu_preset_measures_the_artefacts_about_quality():
+    from seerbench.artefacts import ARTEFACTS
+
+    preset = load_preset("gpu")
+    for name in ("table1", "table2", "table3", "fig4", "fig7", "fig9", "fig10", "recall"):
+        assert preset.rows_for(ARTEFACTS[name].needs)[1] == [], name
+    for model in preset.config["models"].values():
+        shares = [stage["context"] for stage in model["stages"]]
+        assert shares == [1024, 2048, 8192]

@@ -188,3 +188,11 @@ def test_hub_offline_says_what_to_type(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(CorpusError, match=r"HF_HUB_OFFLINE=1.*hf download --repo-type dataset some/set"):
         corpus.read_texts({"kind": "hub", "name": "some/set"})
+
+
+def test_a_union_keeps_each_split_and_no_test_text_in_training():
+    """A text that is train in one corpus and test in the other may only be tested."""
+    first = pd.DataFrame({"id": ["1", "2"], "text": ["only here", "in both"], "split": ["train", "train"]})
+    second = pd.DataFrame({"id": ["1", "2"], "text": ["in both", "there"], "split": ["test", "train"]})
+    union = corpus.union_of({"books": first, "math": second})
+    assert union.set_index("id").split.to_dict() == {"books/1": "train", "math/1": "test", "math/2": "train"}

@@ -40,6 +40,9 @@ else:
         assert torch.equal(ours["max"].double(), exact["max"])
         assert torch.equal(ours["min"].double(), exact["min"])
         assert_no_worse_than_rounding(ours["avg"], exact["avg"], gate.pool_blocks(x, 64)["avg"])
+        alone = kernel.pool_blocks(x, 64, ["min"])
+        assert list(alone) == ["min"]
+        assert torch.equal(alone["min"], ours["min"])
 
     @pytest.mark.parametrize("n", [1, 5, 70])
     @pytest.mark.parametrize("group", [1, 2])
@@ -50,19 +53,21 @@ else:
         torch.testing.assert_close(kernel.block_scores(q, k).double(), exact, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("ties", [False, True])
-    @pytest.mark.parametrize(("n", "sparsity"), [(1, 0.5), (16, 0.9), (21, 0.5), (33, 0.0)])
-    def test_top_k(n, sparsity, ties):
+    @pytest.mark.parametrize(("n", "sparsity"), [(1, 0.5), (16, 0.9), (21, 0.5), (33, 0.0), (130, 0.7)])
+    @pytest.mark.parametrize("dense_rows", [0, 2])
+    def test_top_k(n, sparsity, ties, dense_rows):
         scores = causal(n, ties)
         same(
-            kernel.select_top_k(scores, gate.top_k_count(n, sparsity), n * 64, 64),
-            gate.select_top_k(scores, sparsity, n * 64, 64),
+            kernel.select_top_k(scores, gate.top_k_count(n, sparsity), n * 64, 64, dense_rows),
+            gate.select_top_k(scores, sparsity, n * 64, 64, dense_rows),
         )
 
     @pytest.mark.parametrize("threshold", [0.02, 0.1, 0.9])
-    def test_threshold(threshold):
+    @pytest.mark.parametrize("dense_rows", [0, 2])
+    def test_threshold(threshold, dense_rows):
         scores = causal(21)
-        ours = kernel.select_threshold(scores, threshold, 21 * 64, 64)
-        same(ours, gate.select_threshold(scores, threshold, 21 * 64, 64))
+        ours = kernel.select_threshold(scores, threshold, 21 * 64, 64, dense_rows)
+        same(ours, gate.select_threshold(scores, threshold, 21 * 64, 64, dense_rows))
 
     def test_threshold_relative_to_the_best():
         scores = causal(21)

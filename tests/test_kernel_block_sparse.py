@@ -3,6 +3,8 @@
 The interpreter's bf16 is silently wrong, so that bf16 is tested on a GPU only (tests/gpu).
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gpu.kernel_cases import INTERPRETED, LENGTHS, MASKS, build_mask, check_attention, draw, run_in_interpreter
@@ -16,8 +18,9 @@ if not INTERPRETED:
         run_in_interpreter(__file__)
 
     def test_names_the_kernel_that_runs():
-        assert kernel.implementation("cpu") == "flex-cpu"
-        assert kernel.implementation("cuda") == "triton"
+        case = Case("cpu", "float32", 1, 4, 2, 64, 100)
+        assert kernel.implementation(case) == "flex-cpu"
+        assert kernel.implementation(replace(case, device="cuda")) == "triton"  # a block of 64, on any GPU
 
     @pytest.mark.parametrize(
         ("change", "word"),

@@ -17,7 +17,7 @@ from seerbench.latency import (
     training_kernel_sweep,
     ttft_sweep,
 )
-from seerbench.models import attention_layers
+from seerbench.models import attention_layers, rope_of
 from seerbench.registry import create
 from seerbench.results import to_table
 from seerbench.timing import Timing, peak_mib
@@ -120,6 +120,42 @@ def test_kernel_sweep(device):
     assert (counts["min"] > 0).all()
 
 
+class LaidOut(BlockSparse):
+    """A kernel with a layout of its own for masks."""
+
+    def layout(self, mask):
+        return [mask]
+
+    def attend(self, q, k, v, plan):
+        return super().attend(q, k, v, plan[0])
+
+
+def test_a_cell_holds_every_dense_kernel_block_and_kind_of_mask(uncompiled):
+    kernels, dense = {"block_sparse": BlockSparse(), "mine": LaidOut()}, {"other": create("dense")}
+    kinds = ("random", "gate-shaped")
+    cells, samples = frames(kernel_sweep(SMALL, [0.5], QUICK, "run", kernels, dense, (64, 128), kinds))
+    cells = cells.set_index("method")
+    assert set(cells.status) == {"measured"}
+    assert set(samples.method) == set(cells.index)
+    names = [name + block + kind for block in ("", "-128") for kind in ("", "-gate-shaped") for name in kernels]
+    assert list(cells.index) == ["dense", "other", *names]
+    assert cells.block_k["mine"] == 64
+    assert cells.block_k["mine-128-gate-shaped"] == 128
+    assert cells["mask"]["mine-128-gate-shaped"] == "gate-shaped"
+    assert cells.sparsity_realised["block_sparse"] == cells.sparsity_realised["mine"]
+
+
+def test_gate_shaped_rows_share_more_blocks_than_random_ones():
+    case = Case("cpu", "float32", batch=1, q_heads=2, kv_heads=1, head_dim=16, context=64 * 64)
+    q, k, _ = random_inputs(case, 0)
+
+    def shared(make):
+        kept = make(q, k, 0.7, case, 0).to_dense()[..., 32:, :].float()
+        return float((kept[..., 1:, :] * kept[..., :-1, :]).sum() / kept[..., 1:, :].sum())
+
+    assert shared(latency.gate_shaped_mask) > 1.5 * shared(latency.random_mask)
+
+
 @pytest.mark.parametrize("kernel", [Wrong(), NotANumber()])
 def test_a_wrong_kernel_is_not_timed(kernel):
     cells, samples = frames(kernel_sweep(SMALL, [0.5], QUICK, "run", {"wrong": kernel}))
@@ -160,9 +196,11 @@ def test_methods_sweep_has_every_stage_and_captured_inputs(model, uncompiled):
         "dense": create("dense"),
         "seer": create("seer", gates=gates, sparsity=0.5),
         "streaming": create("streaming", sparsity=0.5),
-        "odd": create("seer", gates=[AttnGate(GateConfig(block=32), 4, 2, 32)] * 3, sparsity=0.5),
+        "seer-32": create("seer", gates=[AttnGate(GateConfig(block=32), 4, 2, 32)] * 3, sparsity=0.5),
+        "odd": Refuses(),
     }
-    cells, samples = frames(methods_sweep(model, "tiny", TOKENS, group.items(), QUICK, "run"))
+    attention = latency.capture(model, TOKENS)
+    cells, samples = frames(methods_sweep("captured:tiny", attention, group.items(), QUICK, "run"))
     cells = cells.set_index("method")
     assert set(cells.cell) == {"methods-500-0.50"}
     assert set(cells.inputs) == {"captured:tiny"}
@@ -170,15 +208,38 @@ def test_methods_sweep_has_every_stage_and_captured_inputs(model, uncompiled):
         "dense": "measured",
         "seer": "measured",
         "streaming": "measured",
+        "seer-32": "measured",
         "odd": "refused",
     }
-    assert "32" in cells.reason["odd"]
-    assert cells["mask"].to_dict() == {"dense": "dense", "seer": "gate", "streaming": "pattern", "odd": "gate"}
+    assert cells.reason["odd"] == "takes no context of 500"
+    assert cells.block_q.to_dict() == {"dense": 64, "seer": 64, "streaming": 64, "seer-32": 32, "odd": 64}
+    masks = {"dense": "dense", "seer": "gate", "seer-32": "gate", "streaming": "pattern", "odd": "pattern"}
+    assert cells["mask"].to_dict() == masks
     assert 0.3 < cells.sparsity_realised["seer"] < 0.7
     stages = samples.groupby("method").stage.unique().map(list).to_dict()
     assert stages["seer"] == ["score", "select", "plan", "attend", "total"]
     assert stages["streaming"] == stages["dense"] == ["plan", "attend", "total"]
     assert "odd" not in stages
+
+
+def test_methods_sweep_without_a_model(uncompiled):
+    case = Case("cpu", "float32", batch=1, q_heads=4, kv_heads=2, head_dim=32, context=500)
+    group = {
+        "dense": create("dense"),
+        "seer": create("seer", gates=[AttnGate(GateConfig(), 4, 2, 32)], sparsity=0.5),
+    }
+    attention = latency.random_attention(case, 0)
+    cells, samples = frames(methods_sweep("random", attention, group.items(), QUICK, "run"))
+    assert set(cells.status) == {"measured"}
+    assert set(cells.inputs) == {"random"}
+    assert set(samples.method) == {"dense", "seer"}
+
+
+def test_rope_of_random_attention_is_the_model_s(model):
+    theirs = rope_of(model)(torch.arange(9))
+    ours = latency.plain_rope(32, model.config.rope_parameters["rope_theta"])(torch.arange(9))
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(one, other)
 
 
 def test_captured_layer_is_the_middle_one_unless_said(model):

@@ -205,3 +205,11 @@ def test_first_weights_read_the_token_before_and_match_it(setting):
         assert first[0, head].diagonal(-1).mean() > 0.6
         matched = second[0, head].diagonal(-47)[1:].mean()
         assert matched > 4 * second[0, head, 48:].mean()
+
+
+def test_a_blank_mistral_has_its_shape_and_full_attention(setting):
+    tokenizer = corpus.load_tokenizer(setting / "tokenizer")
+    model = train.build_model({**MODEL, "architecture": "mistral", "first_weights": None}, tokenizer)
+    assert type(model).__name__ == "MistralForCausalLM"
+    assert model.config.sliding_window is None
+    assert model.model.layers[0].mlp.down_proj.weight.any()  # `initialise` would have left zeros

@@ -42,7 +42,7 @@ ARTEFACTS: dict[str, Artefact] = {
         "figure",
         (("training", "finetune-*"), ("perplexity", "yarn"), *_timed("kernel")),
     ),
-    "fig4": Artefact("Perplexity against sparsity", "figure", (("perplexity", "contexts"),)),
+    "fig4": Artefact("Perplexity against sparsity", "figure", (("perplexity", "contexts*"),)),
     "fig5": Artefact("Where the time of sparse attention goes", "figure", _timed("methods")),
     "fig6": Artefact("Attention speed-up against sparsity", "figure", _timed("methods", "kernel")),
     "fig7": Artefact("True and predicted block maps", "figure", (("maps", "maps"),)),

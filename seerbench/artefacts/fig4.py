@@ -14,8 +14,10 @@ from seerbench.results import Run
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """SeerAttention's cells of the experiment `contexts`, each trained gate, dense at sparsity 0."""
-    rows = sources.experiment(run, "perplexity", "contexts", "perplexity")
+    """SeerAttention at each trained gate, dense at sparsity 0: of `contexts-math` where a run has it."""
+    every = run.table("perplexity")
+    name = "contexts-math" if (every.experiment == "contexts-math").any() else "contexts"
+    rows = sources.experiment(run, "perplexity", name, "perplexity")
     cells = summaries.perplexities(rows, summaries.dense_rows(run, rows))
     seer = cells[(cells.method == "seer") & ~cells.gate.astype(str).str.contains("untrained")]
     if seer.empty:

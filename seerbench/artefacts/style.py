@@ -49,6 +49,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "seer": ("SeerAttention", "#D55E00", "o"),
     "moa": ("MoA", "#009E73", "^"),
     "minference": ("MInference", "#0072B2", "s"),
+    "minference-aligned": ("MInference, whole blocks", "#4477AA", "D"),
     "streaming": ("StreamingLLM", "#56B4E9", "v"),
     "oracle": ("Oracle top-k", "#CC79A7", "D"),
     "random": ("Random blocks", "#999999", "X"),

@@ -9,10 +9,10 @@ import sys
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, assert_no_worse_than_rounding, block_count, oracle
+from seerbench.attention import BlockMask, assert_no_worse_than_rounding, block_count, oracle, repeat_kv
 
 LENGTHS = [1, 63, 64, 65, 1000]
-MASKS = ["diagonal", "full", "empty-rows", "one-far-block", "random", "no-diagonal"]
+MASKS = ["diagonal", "full", "empty-rows", "one-far-block", "random", "no-diagonal", "gate"]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -47,6 +47,8 @@ def build_mask(
         "one-far-block": (j == 0).expand_as(chance),
         "random": (chance < 0.3) | (i == j),
         "no-diagonal": (chance < 0.4) & (j < i),
+        # As a gate chooses: columns that many rows want, and the blocks around the diagonal.
+        "gate": (chance[..., :1, :] < 0.15) | ((i - j).abs() <= 1),
     }[kind]
     return BlockMask.from_dense(kept, n, block_q, block_k)
 
@@ -59,3 +61,23 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, o: Tensor,
     assert_no_worse_than_rounding(lse, exact_lse, rounded_lse)
     unseen = exact_lse == -torch.inf
     assert (o[unseen] == 0).all()
+
+
+def check_gradients(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, do: Tensor, gradients: list[Tensor]) -> None:
+    """dq, dk and dv for the output's gradient do, against autograd through the float64 oracle."""
+
+    def reference(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        return torch.autograd.grad(oracle(*leaves, mask, dtype=dtype)[0], leaves, do.to(dtype))
+
+    if q.shape[2] > 1:
+        for actual, exact, rounded in zip(gradients, reference(torch.float64), reference(q.dtype), strict=True):
+            assert_no_worse_than_rounding(actual, exact, rounded)
+        return
+    # One key: dS = dP - delta is exactly 0, and dq and dk hold what two fp32 sums of D terms leave of it.
+    assert_no_worse_than_rounding(gradients[2], reference(torch.float64)[2], reference(q.dtype)[2])
+    head_dim, group = q.shape[3], q.shape[1] // k.shape[1]
+    terms = (do.double() * repeat_kv(v, q.shape[1]).double()).abs().sum(-1).max()
+    left = head_dim * torch.finfo(torch.float32).eps * terms * head_dim**-0.5
+    assert gradients[0].abs().max() <= left * k.abs().max()
+    assert gradients[1].abs().max() <= left * q.abs().max() * group

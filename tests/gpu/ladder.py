@@ -18,8 +18,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from seerbench.attention import BlockMask, block_count
+from seerbench.attention import BlockMask, Layer, block_count
 from seerbench.kernels.block_sparse_attention import block_sparse_attention_with_lse
+from seerbench.latency import plain_rope
 
 
 def sdpa(q, k, v, backend):
@@ -128,25 +129,29 @@ def sparse(args):
 
 def pooled(args):
     from seerbench.kernels import pooled_attention
+    from seerbench.timing import peak_mib
 
     for context in args.context:
         q, k, v = inputs(args, context)
-        n = block_count(context, 64)
         full = pooled_attention.full_mask(1, args.heads, context, 128, q.device)
-        lse = torch.randn(1, args.heads, context, device="cuda")
-        d = torch.zeros(1, args.heads, n, n, device="cuda")
         methods = {
             "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
             "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
-            "pooled 64": lambda q=q, k=k, v=v: pooled_attention.pooled_attention(q, k, v, 64),
-            "  its forward": lambda q=q, k=k, v=v, m=full: block_sparse_attention_with_lse(q, k, v, m),
-            "  its second pass": lambda q=q, k=k, x=lse, d=d: pooled_attention.launch_pool(q, k, x, d, 64),
+            "forward alone": lambda q=q, k=k, v=v, m=full: block_sparse_attention_with_lse(q, k, v, m),
         }
-        report(f"{context} pooled map, time over FA-2", measure(methods, args.rounds))
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        pooled_attention.pooled_attention(q, k, v, 64)
-        print(f"    peak beside the inputs {(torch.cuda.max_memory_allocated() - before) / 1e9:.3f} GB")
+        name = pooled_attention.implementation("cuda", args.dim)
+        for block in (64, 128):
+            methods[f"{name} {block}"] = lambda a=(q, k, v, block): pooled_attention.pooled_attention(*a)
+            if name != "triton-two-pass":
+                methods[f"two passes {block}"] = lambda a=(q, k, v, block): pooled_attention.two_passes(*a)
+        times = measure(methods, args.rounds)
+        report(f"{context} pooled map", times)
+        for method, call in methods.items():
+            if method in times:
+                share = statistics.median(x / r for r, x in zip(times["fa2"], times[method], strict=True))
+                print(
+                    f"    {method:24s} {share:6.3f} of FA-2's time, {peak_mib(call, 'cuda'):7.1f} MiB at its peak"
+                )
 
 
 def gate_plan(args):
@@ -161,21 +166,90 @@ def gate_plan(args):
         top = gate.top_k_count(n, 0.9)
 
         def plan(q=q, k=k, context=context, top=top):
-            pooled_q, pooled_k = attn_gate.pool_blocks(q, 64)["avg"], attn_gate.pool_blocks(k, 64)["max"]
+            pooled_q = attn_gate.pool_blocks(q, 64, ["avg"])["avg"]
+            pooled_k = attn_gate.pool_blocks(k, 64, ["max", "min"])["max"]
             return attn_gate.select_top_k(attn_gate.block_scores(pooled_q, pooled_k), top, context, 64)
 
+        one = gate.AttnGate(gate.GateConfig(), args.heads, args.kv_heads, args.dim).cuda().bfloat16()
+        layer = Layer(q_unrotated=q, k_unrotated=k, rope=plain_rope(args.dim))
         methods = {
             "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
             "plan, no linears or RoPE": plan,
-            "  pool Q": lambda q=q: attn_gate.pool_blocks(q, 64),
-            "  pool K": lambda k=k: attn_gate.pool_blocks(k, 64),
+            "plan, all of it": lambda q=q, k=k, o=one, y=layer, c=context: gate.select_top_k(
+                gate.gate_scores(o, q, k, y), 0.9, c, 64
+            ),
+            "  pool Q": lambda q=q: attn_gate.pool_blocks(q, 64, ["avg"]),
+            "  pool K": lambda k=k: attn_gate.pool_blocks(k, 64, ["max", "min"]),
             "  score": lambda q=pq, k=pk: attn_gate.block_scores(q, k),
             "  top-k": lambda s=scores, t=top, c=context: attn_gate.select_top_k(s, t, c, 64),
             "  relative threshold": lambda s=scores, c=context: attn_gate.select_relative(s, 0.5, c, 64),
-            "torch pool": lambda q=q, k=k: (gate.pool_blocks(q, 64), gate.pool_blocks(k, 64)),
-            "torch top-k to lists": lambda s=scores, c=context: gate.select_top_k(s, 0.9, c, 64),
         }
         report(f"{context} gate", measure(methods, args.rounds))
+
+
+def tiles(args):
+    """MInference's kernel on synthetic selections of its official (512, 2048), beside FA-2."""
+    from seerbench.kernels import vertical_slash
+
+    for context in args.context:
+        q, k, v = inputs(args, context)
+        for kind in ("near", "scattered"):
+            columns = torch.rand(1, args.heads, context, device="cuda") < 512 / context
+            diagonals = torch.rand(1, args.heads, context, device="cuda") < 2048 / context
+            if kind == "near":
+                diagonals = (torch.arange(context, device="cuda") < 2048).expand_as(diagonals).clone()
+            diagonals[..., 0] = True
+            mask = vertical_slash.vertical_slash_tiles(columns, diagonals)
+            methods = {
+                "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
+                "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
+                "tiles": lambda a=(q, k, v, mask): vertical_slash.tile_attention(*a),
+                "  conversion": lambda a=(columns, diagonals): vertical_slash.vertical_slash_tiles(*a),
+            }
+            dense = 2 * context * context * args.dim * args.heads
+            flops = {"fa2": dense, "cudnn": dense, "tiles": mask.flops(args.dim)}
+            title = f"{context} (512, 2048) {kind}: sparsity in tiles {1 - mask.density():.4f}"
+            report(title, measure(methods, args.rounds), flops)
+
+
+def backward(args):
+    """dQ, dK and dV. Rates count FlashAttention-2's five products a tile, for our seven too."""
+    from seerbench.kernels import block_sparse_backward as ours
+
+    for context in args.context:
+        q, k, v = inputs(args, context)
+        do = torch.randn_like(q)
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        dense_o = sdpa(*leaves, SDPBackend.FLASH_ATTENTION)
+        grads = [torch.empty_like(x) for x in (q, k, v)]
+        for block in args.block:
+            block_q, block_k = map(int, block.split("x"))
+            for sparsity in args.sparsity:
+                if args.gate:
+                    mask = gate_mask(context, args.heads, block_q, sparsity)
+                else:
+                    mask = random_mask(context, args.heads, block_q, block_k, sparsity)
+                o, lse = block_sparse_attention_with_lse(q, k, v, mask)
+                lists, delta = mask.transposed(args.kv), torch.randn_like(lse)
+                saved = (q, k, v, o, lse, do, mask)
+                methods = {
+                    "fa2": lambda a=(dense_o, leaves, do): torch.autograd.grad(*a, retain_graph=True),
+                    "ours": lambda a=(*saved, *grads): ours.launch(*a),
+                    "  transposed lists": lambda m=mask: m.transposed(args.kv),
+                }
+                for tile in args.tile or [None]:
+                    tile = tuple(map(int, tile.split(","))) if tile else None
+                    methods[f"  dQ {tile or ''}"] = lambda a=(*saved, delta, grads[0], tile): (
+                        ours.launch_query_gradient(*a)
+                    )
+                    methods[f"  dK, dV {tile or ''}"] = lambda a=(
+                        q, k, v, lse, do, delta, mask, *grads[1:], tile, lists,
+                    ): ours.launch_key_gradients(*a)  # fmt: skip
+                dense = 5 * context * context * args.dim * args.heads
+                flops = {"fa2": dense, "ours": 2.5 * mask.flops(args.dim)}
+                kind = "gate-shaped" if args.gate else "random"
+                title = f"{context} {block} {kind} requested {sparsity} realised {1 - mask.density():.4f}: backward"
+                report(title, measure(methods, args.rounds, show_host=args.host), flops)
 
 
 def inputs(args, context):
@@ -185,7 +259,8 @@ def inputs(args, context):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["sparse", "pooled", "gate"])
+    parser.add_argument("what", choices=["sparse", "pooled", "gate", "tiles"])
+    parser.add_argument("what", choices=["sparse", "backward", "pooled", "gate"])
     parser.add_argument("--context", type=int, nargs="+", default=[32768])
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9])
     parser.add_argument("--block", nargs="+", default=["64x64", "128x128"])
@@ -200,7 +275,8 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(0)
     print(torch.cuda.get_device_name(), torch.__version__)
-    {"sparse": sparse, "pooled": pooled, "gate": gate_plan}[args.what](args)
+    {"sparse": sparse, "pooled": pooled, "gate": gate_plan, "tiles": tiles}[args.what](args)
+    {"sparse": sparse, "backward": backward, "pooled": pooled, "gate": gate_plan}[args.what](args)
 
 
 if __name__ == "__main__":

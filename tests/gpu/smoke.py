@@ -19,7 +19,9 @@ for blocks in ((64, 64), (128, 64), (128, 128)):
         print(name, blocks, "ok")
 
 q, k, v = draw(300, 4, 2, 128, torch.bfloat16, "cuda", 1)
-pooled_attention.pooled_attention(q, k, v, 64)
+for block in (64, 128):
+    pooled_attention.pooled_attention(q, k, v, block)
+    pooled_attention.two_passes(q, k, v, block)
 pools = attn_gate.pool_blocks(q, 64), attn_gate.pool_blocks(k, 64)
 scores = attn_gate.block_scores(pools[0]["avg"], pools[1]["max"])
 attn_gate.select_top_k(scores, 2, 300, 64)

@@ -5,9 +5,10 @@ import torch
 from kernel_cases import MASKS, build_mask, check_attention, draw
 
 from seerbench import gate
-from seerbench.attention import assert_no_worse_than_rounding
-from seerbench.kernels import attn_gate, pooled_attention
+from seerbench.attention import Layer, assert_no_worse_than_rounding, oracle
+from seerbench.kernels import attn_gate, pooled_attention, vertical_slash
 from seerbench.kernels import block_sparse_attention as sparse
+from seerbench.latency import plain_rope
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LENGTHS = [1, 63, 64, 65, 1000, 4095, 8192]
@@ -79,15 +80,55 @@ def test_no_recompile_for_a_new_length_or_sparsity():
     assert len(cache) == known
 
 
+def pooled_kernels():
+    """The two passes everywhere; on Hopper its one pass too."""
+    return ["two-pass", "one-pass"] if "hopper" in kernels() else ["two-pass"]
+
+
+def check_pooled(name, q, k, v, block):
+    exact = pooled_attention.naive_pooled_attention(q, k, v, block, torch.float64)
+    rounded = pooled_attention.naive_pooled_attention(q, k, v, block)
+    from seerbench.kernels import pooled_hopper
+
+    kernel = {"two-pass": pooled_attention.two_passes, "one-pass": pooled_hopper.pooled_attention}[name]
+    for actual, right, other in zip(kernel(q, k, v, block), exact, rounded, strict=True):
+        assert_no_worse_than_rounding(actual, right, other)
+
+
+@pytest.mark.parametrize("name", pooled_kernels())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize("group", [1, 4, 8])
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000, 4095])
-def test_pooled_attention(n, group, block, dtype):
-    q, k, v = draw(n, group, 1, 128, dtype, "cuda", 1)
-    exact = pooled_attention.naive_pooled_attention(q, k, v, block, torch.float64)
-    rounded = pooled_attention.naive_pooled_attention(q, k, v, block)
-    for actual, right, other in zip(pooled_attention.pooled_attention(q, k, v, block), exact, rounded, strict=True):
+@pytest.mark.parametrize("n", LENGTHS)
+def test_pooled_attention(n, group, block, dtype, name):
+    q, k, v = draw(n, group if n <= 4095 else 2, 1, 128, dtype, "cuda", 1)
+    check_pooled(name, q, k, v, block)
+
+
+@pytest.mark.parametrize("name", pooled_kernels())
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("n", [65, 1000])
+def test_pooled_attention_of_views_in_a_batch(n, block, head_dim, name):
+    """[B, N, H, D] projections seen as [B, H, N, D], several key/value heads, a batch of two."""
+    drawn = draw(n, 8, 2, head_dim, torch.bfloat16, "cuda", 2)
+    check_pooled(name, *(x.transpose(1, 2).contiguous().transpose(1, 2) for x in drawn), block)
+
+
+@pytest.mark.skipif("hopper" not in kernels(), reason="needs a Hopper GPU")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 65, 300, 1000, 4095])
+def test_one_pass_writes_all_that_it_returns_and_reads_only_what_it_wrote(n, dtype):
+    from seerbench.kernels import pooled_hopper
+
+    # Many items a program at 4095: each finds in the scratch what the longer row before it left there.
+    q, k, v = draw(n, 8, 2, 128, dtype, "cuda", 1)
+    exact = pooled_attention.naive_pooled_attention(q, k, v, 64, torch.float64)
+    rounded = pooled_attention.naive_pooled_attention(q, k, v, 64)
+    outputs = [torch.full_like(x, torch.nan) for x in (rounded[0], exact[1].float(), rounded[2])]
+    scratch = pooled_hopper.new_scratch(q).fill_(torch.inf)  # a maximum would ignore NaN
+    pooled_hopper.launch(q, k, v, *outputs, scratch)
+    for actual, right, other in zip(outputs, exact, rounded, strict=True):
         assert_no_worse_than_rounding(actual, right, other)
 
 
@@ -117,6 +158,38 @@ def test_gate_top_k(n, sparsity, ties):
     scores = (scores * 2).round() / 2 if ties else scores
     scores = scores.masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
     ours = attn_gate.select_top_k(scores, gate.top_k_count(n, sparsity), n * 64, 64)
-    theirs = gate.select_top_k(scores, sparsity, n * 64, 64)
-    assert torch.equal(ours.kv_num_blocks, theirs.kv_num_blocks)
-    assert torch.equal(ours.kv_indices, theirs.kv_indices)
+    theirs = gate.select_top_k(scores.cpu(), sparsity, n * 64, 64)  # on a GPU it is the kernel
+    assert torch.equal(ours.kv_num_blocks.cpu(), theirs.kv_num_blocks)
+    assert torch.equal(ours.kv_indices.cpu(), theirs.kv_indices)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_the_whole_gate(single):
+    """gate_scores on a GPU (kernels) against the same gate in float64 torch."""
+    options = {"q_pool": "avg", "k_pool": "maxminavg", "projection": "single", "recipe": "v2"} if single else {}
+    one = gate.AttnGate(gate.GateConfig(**options), 8, 2, 64).cuda()
+    q, k, _ = draw(1000, 8, 2, 64, torch.bfloat16, "cuda")
+    layer = Layer(q_unrotated=q, k_unrotated=k, rope=plain_rope(64))
+    ours = gate.gate_scores(one, q, k, layer)
+    with torch.no_grad():
+        rounded = one(gate.pool_blocks(q, 64), gate.pool_blocks(k, 64), layer.rope)
+        exact = one.double()(gate.pool_blocks(q.double(), 64), gate.pool_blocks(k.double(), 64), layer.rope)
+    assert_no_worse_than_rounding(ours, exact, rounded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chance", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000, 4095])
+def test_vertical_slash(n, chance, dtype):
+    q, k, v = draw(n, 4, 1, 128, dtype, "cuda", 1)
+    columns, diagonals = (torch.rand(1, 4, n, device="cuda") < chance for _ in range(2))
+    diagonals[..., 0] = True
+    mask = vertical_slash.vertical_slash_tiles(columns, diagonals)
+    same = vertical_slash.vertical_slash_tiles(columns.cpu(), diagonals.cpu())
+    for name in ("tile_counts", "tile_starts", "column_counts", "columns"):
+        assert torch.equal(getattr(mask, name).cpu(), getattr(same, name))
+    o = torch.full_like(q, torch.nan)
+    vertical_slash.launch(q, k, v, mask, o)
+    exact, rounded = oracle(q, k, v, mask)[0], oracle(q, k, v, mask, q.dtype)[0]
+    assert_no_worse_than_rounding(o, exact, rounded)
+    assert len(vertical_slash._forward.device_caches[torch.cuda.current_device()][0]) <= len(DTYPES)

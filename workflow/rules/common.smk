@@ -1,7 +1,7 @@
 # What the rules share: the command, what makes a result stale, and the lists of files.
 from pathlib import Path
 
-from seerbench.results import ROOT, files_digest, source_digest
+from seerbench.results import ROOT, TABLES, files_digest, source_digest
 
 WHERE = f"{config.get('preset', 'cpu')} --results {RUN.parent}"
 LOGS = f"logs/{PRESET.name}"
@@ -11,6 +11,10 @@ GPU = int(
 WHOLE_MACHINE = (
     10_000  # Snakemake scales it down to --cores: nothing else runs beside a timing
 )
+# What `snakemake compare --config compare=mine.py` compares.
+COMPARED = config.get("compare", "")
+COMPARED_FILE = COMPARED.partition(":")[0]
+COMPARED_NAME = config.get("compare_name", Path(COMPARED_FILE).stem or "none")
 TIMED = source_digest()  # measured again when kernels, baselines or the gate change
 
 
@@ -53,6 +57,16 @@ def files_of(*names):
     ]
 
 
+def all_rows():
+    """Every rows file of this preset, those of experiments that no artefact draws included."""
+    tables = [name for name in TABLES if name != "runs"]
+    return [
+        str(PRESET.rows(table, part))
+        for table in tables
+        for part in PRESET.parts(table)
+    ]
+
+
 def rows_of(wildcards):
     """The rows files that an artefact reads; a published run is source, no rule makes it."""
     if DRAWN == RUN:
@@ -61,3 +75,10 @@ def rows_of(wildcards):
             for path in PRESET.rows_for(ARTEFACTS[wildcards.artefact].needs)[0]
         ]
     return [str(path) for path in sorted(DRAWN.glob("*/*.parquet"))]
+
+
+def compared(wildcards):
+    """The figure of what the config names; without a name there is nothing to compare."""
+    if not COMPARED:
+        raise WorkflowError("name what to compare: --config compare=mine.py")
+    return f"figures/compare/{COMPARED_NAME}.svg"

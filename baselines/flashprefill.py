@@ -1,0 +1,108 @@
+"""FlashPrefill: blocks whose score is near enough to their row's best.
+
+What      every query against mean-pooled key blocks; a block's score is the sum of exp over its queries; kept if
+          at least alpha times its row's maximum: no sort, no cumulative sum. Two sink blocks, a window of four
+          and the last two rows are kept always. Mean correction (an option, from V2): each skipped block enters
+          the softmax as one pooled key and value with logit + log(tokens of the block)
+Source    arXiv:2603.06199; mean correction arXiv:2608.19758
+Upstream  qhfan/FlashPrefill, read at b5c8f5b9
+Fidelity  our port of the plan in torch on our block-sparse kernel (upstream: Triton, 128; V2: CUDA). A key
+          block is visible to a query that is past the block's last key, as upstream; the diagonal block, which
+          no query but the last sees whole, is kept by the window. Mean correction is ours, in torch and
+          dense in pooled keys: right, not fast. With a requested sparsity, alpha is the one that keeps as many
+          blocks as the top-k rule, and the blocks kept always count in it
+Timed     plan (pooling, scores, lists) and attend
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count, causal_blocks, oracle, repeat_kv
+from seerbench.gate import pool_blocks, select_budget
+from seerbench.registry import register
+
+ALPHA = 0.1  # V2's evaluations; V1's code has 0.7 as its default
+SINKS, WINDOW, LAST_ROWS = 2, 4, 2  # blocks; V1's code
+CHUNK = 1024  # query rows whose pooled scores exist at one time
+
+
+@register("flashprefill", cites="arXiv:2603.06199")
+class FlashPrefill(BlockSparse):
+    """Blocks within a factor of their row's best pooled score, sinks and a window."""
+
+    def __init__(
+        self, sparsity: float | None = None, block: int = 128, alpha: float = ALPHA, mean_correction: bool = False
+    ) -> None:
+        """sparsity: in place of alpha, when given."""
+        self.sparsity, self.block, self.alpha, self.mean_correction = sparsity, block, alpha, mean_correction
+
+    def implementation(self, case: Case) -> str:
+        return super().implementation(case) + ("+torch-mean" if self.mean_correction else "")
+
+    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+        tokens, block = q.shape[2], self.block
+        scores = pooled_scores(q, k, block)
+        # Distance from the row's best, in log: kept where at most -log(alpha).
+        cost = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=torch.inf)
+        cost.masked_fill_(always_kept(scores.shape[-1], q.device), -torch.inf)
+        if self.sparsity is not None:
+            return select_budget(cost, self.sparsity, tokens, block)
+        return BlockMask.from_dense(cost <= -math.log(self.alpha), tokens, block, block)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
+        return mean_corrected(q, k, v, plan) if self.mean_correction else super().attend(q, k, v, plan)
+
+
+def always_kept(n: int, device: torch.device | str = "cpu") -> Tensor:
+    """bool [n, n]: sinks, window and the last rows."""
+    rows = torch.arange(n, device=device)
+    near = (rows[:, None] - rows < WINDOW) & (rows <= rows[:, None])
+    return near | (rows < SINKS) | (rows[:, None] >= n - LAST_ROWS)
+
+
+def pooled_scores(q: Tensor, k: Tensor, block: int) -> Tensor:
+    """log of the sum over a block's queries of exp(q . mean(k) / sqrt(D)), fp32 [B, Hq, n, n]; -inf: not seen."""
+    tokens, head_dim = q.shape[2], q.shape[3]
+    pooled = repeat_kv(pool_blocks(k, block)["avg"], q.shape[1])
+    n = pooled.shape[2]
+    last_key = torch.arange(n, device=q.device) * block + block - 1
+    rows = []
+    for start in range(0, tokens, block):
+        part = (q[:, :, start : start + block] @ pooled.mT).float() * head_dim**-0.5
+        queries = torch.arange(start, min(start + block, tokens), device=q.device)
+        rows.append(part.masked_fill_(last_key > queries[:, None], -torch.inf).logsumexp(-2))
+    return torch.stack(rows, 2)
+
+
+def mean_corrected(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """Attention over a mask's blocks and, for each skipped causal block, its mean key and value: any BlockMask.
+
+    q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D] in q's dtype.
+    """
+    if q.is_cuda:
+        from seerbench.kernels.block_sparse_attention import block_sparse_attention_with_lse
+
+        out, lse = block_sparse_attention_with_lse(q, k, v, mask)
+    else:
+        out, lse = oracle(q, k, v, mask, torch.float32)
+    pooled_k, pooled_v = (repeat_kv(pool_blocks(x, mask.block_k)["avg"], q.shape[1]).float() for x in (k, v))
+    tokens, n = mask.tokens, block_count(mask.tokens, mask.block_k)
+    sizes = (tokens - torch.arange(n, device=q.device) * mask.block_k).clamp(max=mask.block_k)
+    skipped = causal_blocks(tokens, mask.block_q, mask.block_k, q.device) & ~mask.to_dense()
+    result = torch.empty_like(q)
+    for start in range(0, tokens, CHUNK):
+        rows = torch.arange(start, min(start + CHUNK, tokens), device=q.device)
+        # A skipped block on the diagonal holds keys that the query may not see: it stays out.
+        whole = (torch.arange(n, device=q.device) + 1) * mask.block_k - 1 <= rows[:, None]
+        seen = skipped[:, :, rows // mask.block_q] & whole
+        logits = q[:, :, rows].float() @ pooled_k.mT * q.shape[-1] ** -0.5 + sizes.log()
+        logits = logits.masked_fill(~seen, -torch.inf)
+        total = torch.logaddexp(logits.logsumexp(-1), lse[:, :, rows])
+        weights = (logits - total[..., None]).exp().nan_to_num(0.0)
+        kept = (lse[:, :, rows] - total).exp().nan_to_num(0.0)[..., None]
+        result[:, :, rows] = (kept * out[:, :, rows].float() + weights @ pooled_v).to(q.dtype)
+    return result

@@ -1,0 +1,73 @@
+"""XAttention: block scores from sums along antidiagonals.
+
+What      q and k are read once every `stride` tokens, so that one dot product sums the logits on the antidiagonal
+          of a stride x stride square; the softmax of those sums, added up over a block, is its mass. Block 0
+          and the diagonal are kept, then the largest blocks until a share tau of a row's mass is kept
+Source    arXiv:2503.16428
+Upstream  mit-han-lab/x-attention, read at e3798877
+Fidelity  our port of the estimator and of the row rule, on our block-sparse kernel (upstream: 128 x 128 blocks on
+          Block-Sparse-Attention). Not ported: upstream's torch path masks all but the last chunk at lengths that
+          are exact multiples of its chunk; ours has no chunks. One tau for all heads.
+          With a requested sparsity, tau is the one that keeps as many blocks as the top-k rule
+Timed     plan (scores, ranking, lists) and attend
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, repeat_kv
+from seerbench.gate import select_budget
+from seerbench.registry import register
+
+STRIDE = 8  # upstream's default; 16 is its faster setting
+TAU = 0.9  # upstream's default threshold
+
+
+@register("xattention", cites="arXiv:2503.16428")
+class XAttention(BlockSparse):
+    """Blocks by their mass on antidiagonals, until a share of each row's mass is kept."""
+
+    def __init__(
+        self, sparsity: float | None = None, block: int = 128, tau: float = TAU, stride: int = STRIDE
+    ) -> None:
+        """sparsity: in place of tau, when given."""
+        if block % stride:
+            raise ValueError(f"blocks of {block} do not hold whole strides of {stride}")
+        self.sparsity, self.block, self.tau, self.stride = sparsity, block, tau, stride
+
+    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+        before = mass_before(antidiagonal_mass(q, k, self.block, self.stride))
+        if self.sparsity is not None:
+            return select_budget(before, self.sparsity, q.shape[2], self.block)
+        return BlockMask.from_dense(before < self.tau, q.shape[2], self.block, self.block)
+
+
+def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
+    """q [B, Hq, N, D], k [B, Hk, N, D] -> fp32 mass of each block, [B, Hq, n, n], zero above the diagonal."""
+    tokens, head_dim = q.shape[2], q.shape[3]
+    n = block_count(tokens, block)
+    q, k = (F.pad(x, (0, 0, 0, n * block - tokens)).unflatten(2, (-1, stride)) for x in (q, k))
+    # Query S-1-a meets key a: their sum over a is the antidiagonal of a stride x stride square.
+    q, k = q.flip(3).flatten(3), k.flatten(3)
+    scores = (q @ repeat_kv(k, q.shape[1]).mT).float() / (head_dim**0.5 * stride)
+    places = torch.arange(n * block // stride, device=q.device)
+    weights = scores.masked_fill_(places > places[:, None], -torch.inf).softmax(-1)
+    weights[:, :, block_count(tokens, stride) :] = 0.0  # rows of padding
+    return weights.unflatten(-1, (n, -1)).sum(-1).unflatten(-2, (n, -1)).sum(-2)
+
+
+def mass_before(mass: Tensor) -> Tensor:
+    """The share of its row's mass that is kept before a block's turn comes: kept if below tau.
+
+    Block 0 and the diagonal come first and always (-inf); then blocks by falling mass, ties by index.
+    """
+    n = mass.shape[-1]
+    first = torch.eye(n, dtype=torch.bool, device=mass.device)
+    first[:, 0] = True
+    order = mass.masked_fill(first, torch.inf).sort(dim=-1, descending=True, stable=True).indices
+    ordered = mass.gather(-1, order)
+    before = (ordered.cumsum(-1) - ordered) / mass.sum(-1, keepdim=True)
+    return torch.empty_like(mass).scatter_(-1, order, before).masked_fill(first, -torch.inf)

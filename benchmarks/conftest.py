@@ -1,0 +1,40 @@
+"""What both benchmark files share: the device, the shape, and a benchmark that waits for the GPU.
+
+The suite guards against regressions (`--benchmark-compare-fail=median:10%`); it does not measure: methods are
+not interleaved and pytest-benchmark reads the host's clock. Numbers for a figure come from seerbench/latency.py.
+"""
+
+import pytest
+import torch
+
+from seerbench.attention import Case
+from seerbench.latency import random_inputs
+
+CASE = (
+    Case("cuda", "bfloat16", batch=1, q_heads=32, kv_heads=8, head_dim=128, context=8192)
+    if torch.cuda.is_available()
+    else Case("cpu", "float32", batch=1, q_heads=4, kv_heads=2, head_dim=64, context=2048)
+)
+
+
+@pytest.fixture(scope="session")
+def inputs():
+    return random_inputs(CASE, seed=0)
+
+
+@pytest.fixture
+def timed(benchmark):
+    """timed(call, sparsity): ten rounds after a warm-up that compiles, each until the GPU is done."""
+
+    def run(call, sparsity):
+        benchmark.extra_info.update(vars(CASE) | {"sparsity": sparsity})
+
+        def finished():
+            call()
+            if CASE.device == "cuda":
+                torch.cuda.synchronize()
+
+        with torch.no_grad():
+            benchmark.pedantic(finished, rounds=10, warmup_rounds=2)
+
+    return run

@@ -1,0 +1,45 @@
+"""seerbench advise: it says what rows say, whose they are, and what is missing."""
+
+import pandas as pd
+import pytest
+
+from seerbench import advise
+from seerbench.results import ROOT
+
+PUBLISHED = ROOT / "results" / "published" / "cpu-epyc-2-cores"
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(1024, [1024]), (700, [512, 1024]), (64, [512]), (10**6, [2048])])
+def test_the_nearest_measured_contexts(wanted, found):
+    assert advise.nearest([512, 2048, 1024], wanted) == found
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"), [(1.1, 2, "pays off"), (0.5, 0.9, "dense wins"), (0.9, 1.1, "undecided")]
+)
+def test_the_verdict_is_the_interval_s(low, high, text):
+    assert advise.verdict(pd.Series({"low": low, "high": high})).startswith(text)
+
+
+def test_advice_from_the_published_run_names_its_origin():
+    text = "\n".join(advise.advise(2048, "epyc", [PUBLISHED]))
+    for part in (
+        "planning included",
+        "small scale",
+        "commit",
+        "AMD EPYC",
+        "x dense",
+        "nats a token",
+        "seer (long:v1)",
+    ):
+        assert part in text
+    assert "2048 was not measured, the nearest are [1024, 4096]" in text  # time to first token skips 2048
+
+
+def test_a_context_that_was_not_measured_is_not_extrapolated():
+    text = "\n".join(advise.advise(100_000, None, [PUBLISHED]))
+    assert "100000 was not measured" in text
+
+
+def test_an_unknown_machine_is_said():
+    assert "no rows from a machine called 'B200'" in "\n".join(advise.advise(2048, "B200", [PUBLISHED]))

@@ -1,0 +1,297 @@
+"""seerbench compare: right kernels are timed, wrong ones are refused with the reason; rows, figure, exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from seerbench import compare, verify
+from seerbench.attention import BlockMask, Case, oracle
+from seerbench.results import ROOT, Run
+from seerbench.timing import Timing
+
+CASE = Case("cpu", "float32", 1, 4, 2, 16, 0, 16, 16)
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _own_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+def example(name):
+    return compare.load(str(EXAMPLES / name)).function
+
+
+right = example("gather_attention.py")
+
+
+def findings(kernel, case=CASE):
+    return [finding for _, finding in verify.check_kernel(kernel, case) if finding]
+
+
+def softmax(q, k, v, seen, scale=None, group=None):
+    group = group or (lambda x: x.repeat_interleave(q.shape[1] // x.shape[1], 1))
+    scores = q @ group(k).transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0) @ group(v)
+
+
+def not_causal(q, k, v, mask):
+    n = mask.tokens
+    return softmax(
+        q, k, v, mask.to_dense().repeat_interleave(16, -2)[..., :n, :].repeat_interleave(16, -1)[..., :n]
+    )
+
+
+def wrong_head(q, k, v, mask):
+    return softmax(q, k, v, mask.to_token_mask(), group=lambda x: x.repeat(1, q.shape[1] // x.shape[1], 1, 1))
+
+
+def unscaled(q, k, v, mask):
+    return softmax(q, k, v, mask.to_token_mask(), scale=1.0)
+
+
+def coarse(q, k, v, mask):
+    return oracle(q, k, v, mask, torch.bfloat16)[0].float()
+
+
+def overflowing(q, k, v, mask):
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).exp() * mask.to_token_mask()
+    return (weights @ v) / weights.sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+def one_batch(q, k, v, mask):
+    return right(q[:1], k[:1], v[:1], mask).expand_as(q)
+
+
+def unwritten(q, k, v, mask):
+    out = torch.empty_like(q)
+    out[:, :-1] = right(q, k, v, mask)[:, :-1]
+    return out
+
+
+def half(q, k, v, mask):
+    return right(q, k, v, mask).half()
+
+
+def in_place(q, k, v, mask):
+    out = right(q, k, v, mask)
+    q.mul_(2)
+    return out
+
+
+@pytest.mark.parametrize("case", [CASE, Case("cpu", "float32", 1, 2, 2, 32, 0, 32, 32)])
+def test_a_right_kernel_has_no_findings(case):
+    assert findings(right, case) == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "guess"),
+    [
+        (example("wrong/ignores_mask.py"), "ignores the mask"),
+        (example("wrong/tail_block.py"), "tail block"),
+        (example("wrong/empty_row.py"), "NaN on a row without a block"),
+        (not_causal, "not causal inside the diagonal block"),
+        (wrong_head, "wrong key/value head"),
+        (unscaled, "forgets to scale"),
+        (coarse, "too coarse"),
+        (overflowing, "overflows"),
+        (one_batch, "a batch of one"),
+        (unwritten, "unwritten"),
+        (half, "shape and dtype are due"),
+        (in_place, "overwrites its inputs"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_wrong_kernel_is_told_why(kernel, guess):
+    first = findings(kernel)[0]
+    assert guess in first.guess
+    assert first.error > first.budget
+
+
+def test_a_finding_says_where():
+    """Only head 2, from position 32 on, is wrong."""
+
+    def kernel(q, k, v, mask):
+        out = right(q, k, v, mask)
+        out[:, 2, 32:] += 1
+        return out
+
+    first = findings(kernel)[0]
+    assert "head 2 of 4; query block 2-3 of 4, positions 32 to 63" in first.where
+
+
+def test_padding_of_the_lists_is_recognised():
+    def kernel(q, k, v, mask):
+        return softmax(q, k, v, verify._tokens(verify._with_padding(mask), mask))
+
+    assert "padding of kv_indices" in findings(kernel)[0].guess
+
+
+def test_an_exception_comes_through_with_its_trial():
+    def kernel(q, k, v, mask):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError) as error:
+        findings(kernel)
+    assert "every block kept" in error.value.__notes__[0]
+
+
+def test_poison_reaches_python_allocations_only_inside():
+    with verify.poisoned():
+        assert torch.empty(3).isnan().all()
+        assert torch.zeros(3).new_empty(2).isnan().all()
+    assert torch.empty is not None
+    assert not torch.empty.__name__.startswith("allocate")
+
+
+METHOD = """
+import torch
+from seerbench.attention import BlockMask
+from seerbench.registry import register
+from gather_attention import attention
+
+@register("mine", cites="none")
+class Mine:
+    \"\"\"Keeps everything.\"\"\"
+    def __init__(self, sparsity=0.5, block=64):
+        self.sparsity, self.block = sparsity, block
+    def implementation(self, case):
+        return "gather"
+    def refuses(self, case):
+        return None
+    def plan(self, q, k, layer):
+        n = -(-q.shape[2] // self.block)
+        kept = torch.ones(*q.shape[:2], n, n, dtype=torch.bool)
+        mask = BlockMask.from_dense(kept, q.shape[2], self.block, self.block)
+        return CHANGE
+    def attend(self, q, k, v, plan):
+        return attention(q, k, v, plan)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "guess"),
+    [
+        ("mask", None),
+        ("BlockMask(mask.kv_num_blocks, mask.kv_indices.flip(-1), q.shape[2], self.block, self.block)", "ascend"),
+        ("BlockMask(mask.kv_num_blocks * 0 + n, torch.arange(n).int().expand_as(mask.kv_indices)"
+         ".contiguous(), q.shape[2], self.block, self.block)", "future"),
+    ],
+)  # fmt: skip
+def test_a_methods_plan_is_checked(tmp_path, change, guess):
+    (tmp_path / "method.py").write_text(METHOD.replace("CHANGE", change))
+    (tmp_path / "gather_attention.py").write_text((EXAMPLES / "gather_attention.py").read_text())
+    cls = compare.load(str(tmp_path / "method.py"))
+    found = [f for _, f in verify.check_method(lambda: cls(0.5, 16), CASE) if f]
+    assert (not found) if guess is None else guess in found[0].guess
+
+
+def run(target, tmp_path, **options):
+    return compare.run(
+        target,
+        **{"against": ["dense"], "contexts": [80], "sparsities": [0.5], "case": CASE} | options,
+        timing=Timing(rounds=10, cap_s=0),
+        results=tmp_path / "rows",
+        figures=tmp_path / "figures",
+    )
+
+
+def test_a_method_is_timed_with_its_plan(tmp_path):
+    (tmp_path / "method.py").write_text(METHOD.replace("CHANGE", "mask"))
+    outcome = run(str(tmp_path / "method.py"), tmp_path)
+    assert outcome.findings == []
+    assert set(outcome.frame.method) == {"dense", "mine"}
+    assert outcome.frame.status.eq("measured").all()
+    assert "total" in set(Run(tmp_path / "rows" / "compare").table("samples").stage)
+
+
+def test_rows_summary_and_figure_are_written(tmp_path):
+    outcome = run(str(EXAMPLES / "gather_attention.py"), tmp_path)
+    assert outcome.findings == []
+    assert {path.suffix for path in outcome.files} == {".parquet", ".svg", ".png", ".csv"}
+    cells = Run(tmp_path / "rows" / "compare").table("cells").set_index("method")
+    assert set(cells.status) == {"measured"}
+    assert cells.source_digest["gather_attention"] != cells.source_digest["dense"]
+    line = outcome.frame.set_index("method").loc["gather_attention"]
+    assert line.low <= line.speedup <= line.high
+    assert line.reference == "dense"
+    assert "gather_attention" in compare.table(outcome.frame)
+    assert len(compare.below(outcome.frame, "gather_attention", 1e6)) == 1
+    assert compare.below(outcome.frame, "gather_attention", 1e-6).empty
+    unmeasured = outcome.frame.assign(speedup=float("nan"), high=float("nan"))
+    assert len(compare.below(unmeasured, "gather_attention", 1e-6)) == 1
+
+
+def test_a_wrong_one_writes_nothing(tmp_path):
+    outcome = run(str(EXAMPLES / "wrong" / "ignores_mask.py"), tmp_path)
+    assert outcome.findings
+    assert outcome.frame is None
+    assert not (tmp_path / "rows").exists()
+
+
+def test_a_file_can_be_a_baseline_and_names_must_differ(tmp_path):
+    mine = str(EXAMPLES / "gather_attention.py")
+    with pytest.raises(compare.CompareError, match="--name"):
+        run(mine, tmp_path, against=[mine])
+    outcome = run(mine, tmp_path, against=[mine], name="other")
+    assert outcome.frame.reference[0] == "gather_attention"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("x = 1", "0 kernels and methods"),
+        ("def a(q, k, v, mask): ...\ndef b(q, k, v, mask): ...", r"2 kernels and methods \(a, b\)"),
+    ],
+)
+def test_a_file_without_one_kernel_says_so(tmp_path, content, text):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    with pytest.raises(compare.CompareError, match=text):
+        compare.load(str(path))
+
+
+def test_the_base_commit_runs_its_own_code(tmp_path):
+    """A repository whose kernel triples the output: what comes from there is tripled, here it is not."""
+    tree = tmp_path / "tree"
+    for folder in ("seerbench", "kernels", "baselines"):
+        (tree / folder).mkdir(parents=True)
+        (tree / folder / "__init__.py").write_text("")
+    (tree / "seerbench" / "attention.py").write_text((ROOT / "seerbench" / "attention.py").read_text())
+    (tree / "kernels" / "helper.py").write_text("TIMES = 3\n")
+    (tree / "kernels" / "block_sparse_attention.py").write_text(
+        "from seerbench.attention import oracle\n\n\ndef refuses(case):\n    return None\n\n\n"
+        "def block_sparse_attention(q, k, v, mask):\n    from seerbench.kernels.helper import TIMES\n\n"
+        "    return TIMES * oracle(q, k, v, mask, q.dtype)[0]\n"
+    )
+    who = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    for command in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=tree, check=True)
+    base = compare.base_kernel("HEAD", tree)
+    q = torch.randn(1, 2, 32, 16)
+    mask = BlockMask.from_dense(torch.ones(1, 2, 2, 2, dtype=torch.bool), 32, 16, 16)
+    assert torch.allclose(base.attend(q, q, q, mask), 3 * oracle(q, q, q, mask, q.dtype)[0])
+    with pytest.raises(compare.CompareError, match="takes a commit"):
+        compare.base_kernel("no-such-commit", tree)
+
+
+def test_exit_codes(tmp_path):
+    def call(*arguments):
+        common = ["--contexts", "64", "--sparsity", "0.5", "--block", "16", "--head-dim", "16", "--rounds", "10"]
+        places = ["--against", "dense", "--results", tmp_path, "--figures", tmp_path]
+        command = [sys.executable, "-m", "seerbench.cli", "compare", *arguments, *common, *places]
+        return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
+
+    wrong = call(EXAMPLES / "wrong" / "empty_row.py")
+    assert wrong.returncode == 3
+    assert "was not timed" in wrong.stdout
+    assert "guess  NaN on a row without a block" in wrong.stdout
+    slow = call(EXAMPLES / "gather_attention.py", "--fail-below", "1000")
+    assert slow.returncode == 4, slow.stderr
+    assert "below 1000.0x of dense" in slow.stdout
+    missing = call("nowhere.py")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("seerbench: no file nowhere.py")

@@ -1,0 +1,72 @@
+"""The code blocks of README.md and docs/*.md work.
+
+A fenced `sh` or `python` block is run, in a copy of the tree. One that is too long or stands for the reader's
+own files has `<!-- not run: reason -->` above it; its make targets and seerbench commands must then exist.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from seerbench.cli import app
+from seerbench.results import ROOT
+
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<kind>sh|bash|python)\n(?P<code>.*?)```", re.S
+)
+COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}
+COMMANDS |= {group.name for group in app.registered_groups}
+
+
+def blocks():
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for number, found in enumerate(BLOCK.finditer(path.read_text())):
+            yield pytest.param(found["reason"], found["kind"], found["code"], id=f"{path.name}-{number}")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs") / "tree"
+    leave = shutil.ignore_patterns(".*", "__pycache__", "fresh", "logs", "*.egg-info")
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=leave)
+    return folder
+
+
+def check_names(code):
+    """Targets and commands of a block that is not run are there."""
+    targets = set(re.findall(r"^([a-z]+)(?: [a-z ]+)?:", (ROOT / "Makefile").read_text(), re.M))
+    targets |= {"figures", "tables", "report"}
+    rules = "".join(path.read_text() for path in [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")])
+    for line in code.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert words[1] in targets, line
+        elif words[:1] == ["seerbench"] and not words[1].startswith("--"):
+            assert words[1] in COMMANDS, line
+        elif words[:1] == ["snakemake"]:
+            assert any(f"rule {word}:" in rules for word in words[1:]), line
+
+
+@pytest.mark.parametrize(("reason", "kind", "code"), blocks())
+def test_block(reason, kind, code, copy):
+    if reason:
+        check_names(code)
+        return
+    shell = ["bash", "-euo", "pipefail", "-c", code] if kind != "python" else [sys.executable, "-c", code]
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    done = subprocess.run(
+        shell, cwd=copy, env={**os.environ, "PATH": path, "PYTHONPATH": str(copy)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_block_with_an_unknown_target_fails():
+    with pytest.raises(AssertionError):
+        check_names("make nothing")
+    with pytest.raises(AssertionError):
+        check_names("seerbench nothing")

@@ -1,0 +1,31 @@
+# A kernel or method of one's own beside the baselines:
+# snakemake compare --config compare=mine.py
+
+
+rule compare:
+    input:
+        compared,
+
+
+rule compare_one:
+    input:
+        COMPARED_FILE if COMPARED_FILE.endswith(".py") else [],
+    output:
+        RUN.parent / f"compare/cells/{COMPARED_NAME}.parquet",
+        RUN.parent / f"compare/samples/{COMPARED_NAME}.parquet",
+        f"figures/compare/{COMPARED_NAME}.svg",
+        f"figures/compare/{COMPARED_NAME}.png",
+        f"figures/compare/{COMPARED_NAME}.csv",
+    log:
+        f"logs/compare-{COMPARED_NAME}.log",
+    threads: WHOLE_MACHINE
+    resources:
+        gpu=GPU,
+    params:
+        target=COMPARED,
+        name=COMPARED_NAME,
+        options=config.get("compare_options", ""),
+        results=RUN.parent,
+        source=TIMED,
+    shell:
+        "seerbench compare {params.target} --name {params.name} --results {params.results} {params.options} > {log} 2>&1"
