@@ -55,7 +55,7 @@ def first(*runs):
 def test_the_kernel_claim_follows_the_rows(tmp_path):
     fast = first(kernel_run(tmp_path / "fast", 6.0))
     assert fast.shown == "reproduced (kernels)"
-    assert "random" in fast.finding
+    assert "Inputs are random" in fast.finding
     assert "Test GPU" in fast.label
     slow = first(kernel_run(tmp_path / "slow", 20.0))
     assert slow.verdict == NOT_REPRODUCED
