@@ -211,6 +211,22 @@ def draw(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Option(help="folder of rows: results/fresh/cpu, results/published/...")],
+    out: Annotated[Path, typer.Option(help="the page")] = Path("report.html"),
+    published: Annotated[Path, typer.Option(help="where published runs are")] = ROOT / "results" / "published",
+) -> None:
+    """Write one self-contained HTML page: claims with verdicts, every artefact, its data, what it cost."""
+    from seerbench import claims
+    from seerbench import report as page
+    from seerbench.results import Run, atomically
+
+    text = page.html(Run(run), claims.published_runs(published))
+    atomically(out, lambda part: part.write_text(text))
+    typer.echo(out)
+
+
+@app.command()
 def publish(
     preset: PresetName,
     machine: Annotated[str, typer.Argument(help="folder name below results/published, such as h200-2026-11")],

@@ -86,6 +86,10 @@ def test_the_graph_from_nothing_through_a_kill_to_every_artefact(tmp_path):
         frame = pd.read_csv(tmp_path / "figures" / "smoke" / f"{name}.csv")
         assert (frame.source == "measured").any(), f"{name} has no measured series"
 
+    report = (tmp_path / "figures" / "smoke" / "report.html").read_text()
+    assert report.count("<img ") == sum(about.kind == "figure" for about in ARTEFACTS.values())
+    assert "measure them with the step" not in report  # every artefact has its rows
+
     idle = subprocess.run(
         snakemake(tmp_path, "--dry-run", "--", "figures"), capture_output=True, text=True, env=environment
     )

@@ -45,3 +45,24 @@ use rule draw_figure as draw_table with:
         artefact="|".join(
             name for name, about in ARTEFACTS.items() if about.kind == "table"
         ),
+
+
+rule write_report:
+    input:
+        rows=rows_of_all,
+        paper=PAPER,
+    output:
+        f"{FIGURES}/report.html",
+    log:
+        f"{LOGS}/report.log",
+    params:
+        run=DRAWN,
+        source=files_digest(
+            [
+                *(ROOT / "seerbench/artefacts").glob("*.py"),
+                ROOT / "seerbench/claims.py",
+                ROOT / "seerbench/report.py",
+            ]
+        ),
+    shell:
+        "seerbench report --run {params.run} --out {output} > {log} 2>&1"

@@ -82,3 +82,11 @@ def compared(wildcards):
     if not COMPARED:
         raise WorkflowError("name what to compare: --config compare=mine.py")
     return f"figures/compare/{COMPARED_NAME}.svg"
+
+
+def rows_of_all(wildcards):
+    """The rows files of every artefact that this preset draws."""
+    if DRAWN != RUN:
+        return rows_of(wildcards)
+    needs = [need for name in drawable() for need in ARTEFACTS[name].needs]
+    return sorted({str(path) for path in PRESET.rows_for(needs)[0]})
