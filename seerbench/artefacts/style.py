@@ -47,6 +47,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "fa4": ("FlashAttention-4", "#666666", "*"),
     "cudnn": ("cuDNN", "#888888", "8"),
     "seer": ("SeerAttention", "#D55E00", "o"),
+    "seer-128": ("SeerAttention, 128", "#8A3C00", "o"),
     "moa": ("MoA", "#009E73", "^"),
     "minference": ("MInference", "#0072B2", "s"),
     "minference-aligned": ("MInference, whole blocks", "#4477AA", "D"),
@@ -54,6 +55,9 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "oracle": ("Oracle top-k", "#CC79A7", "D"),
     "random": ("Random blocks", "#999999", "X"),
     "block_sparse": ("Block-sparse kernel", "#E69F00", "P"),
+    "block_sparse-128": ("Block-sparse kernel, 128", "#8C6D1F", "P"),
+    "fa4-sparse": ("FlashAttention-4 sparse", "#6A3D9A", "*"),
+    "fa4-sparse-128": ("FlashAttention-4 sparse, 128", "#B294C7", "*"),
     "pooled": ("Pooled-map kernel", "#882255", "d"),
     "naive": ("Naive torch", "#999933", "<"),
 }

@@ -259,8 +259,7 @@ def inputs(args, context):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["sparse", "pooled", "gate", "tiles"])
-    parser.add_argument("what", choices=["sparse", "backward", "pooled", "gate"])
+    parser.add_argument("what", choices=["sparse", "backward", "pooled", "gate", "tiles"])
     parser.add_argument("--context", type=int, nargs="+", default=[32768])
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9])
     parser.add_argument("--block", nargs="+", default=["64x64", "128x128"])
@@ -275,8 +274,8 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(0)
     print(torch.cuda.get_device_name(), torch.__version__)
-    {"sparse": sparse, "pooled": pooled, "gate": gate_plan, "tiles": tiles}[args.what](args)
-    {"sparse": sparse, "backward": backward, "pooled": pooled, "gate": gate_plan}[args.what](args)
+    modes = {"sparse": sparse, "backward": backward, "pooled": pooled, "gate": gate_plan, "tiles": tiles}
+    modes[args.what](args)
 
 
 if __name__ == "__main__":
