@@ -119,13 +119,18 @@ Check = Callable[[Run, pd.DataFrame], Evidence]
 
 
 def _gpu_timings(run: Run, sweep: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(cells, samples) of a sweep with the paper's blocks, if a GPU measured it."""
+    """(cells, samples) of a sweep with the paper's blocks, if a GPU measured it.
+
+    `dense` on a GPU is PyTorch's FlashAttention-2 kernel (baselines/dense.py) and is called "fa2" here.
+    """
     cells, samples = sources.timed(run, sweep)
     runs = run.table("runs").set_index("run_id")
     on_gpu = runs.driver.notna().reindex(cells.run_id).to_numpy()
     cells = cells[on_gpu & (cells.block_q == PAPER_BLOCK)]
     if cells.empty:
         raise ResultsError(f"GPU rows of the sweep {sweep!r} with blocks of {PAPER_BLOCK}")
+    if (cells[cells.method == "dense"].implementation == "sdpa-flash").all():
+        cells, samples = (part.assign(method=part.method.replace("dense", "fa2")) for part in (cells, samples))
     return cells, samples
 
 
