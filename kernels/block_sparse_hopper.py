@@ -40,6 +40,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from seerbench.attention import BlockMask, block_count
 from seerbench.kernels.block_sparse_attention import flat_lists
 
+# Triton 3.9 took the first name away, 3.6 has no other.
+_tma_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+
 LOG2_E = 1.4426950408889634
 LOWEST = gl.constexpr(-1.0e30)  # as in block_sparse_attention.py: far below any score, but finite
 
@@ -139,20 +142,20 @@ def _produce(
             mbarrier.wait(k_empty.index(k_slot), ((step // K_STAGES) & 1) ^ 1)
             mbarrier.expect(k_full.index(k_slot), k_desc.block_type.nbytes)
             at = [batch, head // group, block * KEYS, 0]
-            tma.async_copy_global_to_shared(k_desc, at, k_full.index(k_slot), k_smem.index(k_slot))
+            _tma_load(k_desc, at, k_full.index(k_slot), k_smem.index(k_slot))
             if fresh:
                 # After the first K, which is under way while the consumers still use the last item's Q.
                 for half in gl.static_range(2):
                     mbarrier.wait(q_empty.index(half), (turn & 1) ^ 1)
                     mbarrier.expect(q_full.index(half), q_desc.block_type.nbytes)
                     q_at = [batch, head, row * 128 + half * 64, 0]
-                    tma.async_copy_global_to_shared(q_desc, q_at, q_full.index(half), q_smem.index(half))
+                    _tma_load(q_desc, q_at, q_full.index(half), q_smem.index(half))
                 fresh = False
                 turn += 1
             v_slot = step % V_STAGES
             mbarrier.wait(v_empty.index(v_slot), ((step // V_STAGES) & 1) ^ 1)
             mbarrier.expect(v_full.index(v_slot), v_desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(v_desc, at, v_full.index(v_slot), v_smem.index(v_slot))
+            _tma_load(v_desc, at, v_full.index(v_slot), v_smem.index(v_slot))
             count -= 1
             step += 1
         at_item += 1

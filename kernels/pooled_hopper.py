@@ -23,14 +23,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.language import debug_barrier as barrier  # Gluon's own name for it differs between versions
 
 from seerbench.attention import block_count
-from seerbench.kernels.block_sparse_hopper import _descriptor, _keys, _mask, _multiprocessors
+from seerbench.kernels.block_sparse_hopper import _descriptor, _keys, _mask, _multiprocessors, _tma_load
 
 LOG2_E = 1.4426950408889634
 LOWEST = gl.constexpr(-1.0e30)  # as in block_sparse_attention.py: far below any score, but finite
@@ -116,17 +115,17 @@ def _produce(
             at = [batch, head // group, (row - back) * 128, 0]
             mbarrier.wait(k_empty.index(slot), phase)
             mbarrier.expect(k_full.index(slot), k_desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(k_desc, at, k_full.index(slot), k_smem.index(slot))
+            _tma_load(k_desc, at, k_full.index(slot), k_smem.index(slot))
             if back == 0:
                 # After the first K, which is under way while the consumers still use the last item's Q.
                 for half in gl.static_range(2):
                     mbarrier.wait(q_empty.index(half), (turn & 1) ^ 1)
                     mbarrier.expect(q_full.index(half), q_desc.block_type.nbytes)
                     q_at = [batch, head, row * 128 + half * 64, 0]
-                    tma.async_copy_global_to_shared(q_desc, q_at, q_full.index(half), q_smem.index(half))
+                    _tma_load(q_desc, q_at, q_full.index(half), q_smem.index(half))
             mbarrier.wait(v_empty.index(slot), phase)
             mbarrier.expect(v_full.index(slot), v_desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(v_desc, at, v_full.index(slot), v_smem.index(slot))
+            _tma_load(v_desc, at, v_full.index(slot), v_smem.index(slot))
             step += 1
         turn += 1
         item = _item_of(turn)

@@ -251,7 +251,8 @@ def measure_maps(preset: Preset) -> None:
     windows = _windows(preset, about["corpus"], about["context"], 1, model)
     document, window = next(iter(windows.items()))
     job, _, gate_set = about["gate"].partition(":")
-    rows = accuracy.gate_maps(model, document, window, load_gates(preset.gates(job), gate_set))
+    gates = [gate.to(preset.config["device"]) for gate in load_gates(preset.gates(job), gate_set)]
+    rows = accuracy.gate_maps(model, document, window, gates)
     fixed = {"model": about["model"], "gate": about["gate"]}
     save(preset, "maps", "maps", [fixed | row for row in rows], run)
 
