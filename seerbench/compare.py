@@ -176,15 +176,14 @@ def build(make: Callable[..., Any], sparsity: float, block: int) -> Any:
     return make(**{key: value for key, value in (("sparsity", sparsity), ("block", block)) if key in takes})
 
 
-def check(target: Any, case: Case, seed: int) -> list[verify.Finding]:
-    """Run verify.py's trials, with a progress bar; the findings."""
+def check(target: Any, case: Case, seed: int) -> tuple[list[verify.Finding], int]:
+    """Run verify.py's trials, with a progress bar: the findings, and how many trials there were to fail."""
     if isinstance(target, type):
         found = verify.check_method(lambda: build(target, 0.5, case.block_q), case, seed)
     else:
         found = verify.check_kernel(target.attend, case, seed)
-    return [
-        finding for _, finding in tqdm(found, desc="checking", unit="trial", leave=False, disable=None) if finding
-    ]
+    outcomes = [finding for _, finding in tqdm(found, desc="checking", unit="trial", leave=False, disable=None)]
+    return [finding for finding in outcomes if finding], len(outcomes)
 
 
 def time_kernels(
@@ -370,6 +369,7 @@ class Outcome:
 
     name: str
     findings: list[verify.Finding]
+    trials: int
     frame: pd.DataFrame | None = None
     files: list[Path] = field(default_factory=list)
 
@@ -397,9 +397,9 @@ def run(
     refusal = None if isinstance(candidate, type) else candidate.refuses(case)
     if refusal:
         raise CompareError(f"{label} refuses this case: {refusal}")
-    findings = check(candidate, case, timing.seed)
+    findings, trials = check(candidate, case, timing.seed)
     if findings:
-        return Outcome(label, findings)
+        return Outcome(label, findings, trials)
     started = provenance(
         f"compare {label}",
         preset="compare",
@@ -426,4 +426,4 @@ def run(
         rows = time_kernels(baselines | {label: candidate}, case, contexts, sparsities, timing, started["run_id"])
         reference = next(iter(baselines))
     frame = summary(pd.DataFrame(rows.cells), pd.DataFrame(rows.samples), reference)
-    return Outcome(label, [], frame, save(label, rows, started, frame, results, figures))
+    return Outcome(label, [], trials, frame, save(label, rows, started, frame, results, figures))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seerbench import compare, verify
-from seerbench.attention import BlockMask, Case, oracle
+from seerbench.attention import BlockMask, BlockSparse, Case, oracle
 from seerbench.results import ROOT, Run
 from seerbench.timing import Timing
 
@@ -295,3 +295,15 @@ def test_exit_codes(tmp_path):
     missing = call("nowhere.py")
     assert missing.returncode == 1
     assert missing.stderr.startswith("seerbench: no file nowhere.py")
+
+
+def test_a_plan_that_is_no_block_mask_counts_no_trial():
+    class Odd(BlockSparse):
+        def plan(self, q, k, layer):
+            return object()
+
+    assert compare.check(Odd, CASE, 0) == ([], 0)
+
+
+def test_every_trial_of_a_kernel_counts():
+    assert compare.check(compare.load(str(EXAMPLES / "gather_attention.py")), CASE, 0) == ([], 11)
