@@ -12,6 +12,9 @@ Timed     attend (there is no plan)
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,6 +87,12 @@ class FlashAttnPackage(_OnGpu):
 
     backend = "flash-attn"
 
+    def refuses(self, case: Case) -> str | None:
+        # FlashAttention-4 has a folder of the same name, without this module.
+        if find_spec("flash_attn") is None or find_spec("flash_attn.flash_attn_interface") is None:
+            return "flash-attn is not installed; pip install flash-attn"
+        return super().refuses(case)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
         from flash_attn import flash_attn_func
 
@@ -101,8 +110,6 @@ class Flex:
         return "flex" if case.device == "cuda" else "flex-cpu"
 
     def refuses(self, case: Case) -> str | None:
-        from dataclasses import replace
-
         from seerbench.kernels import flex_attention
 
         return flex_attention.refuses(replace(case, block_q=self.block, block_k=self.block))

@@ -23,7 +23,7 @@ from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count
 from seerbench.registry import register
 
 
-@register("fa4", cites="github.com/Dao-AILab/flash-attention")
+@register("fa4", cites="github.com/Dao-AILab/flash-attention", needs=("cuda",))
 class FlashAttention4:
     """Dense causal attention by FlashAttention-4."""
 
@@ -50,7 +50,8 @@ class FlashAttention4Sparse(BlockSparse):
 
     def refuses(self, case: Case) -> str | None:
         if (case.block_q, case.block_k) not in ((64, 64), (128, 128)):
-            return f"run here with blocks of 64 or 128, not {case.block_q} x {case.block_k}"
+            blocks = f"{case.block_q} x {case.block_k}"
+            return f"FlashAttention-4's block-sparse kernel is run here with blocks of 64 or 128, not {blocks}"
         return _refuses(case)
 
     def layout(self, mask: BlockMask) -> Any:
@@ -77,7 +78,7 @@ def _refuses(case: Case) -> str | None:
     if case.dtype not in ("float16", "bfloat16"):
         return f"FlashAttention-4 takes float16 and bfloat16, not {case.dtype}"
     if case.head_dim not in (64, 128):
-        return f"run here with head_dim 64 or 128, not {case.head_dim}"
+        return f"FlashAttention-4 is run here with head_dim 64 or 128, not {case.head_dim}"
     return None
 
 

@@ -112,7 +112,7 @@ class MInference(_Patterns):
     def implementation(self, case: Case) -> str:
         from seerbench.kernels import vertical_slash
 
-        return vertical_slash.implementation(case.device)
+        return vertical_slash.implementation(case)
 
     def refuses(self, case: Case) -> str | None:
         from seerbench.kernels import vertical_slash

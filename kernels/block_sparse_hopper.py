@@ -99,7 +99,7 @@ def _item_of(turn):
 
 @gluon.jit
 def _locate(item, items, heads, group, tiles):
-    """item -> (batch, head, row of the lists).
+    """item -> (batch, head, row of tiles).
 
     Query heads of a group side by side, then rows, then key/value heads: the K and V in use at one time
     are one head's, and stay in L2. Rows go from the longest down and, for every other key/value head, back

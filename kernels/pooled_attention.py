@@ -33,16 +33,17 @@ from seerbench.kernels import block_sparse_attention
 LOG2_E = 1.4426950408889634
 
 
-def implementation(device: str, head_dim: int = 128) -> str:
-    """The name of the kernel that runs on `device` ("cpu" or "cuda"); it goes into the rows."""
-    if device == "cpu":
+def implementation(case: Case) -> str:
+    """The name of the kernel that runs `case`; it goes into the rows."""
+    if case.device == "cpu":
         return "torch-streamed"
-    return "gluon-one-pass" if _hopper(torch.device(device), head_dim) else "triton-two-pass"
+    return "gluon-one-pass" if _hopper(case.head_dim) else "triton-two-pass"
 
 
-def _hopper(device: torch.device, head_dim: int) -> bool:
+def _hopper(head_dim: int) -> bool:
     """Whether pooled_hopper.py takes it."""
-    return torch.cuda.get_device_capability(device)[0] == 9 and head_dim in (64, 128)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return hopper and head_dim in (64, 128)
 
 
 def refuses(case: Case) -> str | None:
@@ -65,7 +66,7 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> tuple[
     """
     if not q.is_cuda:
         return streamed(q, k, v, block)
-    if _hopper(q.device, q.shape[-1]):
+    if _hopper(q.shape[-1]):
         from seerbench.kernels import pooled_hopper
 
         return pooled_hopper.pooled_attention(q, k, v, block)

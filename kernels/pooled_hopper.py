@@ -29,7 +29,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language import debug_barrier as barrier  # Gluon's own name for it differs between versions
 
 from seerbench.attention import block_count
-from seerbench.kernels.block_sparse_hopper import _descriptor, _keys, _mask, _multiprocessors, _tma_load
+from seerbench.kernels.block_sparse_hopper import (
+    _descriptor,
+    _item_of,
+    _keys,
+    _locate,
+    _mask,
+    _multiprocessors,
+    _tma_load,
+)
 
 LOG2_E = 1.4426950408889634
 LOWEST = gl.constexpr(-1.0e30)  # as in block_sparse_attention.py: far below any score, but finite
@@ -70,33 +78,6 @@ def launch(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, d: Tensor, s
         HEAD_DIM=head_dim, STAGES=STAGES,
         CONSUMER_REGISTERS=CONSUMER_REGISTERS, PRODUCER_REGISTERS=PRODUCER_REGISTERS, num_warps=4,
     )  # fmt: skip
-
-
-@gluon.jit
-def _item_of(turn):
-    """The item of this program's turn: forwards on even turns and backwards on odd ones, since items
-    come longest first and the first program would otherwise always get the longest of each round."""
-    programs = gl.num_programs(0)
-    place = gl.where(turn % 2 == 0, gl.program_id(0), programs - 1 - gl.program_id(0))
-    return turn * programs + place
-
-
-@gluon.jit
-def _locate(item, items, heads, group, tiles):
-    """item -> (batch, head, row of tiles).
-
-    Query heads of a group side by side, then rows, then key/value heads: the K and V in use at one time
-    are one head's, and stay in L2. Rows go from the longest down and, for every other key/value head, back
-    up: the number of items a head has can be near a multiple of the number of programs, and some of these
-    would then draw the longest of each head. The last head goes down, so that the work ends with short rows.
-    """
-    kv = item // (group * tiles)
-    rest = item % (group * tiles)
-    kv_heads = heads // group
-    step = rest // group
-    up = (items // (group * tiles) - 1 - kv) % 2
-    row = gl.where(up == 1, step, tiles - 1 - step)
-    return kv // kv_heads, (kv % kv_heads) * group + rest % group, row
 
 
 @gluon.jit

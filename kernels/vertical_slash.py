@@ -202,9 +202,9 @@ def _ranges(
         tl.store(columns_ptr + row, columns)
 
 
-def implementation(device: str) -> str:
-    """The name of the kernel that runs on `device` ("cpu" or "cuda"); it goes into the rows."""
-    return "torch-gathered" if device == "cpu" else "triton-tiles"
+def implementation(case: Case) -> str:
+    """The name of the kernel that runs `case`; it goes into the rows."""
+    return "torch-gathered" if case.device == "cpu" else "triton-tiles"
 
 
 def refuses(case: Case) -> str | None:

@@ -202,8 +202,7 @@ class _Joint:
         detached = Layer(layer.index, layer.q_unrotated.detach(), layer.k_unrotated.detach(), layer.rope)
         scores = gate_scores(gate, q.detach(), k.detach(), detached)
         with torch.no_grad():
-            seen_q, seen_k = (_for_kernels(x.detach()) for x in (q, k))
-            target = gate_target(pooled_attention(seen_q, seen_k, seen_k, self.block)[2])
+            target = gate_target(pooled_attention(q.detach(), k.detach(), k.detach(), self.block)[2])
         self.loss = self.loss + gate_loss(scores, target, gate.config.recipe)
         return select_top_k(scores.detach(), self.sparsity, q.shape[2], self.block)
 
@@ -211,11 +210,6 @@ class _Joint:
         if q.is_cuda:
             return block_sparse_attention.block_sparse_attention(q, k, v, plan)
         return masked_attention(q, k, v, plan)  # FlexAttention has no backward on a CPU
-
-
-def _for_kernels(x: Tensor) -> Tensor:
-    """On a GPU bfloat16, as autocast gives it to SDPA: after RoPE q and k are float32 again."""
-    return x.bfloat16() if x.is_cuda else x
 
 
 def finetune(

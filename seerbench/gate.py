@@ -149,15 +149,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
     """Scores [B, Hq, n, n] of one layer's gate, from the q and k that its config asks for.
 
-    q and k are the rotated ones; the gate with RoPE reads those before RoPE from `layer`. On a GPU pooling
-    and scores run in kernels (attn_gate.py): forward only.
+    q and k are the rotated ones; the gate with RoPE reads those before RoPE from `layer`. On a GPU, where no
+    gradient is wanted (torch.no_grad), pooling and scores run in kernels, which have none (attn_gate.py).
     """
     if gate.config.rope:
         if layer.q_unrotated is None or layer.k_unrotated is None or layer.rope is None:
             raise ValueError("the gate reads q and k before RoPE; run it inside a model (models.using)")
         q, k = layer.q_unrotated, layer.k_unrotated
     config = gate.config
-    if not q.is_cuda:
+    if not q.is_cuda or torch.is_grad_enabled():
         return gate(pool_blocks(q, config.block), pool_blocks(k, config.block), layer.rope)
     from seerbench.kernels import attn_gate
 
@@ -165,8 +165,7 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
         attn_gate.pool_blocks(x, config.block, [name for name in OPERATORS if name in pooling])
         for x, pooling in ((q, config.q_pool), (k, config.k_pool))
     )
-    with torch.no_grad():
-        return attn_gate.block_scores(*gate.project(q_pools, k_pools, layer.rope))
+    return attn_gate.block_scores(*gate.project(q_pools, k_pools, layer.rope))
 
 
 # The target and the losses

@@ -291,7 +291,7 @@ def training_kernel_sweep(case: Case, timing: Timing, run_id: str, memory_limit_
 
             return entrant(name, implementation, refusal, lambda: kernel(q, k, v, block), check)
 
-        implementation = pooled_attention.implementation(case.device, case.head_dim)
+        implementation = pooled_attention.implementation(case)
         refusal = pooled_attention.refuses(case)
         entrants = [
             entrant(

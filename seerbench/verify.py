@@ -193,12 +193,13 @@ def _unlawful(plan: BlockMask, case: Case) -> str | None:
 
 def _judge(kernel: Kernel, trial: Trial, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Finding | None:
     before = [x.clone() for x in (q, k, v)]
-    try:
+    with ExitStack() as stack:
+        # Not caught: what the kernel raises comes through, with a note on where it happened.
+        stack.push(
+            lambda kind, error, trace: error and error.add_note(f"while checking {trial.name!r}: {trial.case}")
+        )
         with torch.no_grad(), poisoned():
             actual = kernel(q, k, v, mask)
-    except BaseException as error:
-        error.add_note(f"while checking {trial.name!r}: {trial.case}")
-        raise
     if not isinstance(actual, Tensor) or actual.shape != q.shape or actual.dtype != q.dtype:
         got = f"{tuple(actual.shape)} in {actual.dtype}" if isinstance(actual, Tensor) else type(actual).__name__
         guess = f"gives {got} where q's shape and dtype are due, {tuple(q.shape)} in {q.dtype}"

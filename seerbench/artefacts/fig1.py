@@ -152,7 +152,7 @@ def _draw_speed(ax, rows: pd.DataFrame) -> None:
     ideal = np.linspace(0, 0.92, 100)
     ax.plot(ideal, 1 / (1 - ideal), color="0.6", linestyle="--", linewidth=0.8, label="ideal: 1 / (1 - skipped)")
     measured = rows[rows.source == "measured"].context.max()
-    if measured == measured:  # NaN where nothing was measured
+    if pd.notna(measured):
         ax.set_title(f"(c) attention kernel only, {style.size(measured)}")
     for (source, method), points in rows.groupby(["source", "method"], sort=False):
         label = style.display(method)

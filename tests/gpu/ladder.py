@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from seerbench.attention import BlockMask, Layer, block_count
+from seerbench.attention import BlockMask, Case, Layer, block_count
 from seerbench.kernels.block_sparse_attention import block_sparse_attention_with_lse
 from seerbench.latency import plain_rope
 
@@ -49,6 +49,12 @@ def gate_mask(context, heads, block, sparsity):
     top = scores.topk(min(k, n), -1).indices
     kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, top, True)
     return BlockMask.from_dense(kept, context, block, block)
+
+
+def a_mask(args, context, block_q, block_k, sparsity):
+    if args.gate:
+        return gate_mask(context, args.heads, block_q, sparsity)
+    return random_mask(context, args.heads, block_q, block_k, sparsity)
 
 
 def measure(methods, rounds, show_host=False):
@@ -103,10 +109,7 @@ def sparse(args):
         for block in args.block:
             block_q, block_k = map(int, block.split("x"))
             for sparsity in args.sparsity:
-                if args.gate:
-                    mask = gate_mask(context, args.heads, block_q, sparsity)
-                else:
-                    mask = random_mask(context, args.heads, block_q, block_k, sparsity)
+                mask = a_mask(args, context, block_q, block_k, sparsity)
                 methods = {
                     "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
                     "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
@@ -139,7 +142,8 @@ def pooled(args):
             "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
             "forward alone": lambda q=q, k=k, v=v, m=full: block_sparse_attention_with_lse(q, k, v, m),
         }
-        name = pooled_attention.implementation("cuda", args.dim)
+        case = Case("cuda", "bfloat16", 1, args.heads, args.kv, args.dim, context)
+        name = pooled_attention.implementation(case)
         for block in (64, 128):
             methods[f"{name} {block}"] = lambda a=(q, k, v, block): pooled_attention.pooled_attention(*a)
             if name != "triton-two-pass":
@@ -154,6 +158,7 @@ def pooled(args):
                 )
 
 
+@torch.no_grad()
 def gate_plan(args):
     from seerbench import gate
     from seerbench.kernels import attn_gate
@@ -170,7 +175,7 @@ def gate_plan(args):
             pooled_k = attn_gate.pool_blocks(k, 64, ["max", "min"])["max"]
             return attn_gate.select_top_k(attn_gate.block_scores(pooled_q, pooled_k), top, context, 64)
 
-        one = gate.AttnGate(gate.GateConfig(), args.heads, args.kv_heads, args.dim).cuda().bfloat16()
+        one = gate.AttnGate(gate.GateConfig(), args.heads, args.kv, args.dim).cuda().bfloat16()
         layer = Layer(q_unrotated=q, k_unrotated=k, rope=plain_rope(args.dim))
         methods = {
             "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
@@ -225,10 +230,7 @@ def backward(args):
         for block in args.block:
             block_q, block_k = map(int, block.split("x"))
             for sparsity in args.sparsity:
-                if args.gate:
-                    mask = gate_mask(context, args.heads, block_q, sparsity)
-                else:
-                    mask = random_mask(context, args.heads, block_q, block_k, sparsity)
+                mask = a_mask(args, context, block_q, block_k, sparsity)
                 o, lse = block_sparse_attention_with_lse(q, k, v, mask)
                 lists, delta = mask.transposed(args.kv), torch.randn_like(lse)
                 saved = (q, k, v, o, lse, do, mask)

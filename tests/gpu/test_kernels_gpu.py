@@ -170,8 +170,10 @@ def test_the_whole_gate(single):
     one = gate.AttnGate(gate.GateConfig(**options), 8, 2, 64).cuda()
     q, k, _ = draw(1000, 8, 2, 64, torch.bfloat16, "cuda")
     layer = Layer(q_unrotated=q, k_unrotated=k, rope=plain_rope(64))
-    ours = gate.gate_scores(one, q, k, layer)
+    learning = gate.gate_scores(one, q, k, layer)
+    assert learning.requires_grad  # joint fine-tuning trains the gate through it: no kernel there
     with torch.no_grad():
+        ours = gate.gate_scores(one, q, k, layer)
         rounded = one(gate.pool_blocks(q, 64), gate.pool_blocks(k, 64), layer.rope)
         exact = one.double()(gate.pool_blocks(q.double(), 64), gate.pool_blocks(k.double(), 64), layer.rope)
     assert_no_worse_than_rounding(ours, exact, rounded)
