@@ -27,10 +27,10 @@ from seerbench.registry import register
 
 ALPHA = 0.1  # V2's evaluations; V1's code has 0.7 as its default
 SINKS, WINDOW, LAST_ROWS = 2, 4, 2  # blocks; V1's code
-CHUNK = 1024  # query rows whose pooled scores exist at one time
+CHUNK = 2048  # query rows whose pooled scores exist at one time
 
 
-@register("flashprefill", cites="arXiv:2603.06199")
+@register("flashprefill", cites="arXiv:2603.06199", fidelity="our port of the plan, on our kernel")
 class FlashPrefill(BlockSparse):
     """Blocks within a factor of their row's best pooled score, sinks and a window."""
 
@@ -70,12 +70,16 @@ def pooled_scores(q: Tensor, k: Tensor, block: int) -> Tensor:
     pooled = repeat_kv(pool_blocks(k, block)["avg"], q.shape[1])
     n = pooled.shape[2]
     last_key = torch.arange(n, device=q.device) * block + block - 1
-    rows = []
-    for start in range(0, tokens, block):
-        part = (q[:, :, start : start + block] @ pooled.mT).float() * head_dim**-0.5
-        queries = torch.arange(start, min(start + block, tokens), device=q.device)
-        rows.append(part.masked_fill_(last_key > queries[:, None], -torch.inf).logsumexp(-2))
-    return torch.stack(rows, 2)
+    scores = torch.full((*q.shape[:2], n, n), -torch.inf, dtype=torch.float32, device=q.device)
+    rows = max(1, CHUNK // block) * block
+    for start in range(0, tokens, rows):
+        part = (q[:, :, start : start + rows] @ pooled.mT).float() * head_dim**-0.5
+        queries = torch.arange(start, start + part.shape[2], device=q.device)
+        part = part.masked_fill_(last_key > queries[:, None], -torch.inf)
+        part = torch.nn.functional.pad(part, (0, 0, 0, -part.shape[2] % block), value=-torch.inf)
+        first = start // block
+        scores[:, :, first : first + part.shape[2] // block] = part.unflatten(2, (-1, block)).logsumexp(-2)
+    return scores
 
 
 def mean_corrected(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, causal_blocks, repeat_kv
+from seerbench.baselines.minference import diagonal_sums
 from seerbench.gate import pool_blocks, top_k_density
 from seerbench.registry import register
 
@@ -26,7 +27,7 @@ LEAST_TOKENS = 512  # min_budget there, at blocks of 128
 BISECTIONS = 14
 
 
-@register("flexprefill", cites="arXiv:2502.20766")
+@register("flexprefill", cites="arXiv:2502.20766", fidelity="our port of the plan, on our kernel")
 class FlexPrefill(BlockSparse):
     """Columns and diagonals up to a share of the mass, pooled scores where pooling can be trusted."""
 
@@ -63,15 +64,14 @@ def estimate_blocks(q: Tensor, k: Tensor, block: int) -> tuple[Tensor, Tensor, T
     """
     tokens, head_dim = q.shape[2], q.shape[3]
     last, n = min(block, tokens), block_count(tokens, block)
-    k = repeat_kv(k, q.shape[1])
-    scores = (q[:, :, -last:] @ k.mT).float() * head_dim**-0.5
+    group = q.shape[1] // k.shape[1]
+    scores = (q[:, :, -last:].unflatten(1, (-1, group)) @ k[:, :, None].mT).flatten(1, 2).float() * head_dim**-0.5
     rows = torch.arange(tokens - last, tokens, device=q.device)[:, None]
     weights = scores.masked_fill_(torch.arange(tokens, device=q.device) > rows, -torch.inf).softmax(-1)
     columns = weights.mean(-2)
-    offsets = (rows - torch.arange(tokens, device=q.device)).clamp_min(0).expand(weights.shape)
-    diagonals = torch.zeros_like(columns).scatter_add_(-1, offsets.flatten(-2), weights.flatten(-2)) / last
+    diagonals = diagonal_sums(weights) / last
 
-    pooled_k = pool_blocks(k, block)["avg"].float()
+    pooled_k = repeat_kv(pool_blocks(k, block)["avg"], q.shape[1]).float()
     mean_q = q[:, :, -last:].float().mean(2, keepdim=True)
     guess = ((mean_q @ pooled_k.mT) * head_dim**-0.5).softmax(-1)[:, :, 0]
     true = _pool(columns, block)

@@ -7,7 +7,8 @@ Source    arXiv:2503.16428
 Upstream  mit-han-lab/x-attention, read at e3798877
 Fidelity  our port of the estimator and of the row rule, on our block-sparse kernel (upstream: 128 x 128 blocks on
           Block-Sparse-Attention). Not ported: upstream's torch path masks all but the last chunk at lengths that
-          are exact multiples of its chunk; ours has no chunks. One tau for all heads.
+          are exact multiples of its chunk; ours, which also goes by chunks of rows, masks by position alone.
+          One tau for all heads.
           With a requested sparsity, tau is the one that keeps as many blocks as the top-k rule
 Timed     plan (scores, ranking, lists) and attend
 """
@@ -18,15 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, repeat_kv
+from seerbench.attention import BlockMask, BlockSparse, Layer, block_count
 from seerbench.gate import select_budget
 from seerbench.registry import register
 
 STRIDE = 8  # upstream's default; 16 is its faster setting
 TAU = 0.9  # upstream's default threshold
+CHUNK_BYTES = 2**30  # of fp32 scores that exist at one time: at 128k and 32 heads all of them are 32 GiB
 
 
-@register("xattention", cites="arXiv:2503.16428")
+@register(
+    "xattention",
+    cites="arXiv:2503.16428",
+    fidelity="our port of the plan without upstream's chunk bug, on our kernel",
+)
 class XAttention(BlockSparse):
     """Blocks by their mass on antidiagonals, until a share of each row's mass is kept."""
 
@@ -52,11 +58,22 @@ def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
     q, k = (F.pad(x, (0, 0, 0, n * block - tokens)).unflatten(2, (-1, stride)) for x in (q, k))
     # Query S-1-a meets key a: their sum over a is the antidiagonal of a stride x stride square.
     q, k = q.flip(3).flatten(3), k.flatten(3)
-    scores = (q @ repeat_kv(k, q.shape[1]).mT).float() / (head_dim**0.5 * stride)
-    places = torch.arange(n * block // stride, device=q.device)
-    weights = scores.masked_fill_(places > places[:, None], -torch.inf).softmax(-1)
-    weights[:, :, block_count(tokens, stride) :] = 0.0  # rows of padding
-    return weights.unflatten(-1, (n, -1)).sum(-1).unflatten(-2, (n, -1)).sum(-2)
+    group, width = q.shape[1] // k.shape[1], block // stride
+    real = block_count(tokens, stride)
+    mass = q.new_zeros(*q.shape[:2], n, n, dtype=torch.float32)
+    rows = max(1, CHUNK_BYTES // (4 * q.shape[0] * q.shape[1] * n * width * width))  # of blocks at a time
+    for first in range(0, n, rows):
+        last = min(first + rows, n)
+        part = q[:, :, first * width : last * width].unflatten(1, (-1, group))
+        keys = k[:, :, None, : last * width]  # later ones are in the future
+        scores = (part @ keys.mT).flatten(1, 2).float() / (head_dim**0.5 * stride)
+        places = torch.arange(last * width, device=q.device)
+        seen = places[first * width :, None] >= places
+        weights = scores.masked_fill_(~seen, -torch.inf).softmax(-1)
+        weights[:, :, max(0, real - first * width) :] = 0.0  # rows of padding
+        sums = weights.unflatten(-1, (last, width)).sum(-1).unflatten(-2, (last - first, width)).sum(-2)
+        mass[:, :, first:last, :last] = sums
+    return mass
 
 
 def mass_before(mass: Tensor) -> Tensor:

@@ -59,6 +59,10 @@ class BlockMask:
     def from_dense(cls, kept: Tensor, tokens: int, block_q: int = 64, block_k: int = 64) -> BlockMask:
         """From bool [B, Hq, nq, nk]; blocks above the diagonal are dropped."""
         kept = kept & causal_blocks(tokens, block_q, block_k, kept.device)
+        if kept.is_cuda:
+            from seerbench.kernels.lists import ascending_lists
+
+            return cls(*ascending_lists(kept), tokens, block_q, block_k)
         counts = kept.sum(-1, dtype=torch.int32)
         width = max(1, int(counts.max()))
         # A stable sort of "not kept" puts the kept columns first and keeps them ascending.
@@ -152,10 +156,14 @@ class BlockMask:
 
     def density(self) -> float:
         """Kept blocks over causal blocks, averaged over batch and heads."""
+        return float(self.head_density().mean())
+
+    def head_density(self) -> Tensor:
+        """The same of each head, float64 [B, Hq]."""
         rows = torch.arange(block_count(self.tokens, self.block_q))
         last_query = (rows * self.block_q + self.block_q - 1).clamp(max=self.tokens - 1)
         causal = int((last_query // self.block_k + 1).sum())
-        return float(self.kv_num_blocks.sum(-1, dtype=torch.int64).double().mean()) / causal
+        return self.kv_num_blocks.sum(-1, dtype=torch.int64).double() / causal
 
     def flops(self, head_dim: int) -> int:
         """4 * block_q * block_k * head_dim for each kept block (two matrix products), whole batch."""
