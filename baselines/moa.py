@@ -15,7 +15,8 @@ Kernel    ours skips. Upstream's loads every key tile and leaves out arithmetic 
           than dense in the paper's Table 4: `moa` says what the plan could give, not what upstream's code gives
 0.35      the sparsity that SeerAttention's tables give for MoA is its default KV density of 0.5 (mean span over
           context) counted as attention area. Heads that differ make it 0.33 to 0.43; equal ones would be 0.25.
-          Without a requested sparsity a plan is bound to that KV density; a requested one bounds the area
+          Without a requested sparsity a plan is bound to that KV density; a requested one bounds the area, and
+          its spans leave no room for generated tokens
 Timed     plan (building the lists from the rules) and attend
 """
 
@@ -51,13 +52,19 @@ class MoA(BlockSparse):
         if layer.index >= len(self.alphas) or len(self.alphas[layer.index]) != q.shape[1]:
             shape = f"{len(self.alphas)} layers of {len(self.alphas[0])} heads"
             raise ValueError(f"the plan {self.source} is for {shape}; layer {layer.index} has {q.shape[1]} heads")
-        windows = window_blocks(self.alphas[layer.index], self.betas[layer.index], q.shape[2], self.block)
+        rules = self.alphas[layer.index], self.betas[layer.index]
+        windows = window_blocks(*rules, q.shape[2], self.block, reserve_for(self.sparsity))
         return windows_and_sink(windows, q.shape[0], q.shape[2], self.block, q.device)
 
 
-def window_blocks(alphas: Any, betas: Any, tokens: int, block: int) -> np.ndarray:
+def reserve_for(sparsity: float | None) -> int:
+    """Blocks of generated tokens that spans count in: upstream's; none where a sparsity of prefill is asked for."""
+    return RESERVE if sparsity is None else 0
+
+
+def window_blocks(alphas: Any, betas: Any, tokens: int, block: int, reserve: int = RESERVE) -> np.ndarray:
     """Rules -> length of the window in blocks, the diagonal's among them; the sink block is not counted."""
-    reach = tokens + RESERVE * block
+    reach = tokens + reserve * block
     span = np.minimum(np.trunc(np.asarray(alphas) + np.asarray(betas) * reach), reach)
     return (np.ceil(np.maximum(span, LEAST * block) / block) - 1).astype(int)
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seerbench.attention import block_count
-from seerbench.baselines.moa import block_density, window_blocks
+from seerbench.baselines.moa import block_density, reserve_for, window_blocks
 from seerbench.gate import top_k_density
 
 KV_DENSITY = 0.5  # upstream's default bound
@@ -31,8 +31,9 @@ RULES_A_LAYER = 2
 INTERVALS = 4  # of each objective's range in the epsilon-constraint
 BETAS = (0.0, 1 / 32, 1 / 16, *(step / 8 for step in range(1, 9)))  # upstream: the eighths
 NOTHING_LEFT = 1e-6  # a row's weight beyond one key, below which there is nothing to renormalise onto
-PRICES = np.geomspace(1e-3, 10.0, 16)  # of all the density, in units of the layer's largest cost
+PRICES = np.geomspace(1e-3, 10.0, 8)  # of all the density, in units of the layer's largest cost
 PAIRS = 2  # of rules that are kept for each price
+SPLITS = 8  # numbers of heads with the longer rule, beside none
 GAP = 0.01  # HiGHS may stop this near to the optimum, or after NODES
 NODES = 1000
 
@@ -110,7 +111,7 @@ def bounds(rules: np.ndarray, lengths: Sequence[int], block: int, sparsity: floa
         most = np.full(len(lengths), KV_DENSITY)
     else:
         counts = [block_count(length, block) for length in lengths]
-        windows = [window_blocks(*rules.T, length, block) for length in lengths]
+        windows = [window_blocks(*rules.T, length, block, reserve_for(sparsity)) for length in lengths]
         density = np.stack([block_density(w, n) for w, n in zip(windows, counts)])
         most = np.array([top_k_density(n, sparsity) for n in counts])
     floor = density.min(1)
@@ -175,33 +176,39 @@ class Candidates:
 def candidates(costs: Sequence[np.ndarray], limits: Bounds) -> list[Candidates]:
     """For each layer, the assignments that are best for some price of density: what `solve` chooses from.
 
-    A price, a mixture of the objectives and a length to save at decide which PAIRS pairs of rules are best and
-    which of the two each head takes. Two rules a layer and one a head hold by construction, so that the integer
-    program is left with one choice a layer: coupling them there takes HiGHS minutes for 64 heads.
+    A price, a mixture of the objectives and a length to save at decide which PAIRS pairs of rules are best. In each
+    of these pairs the heads that lose most by the shorter rule get the longer one: none, some, or all of them.
+    Two rules a layer and one a head hold by construction, so that the integer program is left with one choice a
+    layer: coupling them there takes HiGHS minutes for 64 heads.
     """
     mixtures = [*np.eye(len(costs)), np.full(len(costs), 1 / len(costs))]
     savings = [*limits.density, limits.density.mean(0)]
-    first, second = np.triu_indices(limits.density.shape[1])
+    longer, shorter = np.triu_indices(limits.density.shape[1])
+    swap = limits.density.mean(0)[longer] < limits.density.mean(0)[shorter]
+    longer, shorter = np.where(swap, shorter, longer), np.where(swap, longer, shorter)
     pool = []
     for layer in range(costs[0].shape[0]):
         of_layer = np.stack([cost[layer] for cost in costs])  # [lengths, heads, R]
-        heads = np.arange(of_layer.shape[1])[:, None]
+        heads = of_layer.shape[1]
+        splits = np.unique(np.linspace(0, heads, min(heads, SPLITS) + 1).round().astype(int))
         scale = of_layer.max() or 1.0
-        ways = set()
-        for mixture, saving, price in product(mixtures, savings, PRICES):
-            priced = np.tensordot(mixture, of_layer, 1) + price * scale * saving
-            left, right = priced[:, first], priced[:, second]
-            for pair in np.minimum(left, right).sum(0).argsort(kind="stable")[:PAIRS]:
-                taken = np.where(left[:, pair] <= right[:, pair], first[pair], second[pair])
-                ways.add(tuple(taken.tolist()))
+        # One rule for all heads, too: where nothing is lost a plan still has a density to keep.
+        ways = {(rule,) * heads for rule in range(limits.density.shape[1])}
+        for mixture in mixtures:
+            mixed = np.tensordot(mixture, of_layer, 1)
+            pairs = set()
+            for saving, price in product(savings, PRICES):
+                priced = mixed + price * scale * saving
+                pairs |= set(
+                    np.minimum(priced[:, longer], priced[:, shorter]).sum(0).argsort(kind="stable")[:PAIRS]
+                )
+            for pair in pairs:
+                loss = mixed[:, shorter[pair]] - mixed[:, longer[pair]]
+                place = np.argsort(np.argsort(-loss, kind="stable"), kind="stable")
+                ways |= {tuple(np.where(place < t, longer[pair], shorter[pair]).tolist()) for t in splits}
         rules = np.array(sorted(ways))
-        pool.append(
-            Candidates(
-                rules,
-                of_layer[:, heads, rules.T].sum(1),
-                limits.density[:, rules].mean(-1),
-            )
-        )
+        at_length = of_layer[:, np.arange(heads)[:, None], rules.T].sum(1)
+        pool.append(Candidates(rules, at_length, limits.density[:, rules].mean(-1)))
     return pool
 
 

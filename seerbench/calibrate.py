@@ -22,7 +22,7 @@ from seerbench.accuracy import window_nll
 from seerbench.attention import BlockMask, Layer
 from seerbench.baselines import moa_plan
 from seerbench.baselines.minference import Pattern, search_patterns
-from seerbench.baselines.moa import window_blocks, windows_and_sink
+from seerbench.baselines.moa import reserve_for, window_blocks, windows_and_sink
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.models import using, visit
 
@@ -67,7 +67,7 @@ def moa_plans(
     for sparsity in sparsities:
         limits = moa_plan.bounds(rules, [*lengths, extension], block, sparsity)
         choices = moa_plan.choose_rules(costs, limits)
-        losses = [_loss(model, validation, rules[choice], block) for choice in choices]
+        losses = [_loss(model, validation, rules[choice], block, sparsity) for choice in choices]
         best = choices[int(np.argmin(losses))]
         about = {
             "lengths": lengths,
@@ -168,26 +168,28 @@ class _Watched:
 
 
 @torch.no_grad()
-def _loss(model: Any, windows: Sequence[np.ndarray], rules: np.ndarray, block: int) -> float:
+def _loss(
+    model: Any, windows: Sequence[np.ndarray], rules: np.ndarray, block: int, sparsity: float | None
+) -> float:
     """Mean loss under a plan, rules [layers, heads, 2], on windows of text."""
     device = next(model.parameters()).device
-    with using(model, _Windows(rules, block), keep_plans=False):
+    with using(model, _Windows(rules, block, sparsity), keep_plans=False):
         return float(np.mean([window_nll(model, torch.from_numpy(w).long().to(device)) for w in windows]))
 
 
 class _Windows:
     """A plan of MoA in the masked form, which is exact and needs no compilation."""
 
-    name, sparsity = "moa", None
+    name = "moa"
 
-    def __init__(self, rules: np.ndarray, block: int) -> None:
-        self.rules, self.block = rules, block
+    def __init__(self, rules: np.ndarray, block: int, sparsity: float | None) -> None:
+        self.rules, self.block, self.sparsity = rules, block, sparsity
 
     def refuses(self, case: Any) -> None:
         return None
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
-        windows = window_blocks(*self.rules[layer.index].T, q.shape[2], self.block)
+        windows = window_blocks(*self.rules[layer.index].T, q.shape[2], self.block, reserve_for(self.sparsity))
         return windows_and_sink(windows, q.shape[0], q.shape[2], self.block, q.device)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:

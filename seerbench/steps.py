@@ -306,8 +306,10 @@ def measure_latency(preset: Preset, sweep: str, context: int) -> None:
         methods = _named(make_arms(preset, name, expand(about["arms"])), config["block"])
         if sweep == "methods":
             attention = latency.capture(model, tokens, about["layer"])
+            positions = model.config.max_position_embeddings
+            beyond = f", beyond the {positions} tokens of its training" if context > positions else ""
             found = latency.methods_sweep(
-                f"captured:{name}", attention, methods, timing, run["run_id"], config["block"]
+                f"captured:{name}{beyond}", attention, methods, timing, run["run_id"], config["block"]
             )
         else:
             found = latency.ttft_sweep(model, name, tokens, methods, timing, run["run_id"], config["block"])
@@ -419,10 +421,13 @@ def _options(preset: Preset, arm: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(arms: Iterable[Arm], block: int) -> list[tuple[str, Any]]:
-    """(name, method) for the timings: a method at another block size than `block` says so, as "seer-128"."""
-    methods = [arm.method for arm in arms]
-    sizes = [getattr(method, "block", block) for method in methods]
-    return [(m.name if size == block else f"{m.name}-{size}", m) for m, size in zip(methods, sizes)]
+    """(name, method) for the timings: other patterns or blocks than the usual ones say so, as "seer-128"."""
+    named = []
+    for method in (arm.method for arm in arms):
+        size = getattr(method, "block", block)
+        parts = [method.name, *filter(None, [getattr(method, "variant", None)]), *[str(size)] * (size != block)]
+        named.append(("-".join(parts), method))
+    return named
 
 
 def _by_model(preset: Preset, about: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:

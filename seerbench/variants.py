@@ -9,15 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from seerbench.attention import BlockMask, Case, Layer, Method
 
 
 def variant(method: Method, arm: Mapping[str, Any]) -> Method:
-    """The method as the arm's `kernel` or `mean_correction` changes it; itself where it asks for neither."""
+    """The method as the arm's `kernel` or `mean_correction` changes it; itself where it asks for neither.
+
+    Patterns other than the default give it a `variant`, which timings add to its name.
+    """
+    if arm.get("patterns", "v2") != "v2":
+        method.variant = Path(arm["patterns"]).stem
     if "kernel" in arm and arm.get("mean_correction"):
         raise ValueError(f"{method.name}: an arm has another kernel or the mean correction, not both")
     if "kernel" in arm:
@@ -105,3 +112,9 @@ class MeanCorrected(_Wrapped):
         from seerbench.baselines.flashprefill import mean_corrected
 
         return mean_corrected(q, k, v, plan)
+
+    def exact(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask, dtype: torch.dtype) -> Tensor:
+        """What `attend` should give, in `dtype`: no attention over the plan's blocks alone."""
+        from seerbench.baselines.flashprefill import mean_corrected_exactly
+
+        return mean_corrected_exactly(q, k, v, plan, dtype)
