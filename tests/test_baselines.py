@@ -30,6 +30,7 @@ from seerbench.baselines.minference import (
 from seerbench.baselines.moa import block_density, load_plan, save_plan, window_blocks, windows_and_sink
 from seerbench.gate import AttnGate, GateConfig, top_k_density
 from seerbench.registry import create
+from seerbench.variants import variant
 
 TOKENS, BLOCK = 500, 16
 METHODS = ["seer", "streaming", "random", "minference", "minference-aligned", "oracle", "moa"]
@@ -98,7 +99,9 @@ def test_sparsity_zero_is_dense_attention(name, make, qkv):
 @pytest.mark.parametrize("sparsity", [0.4, 0.7, 0.8])
 def test_realised_sparsity_is_that_of_the_top_k_rule(name, sparsity, make, qkv):
     """At one requested sparsity all methods keep about the same number of blocks."""
-    plan = make(name, sparsity).plan(qkv[0], qkv[1], layer_of(qkv))
+    method = make(name, sparsity)
+    plans = [method.plan(qkv[0], qkv[1], replace(layer_of(qkv), index=index)) for index in (0, 1)]
+    density = sum(plan.density() for plan in plans) / 2  # MoA spends more on one layer than on another
     budget = top_k_density(-(-TOKENS // BLOCK), sparsity)
     # MInference takes whole diagonals and MoA whole windows: they may stay below the budget, never above.
     floor = 0.0  # what a method takes always may alone be over the budget
@@ -106,10 +109,13 @@ def test_realised_sparsity_is_that_of_the_top_k_rule(name, sparsity, make, qkv):
         floor = pattern_tiles(*qkv[:2], [Pattern("vertical_and_slash", 1, 1)] * 4, BLOCK).density()
     if name in LEAST:
         floor = create(name, block=BLOCK, **LEAST[name]).plan(*qkv[:2], Layer()).density()
-    assert plan.density() <= max(floor, budget + 0.001)
-    assert plan.density() >= budget - (0.06 if name in COARSE else 0.02)
+    assert density <= max(floor, budget + 0.001)
+    assert density >= budget - (0.06 if name in COARSE else 0.02)
+    plan = plans[1]
+    assert float(plan.head_density().mean()) == pytest.approx(plan.density())
     if name in OWN_PLAN:
         return
+    assert plan.density() == pytest.approx(float(plan.to_dense().float().mean()) * 2 * 32 / 33)  # of 32 rows
     assert isinstance(plan, BlockMask)
     assert (plan.to_dense() & ~causal_blocks(TOKENS, BLOCK, BLOCK)).sum() == 0
 
@@ -502,3 +508,60 @@ def test_gpu_kernels_refuse_a_cpu_by_name(name):
     assert create(name).refuses(case)
     names = ("sdpa-flash", "sdpa-cudnn", "flash-attn", "minference")
     assert create(name).implementation(replace(case, device="cuda")) in names
+
+
+def test_a_method_on_another_kernel_gives_the_same(qkv):
+    """`flex-sparse` is FlexAttention with its mask made in `plan`; the oracle's budget holds for it too."""
+    method = variant(create("streaming", sparsity=0.7, block=BLOCK), {"kernel": "flex-sparse"})
+    plan = method.plan(*qkv[:2], Layer())
+    assert (method.name, method.sparsity, method.block) == ("streaming+flex", 0.7, BLOCK)
+    assert plan.density() == create("streaming", sparsity=0.7, block=BLOCK).plan(*qkv[:2], Layer()).density()
+    exact, rounded = oracle(*qkv, plan)[0], oracle(*qkv, plan, qkv[0].dtype)[0]
+    assert_no_worse_than_rounding(method.attend(*qkv, plan), exact, rounded)
+    with pytest.raises(ValueError, match="plans no BlockMask"):
+        variant(create("minference", block=BLOCK), {"kernel": "flex-sparse"}).plan(*qkv[:2], Layer())
+
+
+def test_the_mean_correction_goes_with_any_block_mask(qkv):
+    from seerbench.baselines.flashprefill import mean_corrected
+    from seerbench.latency import check_method
+
+    plain = create("streaming", sparsity=0.7, block=BLOCK)
+    method = variant(plain, {"mean_correction": True})
+    plan = method.plan(*qkv[:2], Layer())
+    assert method.name == "streaming+mean"
+    assert torch.equal(method.attend(*qkv, plan), mean_corrected(*qkv, plan))
+    assert not torch.allclose(method.attend(*qkv, plan), plain.attend(*qkv, plan), atol=1e-2)
+    error, budget = check_method(method, *qkv, Layer())
+    assert error <= budget
+
+
+def test_chunks_change_nothing(qkv, monkeypatch):
+    """Long contexts are planned by chunks of rows; a chunk of one block of rows gives the same scores."""
+    from seerbench.baselines import flashprefill, xattention
+
+    whole = xattention.antidiagonal_mass(*qkv[:2], 32, 8), flashprefill.pooled_scores(*qkv[:2], 32)
+    monkeypatch.setattr(xattention, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(flashprefill, "CHUNK", 1)
+    parts = xattention.antidiagonal_mass(*qkv[:2], 32, 8), flashprefill.pooled_scores(*qkv[:2], 32)
+    for left, right in zip(whole, parts):
+        assert torch.allclose(left, right, atol=1e-5)
+
+
+def test_aligned_minference_covers_what_the_tiles_cover(qkv):
+    """Rounded outwards: every selected column and diagonal lies in its blocks, at its own budgets too."""
+    plan = create("minference-aligned", block=BLOCK).plan(*qkv[:2], Layer())
+    budgets = [Pattern("vertical_and_slash", 512 * BLOCK // 64, 2048 * BLOCK // 64)] * 4
+    columns, diagonals = select_vertical_slash(*qkv[:2], budgets, BLOCK)
+    seen = plan.to_token_mask()
+    rows = torch.arange(TOKENS)
+    apart = rows[:, None] - rows
+    wanted = (columns[:, :, None] | diagonals[:, :, apart.clamp_min(0)]) & (apart >= 0)
+    assert not (wanted & ~seen).any()
+
+
+def test_tiles_as_blocks_hold_every_key_that_is_read(qkv):
+    plan = create("minference", sparsity=0.7, block=BLOCK).plan(*qkv[:2], Layer())
+    blocks = BlockMask.from_dense(plan.to_dense(), TOKENS, BLOCK, BLOCK)
+    assert not (plan.to_token_mask() & ~blocks.to_token_mask()).any()
+    assert plan.to_dense().sum() < causal_blocks(TOKENS, BLOCK, BLOCK).sum() * 4
