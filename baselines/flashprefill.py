@@ -6,9 +6,9 @@ What      every query against mean-pooled key blocks; a block's score is the sum
           the softmax as one pooled key and value with logit + log(tokens of the block)
 Source    arXiv:2603.06199; mean correction arXiv:2608.19758
 Upstream  qhfan/FlashPrefill, read at b5c8f5b9
-Fidelity  our port of the plan in torch on our block-sparse kernel (upstream: Triton, 128; V2: CUDA). A key
-          block is visible to a query that is past the block's last key, as upstream; the diagonal block, which
-          no query but the last sees whole, is kept by the window. Mean correction is ours, in torch and
+Fidelity  our port of the plan, its scores in Triton, on our block-sparse kernel (upstream: Triton, 128; V2: CUDA).
+          A key block is visible to a query that is past the block's last key, as upstream; the diagonal block,
+          which no query but the last sees whole, is kept by the window. Mean correction is ours, in torch and
           dense in pooled keys: right, not fast. With a requested sparsity, alpha is the one that keeps as many
           blocks as the top-k rule, and the blocks kept always count in it
 Timed     plan (pooling, scores, lists) and attend
@@ -66,6 +66,11 @@ def always_kept(n: int, device: torch.device | str = "cpu") -> Tensor:
 
 def pooled_scores(q: Tensor, k: Tensor, block: int) -> Tensor:
     """log of the sum over a block's queries of exp(q . mean(k) / sqrt(D)), fp32 [B, Hq, n, n]; -inf: not seen."""
+    if q.is_cuda:
+        from seerbench.kernels import attn_gate
+        from seerbench.kernels.pooled_scores import log_sums
+
+        return log_sums(q, attn_gate.pool_blocks(k, block, ["avg"])["avg"], block)
     tokens, head_dim = q.shape[2], q.shape[3]
     pooled = repeat_kv(pool_blocks(k, block)["avg"], q.shape[1])
     n = pooled.shape[2]

@@ -95,7 +95,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         left.legend(loc="upper right")
     for (source, base), points in frame[frame.panel == SPEED].groupby(["source", "base"], dropna=False):
         who = "paper" if source == "paper" else "measured"
-        over = "FlashAttention-2" if source == "paper" else style.display(base)
+        over = (
+            "FlashAttention-2" if source == "paper" else style.display(base if isinstance(base, str) else "dense")
+        )
         label = f"{who}, {style.size(points.context.max())}, over {over}"
         style.line(right, points, label, "seer")
     right.axhline(1, color="black", linewidth=0.8)
