@@ -1,4 +1,4 @@
-"""FlashPrefill's scores: the kernel in the interpreter against the float64 oracle, tails and unseen blocks included."""
+"""FlashPrefill's scores: the kernel in the interpreter against the float64 oracle, tails and unseen blocks too."""
 
 import pytest
 import torch
