@@ -78,7 +78,8 @@ def test_a_step_that_writes_nothing_or_waits_for_nobody_ends_the_script(start):
     assert "ended without model" in silent.communicate()[1]
     orphan = start("rule train:\n    input: tokens\n    output: model\nShell command: seerbench model 2> log\n")
     assert "wait for: model" in orphan.communicate()[1]
-    assert silent.returncode and orphan.returncode
+    assert silent.returncode
+    assert orphan.returncode
 
 
 def test_a_print_without_steps_is_refused():
