@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count, causal_blocks, oracle, repeat_kv
-from seerbench.gate import pool_blocks, select_budget
+from seerbench.gate import budget_limit, pool_blocks, select_budget
 from seerbench.registry import register
 
 ALPHA = 0.1  # V2's evaluations; V1's code has 0.7 as its default
@@ -43,15 +43,22 @@ class FlashPrefill(BlockSparse):
     def implementation(self, case: Case) -> str:
         return super().implementation(case) + ("+torch-mean" if self.mean_correction else "")
 
+    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> FlashPrefill:
+        """The same at the alpha that a requested sparsity comes to on this input: what a timing runs."""
+        limit = float(budget_limit(self._cost(q, k), self.sparsity).max())
+        return FlashPrefill(block=self.block, alpha=math.exp(-limit), mean_correction=self.mean_correction)
+
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
-        tokens, block = q.shape[2], self.block
-        scores = pooled_scores(q, k, block)
-        # Distance from the row's best, in log: kept where at most -log(alpha).
-        cost = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=torch.inf)
-        cost.masked_fill_(always_kept(scores.shape[-1], q.device), -torch.inf)
+        cost = self._cost(q, k)
         if self.sparsity is not None:
-            return select_budget(cost, self.sparsity, tokens, block)
-        return BlockMask.from_dense(cost <= -math.log(self.alpha), tokens, block, block)
+            return select_budget(cost, self.sparsity, q.shape[2], self.block)
+        return BlockMask.from_dense(cost <= -math.log(self.alpha), q.shape[2], self.block, self.block)
+
+    def _cost(self, q: Tensor, k: Tensor) -> Tensor:
+        """Distance from the row's best score, in log, [B, Hq, n, n]: kept where at most -log(alpha)."""
+        scores = pooled_scores(q, k, self.block)
+        cost = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=torch.inf)
+        return cost.masked_fill_(always_kept(scores.shape[-1], q.device), -torch.inf)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
         return mean_corrected(q, k, v, plan) if self.mean_correction else super().attend(q, k, v, plan)

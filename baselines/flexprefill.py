@@ -37,23 +37,30 @@ class FlexPrefill(BlockSparse):
         """sparsity: in place of gamma, when given."""
         self.sparsity, self.block, self.gamma, self.tau = sparsity, block, gamma, tau
 
+    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> FlexPrefill:
+        """The same at the gamma that a requested sparsity comes to on this input: what a timing runs."""
+        gamma = self._gamma(estimate_blocks(q, k, self.block), q.shape[2])
+        return FlexPrefill(block=self.block, gamma=gamma, tau=self.tau)
+
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
-        tokens, block = q.shape[2], self.block
-        estimate = estimate_blocks(q, k, block)
-        if self.sparsity is None:
-            return BlockMask.from_dense(choose(*estimate, self.gamma, self.tau, block), tokens, block, block)
+        estimate = estimate_blocks(q, k, self.block)
+        gamma = self.gamma if self.sparsity is None else self._gamma(estimate, q.shape[2])
+        return self._mask(estimate, gamma, q.shape[2])
+
+    def _mask(self, estimate: tuple[Tensor, ...], gamma: float, tokens: int) -> BlockMask:
+        return BlockMask.from_dense(choose(*estimate, gamma, self.tau, self.block), tokens, self.block, self.block)
+
+    def _gamma(self, estimate: tuple[Tensor, ...], tokens: int) -> float:
+        """The largest gamma that keeps at most as many blocks as the top-k rule, by bisection."""
+        if self.sparsity == 0:
+            return 2.0  # above 1: all
+        budget = top_k_density(block_count(tokens, self.block), self.sparsity)
         low, high = 0.0, 1.0
-        kept = choose(*estimate, 2.0 if self.sparsity == 0 else 0.0, self.tau, block)  # above 1: all
-        best = BlockMask.from_dense(kept, tokens, block, block)
-        budget = top_k_density(block_count(tokens, block), self.sparsity)
-        for _ in range(BISECTIONS if self.sparsity else 0):
+        for _ in range(BISECTIONS):
             gamma = (low + high) / 2
-            plan = BlockMask.from_dense(choose(*estimate, gamma, self.tau, block), tokens, block, block)
-            if plan.density() <= budget:
-                low, best = gamma, plan
-            else:
-                high = gamma
-        return best
+            fits = self._mask(estimate, gamma, tokens).density() <= budget
+            low, high = (gamma, high) if fits else (low, gamma)
+        return low
 
 
 def estimate_blocks(q: Tensor, k: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

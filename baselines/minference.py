@@ -20,8 +20,10 @@ Timed     plan (estimation, ranking, conversion) and attend
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
@@ -32,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count, repeat_kv
-from seerbench.gate import select_budget, top_k_density
+from seerbench.gate import budget_limit, select_budget, top_k_density
 from seerbench.kernels.vertical_slash import TileMask, vertical_slash_tiles
 from seerbench.registry import register
 
@@ -95,7 +97,7 @@ class _Patterns:
         layer by one factor, found anew for each input by bisection: for accuracy at equal sparsity. The
         search is part of the plan, so timings give no sparsity.
         """
-        self.block, self.sparsity = block, sparsity
+        self.block, self.sparsity, self.factor = block, sparsity, 1.0
         if patterns in (None, "v2"):
             self.layers, self.source = None, f"v2 ({VERTICAL}, {SLASH})"
         elif patterns == "v1":
@@ -132,21 +134,31 @@ class MInference(_Patterns):
 
         return vertical_slash.refuses(case)
 
+    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> MInference:
+        """The same with its budgets scaled as a requested sparsity comes to on this input: what a timing runs."""
+        fixed = copy.copy(self)
+        fixed.sparsity, fixed.factor = None, self._factor(q, k, layer)
+        return fixed
+
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> TileMask:
+        factor = self.factor if self.sparsity is None else self._factor(q, k, layer)
+        return self._tiles(q, k, layer, factor)
+
+    def _tiles(self, q: Tensor, k: Tensor, layer: Layer, factor: float) -> TileMask:
         patterns = self.patterns(layer.index, q.shape[1])
-        if self.sparsity is None:
-            return pattern_tiles(q, k, patterns, self.block)
-        budget = top_k_density(block_count(q.shape[2], self.block), self.sparsity)
+        return pattern_tiles(q, k, patterns if factor == 1 else _times(patterns, factor), self.block)
+
+    def _factor(self, q: Tensor, k: Tensor, layer: Layer) -> float:
+        """The largest factor on all budgets whose tiles are at most as many as the top-k rule's blocks."""
         low, high = 0.0, float(q.shape[2])  # at the upper end every head keeps all
-        best = pattern_tiles(q, k, _times(patterns, high if self.sparsity == 0 else low), self.block)
-        for _ in range(BISECTIONS if self.sparsity else 0):
+        if self.sparsity == 0:
+            return high
+        budget = top_k_density(block_count(q.shape[2], self.block), self.sparsity)
+        for _ in range(BISECTIONS):
             factor = (low * high) ** 0.5 if low else high / 16
-            plan = pattern_tiles(q, k, _times(patterns, factor), self.block)
-            if plan.density() <= budget:
-                low, best = factor, plan
-            else:
-                high = factor
-        return best
+            fits = self._tiles(q, k, layer, factor).density() <= budget
+            low, high = (factor, high) if fits else (low, factor)
+        return low
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: TileMask) -> Tensor:
         from seerbench.kernels.vertical_slash import tile_attention
@@ -162,23 +174,31 @@ class MInference(_Patterns):
 class MInferenceAligned(BlockSparse):
     """Vertical-slash sparsity estimated from the last queries, rounded outwards to blocks."""
 
-    def __init__(self, sparsity: float | None = None, block: int = 64) -> None:
-        """sparsity: None keeps what the budgets (512, 2048) touch; a number scales both."""
-        self.sparsity, self.block = sparsity, block
+    def __init__(self, sparsity: float | None = None, block: int = 64, scale: float = 1.0) -> None:
+        """sparsity: None keeps what the budgets (512, 2048) times `scale` touch; a number finds the scale."""
+        self.sparsity, self.block, self.scale = sparsity, block, scale
         self.source = f"v2 ({VERTICAL}, {SLASH})"
 
+    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> MInferenceAligned:
+        """The same at the scale that a requested sparsity comes to on this input: what a timing runs."""
+        limit = float(budget_limit(self._cost(q, k), self.sparsity).max())
+        return MInferenceAligned(block=self.block, scale=math.nextafter(max(limit, 0.0), math.inf))
+
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
-        tokens, block = q.shape[2], self.block
+        cost = self._cost(q, k)
+        if self.sparsity is None:
+            return BlockMask.from_dense(cost.double() < self.scale, q.shape[2], self.block, self.block)
+        return select_budget(cost, self.sparsity, q.shape[2], self.block)
+
+    def _cost(self, q: Tensor, k: Tensor) -> Tensor:
+        """The scale of the budgets from which on a block is touched, [B, Hq, n, n]."""
+        block, n = self.block, block_count(q.shape[2], self.block)
         columns, diagonals = vertical_slash_scores(q, k, block / 64)
-        n = block_count(tokens, block)
         # A rank in units of its budget: at scale r the head keeps ranks below r in both lists.
-        cost = torch.minimum(
+        return torch.minimum(
             _best_of_blocks(_ranks(columns) / _scaled(VERTICAL, block), n, block)[..., None, :],
             _slash_cost(_ranks(diagonals) / _scaled(SLASH, block), n, block),
         )
-        if self.sparsity is None:
-            return BlockMask.from_dense(cost < 1, tokens, block, block)
-        return select_budget(cost, self.sparsity, tokens, block)
 
 
 @register(

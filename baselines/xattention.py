@@ -15,12 +15,14 @@ Timed     plan (scores, ranking, lists) and attend
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from seerbench.attention import BlockMask, BlockSparse, Layer, block_count
-from seerbench.gate import select_budget
+from seerbench.gate import budget_limit, select_budget
 from seerbench.registry import register
 
 STRIDE = 8  # upstream's default; 16 is its faster setting
@@ -44,11 +46,16 @@ class XAttention(BlockSparse):
             raise ValueError(f"blocks of {block} do not hold whole strides of {stride}")
         self.sparsity, self.block, self.tau, self.stride = sparsity, block, tau, stride
 
+    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> XAttention:
+        """The same at the tau that a requested sparsity comes to on this input: what a timing runs."""
+        limit = budget_limit(mass_before(antidiagonal_mass(q, k, self.block, self.stride)), self.sparsity)
+        return XAttention(block=self.block, tau=math.nextafter(float(limit.max()), math.inf), stride=self.stride)
+
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
         before = mass_before(antidiagonal_mass(q, k, self.block, self.stride))
         if self.sparsity is not None:
             return select_budget(before, self.sparsity, q.shape[2], self.block)
-        return BlockMask.from_dense(before < self.tau, q.shape[2], self.block, self.block)
+        return BlockMask.from_dense(before.double() < self.tau, q.shape[2], self.block, self.block)
 
 
 def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:

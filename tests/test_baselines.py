@@ -565,3 +565,15 @@ def test_tiles_as_blocks_hold_every_key_that_is_read(qkv):
     blocks = BlockMask.from_dense(plan.to_dense(), TOKENS, BLOCK, BLOCK)
     assert not (plan.to_token_mask() & ~blocks.to_token_mask()).any()
     assert plan.to_dense().sum() < causal_blocks(TOKENS, BLOCK, BLOCK).sum() * 4
+
+
+@pytest.mark.parametrize("name", ["minference", "minference-aligned", "xattention", "flexprefill", "flashprefill"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+def test_a_settled_method_plans_the_same_without_looking(name, sparsity, make, qkv):
+    """What a timing runs keeps the blocks that the requested sparsity came to, and takes no sparsity any more."""
+    method = make(name, sparsity)
+    settled = method.settled(*qkv[:2], Layer())
+    assert settled.sparsity is None
+    assert torch.equal(
+        settled.plan(*qkv[:2], Layer()).to_token_mask(), method.plan(*qkv[:2], Layer()).to_token_mask()
+    )
