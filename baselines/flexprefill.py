@@ -17,7 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, causal_blocks, repeat_kv
+from seerbench.attention import (
+    BlockMask,
+    BlockSparse,
+    Layer,
+    block_count,
+    causal_blocks,
+    grouped_products,
+    repeat_kv,
+)
 from seerbench.baselines.minference import diagonal_sums
 from seerbench.gate import pool_blocks, top_k_density
 from seerbench.registry import register
@@ -71,8 +79,7 @@ def estimate_blocks(q: Tensor, k: Tensor, block: int) -> tuple[Tensor, Tensor, T
     """
     tokens, head_dim = q.shape[2], q.shape[3]
     last, n = min(block, tokens), block_count(tokens, block)
-    group = q.shape[1] // k.shape[1]
-    scores = (q[:, :, -last:].unflatten(1, (-1, group)) @ k[:, :, None].mT).flatten(1, 2).float() * head_dim**-0.5
+    scores = grouped_products(q[:, :, -last:], k).float() * head_dim**-0.5
     rows = torch.arange(tokens - last, tokens, device=q.device)[:, None]
     weights = scores.masked_fill_(torch.arange(tokens, device=q.device) > rows, -torch.inf).softmax(-1)
     columns = weights.mean(-2)

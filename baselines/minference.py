@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count, repeat_kv
+from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count, grouped_products, repeat_kv
 from seerbench.gate import budget_limit, select_budget, top_k_density
 from seerbench.kernels.vertical_slash import TileMask, vertical_slash_tiles
 from seerbench.registry import register
@@ -337,10 +337,9 @@ def vertical_slash_scores(q: Tensor, k: Tensor, scale: float = 1.0) -> tuple[Ten
     Diagonal d holds the pairs with query - key = d. Forced entries are +inf; `scale` shortens the forced
     runs where smaller blocks stand for the paper's 64 (they would fill a short context's whole budget).
     """
-    tokens, group = q.shape[2], q.shape[1] // k.shape[1]
+    tokens = q.shape[2]
     last = min(LAST_QUERIES, tokens)
-    grouped = q[:, :, -last:].unflatten(1, (-1, group))
-    scores = (grouped @ k[:, :, None].mT).flatten(1, 2).float() * q.shape[-1] ** -0.5
+    scores = grouped_products(q[:, :, -last:], k).float() * q.shape[-1] ** -0.5
     rows = torch.arange(tokens - last, tokens, device=q.device)[:, None]
     keys = torch.arange(tokens, device=q.device)[None, :]
     weights = scores.masked_fill_(keys > rows, -torch.inf).softmax(-1)

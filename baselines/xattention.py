@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count
+from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, grouped_products
 from seerbench.gate import budget_limit, select_budget
 from seerbench.registry import register
 
@@ -65,15 +65,14 @@ def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
     q, k = (F.pad(x, (0, 0, 0, n * block - tokens)).unflatten(2, (-1, stride)) for x in (q, k))
     # Query S-1-a meets key a: their sum over a is the antidiagonal of a stride x stride square.
     q, k = q.flip(3).flatten(3), k.flatten(3)
-    group, width = q.shape[1] // k.shape[1], block // stride
-    real = block_count(tokens, stride)
+    width, real = block // stride, block_count(tokens, stride)
     mass = q.new_zeros(*q.shape[:2], n, n, dtype=torch.float32)
     rows = max(1, CHUNK_BYTES // (4 * q.shape[0] * q.shape[1] * n * width * width))  # of blocks at a time
     for first in range(0, n, rows):
         last = min(first + rows, n)
-        part = q[:, :, first * width : last * width].unflatten(1, (-1, group))
-        keys = k[:, :, None, : last * width]  # later ones are in the future
-        scores = (part @ keys.mT).flatten(1, 2).float() / (head_dim**0.5 * stride)
+        # Keys of later rows are in the future.
+        products = grouped_products(q[:, :, first * width : last * width], k[:, :, : last * width])
+        scores = products.float() / (head_dim**0.5 * stride)
         places = torch.arange(last * width, device=q.device)
         seen = places[first * width :, None] >= places
         weights = scores.masked_fill_(~seen, -torch.inf).softmax(-1)

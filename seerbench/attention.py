@@ -267,6 +267,12 @@ def repeat_kv(x: Tensor, q_heads: int) -> Tensor:
     return x if x.shape[1] == q_heads else x.repeat_interleave(q_heads // x.shape[1], dim=1)
 
 
+def grouped_products(q: Tensor, k: Tensor) -> Tensor:
+    """q [B, Hq, L, D] times k [B, Hk, N, D] of its group, [B, Hq, L, N]: one product a group, k not repeated."""
+    rows = q.unflatten(1, (k.shape[1], -1))
+    return (rows.flatten(2, 3) @ k.mT).unflatten(2, rows.shape[2:4]).flatten(1, 2)
+
+
 def oracle(
     q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None = None, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ def _methods(run: Run) -> pd.DataFrame:
     cells = summaries.perplexities(rows, summaries.dense_rows(run, rows)) if len(rows) else pd.DataFrame()
     if cells.empty or set(cells.method) <= {"dense", "seer"}:
         return pd.DataFrame()
-    cells = cells[cells.method != "dense"]
+    cells = cells[(cells.method != "dense") & ~cells.gate.astype(str).str.contains("untrained")]
     names = [style.display(method, gate) for method, gate in zip(cells.method, cells.gate)]
     return cells.assign(panel=METHODS, series=names, label=sources.label(run, rows))
 
@@ -75,9 +75,11 @@ def draw(frame: pd.DataFrame) -> Figure:
         left.set(title=panel + where, xlabel="blocks skipped (realised)", ylabel="perplexity")
         right.set(title="against dense, paired", xlabel="blocks skipped (realised)")
         right.set_ylabel("delta NLL (nats a token)")
-        left.legend(title=None if panel == METHODS else "context", loc="upper left", fontsize=5)
-        if panel == METHODS:  # what random blocks lose would flatten the others
-            for ax in (left, right):
-                ax.set_yscale("symlog", linthresh=0.05) if ax is right else ax.set_yscale("log")
+        if panel == METHODS:
+            left.legend(loc="upper left", fontsize=5)
+            style.log_axis(left)  # what random blocks lose would flatten the others
+            right.set_yscale("symlog", linthresh=0.02)
+        else:
+            left.legend(title="context", loc="upper left")
     style.caption(fig, frame, "Bands: 95% over documents. Paper: Figure 4 prints no values.")
     return fig

@@ -122,4 +122,4 @@ def _draw_others(ax: Axes, others: pd.DataFrame) -> None:
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     ax.set(xlabel="time (ms)", title="(c) the other methods")
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
