@@ -76,6 +76,7 @@ class Ready:
     error: float | None = None
     budget: float | None = None
     inside: Callable[[], AbstractContextManager] = nullcontext
+    dense: bool = False  # planned to skip nothing, whatever its name
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def _admit(entrant: Entrant, device: str) -> tuple[dict[str, Any], Contender | N
             "error_vs_oracle": ready.error,
             "error_budget": ready.budget,
             "flops": ready.flops,
+            **({"mask": "dense"} if ready.dense else {}),
         }
         if ready.error is not None and not ready.error <= ready.budget:  # so that NaN is wrong too
             reason = (
@@ -266,6 +268,7 @@ def methods_sweep(
                     realised_sparsity(plan),
                     flops(plan, case),
                     *error,
+                    dense=plan is None,
                 )
 
             yield _method_entrant(name, method, case, prepare)
@@ -364,6 +367,7 @@ def ttft_sweep(
                     "ttft",
                     record.mean_sparsity(),
                     inside=lambda: using(model, method, keep_plans=False),
+                    dense=all(plan is None for plan in record.plans),
                 )
 
             yield _method_entrant(name, method, case, prepare)
