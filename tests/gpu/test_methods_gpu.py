@@ -12,6 +12,7 @@ from seerbench.kernels.lists import ascending_lists
 from seerbench.kernels.pooled_scores import log_sums
 from seerbench.registry import create
 
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 METHODS = ["streaming", "random", "moa", "minference", "minference-aligned", "flexprefill", "xattention"]
 METHODS += ["flashprefill", "oracle"]
 
