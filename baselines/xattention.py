@@ -10,6 +10,8 @@ Fidelity  our port of the estimator and of the row rule, on our block-sparse ker
           are exact multiples of its chunk; ours, which also goes by chunks of rows, masks by position alone.
           One tau for all heads.
           With a requested sparsity, tau is the one that keeps as many blocks as the top-k rule
+          The estimator is torch's: slower than upstream's Triton one, which its code takes on GPUs with "100" in
+          their name only (an H200 gets its torch path too)
 Timed     plan (scores, ranking, lists) and attend
 """
 
