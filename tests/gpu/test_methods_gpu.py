@@ -5,9 +5,11 @@ import torch
 from kernel_cases import draw
 
 from seerbench.attention import BlockMask, Layer, assert_no_worse_than_rounding, oracle
+from seerbench.baselines import xattention
 from seerbench.baselines.flashprefill import pooled_scores
 from seerbench.baselines.moa import save_plan
 from seerbench.gate import pool_blocks
+from seerbench.kernels.antidiagonal_mass import antidiagonal_mass
 from seerbench.kernels.lists import ascending_lists
 from seerbench.kernels.pooled_scores import log_sums
 from seerbench.registry import create
@@ -36,6 +38,16 @@ def test_pooled_scores(n, block, dtype):
     exact = pooled_scores(q.cpu().double(), pooled.cpu().double().repeat_interleave(block, 2)[:, :, :n], block)
     rounded = pooled_scores(q.cpu(), pooled.cpu().repeat_interleave(block, 2)[:, :, :n], block)
     assert_no_worse_than_rounding(log_sums(q, pooled, block).cpu(), exact, rounded)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("n", [1, 129, 1000, 4096])
+def test_antidiagonal_mass(n, block, dtype):
+    q, k, _ = draw(n, 4, 2, 128, dtype, "cuda", 1)
+    exact = xattention.antidiagonal_mass(q.cpu().double(), k.cpu().double(), block, 8)
+    rounded = xattention.antidiagonal_mass(q.cpu(), k.cpu(), block, 8)
+    assert_no_worse_than_rounding(antidiagonal_mass(q, k, block, 8).cpu(), exact, rounded)
 
 
 @pytest.mark.parametrize("name", METHODS)
