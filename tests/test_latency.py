@@ -6,6 +6,7 @@ import torch
 
 from seerbench import latency
 from seerbench.attention import BlockMask, BlockSparse, Case
+from seerbench.baselines.minference import MInference
 from seerbench.gate import AttnGate, GateConfig
 from seerbench.kernels import flex_attention
 from seerbench.kernels.pooled_attention import naive_pooled_attention
@@ -332,3 +333,24 @@ def test_a_cell_a_sparsity_with_dense_in_each():
     }
     with pytest.raises(ValueError, match="same name"):
         latency.by_sparsity([*methods, ("r", sparse[2])])
+
+
+def test_a_dynamic_method_is_timed_at_its_threshold_and_says_what_random_inputs_mean(monkeypatch):
+    """The search for a requested sparsity is over before the clock runs; MInference's rows name its budgets."""
+    attention = latency.random_attention(Case("cpu", "float32", 1, 4, 2, 16, 300, 16, 16), 0)
+    looked = []
+    real = MInference._factor
+    monkeypatch.setattr(MInference, "_factor", lambda *inputs: looked.append(1) or real(*inputs))
+    methods = [(name, create(name, **options)) for name, options in (
+        ("dense", {}),
+        ("minference", {"sparsity": 0.7, "block": 16}),
+        ("xattention", {"block": 16}),
+    )]  # fmt: skip
+    found = latency.methods_sweep("random", attention, methods, Timing(rounds=10, cap_s=0.1, seed=0), "run", 16)
+    rows = {row["method"]: row for row in found.cells}
+    assert rows["minference"]["gate"] == "v2 (512, 2048)"
+    assert rows["minference"]["sparsity_requested"] == 0.7
+    assert rows["minference"]["inputs"] == rows["xattention"]["inputs"] == latency.MEANINGLESS
+    assert rows["dense"]["inputs"] == "random"
+    assert rows["xattention"]["cell"] != rows["minference"]["cell"]
+    assert len(looked) == 1
