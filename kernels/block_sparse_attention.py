@@ -92,6 +92,8 @@ def flat_lists(mask: BlockMask) -> tuple[Tensor, Tensor, int]:
     Rows may share one list (an expanded view, all strides zero): dense attention then needs n entries.
     """
     indices = mask.kv_indices
+    if not indices.shape[-1]:
+        indices = indices.new_zeros(*indices.shape[:-1], 1)  # a first entry is read ahead
     shared = all(step == 0 for step in indices.stride()[:-1])
     if not shared:
         indices = indices.contiguous()

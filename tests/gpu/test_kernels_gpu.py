@@ -5,7 +5,7 @@ import torch
 from kernel_cases import MASKS, build_mask, check_attention, draw
 
 from seerbench import gate
-from seerbench.attention import Layer, assert_no_worse_than_rounding, oracle
+from seerbench.attention import BlockMask, Layer, assert_no_worse_than_rounding, oracle
 from seerbench.kernels import attn_gate, pooled_attention, vertical_slash
 from seerbench.kernels import block_sparse_attention as sparse
 from seerbench.latency import plain_rope
@@ -70,6 +70,17 @@ def test_many_items_a_program_in_whatever_order_they_are_taken(kind, blocks):
         again = run("hopper", q, k, v, mask)
         assert torch.equal(again[0], first[0])
         assert torch.equal(again[1], first[1])
+
+
+@pytest.mark.parametrize("name", kernels())
+@pytest.mark.parametrize("blocks", [(64, 64), (128, 128)], ids=str)
+def test_lists_without_an_entry(name, blocks):
+    q, k, v = draw(300, 4, 1, 128, torch.bfloat16, "cuda", 1)
+    counts = torch.zeros(1, 4, -(-300 // blocks[0]), dtype=torch.int32, device="cuda")
+    mask = BlockMask(counts, counts.new_zeros(*counts.shape, 0), 300, *blocks)
+    o, lse = run(name, q, k, v, mask)
+    assert (o == 0).all()
+    assert (lse == -torch.inf).all()
 
 
 @pytest.mark.parametrize("name", kernels())
