@@ -180,7 +180,7 @@ def test_gate_scores(n):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("n", [1, 65, 300, 512])
+@pytest.mark.parametrize("n", [1, 65, 300, 512, 1100])
 def test_gate_top_k(n, sparsity, ties):
     scores = torch.randn(2, 3, n, n, device="cuda")
     scores = (scores * 2).round() / 2 if ties else scores
