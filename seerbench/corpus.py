@@ -218,7 +218,11 @@ def _column(path: Path, text: str) -> list[str]:
             return pq.read_table(path, columns=[text]).column(0).to_pylist()
     elif path.name.removesuffix(".gz").endswith(".jsonl"):
         texts = []
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as lines
+        ):
             for line in lines:
                 row = json.loads(line)
                 if text not in row:

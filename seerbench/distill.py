@@ -16,14 +16,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seerbench.attention import BlockMask, Case, Layer
-from seerbench.corpus import load_tokenizer, packed, read_tokens
+from seerbench.corpus import load_tokenizer, read_tokens
 from seerbench.gate import (
     AttnGate,
     GateConfig,
@@ -40,12 +39,11 @@ from seerbench.kernels import block_sparse_attention
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.kernels.pooled_attention import pooled_attention
 from seerbench.models import attention_layers, load, using, visit
-from seerbench.tasks import TRAINING, pieces_of
 from seerbench.train import (
+    batches,
     digest_of,
     load_checkpoint,
     lr_at,
-    mixed_batch,
     optimizers,
     save_checkpoint,
     save_model,
@@ -90,8 +88,8 @@ def distill(
     """Train gate sets on a frozen model and write them to `out` (safetensors); returns the training rows.
 
     Args:
-        config: sets (see `gate_sets`), context, batch (windows a step), mix (the text that the model itself
-            was trained on, as in `train.pretrain`), steps, learning_rate, warmup, checkpoint_seconds.
+        config: sets (see `gate_sets`), context, batch (windows a step), mix or packing (see `train.batches`;
+            a model that was trained here wants its own mix), steps, learning_rate, warmup, checkpoint_seconds.
         tokens_parquet: from `corpus.tokenise`; only its train split is read.
         block: tokens a block.
 
@@ -100,22 +98,20 @@ def distill(
     """
     model = load(model_folder, device, dtype).requires_grad_(False)
     tokenizer = load_tokenizer(model_folder)
-    stream = packed(read_tokens(tokens_parquet, "train"), tokenizer.eos_token_id)
-    pieces = pieces_of(tokenizer)
-    stage = {"context": config["context"], "batch_tokens": config["batch"] * config["context"]}
+    documents = read_tokens(tokens_parquet, "train")
+    batch_of = batches(config, documents, tokenizer, seed)
     sets = fresh_gates(model, gate_sets(config, block), seed)
     trained = {name: gates.to(device) for name, gates in sets.items() if name != UNTRAINED}
     params = {f"{name}.{key}": p for name, gates in trained.items() for key, p in gates.named_parameters()}
     # The authors' settings: AdamW, no weight decay (their final value), cosine decay after a warm-up.
     optimizer = torch.optim.AdamW(params.values(), lr=config["learning_rate"], weight_decay=0.0)
-    digest = digest_of(config, stream.size, seed, block, str(model_folder))
+    digest = digest_of(config, sum(map(len, documents.values())), seed, block, str(model_folder))
     file = out.with_name(out.name + ".checkpoint") / "state.safetensors"
     steps, saved = config["steps"], time.monotonic()
     done, rows = load_checkpoint(file, params, [optimizer], digest=digest)
     bar = tqdm(total=steps, initial=done, desc=f"distill {out.stem}", unit="step", mininterval=1)
     for step in range(done, steps):
-        rng = np.random.default_rng([seed, TRAINING, step])
-        windows = mixed_batch(stream, pieces, stage, config["mix"], rng, len(tokenizer))[0]
+        windows = batch_of(step)[0]
         factor = cosine_at(step, steps, config["warmup"])
         rate = set_lr([optimizer], factor)
         losses = _distill_step(model, torch.from_numpy(windows).long().to(device), trained, block)
@@ -227,8 +223,7 @@ def finetune(
     """Extend a model's context with YaRN and fine-tune it, dense or jointly with its gates.
 
     Args:
-        config: factor (YaRN), context, batch, steps, optimizer and mix (as in `train.pretrain`),
-            loss_chunk, checkpoint_seconds, gate_learning_rate.
+        config: factor (YaRN), context, batch, mix or packing (`train.batches`), steps, optimizer, loss_chunk, checkpoint_seconds, gate_learning_rate.
         gates_file: the warmed-up gates (set `v1`) of the model before extension; None for dense.
         sparsity: of the sparse forward, fixed during training; None for dense.
 
@@ -236,8 +231,8 @@ def finetune(
     as `gates.safetensors` (set `v1`).
     """
     tokenizer = load_tokenizer(model_folder)
-    stream = packed(read_tokens(tokens_parquet, "train"), tokenizer.eos_token_id)
-    pieces = pieces_of(tokenizer)
+    documents = read_tokens(tokens_parquet, "train")
+    batch_of = batches(config, documents, tokenizer, seed)
     model = extended(model_folder, config["factor"]).to(device).train()
     gates = None if sparsity is None else nn.ModuleList(load_gates(gates_file, "v1")).to(device)
     joint = None if gates is None else _Joint(gates.requires_grad_(True), sparsity, block)
@@ -246,15 +241,13 @@ def finetune(
     if gates is not None:
         optims.append(torch.optim.AdamW(gates.parameters(), lr=config["gate_learning_rate"], weight_decay=0.0))
         params |= {f"gates.{name}": p for name, p in gates.named_parameters()}
-    digest = digest_of(config, stream.size, seed, block, str(model_folder), sparsity)
+    digest = digest_of(config, sum(map(len, documents.values())), seed, block, str(model_folder), sparsity)
     file = out.with_name(out.name + ".checkpoint") / "state.safetensors"
     steps, saved = config["steps"], time.monotonic()
     done, rows = load_checkpoint(file, params, optims, digest=digest)
-    stage = {"context": config["context"], "batch_tokens": config["batch"] * config["context"]}
     bar = tqdm(total=steps, initial=done, desc=f"finetune {out.name}", unit="step", mininterval=1)
     for step in range(done, steps):
-        rng = np.random.default_rng([seed, TRAINING, step])
-        ids, weights, corpus = mixed_batch(stream, pieces, stage, config["mix"], rng, len(tokenizer))
+        ids, weights, corpus = batch_of(step)
         x = torch.from_numpy(ids).long().to(device)
         w = torch.from_numpy(weights[:, 1:].copy()).to(device)
         recipe = config["optimizer"]

@@ -9,6 +9,7 @@ goes into every row, since scores of two editions do not compare. The code is ou
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 import string
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _DEFINITION = json.loads(Path(__file__).with_name("longbench.json").read_text())
 VERSION: str = _DEFINITION["version"]
+CORPUS = "LongBench-E"  # what rows and tables call it
 ARCHIVE = "data.zip"  # what the data set holds: data/<task>_e.jsonl in one archive
 FIELDS = ("input", "context", "answers", "length", "all_classes")
 # Upper ends in words (the data set's `length`), as its scorer has them.
@@ -113,7 +115,17 @@ def _lines(folder: Path, task: str) -> list[str]:
     for path in (folder / name, folder / "data" / name):
         if path.is_file():
             return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    raise CorpusError(f"{folder} has neither {ARCHIVE} with {name} in it, nor {name}: it is not LongBench's data set")
+    raise CorpusError(
+        f"{folder} has neither {ARCHIVE} with {name} in it, nor {name}: it is not LongBench's data set"
+    )
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """sha256 over the questions, for the provenance of rows."""
+    whole = hashlib.sha256()
+    for one in questions:
+        whole.update(json.dumps([one.task, one.number, one.fields, one.answers, one.words]).encode())
+    return whole.hexdigest()
 
 
 # ------------------------------------------------------------------ prompts

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
-from seerbench import accuracy, corpus, distill, latency, models, train
+from seerbench import accuracy, corpus, distill, latency, longbench, models, train
 from seerbench.accuracy import Arm
 from seerbench.attention import Case
 from seerbench.baselines.moa import write_profile
@@ -53,32 +55,35 @@ def save(preset: Preset, table: str, part: str, rows: Iterable[Mapping[str, Any]
 
 
 def make_corpora(preset: Preset) -> None:
-    """Tokenizer (trained, or fetched) and every corpus, tokenised."""
+    """Tokenizer (trained, or fetched) and every corpus, tokenised; one corpus' texts in memory at a time."""
     about = preset.config["tokenizer"]
-    sources = preset.config["corpora"]
-    texts = {
-        name: corpus.read_texts(_located(preset, source))
-        for name, source in sources.items()
-        if source["kind"] != "union"
-    }
-    for name, source in sources.items():
-        if source["kind"] == "union":
-            texts[name] = corpus.union_of({part: texts[part] for part in source["of"]})
     if "source" in about:
-        tokenizer = corpus.load_tokenizer(about["source"], about.get("revision"))
+        tokenizer = corpus.load_tokenizer(preset.local(about["source"]), about.get("revision"))
         tokenizer.save_pretrained(preset.tokenizer)
     else:
-        frame = texts[about["corpus"]]
+        frame = _texts(preset, about["corpus"])
         training = frame[frame.split == "train"].text.tolist()
         tokenizer = corpus.train_tokenizer(training, about["vocab"], preset.tokenizer)
-    for name, frame in texts.items():
-        source = preset.config["corpora"][name]
-        corpus.tokenise(frame, tokenizer, preset.tokens(name), name=name, source=source)
+    for name, source in preset.config["corpora"].items():
+        own = _tokenizer(preset, source["tokenizer"]) if "tokenizer" in source else tokenizer
+        corpus.tokenise(_texts(preset, name), own, preset.tokens(name), name=name, source=source)
 
 
-def _located(preset: Preset, source: Mapping[str, Any]) -> dict[str, Any]:
-    """A corpus' source with its path made relative to the data folder."""
-    return {**source, "path": str(preset.data(source["path"]))} if "path" in source else dict(source)
+def _texts(preset: Preset, name: str) -> pd.DataFrame:
+    """The documents of a corpus, its path or data set looked for in the data folder first."""
+    source = {key: value for key, value in preset.config["corpora"][name].items() if key != "tokenizer"}
+    if source["kind"] == "union":
+        return corpus.union_of({part: _texts(preset, part) for part in source["of"]})
+    if "path" in source:
+        source["path"] = str(preset.data(source["path"]))
+    if "name" in source:
+        source["name"] = str(preset.local(source["name"]))
+    return corpus.read_texts(source)
+
+
+def _tokenizer(preset: Preset, model: str) -> Any:
+    """A model's own tokenizer."""
+    return corpus.load_tokenizer(preset.model(model), preset.config["models"].get(model, {}).get("revision"))
 
 
 def train_model(preset: Preset, name: str) -> None:
@@ -156,8 +161,9 @@ def finetune_model(preset: Preset, name: str) -> None:
 def profile_model(preset: Preset, name: str) -> None:
     """MoA's profile of a model: how much each window length would hide from each head."""
     about = preset.config["profile"]
-    model = _model(preset, name)
-    windows = _windows(preset, about["corpus"], about["context"], about["documents"], model, split="validation")
+    model = _model(preset, name, about["corpus"])
+    split = about.get("split", "validation")
+    windows = _windows(preset, about["corpus"], about["context"], about["documents"], model, split=split)
     influence = accuracy.moa_influence(model, windows.values(), preset.config["block"])
     facts = {"model": name, "corpus": about["corpus"], "context": about["context"], "documents": len(windows)}
     atomically(preset.profile(name), lambda part: write_profile(part, influence, facts))
@@ -171,22 +177,22 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
     about = preset.one_of("perplexity", experiment)
     run = start(preset, f"perplexity {experiment}", about["corpus"], "test")
     rows = []
-    groups = _by_model(preset, about)
-    total = sum(len(arms) for _, arms in groups) * len(about["contexts"]) * about["documents"]
-    with tqdm(total=total, desc=f"perplexity {experiment}", unit="doc", mininterval=1) as bar:
-        for name, flat in groups:
-            model = _model(preset, name)
+    with tqdm(total=0, desc=f"perplexity {experiment}", unit="doc", mininterval=1) as bar:
+        for name, flat in _by_model(preset, about):
+            model = _model(preset, name, about["corpus"])
             arms = make_arms(preset, name, flat)
             for context in about["contexts"]:
                 windows = _windows(
                     preset,
                     about["corpus"],
                     context,
-                    about["documents"],
+                    about.get("documents"),
                     model,
                     longest=max(about["contexts"]),
                     aligned="scored" in about,
+                    reaching=about.get("reaching"),
                 )
+                bar.total += len(windows) * len(arms)
                 fixed = {"experiment": experiment, "model": name, "corpus": about["corpus"]}
                 found = accuracy.perplexity(model, windows, arms, bar, about.get("scored"))
                 rows += [fixed | row for row in found]
@@ -194,6 +200,33 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
 
 
 def measure_tasks(preset: Preset, experiment: str) -> None:
+    """One experiment of tasks: retrieval at given lengths, or LongBench-E."""
+    if "longbench" in preset.one_of("tasks", experiment):
+        measure_longbench(preset, experiment)
+    else:
+        measure_retrieval(preset, experiment)
+
+
+def measure_longbench(preset: Preset, experiment: str) -> None:
+    """LongBench-E: every question and arm, answered and scored."""
+    about = preset.one_of("tasks", experiment)
+    run = start(preset, f"tasks {experiment}")
+    files = [longbench.ARCHIVE, "*_e.jsonl", "data/*_e.jsonl"]
+    folder = corpus.dataset_folder(str(preset.local(about["longbench"])), files, about.get("revision"))
+    questions = longbench.read_examples(folder, about.get("tasks", list(longbench.TASKS)), about.get("examples"))
+    run |= {"corpus": longbench.CORPUS, "corpus_sha256": longbench.digest(questions), "corpus_split": "test"}
+    rows = []
+    with tqdm(total=0, desc=f"tasks {experiment}", unit="answer", mininterval=1) as bar:
+        for name, flat in _by_model(preset, about):
+            model = _model(preset, name)
+            arms = make_arms(preset, name, flat)
+            bar.total += len(questions) * len(arms)
+            found = accuracy.answers(model, _tokenizer(preset, name), questions, arms, bar)
+            rows += [{"experiment": experiment, "model": name, "corpus": longbench.CORPUS} | row for row in found]
+    save(preset, "tasks", experiment, rows, run)
+
+
+def measure_retrieval(preset: Preset, experiment: str) -> None:
     """One retrieval experiment: every task, length bucket, arm and example."""
     about = preset.one_of("tasks", experiment)
     run = start(preset, f"tasks {experiment}", about["corpus"], "test")
@@ -212,7 +245,7 @@ def measure_tasks(preset: Preset, experiment: str) -> None:
     }
     with tqdm(total=total, desc=f"tasks {experiment}", unit="example", mininterval=1) as bar:
         for name, flat in groups:
-            model = _model(preset, name)
+            model = _model(preset, name, about["corpus"])
             arms = make_arms(preset, name, flat)
             for (_, context), asked in examples.items():
                 fixed = {
@@ -231,7 +264,7 @@ def measure_recall(preset: Preset, experiment: str) -> None:
     about = preset.one_of("recall", experiment)
     run = start(preset, f"recall {experiment}", about["corpus"], "test")
     name, rows = about["model"], []
-    model = _model(preset, name)
+    model = _model(preset, name, about["corpus"])
     arms = make_arms(preset, name, expand(about["arms"]))
     for context in about["contexts"]:
         windows = _windows(
@@ -247,7 +280,7 @@ def measure_maps(preset: Preset) -> None:
     """True and predicted maps of five heads on the first test document that is long enough."""
     about = preset.config["maps"]
     run = start(preset, "maps", about["corpus"], "test")
-    model = _model(preset, about["model"])
+    model = _model(preset, about["model"], about["corpus"])
     windows = _windows(preset, about["corpus"], about["context"], 1, model)
     document, window = next(iter(windows.items()))
     job, _, gate_set = about["gate"].partition(":")
@@ -269,7 +302,7 @@ def measure_latency(preset: Preset, sweep: str, context: int) -> None:
     timing = Timing(rounds=latency_config["rounds"], cap_s=latency_config["cap_s"], seed=config["seed"])
     if "model" in about:
         name = about["model"]
-        model = _model(preset, name)
+        model = _model(preset, name, corpus_name)
         tokens = _timed_tokens(preset, about["corpus"], context, model)
         methods = _named(make_arms(preset, name, expand(about["arms"])), config["block"])
         if sweep == "methods":
@@ -381,9 +414,12 @@ def _by_model(preset: Preset, about: Mapping[str, Any]) -> list[tuple[str, list[
     return list(groups.items())
 
 
-def _model(preset: Preset, name: str) -> Any:
+def _model(preset: Preset, name: str, corpus_name: str | None = None) -> Any:
+    """A model; one that was not trained here is refused tokens that its tokenizer did not make."""
     source = preset.config["models"].get(name, {})
     config = preset.config
+    if "source" in source and corpus_name is not None:
+        corpus.require_vocabulary(preset.tokens(corpus_name), _tokenizer(preset, name), name)
     return models.load(preset.model(name), config["device"], config["dtype"], source.get("revision"))
 
 
@@ -391,17 +427,21 @@ def _windows(
     preset: Preset,
     corpus_name: str,
     context: int,
-    documents: int,
+    documents: int | None,
     model: Any,
     split: str = "test",
     longest: int | None = None,
     aligned: bool = False,
+    reaching: int | None = None,
 ) -> dict[str, Any]:
     """`corpus.evaluation_windows`; `aligned` ones are the last tokens of the longest window, BOS first."""
     tokens = corpus.read_tokens(preset.tokens(corpus_name), split)
     bos = model.config.bos_token_id
     longest = longest or context
+    cut = functools.partial(
+        corpus.evaluation_windows, tokens, documents=documents, longest=longest, bos=bos, reaching=reaching
+    )
     if not aligned:
-        return corpus.evaluation_windows(tokens, context, documents, longest=longest, bos=bos)
-    whole = corpus.evaluation_windows(tokens, longest, documents, longest=longest, bos=bos)
+        return cut(context)
+    whole = cut(longest)
     return {name: corpus.with_bos(window[longest - context + 1 :], bos) for name, window in whole.items()}

@@ -186,7 +186,9 @@ PG19 = {"kind": "hub", "name": "some/set", "revision": "abc", "files": ["data/te
 def test_a_data_set_of_the_hub_offline_says_what_to_type(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    command = r"hf download --repo-type dataset some/set --revision abc --include 'data/test-\*\.parquet' --local-dir"
+    command = (
+        r"hf download --repo-type dataset some/set --revision abc --include 'data/test-\*\.parquet' --local-dir"
+    )
     with pytest.raises(CorpusError, match=f"not in the local cache and HF_HUB_OFFLINE=1.*{command}"):
         corpus.read_texts(PG19)
 

@@ -61,7 +61,9 @@ def test_the_cases_cover_all_thirteen_tasks():
 
 @pytest.mark.parametrize("task", longbench.TASKS)
 def test_an_empty_answer_scores_nothing(task):
-    answer = {"passage_count": "12", "passage_retrieval_en": "Paragraph 7", "trec": "City"}.get(task, "a right answer")
+    answer = {"passage_count": "12", "passage_retrieval_en": "Paragraph 7", "trec": "City"}.get(
+        task, "a right answer"
+    )
     assert score(asked(task, [answer], QUESTION_TYPES), "") == 0.0
     assert score(asked(task, [answer], QUESTION_TYPES), answer) == pytest.approx(1.0)
 
