@@ -223,7 +223,8 @@ def finetune(
     """Extend a model's context with YaRN and fine-tune it, dense or jointly with its gates.
 
     Args:
-        config: factor (YaRN), context, batch, mix or packing (`train.batches`), steps, optimizer, loss_chunk, checkpoint_seconds, gate_learning_rate.
+        config: factor (YaRN), context, batch, mix or packing (`train.batches`), steps, optimizer, loss_chunk,
+            checkpoint_seconds, gate_learning_rate.
         gates_file: the warmed-up gates (set `v1`) of the model before extension; None for dense.
         sparsity: of the sparse forward, fixed during training; None for dense.
 
@@ -236,10 +237,12 @@ def finetune(
     model = extended(model_folder, config["factor"]).to(device).train()
     gates = None if sparsity is None else nn.ModuleList(load_gates(gates_file, "v1")).to(device)
     joint = None if gates is None else _Joint(gates.requires_grad_(True), sparsity, block)
-    optims = optimizers(model, config["optimizer"])
+    optims = scheduled = optimizers(model, config["optimizer"])
     params = {f"model.{name}": p for name, p in model.named_parameters()}
     if gates is not None:
-        optims.append(torch.optim.AdamW(gates.parameters(), lr=config["gate_learning_rate"], weight_decay=0.0))
+        optims = [*optims, torch.optim.AdamW(gates.parameters(), lr=config["gate_learning_rate"], weight_decay=0.0)]
+        if config["optimizer"]["muon_lr"] is None:  # the authors': one AdamW and one schedule for all weights
+            scheduled = optims
         params |= {f"gates.{name}": p for name, p in gates.named_parameters()}
     digest = digest_of(config, sum(map(len, documents.values())), seed, block, str(model_folder), sparsity)
     file = out.with_name(out.name + ".checkpoint") / "state.safetensors"
@@ -252,7 +255,7 @@ def finetune(
         w = torch.from_numpy(weights[:, 1:].copy()).to(device)
         recipe = config["optimizer"]
         factor = lr_at(step, steps, warmup=recipe["warmup"], decay_share=recipe["decay_share"])
-        rate = set_lr(optims[:2], factor)
+        rate = set_lr(scheduled, factor)
         losses = _token_losses(model, x, joint, config["loss_chunk"], device)
         lm_loss = (losses * w).sum() / w.sum()
         gate_part = None if joint is None else joint.loss

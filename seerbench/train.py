@@ -98,8 +98,8 @@ def optimizers(model: nn.Module, config: Mapping) -> list[torch.optim.Optimizer]
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and everything else trainable.
 
     Args:
-        config: muon_lr (null: AdamW, at adam_lr, for the matrices too), embed_lr (input, and tied, embeddings), adam_lr (all else), weight_decay (all),
-            betas (AdamW).
+        config: muon_lr (null: AdamW, at adam_lr, for the matrices too), embed_lr (input, and tied, embeddings),
+            adam_lr (all else), weight_decay (all), betas (AdamW).
     """
     matrices, embeddings, others = [], [], []
     for name, param in model.named_parameters():
@@ -426,7 +426,7 @@ def mixed_batch(
 def batches(
     config: Mapping, documents: Mapping[str, np.ndarray], tokenizer: object, seed: int
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray, int]]:
-    """The batch of any step of a distillation or fine-tuning, a function of the step alone (a resumed run needs it).
+    """The batch of any step of a distillation or fine-tuning: a function of the step, so that a run can resume.
 
     Args:
         config: context, batch (windows a step), and packing (documents at a time, `corpus.packed_rows`) or mix.

@@ -216,7 +216,7 @@ def test_files_of_a_data_set_are_read_as_they_are(tmp_path):
     sample = {"kind": "hub", "name": str(tmp_path), "files": ["*_sample.jsonl"], "split": "train"}
     assert corpus.read_texts(sample).text.tolist() == [f"{n} {r}" for n in ("arxiv", "book", "c4") for r in (0, 1)]
     assert corpus.read_texts({**sample, "documents": 3}).id.tolist()[-1] == "book_sample.jsonl/0"
-    with pytest.raises(CorpusError, match="has no column 'body'; set corpus.text to one of: text, meta"):
+    with pytest.raises(CorpusError, match=r"has no column 'body'; set corpus\.text to one of: text, meta"):
         corpus.read_texts({**sample, "text": "body"})
     with pytest.raises(CorpusError, match=r"holds no x\.parquet"):
         corpus.read_texts({**sample, "files": ["x.parquet"]})

@@ -41,7 +41,7 @@ def _retrieval(rows: pd.DataFrame) -> list[dict]:
 
 
 def _longbench(rows: pd.DataFrame) -> list[dict]:
-    """Scores from 0 to 1: means with bootstrap intervals. Every prompt has its own length, the bucket says which."""
+    """Scores from 0 to 1: means with bootstrap intervals. Prompts have any length; the bucket stands for it."""
     lines = []
     for key, cell in rows.assign(context=float("nan")).groupby(CELL, dropna=False, sort=False):
         line = _line(key, cell)
