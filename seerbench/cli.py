@@ -81,9 +81,9 @@ def maps(preset: PresetName, results: Results = FRESH) -> None:
 
 
 @app.command()
-def latency(preset: PresetName, sweep: str, context: int, results: Results = FRESH) -> None:
-    """Time one sweep at one context, all methods interleaved. Holds the machine."""
-    _step("measure_latency", preset, results, sweep, context)
+def latency(preset: PresetName, sweep: str, contexts: list[int], results: Results = FRESH) -> None:
+    """Time one sweep at one or more contexts, all methods interleaved. Holds the machine."""
+    _step("measure_latency", preset, results, sweep, contexts)
 
 
 @app.command()

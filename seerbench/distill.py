@@ -39,7 +39,7 @@ from seerbench.gate import (
 from seerbench.kernels import block_sparse_attention
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.kernels.pooled_attention import pooled_attention
-from seerbench.models import attention_layers, load, using, visit
+from seerbench.models import attention_layers, load, stretched, using, visit
 from seerbench.tasks import TRAINING, pieces_of
 from seerbench.train import (
     digest_of,
@@ -295,19 +295,8 @@ def finetune(
 
 
 def extended(folder: Path, factor: float) -> nn.Module:
-    """The model in `folder` with YaRN scaling of its RoPE by `factor`; its trained context is the original.
-
-    transformers computes YaRN's correction range from `original_max_position_embeddings`.
-    """
-    config = AutoConfig.from_pretrained(folder)
-    original = config.max_position_embeddings
-    config.rope_parameters = {
-        "rope_type": "yarn",
-        "rope_theta": config.rope_parameters["rope_theta"],
-        "factor": float(factor),
-        "original_max_position_embeddings": original,
-    }
-    config.max_position_embeddings = int(original * factor)
+    """The model in `folder` with YaRN scaling of its RoPE by `factor`, in fp32 for training."""
+    config = stretched(AutoConfig.from_pretrained(folder), factor)
     return AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=torch.float32, attn_implementation="sdpa"
     )
