@@ -13,7 +13,7 @@ numbers, nothing skipped): accuracy may be measured so, time never is.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 
 from seerbench.attention import BlockMask, Case, Layer, Method, Rope, realised_sparsity, repeat_kv
+from seerbench.gate import AttnGate
 from seerbench.kernels.flex_attention import masked_attention
 
 NAME = "seerbench"  # how transformers knows our attention function
@@ -90,6 +91,24 @@ def stretched(config: Any, factor: float) -> Any:
     }
     config.max_position_embeddings = int(original * factor)
     return config
+
+
+def check_gates(gates: Sequence[AttnGate], source: str | Path, revision: str | None = None) -> None:
+    """ModelError unless these gates, one a layer, fit the model at `source` (of which only the config is read)."""
+    try:
+        about = AutoConfig.from_pretrained(source, revision=revision)
+    except OSError as error:
+        raise ModelError(f"no model at {source}: {str(error).splitlines()[0]}") from None
+    head_dim = getattr(about, "head_dim", None) or about.hidden_size // about.num_attention_heads
+    wanted = about.num_hidden_layers, about.num_attention_heads, head_dim
+    given = len(gates), gates[0].q_heads, gates[0].head_dim
+    if gates[0].wq is not None:
+        wanted, given = (*wanted, about.num_key_value_heads), (*given, gates[0].wk.shape[0])
+    if given != wanted:
+        raise ModelError(
+            f"these gates are for another model than {source}: layers, heads, head_dim (and key/value heads) are "
+            f"{given}, the model's {wanted}"
+        )
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:

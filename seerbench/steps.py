@@ -19,8 +19,9 @@ from seerbench.accuracy import Arm
 from seerbench.attention import Case
 from seerbench.baselines.moa import write_profile
 from seerbench.config import ConfigError, Preset, at_context, expand
-from seerbench.gate import AttnGate, GateConfig, gate_set_names, load_gates
+from seerbench.gate import AttnGate, GateConfig, gate_set_names, load_gates, save_gates
 from seerbench.registry import create
+from seerbench.released_gates import read_released
 from seerbench.results import atomically, finish, provenance, write_rows
 from seerbench.timing import Timing
 
@@ -114,6 +115,8 @@ def train_model(preset: Preset, name: str) -> None:
 def distill_gates(preset: Preset, name: str) -> None:
     """Train the gate sets of one job."""
     about = preset.one_of("gates", name)
+    if "source" in about:
+        raise ConfigError(f"the gates {name!r} are released ones; run: seerbench import-gates {preset.name} {name}")
     run = start(preset, f"distill {name}", about["corpus"], "train")
     rows = distill.distill(
         about,
@@ -128,6 +131,18 @@ def distill_gates(preset: Preset, name: str) -> None:
     rows = [{"name": name, "kind": "distill", **row} for row in rows]
     save(preset, "training", f"distill-{name}", rows, run)
     train.drop_checkpoint(preset.gates(name))
+
+
+def import_gates(preset: Preset, name: str) -> None:
+    """Gates that their authors released, as one gate set named after its recipe (v1 or v2)."""
+    about = preset.one_of("gates", name)
+    if "source" not in about:
+        raise ConfigError(f"the gates {name!r} are trained here; run: seerbench distill {preset.name} {name}")
+    local = preset.data(about["source"])
+    gates = read_released(local if local.is_dir() else about["source"], about.get("revision"))
+    models.check_gates(gates, preset.model(about["model"]), preset.config["models"][about["model"]].get("revision"))
+    recipe = gates[0].config.recipe
+    atomically(preset.gates(name), lambda part: save_gates(part, {recipe: gates}))
 
 
 def finetune_model(preset: Preset, name: str) -> None:

@@ -1,4 +1,24 @@
-# Gates on a frozen model, and MoA's profile of one.
+# Gates on a frozen model, trained here or released by their authors, and MoA's profile of a model.
+RELEASED = [
+    name for name in PRESET.gate_jobs() if "source" in PRESET.config["gates"][name]
+]
+
+
+rule import_gates:
+    output:
+        RUN / "gates/{gates}.safetensors",
+    log:
+        f"{LOGS}/import-gates-{{gates}}.log",
+    wildcard_constraints:
+        gates="|".join(RELEASED) or "none",
+    params:
+        where=WHERE,
+        settings=lambda wildcards: PRESET.config["gates"][wildcards.gates],
+        source=trains_with("released_gates.py"),
+    shell:
+        "seerbench import-gates {params.where} {wildcards.gates} 2> {log}"
+
+
 rule distill:
     input:
         reads("distill", "gates"),
@@ -9,6 +29,9 @@ rule distill:
         f"{LOGS}/distill-{{gates}}.log",
     benchmark:
         f"{LOGS}/cost/distill-{{gates}}.jsonl"
+    wildcard_constraints:
+        gates="|".join(name for name in PRESET.gate_jobs() if name not in RELEASED)
+        or "none",
     resources:
         gpu=GPU,
     params:
