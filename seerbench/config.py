@@ -193,6 +193,12 @@ class Preset:
         ):
             for name in names:
                 self.reads(step, name)
+        for name, about in self.config.get("gates", {}).items():
+            if about.get("batch", 0) % about.get("processes", 1):
+                raise ConfigError(
+                    f"gates/{name}: a batch of {about['batch']} windows does not split over {about['processes']} "
+                    "processes"
+                )
         for sweep, about in self.config.get("latency", {}).get("sweeps", {}).items():
             for arm in about.get("arms", []):
                 card_of(arm["method"])

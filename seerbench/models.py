@@ -198,13 +198,14 @@ def using(
             del layer.seerbench
 
 
-def visit(model: Any, tokens: Tensor, see: Callable[[Layer, Tensor, Tensor, Tensor], None]) -> None:
+def visit(model: Any, tokens: Tensor, see: Callable[[Layer, Tensor, Tensor, Tensor], Tensor | None]) -> None:
     """Run a dense forward of tokens [B, N] and show each layer's q, k, v to `see`, layer by layer.
 
-    Nothing is kept, so a model of any depth streams through. The forward runs without gradients;
-    `see` may switch them on for parameters of its own.
+    `see` may return the layer's attention [B, Hq, N, D] if it has computed it; else it is computed here. Nothing
+    is kept, so a model of any depth streams through. The forward runs without gradients; `see` may switch them
+    on for parameters of its own.
     """
-    with torch.no_grad(), using(model, _Visitor(see)):
+    with torch.no_grad(), using(model, _Visitor(see)), chunked_mlps(model):
         model.model(tokens, use_cache=False)
 
 
@@ -239,7 +240,7 @@ class _Visitor:
 
     name, sparsity = "visitor", None
 
-    def __init__(self, see: Callable[[Layer, Tensor, Tensor, Tensor], None]) -> None:
+    def __init__(self, see: Callable[[Layer, Tensor, Tensor, Tensor], Tensor | None]) -> None:
         self.see = see
 
     def refuses(self, case: Case) -> None:
@@ -249,8 +250,8 @@ class _Visitor:
         self.layer = layer
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
-        self.see(self.layer, q, k, v)
-        return masked_attention(q, k, v)
+        out = self.see(self.layer, q, k, v)
+        return masked_attention(q, k, v) if out is None else out
 
 
 def _keep(layer: nn.Module, name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:

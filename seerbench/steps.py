@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from seerbench import accuracy, corpus, distill, latency, models, random_weights, train
+from seerbench import accuracy, corpus, distill, latency, models, random_weights, sharded, train
 from seerbench.accuracy import Arm
 from seerbench.attention import Case
 from seerbench.baselines.moa import write_profile
@@ -117,17 +117,23 @@ def distill_gates(preset: Preset, name: str) -> None:
     about = preset.one_of("gates", name)
     if "source" in about:
         raise ConfigError(f"the gates {name!r} are released ones; run: seerbench import-gates {preset.name} {name}")
+    model = preset.config["models"].get(about["model"], {})
     run = start(preset, f"distill {name}", about["corpus"], "train")
-    rows = distill.distill(
-        about,
-        Path(preset.model(about["model"])),
-        preset.tokens(about["corpus"]),
-        preset.gates(name),
-        block=about.get("block", preset.config["block"]),
-        device=preset.config["device"],
-        dtype=preset.config["dtype"],
-        seed=preset.config["seed"],
-    )
+    with sharded.processes(preset.config["device"]) as device:
+        rows = distill.distill(
+            about,
+            preset.model(about["model"]),
+            preset.tokens(about["corpus"]),
+            preset.gates(name),
+            block=about.get("block", preset.config["block"]),
+            device=device,
+            dtype=preset.config["dtype"],
+            seed=preset.config["seed"],
+            revision=model.get("revision"),
+            yarn=model.get("yarn"),
+        )
+        if sharded.rank_of()[0]:
+            return
     rows = [{"name": name, "kind": "distill", **row} for row in rows]
     save(preset, "training", f"distill-{name}", rows, run)
     train.drop_checkpoint(preset.gates(name))

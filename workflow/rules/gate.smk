@@ -4,6 +4,20 @@ RELEASED = [
 ]
 
 
+def processes(gates):
+    """How many processes, with a GPU each, train these gates."""
+    return PRESET.config["gates"][gates].get("processes", 1)
+
+
+def launcher(count):
+    """What starts a step in `count` processes (seerbench/sharded.py)."""
+    return (
+        f"torchrun --standalone --nproc-per-node {count} --no-python "
+        if count > 1
+        else ""
+    )
+
+
 rule import_gates:
     output:
         RUN / "gates/{gates}.safetensors",
@@ -33,13 +47,14 @@ rule distill:
         gates="|".join(name for name in PRESET.gate_jobs() if name not in RELEASED)
         or "none",
     resources:
-        gpu=GPU,
+        gpu=lambda wildcards: GPU * processes(wildcards.gates),
     params:
         where=WHERE,
         settings=lambda wildcards: PRESET.config["gates"][wildcards.gates],
-        source=trains_with("distill.py", "gate.py"),
+        source=trains_with("distill.py", "gate.py", "sharded.py"),
+        launcher=lambda wildcards: launcher(processes(wildcards.gates)),
     shell:
-        "seerbench distill {params.where} {wildcards.gates} 2> {log}"
+        "{params.launcher}seerbench distill {params.where} {wildcards.gates} 2> {log}"
 
 
 rule profile:
