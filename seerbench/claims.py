@@ -221,6 +221,7 @@ def _first_tokens(run: Run, base: str, paper: pd.DataFrame) -> Evidence:
     cells, samples = _gpu_timings(run, "ttft")
     printed = paper[(paper.artefact == "table4") & (paper.method == "seer")]
     asked = dict(zip(printed.context.astype(int), printed.sparsity))
+    samples = samples[samples.stage == "ttft"]
     rounds = {key: part.set_index("round").ms for key, part in samples.groupby(["run_id", "cell", "method"])}
     parts, missing = [], []
     for context in TTFT_CONTEXTS:
@@ -238,7 +239,7 @@ def _first_tokens(run: Run, base: str, paper: pd.DataFrame) -> Evidence:
         parts.append(Part(at, faster, 1.0, True, "x"))
     if not parts:
         raise ResultsError(f"SeerAttention beside {base} at 8k to 128k in the sweep 'ttft'")
-    return Evidence(parts, cells, missing)
+    return Evidence(parts, cells, missing, _inputs(cells))
 
 
 def first_token_dense(run: Run, paper: pd.DataFrame) -> Evidence:
@@ -248,7 +249,7 @@ def first_token_dense(run: Run, paper: pd.DataFrame) -> Evidence:
     factor = round(seconds["dense"] / seconds["seer"], 2)
     longest = [part for part in found.parts if part.what.startswith("128k")]
     more = [Part("the paper's factor: " + part.what, part.interval, factor, True, "x") for part in longest]
-    return Evidence([*found.parts, *more], found.rows, found.missing)
+    return Evidence([*found.parts, *more], found.rows, found.missing, found.note)
 
 
 def first_token_minference(run: Run, paper: pd.DataFrame) -> Evidence:
@@ -257,6 +258,8 @@ def first_token_minference(run: Run, paper: pd.DataFrame) -> Evidence:
 
 
 def _inputs(cells: pd.DataFrame) -> str:
+    if cells.inputs.str.startswith("random weights").any():
+        return "The model has random weights."
     return "Inputs are random numbers." if cells.inputs.str.startswith("random").any() else ""
 
 

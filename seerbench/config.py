@@ -89,6 +89,14 @@ class Preset:
         extended = [] if "extend" not in self.config else ["yarn", *self.joint_models()]
         return [*self.config["models"], *extended]
 
+    def trained_models(self) -> list[str]:
+        """Models that this preset pre-trains."""
+        return [name for name, about in self.config["models"].items() if "stages" in about]
+
+    def is_random(self, model: str) -> bool:
+        """Whether a model is a geometry with random weights."""
+        return "random" in self.config["models"].get(model, {})
+
     def joint_models(self) -> dict[str, float]:
         """Jointly fine-tuned models by name, with the sparsity each was trained at."""
         return {f"joint-{s}": s for s in self.config.get("extend", {}).get("sparsities", [])}
@@ -110,8 +118,8 @@ class Preset:
         if table in ("cells", "samples"):
             return self.latency_parts()
         if table == "training":
-            trained = [name for name, about in self.config["models"].items() if "source" not in about]
-            names = [*(f"pretrain-{name}" for name in trained), *(f"distill-{name}" for name in self.gate_jobs())]
+            names = [*(f"pretrain-{name}" for name in self.trained_models())]
+            names += [f"distill-{name}" for name in self.gate_jobs() if "source" not in self.config["gates"][name]]
             return names + [f"finetune-{name}" for name in self.model_names() if name not in self.config["models"]]
         if table == "maps":
             return ["maps"] if "maps" in self.config else []
@@ -157,6 +165,8 @@ class Preset:
             return [self.tokens(about["corpus"]), self.tokenizer / "tokenizer.json", *before]
         if step == "distill":
             about = self.one_of("gates", name)
+            if "source" in about:
+                return []
             return [self.tokens(about["corpus"]), *self._model_files(about["model"])]
         if step == "finetune":
             about = config["extend"]
@@ -180,23 +190,42 @@ class Preset:
                 self.reads(table, name)
                 for arm in about["arms"]:
                     card_of(arm["method"])
+                    if "sparsity_by_context" in arm:
+                        raise ConfigError(f"{table}/{name}: sparsity_by_context is for timings; give sparsities")
         for step, names in (
-            ("train", [name for name, about in self.config["models"].items() if "source" not in about]),
+            ("train", self.trained_models()),
             ("distill", self.gate_jobs()),
             ("latency", list(self.config.get("latency", {}).get("sweeps", {}))),
         ):
             for name in names:
                 self.reads(step, name)
-        for about in self.config.get("latency", {}).get("sweeps", {}).values():
+        for name, about in self.config.get("gates", {}).items():
+            if about.get("batch", 0) % about.get("processes", 1):
+                raise ConfigError(
+                    f"gates/{name}: a batch of {about['batch']} windows does not split over {about['processes']} "
+                    "processes"
+                )
+        for sweep, about in self.config.get("latency", {}).get("sweeps", {}).items():
             for arm in about.get("arms", []):
                 card_of(arm["method"])
+                given, wanted = len(arm.get("sparsity_by_context", about["contexts"])), len(about["contexts"])
+                if given != wanted:
+                    raise ConfigError(
+                        f"{sweep}: sparsity_by_context of {arm['method']} has {given} numbers for {wanted} contexts"
+                    )
+            if "model" in about and "corpus" not in about and not self.is_random(about["model"]):
+                raise ConfigError(
+                    f"{sweep}: {about['model']} needs a corpus whose text it reads; only a model with random "
+                    "weights takes random tokens"
+                )
 
     def model_file(self, name: str) -> Path:
         """The file that says a model is complete."""
         return Path(self.model(name)) / "config.json"
 
     def _model_files(self, name: str) -> list[Path]:
-        return [] if self.config["models"].get(name, {}).get("source") else [self.model_file(name)]
+        about = self.config["models"].get(name, {})
+        return [] if "source" in about or "random" in about else [self.model_file(name)]
 
     def _measured(self, arms: list[Mapping[str, Any]], about: Mapping[str, Any]) -> list[Path]:
         """Tokens, models, gates and profiles that a list of arms needs."""
@@ -206,7 +235,7 @@ class Preset:
             files += self._model_files(model)
             if arm.get("gate"):
                 files.append(self.gates(arm["gate"].split(":")[0]))
-            if arm["method"] == "moa":
+            if arm["method"] == "moa" and not self.is_random(model):
                 files.append(self.profile(model))
         return list(dict.fromkeys(files))
 
@@ -222,6 +251,17 @@ def expand(arms: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     one[key] = one[key].format(sparsity=sparsity)
             flat.append(one | {"sparsity": sparsity})
     return flat
+
+
+def at_context(arms: list[Mapping[str, Any]], contexts: list[int], context: int) -> list[dict[str, Any]]:
+    """The arms at one context of a sweep: `sparsity_by_context` becomes the one sparsity that it gives there."""
+    found = []
+    for arm in arms:
+        one = {key: value for key, value in arm.items() if key != "sparsity_by_context"}
+        if "sparsity_by_context" in arm:
+            one["sparsities"] = [arm["sparsity_by_context"][contexts.index(context)]]
+        found.append(one)
+    return found
 
 
 def known_presets() -> list[str]:

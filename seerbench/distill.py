@@ -2,7 +2,9 @@
 
 Distillation: the backbone is frozen and nothing flows back through it, since a gate needs only its own
 layer's q and k. One dense forward streams them, layer by layer, past any number of gate sets, which
-share the pools and the target; each set is trained as it would be alone (own loss, own clipping).
+share the pools and the target; each set is trained as it would be alone (own loss, own clipping). What exists
+at a time is one layer's q, k and target, the weights, and the gates with their optimizer: docs/checkpoints.md
+says what that takes at 8B. Under torchrun the windows of a batch are shared out (sharded.py).
 
 Joint fine-tuning: the layer's output comes from sparse attention under the gate's mask; the target from
 a dense pass without gradient on the same q and k. Loss = language-model loss + gate loss. The mask is
@@ -38,7 +40,8 @@ from seerbench.gate import (
 from seerbench.kernels import block_sparse_attention
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.kernels.pooled_attention import pooled_attention
-from seerbench.models import attention_layers, load, using, visit
+from seerbench.models import attention_layers, load, stretched, using, visit
+from seerbench.sharded import agreed, mean, rank_of, shard, whole
 from seerbench.train import (
     batches,
     digest_of,
@@ -52,6 +55,7 @@ from seerbench.train import (
 )
 
 UNTRAINED = "untrained"  # a set that keeps its initial weights: what training adds is the difference to it
+TOKENS_AT_ONCE = 131072  # of a batch; its windows go through the model so many tokens at a time
 CLIP = 1.0  # Hugging Face Trainer's default, which the authors' scripts leave as it is
 
 
@@ -76,7 +80,7 @@ def fresh_gates(model: nn.Module, configs: Mapping[str, GateConfig], seed: int) 
 
 def distill(
     config: Mapping,
-    model_folder: Path,
+    model_folder: Path | str,
     tokens_parquet: Path,
     out: Path,
     *,
@@ -84,37 +88,49 @@ def distill(
     device: str = "cpu",
     dtype: str = "float32",
     seed: int = 0,
+    revision: str | None = None,
+    yarn: float | None = None,
 ) -> list[dict]:
     """Train gate sets on a frozen model and write them to `out` (safetensors); returns the training rows.
 
     Args:
         config: sets (see `gate_sets`), context, batch (windows a step), mix or packing (see `train.batches`;
             a model that was trained here wants its own mix), steps, learning_rate, warmup, checkpoint_seconds.
+        model_folder: or its hub id, at `revision`; `yarn` as in `models.load`.
         tokens_parquet: from `corpus.tokenise`; only its train split is read.
         block: tokens a block.
 
     A killed run continues from `<out>.checkpoint`, which stays until `train.drop_checkpoint`.
-    Rows: one a step and set.
+    Rows: one a step and set. Under `sharded.processes` every process calls this and the first writes;
+    ValueError where the batch does not split over them.
     """
-    model = load(model_folder, device, dtype).requires_grad_(False)
-    tokenizer = load_tokenizer(model_folder)
+    rank, size = rank_of()
+    if config["batch"] % size:
+        raise ValueError(f"a batch of {config['batch']} windows does not split over {size} processes")
+    # Sharding moves it to the device layer by layer.
+    model = load(model_folder, device if size == 1 else "cpu", dtype, revision, yarn).requires_grad_(False)
+    tokenizer = load_tokenizer(model_folder, revision)
     documents = read_tokens(tokens_parquet, "train")
     batch_of = batches(config, documents, tokenizer, seed)
     sets = fresh_gates(model, gate_sets(config, block), seed)
     trained = {name: gates.to(device) for name, gates in sets.items() if name != UNTRAINED}
+    if size > 1:
+        shard(model, [gate for gates in trained.values() for gate in gates], device)
     params = {f"{name}.{key}": p for name, gates in trained.items() for key, p in gates.named_parameters()}
     # The authors' settings: AdamW, no weight decay (their final value), cosine decay after a warm-up.
     optimizer = torch.optim.AdamW(params.values(), lr=config["learning_rate"], weight_decay=0.0)
-    digest = digest_of(config, sum(map(len, documents.values())), seed, block, str(model_folder))
+    amount = sum(map(len, documents.values()))
+    digest = digest_of(config, amount, seed, block, str(model_folder), revision, yarn)
     file = out.with_name(out.name + ".checkpoint") / "state.safetensors"
     steps, saved = config["steps"], time.monotonic()
     done, rows = load_checkpoint(file, params, [optimizer], digest=digest)
-    bar = tqdm(total=steps, initial=done, desc=f"distill {out.stem}", unit="step", mininterval=1)
+    bar = tqdm(total=steps, initial=done, desc=f"distill {out.stem}", unit="step", mininterval=1, disable=rank > 0)
     for step in range(done, steps):
         windows = batch_of(step)[0]
         factor = cosine_at(step, steps, config["warmup"])
         rate = set_lr([optimizer], factor)
-        losses = _distill_step(model, torch.from_numpy(windows).long().to(device), trained, block)
+        own = torch.from_numpy(windows[rank::size]).long().to(device)
+        losses = _distill_step(model, own, trained, block)
         for gates in trained.values():
             nn.utils.clip_grad_norm_(gates.parameters(), CLIP)
         optimizer.step()
@@ -131,7 +147,7 @@ def distill(
                 }
             )
         bar.update()
-        if time.monotonic() - saved > config["checkpoint_seconds"]:
+        if agreed(time.monotonic() - saved > config["checkpoint_seconds"]):
             save_checkpoint(file, params, [optimizer], digest=digest, step=step + 1, rows=rows)
             saved = time.monotonic()
     bar.close()
@@ -143,11 +159,15 @@ def distill(
 def _distill_step(
     model: nn.Module, windows: Tensor, sets: Mapping[str, nn.ModuleList], block: int
 ) -> dict[str, float]:
-    """Accumulate every set's gradients on one batch [B, N]; returns each set's loss, summed over layers."""
+    """Accumulate every set's gradients on this process' windows [B, N] of a batch.
+
+    Returns each set's loss, summed over layers and averaged over processes, as the gradients are.
+    """
     total = {name: torch.zeros((), dtype=torch.float64, device=windows.device) for name in sets}
 
-    def see(layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
-        target = gate_target(pooled_attention(q, k, v, block)[2])
+    def see(layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, _, pooled = pooled_attention(q, k, v, block)
+        target = gate_target(pooled)
         unrotated = (pool_blocks(layer.q_unrotated, block), pool_blocks(layer.k_unrotated, block))
         rotated = None
         for name, gates in sets.items():
@@ -156,12 +176,16 @@ def _distill_step(
                 rotated = (pool_blocks(q, block), pool_blocks(k, block))
             with torch.enable_grad():
                 scores = gate(*(unrotated if gate.config.rope else rotated), layer.rope)
-                loss = gate_loss(scores, target, gate.config.recipe)
+                loss = share * gate_loss(scores, target, gate.config.recipe)  # losses are means over windows
                 loss.backward()
             total[name] += loss.detach()  # no .item() here: 49 sets would make a GPU wait 49 times a layer
+        return out
 
-    visit(model, windows, see)
-    return dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
+    at_once = max(1, TOKENS_AT_ONCE // windows.shape[1])
+    for part in windows.split(at_once):
+        share = len(part) / len(windows)
+        visit(model, part, see)
+    return dict(zip(total, mean(torch.stack(list(total.values()))).tolist(), strict=True))
 
 
 def cosine_at(step: int, steps: int, warmup: int) -> float:
@@ -172,10 +196,20 @@ def cosine_at(step: int, steps: int, warmup: int) -> float:
 
 
 def _write_gates(out: Path, sets: Mapping[str, nn.ModuleList]) -> None:
+    plain = {name: [_unsharded(gate) for gate in gates] for name, gates in sets.items()}
+    if rank_of()[0]:
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".tmp")
-    save_gates(part, {name: [gate.cpu() for gate in gates] for name, gates in sets.items()})
+    save_gates(part, plain)
     part.replace(out)
+
+
+def _unsharded(gate: AttnGate) -> AttnGate:
+    """A copy on the CPU, in one piece."""
+    copy = AttnGate(gate.config, gate.q_heads, gate.wk.shape[0], gate.head_dim)
+    copy.load_state_dict({key: whole(value).cpu() for key, value in gate.state_dict().items()})
+    return copy
 
 
 # Joint fine-tuning
@@ -291,19 +325,8 @@ def finetune(
 
 
 def extended(folder: Path, factor: float) -> nn.Module:
-    """The model in `folder` with YaRN scaling of its RoPE by `factor`; its trained context is the original.
-
-    transformers computes YaRN's correction range from `original_max_position_embeddings`.
-    """
-    config = AutoConfig.from_pretrained(folder)
-    original = config.max_position_embeddings
-    config.rope_parameters = {
-        "rope_type": "yarn",
-        "rope_theta": config.rope_parameters["rope_theta"],
-        "factor": float(factor),
-        "original_max_position_embeddings": original,
-    }
-    config.max_position_embeddings = int(original * factor)
+    """The model in `folder` with YaRN scaling of its RoPE by `factor`, in fp32 for training."""
+    config = stretched(AutoConfig.from_pretrained(folder), factor)
     return AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=torch.float32, attn_implementation="sdpa"
     )

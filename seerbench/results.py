@@ -43,7 +43,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "run_id": TEXT,
         "cell": TEXT,  # the shape, context and sparsity in which all methods ran interleaved
         "method": TEXT,
-        "stage": TEXT,  # score | select | plan | attend | total | forward | ttft
+        "stage": TEXT,  # score | select | plan | attend | total | forward | ttft (its plan, attend: all layers')
         "round": WHOLE,
         "order": WHOLE,  # the method's place in the shuffled order of that round
         "ms": NUMBER,
@@ -64,7 +64,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "context": WHOLE,
         "block_q": WHOLE,
         "block_k": WHOLE,
-        "inputs": TEXT,  # random | captured:<model>
+        "inputs": TEXT,  # random | captured:<model> | random weights:<model>
         "mask": TEXT,  # gate | random | pattern | dense
         "?sparsity_requested": NUMBER,
         "?sparsity_realised": NUMBER,

@@ -16,13 +16,14 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from seerbench import accuracy, corpus, distill, latency, longbench, models, train
+from seerbench import accuracy, corpus, distill, latency, longbench, models, random_weights, sharded, train
 from seerbench.accuracy import Arm
 from seerbench.attention import Case
 from seerbench.baselines.moa import write_profile
-from seerbench.config import ConfigError, Preset, expand
-from seerbench.gate import AttnGate, GateConfig, gate_set_names, load_gates
+from seerbench.config import ConfigError, Preset, at_context, expand
+from seerbench.gate import AttnGate, GateConfig, gate_set_names, load_gates, save_gates
 from seerbench.registry import create
+from seerbench.released_gates import read_released
 from seerbench.results import atomically, finish, provenance, write_rows
 from seerbench.timing import Timing
 
@@ -119,20 +120,40 @@ def train_model(preset: Preset, name: str) -> None:
 def distill_gates(preset: Preset, name: str) -> None:
     """Train the gate sets of one job."""
     about = preset.one_of("gates", name)
+    if "source" in about:
+        raise ConfigError(f"the gates {name!r} are released ones; run: seerbench import-gates {preset.name} {name}")
+    model = preset.config["models"].get(about["model"], {})
     run = start(preset, f"distill {name}", about["corpus"], "train")
-    rows = distill.distill(
-        about,
-        Path(preset.model(about["model"])),
-        preset.tokens(about["corpus"]),
-        preset.gates(name),
-        block=about.get("block", preset.config["block"]),
-        device=preset.config["device"],
-        dtype=preset.config["dtype"],
-        seed=preset.config["seed"],
-    )
+    with sharded.processes(preset.config["device"]) as device:
+        rows = distill.distill(
+            about,
+            preset.model(about["model"]),
+            preset.tokens(about["corpus"]),
+            preset.gates(name),
+            block=about.get("block", preset.config["block"]),
+            device=device,
+            dtype=preset.config["dtype"],
+            seed=preset.config["seed"],
+            revision=model.get("revision"),
+            yarn=model.get("yarn"),
+        )
+        if sharded.rank_of()[0]:
+            return
     rows = [{"name": name, "kind": "distill", **row} for row in rows]
     save(preset, "training", f"distill-{name}", rows, run)
     train.drop_checkpoint(preset.gates(name))
+
+
+def import_gates(preset: Preset, name: str) -> None:
+    """Gates that their authors released, as one gate set named after its recipe (v1 or v2)."""
+    about = preset.one_of("gates", name)
+    if "source" not in about:
+        raise ConfigError(f"the gates {name!r} are trained here; run: seerbench distill {preset.name} {name}")
+    local = preset.data(about["source"])
+    gates = read_released(local if local.is_dir() else about["source"], about.get("revision"))
+    models.check_gates(gates, preset.model(about["model"]), preset.config["models"][about["model"]].get("revision"))
+    recipe = gates[0].config.recipe
+    atomically(preset.gates(name), lambda part: save_gates(part, {recipe: gates}))
 
 
 def finetune_model(preset: Preset, name: str) -> None:
@@ -293,62 +314,85 @@ def measure_maps(preset: Preset) -> None:
 # Time
 
 
-def measure_latency(preset: Preset, sweep: str, context: int) -> None:
-    """One timing job: a sweep at one context, its methods interleaved."""
-    config, latency_config = preset.config, preset.config["latency"]
-    about = latency_config["sweeps"][sweep]
+def measure_latency(preset: Preset, sweep: str, contexts: Iterable[int]) -> None:
+    """Timing jobs: a sweep, one context after the other, methods interleaved at each; a model is loaded once."""
+    config, about = preset.config, preset.config["latency"]["sweeps"][sweep]
     corpus_name = about.get("corpus")
-    run = start(preset, f"latency {sweep} {context}", corpus_name, "test" if corpus_name else None)
-    timing = Timing(rounds=latency_config["rounds"], cap_s=latency_config["cap_s"], seed=config["seed"])
-    if "model" in about:
-        name = about["model"]
-        model = _model(preset, name, corpus_name)
-        tokens = _timed_tokens(preset, about["corpus"], context, model)
-        methods = _named(make_arms(preset, name, expand(about["arms"])), config["block"])
-        if sweep == "methods":
-            attention = latency.capture(model, tokens, about["layer"])
-            found = latency.methods_sweep(
-                f"captured:{name}", attention, methods, timing, run["run_id"], config["block"]
-            )
+    model = _model(preset, about["model"], corpus_name) if "model" in about else None
+    knobs = {"rounds", "min_rounds", "cap_s"}
+    knobs = {name: value for name, value in {**config["latency"], **about}.items() if name in knobs}
+    timing = Timing(**knobs, seed=config["seed"])
+    for context in contexts:
+        run = start(preset, f"latency {sweep} {context}", corpus_name, "test" if corpus_name else None)
+        job = timing, run["run_id"]
+        if model is None:
+            found = _time_shape(preset, sweep, about, context, *job)
         else:
-            found = latency.ttft_sweep(model, name, tokens, methods, timing, run["run_id"], config["block"])
+            found = _time_in_model(preset, sweep, about, context, model, *job)
+        part = f"{sweep}-{context}"
+        save(preset, "cells", part, found.cells, run)
+        save(preset, "samples", part, found.samples, run)
+
+
+def _time_in_model(
+    preset: Preset, sweep: str, about: Mapping[str, Any], context: int, model: Any, timing: Timing, run_id: str
+) -> latency.Rows:
+    """The sweeps `methods` and `ttft` on a model, its weights real or random."""
+    name, block = about["model"], preset.config["block"]
+    arms = at_context(about["arms"], about["contexts"], context)
+    if preset.is_random(name):
+        inputs, tokens = f"{random_weights.INPUTS}:{name}", _random_tokens(preset, context, model)
+        methods = random_arms(preset, arms, latency.case_of_model(model, context, block), model=name)
     else:
-        shape = latency_config["shape"]
-        heads = shape["q_heads"], shape["kv_heads"], shape["head_dim"]
-        block = shape["block"]
-        case = Case(config["device"], config["dtype"], shape["batch"], *heads, context, block, block)
-        if sweep == "kernel":
-            names = ["block_sparse", *about.get("kernels", [])]
-            kernels = {name: latency.sparse_kernel(name) for name in names}
-            dense = {name: create(name) for name in about.get("dense", [])}
-            found = latency.kernel_sweep(
-                case,
-                about["sparsities"],
-                timing,
-                run["run_id"],
-                kernels,
-                dense,
-                about.get("blocks", [block]),
-                about.get("masks", ["random"]),
-            )
-        elif sweep == "methods":
-            attention = latency.random_attention(case, config["seed"])
-            methods = _named(random_arms(preset, about["arms"], *heads), block)
-            found = latency.methods_sweep("random", attention, methods, timing, run["run_id"], block)
-        else:
-            limit = latency_config["naive_limit_mib"]
-            found = latency.training_kernel_sweep(case, timing, run["run_id"], limit)
-    part = f"{sweep}-{context}"
-    save(preset, "cells", part, found.cells, run)
-    save(preset, "samples", part, found.samples, run)
+        inputs, tokens = f"captured:{name}", _timed_tokens(preset, about["corpus"], context, model)
+        methods = make_arms(preset, name, expand(arms))
+    named = _named(methods, block)
+    if sweep == "ttft":
+        return latency.ttft_sweep(model, inputs, tokens, named, timing, run_id, block)
+    attention = latency.capture(model, tokens, about.get("layer"))
+    return latency.methods_sweep(inputs, attention, named, timing, run_id, block)
+
+
+def _time_shape(
+    preset: Preset, sweep: str, about: Mapping[str, Any], context: int, timing: Timing, run_id: str
+) -> latency.Rows:
+    """The sweeps that need no model: random inputs of the preset's shape."""
+    config, shape = preset.config, preset.config["latency"]["shape"]
+    heads = shape["q_heads"], shape["kv_heads"], shape["head_dim"]
+    block = shape["block"]
+    case = Case(config["device"], config["dtype"], shape["batch"], *heads, context, block, block)
+    if sweep == "kernel":
+        return latency.kernel_sweep(
+            case,
+            about["sparsities"],
+            timing,
+            run_id,
+            {name: latency.sparse_kernel(name) for name in ["block_sparse", *about.get("kernels", [])]},
+            {name: create(name) for name in about.get("dense", [])},
+            about.get("blocks", [block]),
+            about.get("masks", ["random"]),
+        )
+    if sweep == "methods":
+        attention = latency.random_attention(case, config["seed"])
+        methods = _named(random_arms(preset, at_context(about["arms"], about["contexts"], context), case), block)
+        return latency.methods_sweep("random", attention, methods, timing, run_id, block)
+    return latency.training_kernel_sweep(case, timing, run_id, config["latency"]["naive_limit_mib"])
 
 
 def _timed_tokens(preset: Preset, corpus_name: str, context: int, model: Any) -> torch.Tensor:
     """[1, context] of held-out text, documents end to end: timing may need more than one document has."""
     documents = corpus.read_tokens(preset.tokens(corpus_name), "test")
-    stream = corpus.packed(documents, model.config.eos_token_id)
+    ends = model.config.eos_token_id  # several in the configs of chat models
+    stream = corpus.packed(documents, ends[0] if isinstance(ends, list) else ends)
     window = corpus.training_windows(stream, context, 1, np.random.default_rng(0), bos=model.config.bos_token_id)
     return torch.from_numpy(window).long().to(preset.config["device"])
+
+
+def _random_tokens(preset: Preset, context: int, model: Any) -> torch.Tensor:
+    """[1, context] of the model's vocabulary: random weights read no text."""
+    device = preset.config["device"]
+    generator = torch.Generator(device).manual_seed(preset.config["seed"])
+    return torch.randint(model.config.vocab_size, (1, context), generator=generator, device=device)
 
 
 # Pieces
@@ -376,17 +420,32 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
 
 
 def random_arms(
-    preset: Preset, arms: Iterable[Mapping[str, Any]], q_heads: int, kv_heads: int, head_dim: int
+    preset: Preset, arms: Iterable[Mapping[str, Any]], case: Case, model: str | None = None
 ) -> list[Arm]:
-    """The same for random inputs: gates as they are before training. What a gate costs does not depend on it."""
-    device, dtype = preset.config["device"], getattr(torch, preset.config["dtype"])
+    """The same for random inputs of a case, or for a `model` with random weights: see random_weights.py."""
+    seed, dtype = preset.config["seed"], getattr(torch, case.dtype)
+    layers = 1 if model is None else preset.config["models"][model]["random"]["num_hidden_layers"]
     found = []
     for one in expand(arms):
         options = _options(preset, one)
         if one["method"] == "seer":
-            torch.manual_seed(preset.config["seed"])
+            torch.manual_seed(seed)
             about = GateConfig(block=one.get("block", preset.config["block"]))
-            options["gates"] = [AttnGate(about, q_heads, kv_heads, head_dim).to(device, dtype)]
+            options["gates"] = [
+                AttnGate(about, case.q_heads, case.kv_heads, case.head_dim).to(case.device, dtype)
+                for _ in range(layers)
+            ]
+        if one["method"] == "moa":
+            if model is None:
+                raise ConfigError("MoA is timed inside a model: its profile has a window for each layer and head")
+            options["profile"] = preset.profile(model)
+            random_weights.draw_profile(options["profile"], model, layers, case.q_heads, seed)
+        if one["method"] == "minference" and "sparsity" in options:
+            file = preset.folder / "plans" / f"minference-{case.context}-{options['sparsity']}.json"
+            q, k, _ = latency.random_inputs(case, seed)
+            budgets = random_weights.fixed_budgets(q, k, options.pop("sparsity"), options["block"])
+            random_weights.write_budgets(file, budgets, layers, case.q_heads)
+            options["patterns"] = file
         found.append(Arm(create(one["method"], **options), None))
     return found
 
@@ -416,11 +475,14 @@ def _by_model(preset: Preset, about: Mapping[str, Any]) -> list[tuple[str, list[
 
 def _model(preset: Preset, name: str, corpus_name: str | None = None) -> Any:
     """A model; one that was not trained here is refused tokens that its tokenizer did not make."""
-    source = preset.config["models"].get(name, {})
-    config = preset.config
-    if "source" in source and corpus_name is not None:
+    about, config = preset.config["models"].get(name, {}), preset.config
+    if preset.is_random(name):
+        return random_weights.random_model(about["random"], config["device"], config["dtype"], config["seed"])
+    if "source" in about and corpus_name is not None:
         corpus.require_vocabulary(preset.tokens(corpus_name), _tokenizer(preset, name), name)
-    return models.load(preset.model(name), config["device"], config["dtype"], source.get("revision"))
+    return models.load(
+        preset.model(name), config["device"], config["dtype"], about.get("revision"), about.get("yarn")
+    )
 
 
 def _windows(

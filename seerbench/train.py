@@ -36,6 +36,7 @@ from seerbench.corpus import (
     rows_of_step,
     training_windows,
 )
+from seerbench.sharded import like, rank_of, whole
 from seerbench.tasks import TRAINING, pieces_of, training_lookups, training_repeats
 
 # ------------------------------------------------------------------ optimizers and schedule
@@ -159,6 +160,8 @@ def save_checkpoint(
 ) -> None:
     """Write everything that a run needs to continue into one safetensors file, whole or not at all.
 
+    Of several processes (sharded.py) all call this and the first writes.
+
     Args:
         params: name -> trained tensor (`dict(model.named_parameters())`, or only the gates').
         digest: from `digest_of`.
@@ -171,7 +174,9 @@ def save_checkpoint(
             for key, value in state.items():
                 tensors[f"optimizer.{number}.{param}.{key}"] = value
     tensors["rng.torch"] = torch.get_rng_state()
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    tensors = {name: whole(tensor).contiguous().cpu() for name, tensor in tensors.items()}
+    if rank_of()[0]:
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + ".tmp")
     save_file(tensors, temporary, metadata={"digest": digest, "step": str(step), "rows": json.dumps(rows)})
@@ -197,13 +202,19 @@ def load_checkpoint(
             return 0, []
         with torch.no_grad():
             for name, param in params.items():
-                param.copy_(stored.get_tensor(f"param.{name}"))
+                param.copy_(like(param, stored.get_tensor(f"param.{name}")))
         states: list[dict] = [{} for _ in optimizers]
         for name in stored.keys():  # noqa: SIM118 (safe_open is no mapping)
             kind, _, rest = name.partition(".")
             if kind == "optimizer":
                 number, param, key = rest.split(".")
                 states[int(number)].setdefault(int(param), {})[key] = stored.get_tensor(name)
+        for optimizer, state in zip(optimizers, states, strict=True):
+            trained = [param for group in optimizer.param_groups for param in group["params"]]
+            for place, values in state.items():
+                for key, value in values.items():
+                    if value.shape == trained[place].shape:  # its `step` is a number
+                        values[key] = like(trained[place], value)
         for optimizer, state in zip(optimizers, states, strict=True):
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -53,6 +53,7 @@ CHAT = (  # the shape of Llama-3's template, without its tools
     "{{ message['content'] }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+STATE = "attn_gate_weights.pth"  # the authors' name for a file of gates
 TEXT = ["the quick brown fox jumps over the lazy dog. ", "in the beginning was the word, and the word was long. "]
 
 
@@ -179,7 +180,7 @@ def make_gate_file(
         _write(folder / "config.json", config | gate)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(gates, folder / "attn_gate_weights.pth")
+    torch.save(gates, folder / STATE)
     about = {
         "architectures": ["SeerAttnLlamaForCausalLM"],
         "base_model": "meta-llama/Llama-3.1-8B-Instruct",

@@ -1,7 +1,5 @@
 # Models: pre-training, and context extension (dense YaRN, or joint with gates).
-PRETRAINED = [
-    name for name, about in PRESET.config["models"].items() if "source" not in about
-]
+PRETRAINED = PRESET.trained_models()
 
 
 rule train:
