@@ -54,6 +54,8 @@ def _smaller(value: Any, key: str = "") -> Any:
         return [CONTEXTS[one] for one in value[:1] + value[1:][-1:]]
     if key == "sparsities":
         return [one for one in value if one][:1]
+    if key == "sparsity_by_context":
+        return value[:1] + value[1:][-1:]
     if isinstance(value, dict):
         return {name: _smaller(one, name) for name, one in value.items()}
     if isinstance(value, list):
