@@ -38,7 +38,7 @@ def train(preset: PresetName, model: str, results: Results = FRESH) -> None:
     _step("train_model", preset, results, model)
 
 
-@app.command()
+@app.command("import-gates")
 def import_gates(preset: PresetName, gates: str, results: Results = FRESH) -> None:
     """Read gates that SeerAttention's authors released, in place of training."""
     _step("import_gates", preset, results, gates)

@@ -23,7 +23,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_hidden_layers": 2,
     "num_key_value_heads": 2,
-    "vocab_size": 320,
+    "vocab_size": 448,
 }
 HEAD_DIM = SIZES["hidden_size"] // SIZES["num_attention_heads"]
 # The special tokens by family: (begin of text, ends of text, all of them in the order of their ids).
@@ -54,7 +54,9 @@ CHAT = (  # the shape of Llama-3's template, without its tools
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 STATE = "attn_gate_weights.pth"  # the authors' name for a file of gates
-TEXT = ["the quick brown fox jumps over the lazy dog. ", "in the beginning was the word, and the word was long. "]
+# 64 words of four letters: look-ups among the tasks are put together from whole words.
+SYLLABLES = ("ba", "de", "fi", "go", "ku", "la", "me", "no")
+TEXT = " ".join(first + second for first in SYLLABLES for second in SYLLABLES)
 
 
 def make_tokenizer(folder: Path, family: str = "llama") -> Path:
@@ -71,7 +73,7 @@ def make_tokenizer(folder: Path, family: str = "llama") -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXT * 10, trainer)
+    tokenizer.train_from_iterator([f" {TEXT}"] * 10, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )

@@ -29,7 +29,9 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
         measured.pop(2)
     label = sources.label(run, cells, timed=True)
     measured = [part.assign(label=label) for part in measured if len(part)]
-    missing = sources.absent(printed, measured[0])
+    # The paper's dense kernel is FlashAttention-2.
+    named = printed.assign(method=printed.method.replace("dense", "fa2")) if "fa2" in set(cells.method) else printed
+    missing = sources.absent(named, measured[0])
     frame = sources.tidy(printed, _ratios(printed), *measured, missing)
     # At one length a method may be timed at several sparsities, and at others than at the next length: its
     # lines are the lowest of each length, then the second ...
