@@ -162,17 +162,22 @@ def finetune_model(preset: Preset, name: str) -> None:
     if name != "yarn" and name not in joint:
         raise ConfigError(f"no model {name!r} to fine-tune; the preset has yarn, {', '.join(joint)}")
     run = start(preset, f"finetune {name}", about["corpus"], "train")
-    rows = distill.finetune(
-        about,
-        Path(preset.model(about["model"])),
-        preset.gates(about["gates"]) if name in joint else None,
-        preset.tokens(about["corpus"]),
-        Path(preset.model(name)),
-        sparsity=joint.get(name),
-        block=preset.config["block"],
-        device=preset.config["device"],
-        seed=preset.config["seed"],
-    )
+    with sharded.processes(preset.config["device"]) as device:
+        rows = distill.finetune(
+            about,
+            preset.model(about["model"]),
+            preset.gates(about["gates"]) if name in joint else None,
+            preset.tokens(about["corpus"]),
+            Path(preset.model(name)),
+            sparsity=joint.get(name),
+            block=preset.config["block"],
+            device=device,
+            dtype=preset.config["dtype"],
+            seed=preset.config["seed"],
+            revision=preset.config["models"].get(about["model"], {}).get("revision"),
+        )
+        if sharded.rank_of()[0]:
+            return
     recipe = "joint" if name in joint else "yarn"
     extra = {"name": name, "kind": "finetune", "recipe": recipe, "sparsity_requested": joint.get(name)}
     save(preset, "training", f"finetune-{name}", [{**extra, **row} for row in rows], run)

@@ -227,11 +227,19 @@ def drop_checkpoint(out: Path) -> None:
     shutil.rmtree(out.with_name(out.name + ".checkpoint"), ignore_errors=True)
 
 
-def save_model(model: nn.Module, out: Path, tokenizer: object | None = None) -> None:
-    """save_pretrained into a folder that appears whole or not at all (an earlier one is replaced)."""
+def save_model(
+    model: nn.Module, out: Path, tokenizer: object | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """save_pretrained into a folder that appears whole or not at all (an earlier one is replaced).
+
+    dtype: of the weights in the folder; None keeps the model's. Of several processes all call this and one writes.
+    """
+    weights = {name: whole(param.detach()).to("cpu", dtype) for name, param in model.named_parameters()}
+    if rank_of()[0]:
+        return
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
+    model.save_pretrained(temporary, state_dict=weights)
     if tokenizer is not None:
         tokenizer.save_pretrained(temporary)
     shutil.rmtree(out, ignore_errors=True)

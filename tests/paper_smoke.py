@@ -27,7 +27,16 @@ from seerbench.results import ROOT
 # The paper's lengths in tokens, and what stands for them: blocks are 16 tokens instead of 64.
 CONTEXTS = {1024: 64, 4096: 96, 8192: 128, 16384: 192, 32768: 256, 65536: 384, 131072: 512}
 BLOCK = 16
-SMALL = {"batch": 2, "packing": 8, "steps": 2, "warmup": 1, "rounds": 3, "cap_s": 0.1, "naive_limit_mib": 64}
+SMALL = {
+    "batch": 2,
+    "processes": 1,
+    "packing": 8,
+    "steps": 2,
+    "warmup": 1,
+    "rounds": 3,
+    "cap_s": 0.1,
+    "naive_limit_mib": 64,
+}
 SHAPE = {"batch": 1, "q_heads": 4, "kv_heads": 2, "head_dim": 16, "block": 64}
 
 
