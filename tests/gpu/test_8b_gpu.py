@@ -1,6 +1,6 @@
-"""Gate distillation at Llama-3.1-8B's geometry on one GPU: a step of the paper's windows fits 80 GB. Random weights.
+"""Gate distillation at Llama-3.1-8B's geometry on one GPU: a step of the paper's windows fits 80 GB.
 
-`pytest -s tests/gpu/test_8b_gpu.py` prints memory and seconds; half a minute on an H100.
+Random weights. `pytest -s tests/gpu/test_8b_gpu.py` prints memory and seconds; half a minute on an H100.
 """
 
 import time
