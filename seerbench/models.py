@@ -131,14 +131,18 @@ def attention_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def rope_of(model: Any) -> Rope:
-    """The backbone's own rotary embedding at any positions, its scaling included: [n] -> cos, sin [n, D]."""
+    """The backbone's own rotary embedding at any positions, its scaling included: [n] -> cos, sin [n, D].
+
+    All layers ask for the same tensor of positions (gate.block_starts), so its tables are made once: otherwise
+    their twenty small launches a layer are most of a gate's time in a short prefill.
+    """
     rotary, device = model.model.rotary_emb, next(model.parameters()).device
 
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = rotary(torch.zeros(1, device=device), positions[None].to(device))
         return cos[0], sin[0]
 
-    return rope
+    return functools.lru_cache(maxsize=2)(rope)
 
 
 @dataclass

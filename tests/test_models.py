@@ -179,3 +179,16 @@ def test_q_and_k_before_rope_do_not_outlive_their_layer(tokens):
     with using(model, create("seer", gates=gates_for(model), sparsity=0.5)):
         model(tokens)
         assert all(layer.seerbench.q_unrotated is None for layer in attention_layers(model))
+
+
+@torch.no_grad()
+def test_the_gate_s_rotations_are_made_once_for_all_layers(tokens):
+    model = make("Llama")
+    calls = []
+    hook = model.model.rotary_emb.register_forward_hook(lambda *_: calls.append(1))
+    with using(model, create("seer", gates=gates_for(model), sparsity=0.5)):
+        for length, wanted in ((100, 2), (100, 1), (64, 2)):  # the model's own, and the blocks' of a new length
+            calls.clear()
+            model(tokens[:, :length])
+            assert len(calls) == wanted
+    hook.remove()
