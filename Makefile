@@ -29,7 +29,6 @@ lint: $(BIN)/.installed
 
 # The smoke preset through --executor slurm, on daemons of its own: apt-get install slurm-wlm munge.
 test-slurm: $(BIN)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,cluster]' $(TORCH)
 	$(BIN)/python -m pytest tests/slurm/on_slurm.py
 
 # A GPU if there is one. To guard a change: make bench BENCH=--benchmark-autosave, change, then
