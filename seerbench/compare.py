@@ -221,8 +221,9 @@ def time_methods(
     """methods_sweep on random q, k, v with Llama's RoPE: it says what a method costs, not what it loses."""
     for name in against:
         card_of(name)
-        if name == "seer":
-            raise CompareError("seer needs trained gates; time it with `seerbench latency PRESET methods CONTEXT`")
+        if name in ("seer", "moa"):
+            needs = {"seer": "trained gates", "moa": "a plan searched for a model"}[name]
+            raise CompareError(f"{name} needs {needs}; time it with `seerbench latency PRESET methods CONTEXT`")
     rows = latency.Rows([], [])
     for context in tqdm(contexts, desc="timing", unit="context", leave=False, disable=None):
         attention = latency.random_attention(replace(case, context=context), timing.seed)

@@ -22,6 +22,7 @@ from seerbench.results import ROOT
 SCHEMA = Path(__file__).with_name("config.schema.json")
 FRESH = Path("results/fresh")
 TRAINING_SWEEP = "training_kernel"  # the sweeps by the names that artefacts know them by
+SEARCHED = "searched"  # MInference's patterns as `seerbench patterns` found them for the model
 SWEEPS = ("kernel", "methods", TRAINING_SWEEP, "ttft")
 
 
@@ -67,9 +68,18 @@ class Preset:
         self.one_of("gates", name)
         return self.folder / "gates" / f"{name}.safetensors"
 
-    def profile(self, model: str) -> Path:
-        """MoA's profile of a model."""
-        return self.folder / "plans" / f"moa-{model}.json"
+    def moa_plan(self, model: str, sparsity: float | None) -> Path:
+        """MoA's plan of a model: for a requested sparsity, or for upstream's KV density (None)."""
+        return self.folder / "plans" / f"moa-{model}-{moa_budget(sparsity)}.json"
+
+    def moa_sparsities(self) -> list[float | None]:
+        """The sparsities that arms of MoA ask for anywhere in the preset: one search makes all these plans."""
+        sparsities = {arm["sparsity"] for arm in expand(self.arms()) if arm["method"] == "moa"}
+        return sorted(sparsities, key=lambda sparsity: -1.0 if sparsity is None else sparsity)
+
+    def minference_patterns(self, model: str) -> Path:
+        """The patterns that the search found for a model's heads."""
+        return self.folder / "plans" / f"minference-{model}.json"
 
     def rows(self, table: str, part: str) -> Path:
         return self.folder / table / f"{part}.parquet"
@@ -172,19 +182,32 @@ class Preset:
             about = config["extend"]
             gates = [self.gates(about["gates"])] if name in self.joint_models() else []
             return [self.tokens(about["corpus"]), *self._model_files(about["model"]), *gates]
-        if step == "profile":
+        if step in ("profile", "patterns"):
             return [self.tokens(config["profile"]["corpus"]), *self._model_files(name)]
         if step == "maps":
             about = config["maps"]
             return self._measured([about | {"method": "seer"}], about)
         if step == "latency":
             about = config["latency"]["sweeps"][name]
-            return self._measured(about["arms"], about) if "model" in about else []
+            return self._measured(timed_arms(about), about) if "model" in about else []
         about = self.one_of(step, name)
         return self._measured(about["arms"], about)
 
     def check_names(self) -> None:
         """ConfigError or UnknownMethod for a model, gate, corpus or method that the preset names but lacks."""
+        for sweep, about in self.config.get("latency", {}).get("sweeps", {}).items():
+            for arm in about.get("arms", []):
+                card_of(arm["method"])
+                given, wanted = len(arm.get("sparsity_by_context", about["contexts"])), len(about["contexts"])
+                if given != wanted:
+                    raise ConfigError(
+                        f"{sweep}: sparsity_by_context of {arm['method']} has {given} numbers for {wanted} contexts"
+                    )
+            if "model" in about and "corpus" not in about and not self.is_random(about["model"]):
+                raise ConfigError(
+                    f"{sweep}: {about['model']} needs a corpus whose text it reads; only a model with random "
+                    "weights takes random tokens"
+                )
         for table in ("perplexity", "tasks", "recall"):
             for name, about in self.config.get(table, {}).items():
                 self.reads(table, name)
@@ -205,19 +228,13 @@ class Preset:
                     f"gates/{name}: a batch of {about['batch']} windows does not split over {about['processes']} "
                     "processes"
                 )
-        for sweep, about in self.config.get("latency", {}).get("sweeps", {}).items():
-            for arm in about.get("arms", []):
-                card_of(arm["method"])
-                given, wanted = len(arm.get("sparsity_by_context", about["contexts"])), len(about["contexts"])
-                if given != wanted:
-                    raise ConfigError(
-                        f"{sweep}: sparsity_by_context of {arm['method']} has {given} numbers for {wanted} contexts"
-                    )
-            if "model" in about and "corpus" not in about and not self.is_random(about["model"]):
-                raise ConfigError(
-                    f"{sweep}: {about['model']} needs a corpus whose text it reads; only a model with random "
-                    "weights takes random tokens"
-                )
+
+    def arms(self) -> list[Mapping[str, Any]]:
+        """The arms of every experiment and timing that runs in a model."""
+        sections = [self.config.get(table, {}) for table in ("perplexity", "tasks", "recall")]
+        sweeps = [about for about in self.config.get("latency", {}).get("sweeps", {}).values() if "model" in about]
+        found = [arm for about in sections for one in about.values() for arm in one["arms"]]
+        return found + [arm for about in sweeps if not self.is_random(about["model"]) for arm in timed_arms(about)]
 
     def model_file(self, name: str) -> Path:
         """The file that says a model is complete."""
@@ -236,8 +253,15 @@ class Preset:
             if arm.get("gate"):
                 files.append(self.gates(arm["gate"].split(":")[0]))
             if arm["method"] == "moa" and not self.is_random(model):
-                files.append(self.profile(model))
+                files.append(self.moa_plan(model, arm["sparsity"]))
+            if arm.get("patterns") == SEARCHED:
+                files.append(self.minference_patterns(model))
         return list(dict.fromkeys(files))
+
+
+def moa_budget(sparsity: float | None) -> str:
+    """What a plan of MoA was bound to, as its file is named."""
+    return "kv0.50" if sparsity is None else f"{sparsity:.2f}"
 
 
 def expand(arms: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -262,6 +286,11 @@ def at_context(arms: list[Mapping[str, Any]], contexts: list[int], context: int)
             one["sparsities"] = [arm["sparsity_by_context"][contexts.index(context)]]
         found.append(one)
     return found
+
+
+def timed_arms(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The arms of a timing sweep at all its contexts."""
+    return [arm for context in about["contexts"] for arm in at_context(about["arms"], about["contexts"], context)]
 
 
 def known_presets() -> list[str]:

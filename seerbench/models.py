@@ -150,6 +150,7 @@ class Record:
     """What happened in the layers while a method was in the model."""
 
     sparsity: list[float] = field(default_factory=list)  # realised, one entry a layer and forward
+    planned: bool = False  # whether any layer had a plan; none has one in a dense method
 
     def mean_sparsity(self) -> float:
         """Realised sparsity averaged over layers and forwards."""
@@ -308,6 +309,7 @@ def _attention(
         out = out.transpose(1, 2).contiguous()
     if seat.record is not None:
         seat.record.sparsity.append(realised_sparsity(plan))
+        seat.record.planned |= plan is not None
     return out, None
 
 

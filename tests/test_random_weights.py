@@ -1,45 +1,10 @@
-"""A geometry with random weights: each method skips what it was asked to, from files that it reads as always."""
+"""A geometry with random weights: the same seed draws the same model, and a threshold is looked for once."""
 
-import json
-
-import pytest
 import torch
 
-from seerbench.attention import Case, Layer
-from seerbench.baselines.minference import MInference, Pattern
-from seerbench.baselines.moa import MoA
-from seerbench.latency import random_inputs
-from seerbench.random_weights import draw_profile, fixed_budgets, random_model, write_budgets
-
-CASE = Case("cpu", "float32", batch=1, q_heads=4, kv_heads=2, head_dim=16, context=2048)
-
-
-def test_one_budget_for_all_heads_meets_the_sparsity_and_its_own_would_not(tmp_path):
-    q, k, _ = random_inputs(CASE, 0)
-
-    def skipped(first: int, second: int) -> float:
-        file = tmp_path / "budgets.json"
-        write_budgets(file, Pattern("vertical_and_slash", first, second), layers=2, heads=4)
-        assert len(json.loads(file.read_text())) == 2
-        return 1 - MInference(patterns=file).plan(q, k, Layer(index=1)).density()
-
-    for sparsity in (0.3, 0.6):
-        found = fixed_budgets(q, k, sparsity)
-        less, more = (skipped(found.first + step, found.second + 4 * step) for step in (-1, 1))
-        assert more <= sparsity <= less  # one column and four diagonals either way: (512, 2048) in that proportion
-    assert 1 - MInference().plan(q, k, Layer()).density() < 0.01
-
-
-def test_drawn_windows_differ_between_heads_and_meet_the_sparsity(tmp_path):
-    file = tmp_path / "moa.json"
-    draw_profile(file, "toy", layers=2, heads=4, seed=0)
-    method = MoA(file, sparsity=0.35)
-    q, k, _ = random_inputs(CASE, 0)
-    densities = [method.plan(q, k, Layer(index=layer)).density() for layer in (0, 1)]
-    assert sum(densities) / 2 == pytest.approx(0.65, abs=0.05)
-    rows = method.plan(q, k, Layer()).kv_num_blocks[0, :, -1].tolist()
-    assert len(set(rows)) > 1
-    assert "no calibration" in json.loads(file.read_text())["drawn"]
+from seerbench.attention import Layer
+from seerbench.latency import Settled
+from seerbench.random_weights import random_model
 
 
 def test_the_same_seed_draws_the_same_model():
@@ -49,3 +14,37 @@ def test_the_same_seed_draws_the_same_model():
     assert {weight.dtype for weight in one.parameters()} == {torch.bfloat16}
     for first, second in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+class Searches:
+    """A method that notes where it looked for its threshold."""
+
+    name, sparsity = "searches", 0.5
+
+    def __init__(self):
+        self.looked = []
+
+    def settled(self, q, k, layer):
+        self.looked.append(layer.index)
+        return Found(layer.index)
+
+    def attend(self, q, k, v, plan):
+        return plan
+
+
+class Found:
+    def __init__(self, at):
+        self.at = at
+
+    def plan(self, q, k, layer):
+        return self.at
+
+
+def test_a_threshold_is_looked_for_once_a_layer_or_once_for_all():
+    for alike, looked, plans in ((False, [0, 1], [0, 1, 0, 1]), (True, [0], [0, 0, 0, 0])):
+        method = Searches()
+        settled = Settled(method, alike)
+        assert [settled.plan(None, None, Layer(index=index)) for index in (0, 1, 0, 1)] == plans
+        assert method.looked == looked
+        assert settled.name == "searches"
+        assert settled.attend(None, None, None, 3) == 3

@@ -148,8 +148,8 @@ def remarks(frame: pd.DataFrame) -> list[str]:
         )
     if frame.model.astype(str).str.startswith("random weights").any():
         found.append(
-            "Random weights: SeerAttention has gates as they are before training, MoA windows drawn at random, and "
-            "MInference one vertical-slash budget for all heads with which it skips the paper's share; its own "
-            "(512, 2048) skips almost nothing on random weights (seerbench/random_weights.py)."
+            "Random weights: SeerAttention has gates as they are before training, MoA a plan for random influence, "
+            "and MInference its (512, 2048) scaled once so that it skips the paper's share; unscaled it skips "
+            "almost nothing on random weights (seerbench/random_weights.py)."
         )
     return found

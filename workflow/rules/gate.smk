@@ -1,4 +1,4 @@
-# Gates on a frozen model, trained here or released by their authors, and MoA's profile of a model.
+# Gates on a frozen model, trained here or released; what MoA and MInference search for one.
 RELEASED = [
     name for name in PRESET.gate_jobs() if "source" in PRESET.config["gates"][name]
 ]
@@ -52,9 +52,33 @@ rule profile:
     input:
         reads("profile", "model"),
     output:
-        RUN / "plans/moa-{model}.json",
+        [
+            str(PRESET.moa_plan("{model}", sparsity))
+            for sparsity in PRESET.moa_sparsities() or [None]
+        ],
     log:
         f"{LOGS}/profile-{{model}}.log",
+    benchmark:
+        f"{LOGS}/cost/profile-{{model}}.jsonl"
+    resources:
+        gpu=GPU,
+    params:
+        where=WHERE,
+        settings=[PRESET.config.get("profile"), PRESET.moa_sparsities()],
+        source=TIMED,
+    shell:
+        "seerbench profile {params.where} {wildcards.model} 2> {log}"
+
+
+rule patterns:
+    input:
+        reads("patterns", "model"),
+    output:
+        RUN / "plans/minference-{model}.json",
+    log:
+        f"{LOGS}/patterns-{{model}}.log",
+    benchmark:
+        f"{LOGS}/cost/patterns-{{model}}.jsonl"
     resources:
         gpu=GPU,
     params:
@@ -62,4 +86,4 @@ rule profile:
         settings=PRESET.config.get("profile"),
         source=TIMED,
     shell:
-        "seerbench profile {params.where} {wildcards.model} 2> {log}"
+        "seerbench patterns {params.where} {wildcards.model} 2> {log}"
