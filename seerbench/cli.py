@@ -38,6 +38,12 @@ def train(preset: PresetName, model: str, results: Results = FRESH) -> None:
     _step("train_model", preset, results, model)
 
 
+@app.command("import-gates")
+def import_gates(preset: PresetName, gates: str, results: Results = FRESH) -> None:
+    """Read gates that SeerAttention's authors released, in place of training."""
+    _step("import_gates", preset, results, gates)
+
+
 @app.command()
 def distill(preset: PresetName, gates: str, results: Results = FRESH) -> None:
     """Train gates on a frozen model. Interrupted, it continues where it was."""
@@ -87,9 +93,9 @@ def maps(preset: PresetName, results: Results = FRESH) -> None:
 
 
 @app.command()
-def latency(preset: PresetName, sweep: str, context: int, results: Results = FRESH) -> None:
-    """Time one sweep at one context, all methods interleaved. Holds the machine."""
-    _step("measure_latency", preset, results, sweep, context)
+def latency(preset: PresetName, sweep: str, contexts: list[int], results: Results = FRESH) -> None:
+    """Time one sweep at one or more contexts, all methods interleaved. Holds the machine."""
+    _step("measure_latency", preset, results, sweep, contexts)
 
 
 @app.command()

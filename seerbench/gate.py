@@ -9,6 +9,7 @@ the later version differs the recipe is called v2, and a gate carries the recipe
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -145,10 +146,16 @@ class AttnGate(nn.Module):
         if config.rope:
             # Position of a block's first token, the backbone's own frequencies.
             q, k = (
-                rotate(x, *rope(torch.arange(x.shape[2], device=x.device) * block))
+                rotate(x, *rope(block_starts(x.shape[2], block, x.device)))
                 for x, block in ((q, config.query_block), (k, config.block))
             )
         return q, k
+
+
+@functools.lru_cache(maxsize=8)
+def block_starts(blocks: int, block: int, device: torch.device) -> Tensor:
+    """Position of each block's first token, int64 [blocks]: the same tensor for all layers (models.rope_of)."""
+    return torch.arange(blocks, device=device) * block
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -528,12 +528,28 @@ def test_table_4_names_the_fastest_dense_kernel_only_where_it_is_another(run_dir
     methods += [("seer", sparsity, {"ttft": 100.0}, 1.0) for sparsity in (0.5, 0.9)]
     write_timings(tmp_path, "ttft", 8192, methods)
     shown = table4.render(collected("table4", Run(tmp_path)))
+    assert "Dense" not in set(shown[shown.source == "measured"].method)  # the paper's is FlashAttention-2
     seer = shown[(shown.source == "measured") & (shown.method == "SeerAttention")]
     over = ["speed-up over FlashAttention-2", "speed-up over cuDNN, the fastest dense"]
-    assert seer.quantity.tolist() == ["seconds", *over] * 2  # a block a sparsity
+    assert (
+        seer.quantity.tolist() == ["seconds", *over, "peak memory beyond the weights, GiB"] * 2
+    )  # a block a sparsity
     assert (
         shown[(shown.source == "measured") & (shown.method == "FlashAttention-2")].quantity.tolist()[0] == "seconds"
     )
+
+
+def test_table_4_takes_a_time_apart(tmp_path):
+    stages = {"ttft": 4000.0, "attend": 1000.0, "plan": 500.0}
+    write_timings(tmp_path, "ttft", 8192, [("fa2", None, {"ttft": 4000.0}, 10.0), ("seer", 0.5, stages, 2048.0)])
+    frame = collected("table4", Run(tmp_path))
+    seer = frame[(frame.source == "measured") & (frame.method == "seer")].set_index("metric").value
+    assert [seer[name] for name in ("attention", "planning", "rest")] == pytest.approx([1.0, 0.5, 2.5], rel=0.05)
+    assert seer.peak_memory == 2.0
+    assert seer.seconds == pytest.approx(4.0, rel=0.05)  # the parts are not mistaken for the whole
+    shown = table4.render(frame).set_index(["source", "method", "quantity"])["8k"]
+    parts = shown["measured", "SeerAttention", "attention + planning + the rest, seconds"].split(" + ")
+    assert [float(part) for part in parts] == pytest.approx([1.0, 0.5, 2.5], rel=0.05)
 
 
 def test_table_2_says_when_it_cannot_tell_methods_apart(run_dir):
