@@ -2,8 +2,9 @@
 
     load -> verify.py (refuse to time a wrong one) -> latency.py's sweeps -> rows, table, figure
 
-A kernel is a function (q, k, v, mask: BlockMask) -> o. A method is a class under `@register`. Both come from
-a file (`mine.py`, `mine.py:name`) or a module (`package.module:name`). `--base REF` compares this tree's
+A kernel is a function (q, k, v, mask: BlockMask) -> o; one that is named may be any call of four arguments. A
+method is a class under `@register`. Both come from a file (`mine.py`, `mine.py:name`) or a module
+(`package.module:name`). `--base REF` compares this tree's
 block-sparse kernel with that of another commit, in the same process and the same rounds.
 """
 
@@ -65,6 +66,7 @@ def load(target: str, name: str | None = None) -> KernelFunction | type:
     """The kernel or method class that `target` names; CompareError when it names none, or several."""
     place, _, wanted = target.partition(":")
     path = Path(place)
+    _reach(Path.cwd())
     if path.suffix == ".py":
         if not path.is_file():
             raise CompareError(f"no file {place}; give a Python file or package.module:object")
@@ -76,6 +78,8 @@ def load(target: str, name: str | None = None) -> KernelFunction | type:
             raise CompareError(f"cannot import {place}: {error}; give a file.py or package.module:object") from None
     found = {key: value for key, value in vars(module).items() if _is_kernel(value) or _is_method(value)}
     own = {key: value for key, value in found.items() if value.__module__ == module.__name__ and key[0] != "_"}
+    if wanted and takes_four(getattr(module, wanted, None)):
+        found[wanted] = getattr(module, wanted)  # named, so that it need not look like a kernel
     if wanted and wanted not in found:
         raise CompareError(f"{place} has no kernel or method {wanted!r}; it has {', '.join(own) or 'none'}")
     if not wanted and len(own) != 1:
@@ -92,9 +96,7 @@ def load(target: str, name: str | None = None) -> KernelFunction | type:
 
 
 def _import_file(path: Path) -> ModuleType:
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # as Python does for a script, so that it may import its neighbours
+    _reach(path.parent)
     spec = importlib.util.spec_from_file_location(f"compared_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -102,8 +104,27 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
+def _reach(folder: Path) -> None:
+    """Make a folder's modules importable, as Python does for a script's own."""
+    if str(folder.resolve()) not in sys.path:
+        sys.path.insert(0, str(folder.resolve()))
+
+
+def takes_four(value: Any) -> bool:
+    """Whether value(q, k, v, mask) is a call that Python would make: a function, a partial, a compiled one."""
+    if inspect.isclass(value) or not callable(value):
+        return False
+    try:
+        inspect.signature(value).bind(*ARGUMENTS)
+    except TypeError:
+        return False
+    return True
+
+
 def _is_kernel(value: Any) -> bool:
-    return inspect.isfunction(value) and list(inspect.signature(value).parameters)[:4] == ARGUMENTS
+    """A function that is one by its arguments' names, and can be called with these four."""
+    named = inspect.isfunction(value) and list(inspect.signature(value).parameters)[:4] == ARGUMENTS
+    return named and takes_four(value)
 
 
 def _is_method(value: Any) -> bool:
@@ -155,6 +176,11 @@ def _git(root: Path, *arguments: str) -> bytes:
     return done.stdout
 
 
+def _usual(case: Case, base: bool) -> list[str]:
+    """What a kernel is compared with unless `--against` says otherwise: on a GPU its fastest dense kernel too."""
+    return ["dense", *(["cudnn"] if case.device == "cuda" else []), *([] if base else ["block_sparse"])]
+
+
 def kernel_named(name: str) -> Any:
     """A baseline of a kernel: one of latency.DENSE or SPARSE_KERNELS, or a target that `load` takes."""
     if name in latency.DENSE:
@@ -179,7 +205,7 @@ def build(make: Callable[..., Any], sparsity: float, block: int) -> Any:
 def check(target: Any, case: Case, seed: int) -> tuple[list[verify.Finding], int]:
     """Run verify.py's trials, with a progress bar: the findings, and how many trials there were to fail."""
     if isinstance(target, type):
-        found = verify.check_method(lambda: build(target, 0.5, case.block_q), case, seed)
+        found = verify.check_method(lambda sparsity: build(target, sparsity, case.block_q), case, seed)
     else:
         found = verify.check_kernel(target.attend, case, seed)
     outcomes = [finding for _, finding in tqdm(found, desc="checking", unit="trial", leave=False, disable=None)]
@@ -241,7 +267,8 @@ def time_methods(
 def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.DataFrame:
     """A line a method and cell: median ms, quartiles, speed-up over `reference` with its 95% interval, TFLOP/s.
 
-    of_dense: TFLOP/s over those of dense in the same cell: 1 means that a kept block costs what it costs dense.
+    of_dense: TFLOP/s over those of the fastest dense kernel in the same cell, the ceiling of a sparse one: at 1
+    a kept block costs what it costs there.
     """
     lines = []
     for _, group in cells.groupby(["context", "cell"], sort=False):
@@ -256,6 +283,10 @@ def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.Da
             for row in group.itertuples()
             if row.method in times
         }
+        ceiling = max(
+            (rate[row.method] for row in group.itertuples() if row.mask == "dense" and row.method in rate),
+            default=float("nan"),
+        )
         asked = group.sparsity_requested.max()
         for row in group.itertuples():
             line = {
@@ -271,8 +302,7 @@ def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.Da
             if row.method in times:
                 line |= dict(zip(("ms", "ms_q1", "ms_q3"), statistics.median_iqr(times[row.method])))
                 line |= {"peak_mib": row.peak_mib, "tflops": rate[row.method], "rounds": len(times[row.method])}
-                if "dense" in rate:
-                    line["of_dense"] = rate[row.method] / rate["dense"]
+                line["of_dense"] = rate[row.method] / ceiling
                 if reference in times and row.method != reference:
                     speed = statistics.paired_speedup(times[reference], times[row.method])
                     line |= dict(zip(("speedup", "low", "high"), speed))
@@ -418,7 +448,7 @@ def run(
         reference = against[0]
     else:
         baselines = {} if other is None else {other.name: other}
-        for one in against or (["dense"] if other else ["dense", "block_sparse"]):
+        for one in against or _usual(case, bool(other)):
             kernel = kernel_named(one)
             baselines[kernel.name if isinstance(kernel, KernelFunction) else one] = kernel
         if label in baselines:
