@@ -26,13 +26,14 @@ from types import ModuleType
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from seerbench import latency, statistics, verify
 from seerbench.attention import BlockMask, BlockSparse, Case
 from seerbench.baselines.dense import Dense
-from seerbench.registry import card_of, create
+from seerbench.registry import Card, card_of, create
 from seerbench.results import ROOT, atomically, files_digest, finish, provenance, write_rows
 from seerbench.timing import Timing
 
@@ -196,6 +197,12 @@ def kernel_named(name: str) -> Any:
     return loaded
 
 
+def _method_named(name: str) -> Card:
+    if name == "seer":
+        raise CompareError("seer needs trained gates; time it with `seerbench latency PRESET methods CONTEXT`")
+    return card_of(name)
+
+
 def build(make: Callable[..., Any], sparsity: float, block: int) -> Any:
     """A method at a sparsity and block, as far as its constructor takes them."""
     takes = inspect.signature(make).parameters
@@ -245,10 +252,6 @@ def time_methods(
     run_id: str,
 ) -> latency.Rows:
     """methods_sweep on random q, k, v with Llama's RoPE: it says what a method costs, not what it loses."""
-    for name in against:
-        card_of(name)
-        if name == "seer":
-            raise CompareError("seer needs trained gates; time it with `seerbench latency PRESET methods CONTEXT`")
     rows = latency.Rows([], [])
     for context in tqdm(contexts, desc="timing", unit="context", leave=False, disable=None):
         attention = latency.random_attention(replace(case, context=context), timing.seed)
@@ -326,7 +329,7 @@ def table(frame: pd.DataFrame) -> str:
             if row.status != "measured":
                 lines.append(f"  {row.method:<22}{row.status.replace('_', ' ')}: {row.reason}")
                 continue
-            speed = "-" if pd.isna(row.speedup) else f"{row.speedup:.2f}x [{row.low:.2f}, {row.high:.2f}]"
+            speed = "-" if pd.isna(row.speedup) else f"{row.speedup:.3g}x [{row.low:.3g}, {row.high:.3g}]"
             lines.append(
                 f"  {row.method:<22}{row.sparsity_realised:>8.1%}{row.ms:>11.3f}"
                 f"{f'{row.ms_q1:.3f} to {row.ms_q3:.3f}':>20}{speed:>34}{row.tflops:>10.3f}"
@@ -393,6 +396,28 @@ def save(
     return written
 
 
+def _sane(case: Case, contexts: Sequence[int], sparsities: Sequence[float], timing: Timing) -> None:
+    """CompareError for options that no comparison can have."""
+    if min(contexts) < 1:
+        raise CompareError(f"--contexts are counts of tokens, not {min(contexts)}")
+    wrong = [sparsity for sparsity in sparsities if not 0 <= sparsity < 1]
+    if wrong:
+        raise CompareError(f"--sparsity is the share of blocks to skip, from 0 to below 1, not {wrong[0]}")
+    if min(case.batch, case.q_heads, case.kv_heads, case.head_dim, case.block_q) < 1:
+        raise CompareError("--batch, --heads, --kv-heads, --head-dim and --block are at least 1")
+    if case.q_heads % case.kv_heads:
+        raise CompareError(
+            f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads; "
+            "--heads is a multiple of --kv-heads"
+        )
+    if not hasattr(torch, case.dtype):
+        raise CompareError(f"no dtype {case.dtype!r}; there are float32, float16, bfloat16")
+    if timing.rounds < 2:
+        raise CompareError("--rounds is at least 2: an interval needs more than one")
+    if case.device == "cuda" and not torch.cuda.is_available():
+        raise CompareError("torch sees no GPU here; --device cpu")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What `run` found: either findings (nothing was timed) or a summary and the files written."""
@@ -418,6 +443,7 @@ def run(
     base: str | None = None,
 ) -> Outcome:
     """Load, check, time, write. The first of `against` is what speed-ups are over; dense is always timed too."""
+    _sane(case, contexts, sparsities, timing)
     other = base_kernel(base) if base else None
     loaded = load(target, name) if target else None
     if loaded is None and other is None:
@@ -427,6 +453,20 @@ def run(
     refusal = None if isinstance(candidate, type) else candidate.refuses(case)
     if refusal:
         raise CompareError(f"{label} refuses this case: {refusal}")
+    method = isinstance(candidate, type)
+    if method and other:
+        raise CompareError("--base compares kernels; a method has its plan too")
+    if method:
+        label = candidate.name
+        against = against or ["dense", "streaming"]
+        baselines = {name: _method_named(name) for name in against}
+    else:
+        baselines = {} if other is None else {other.name: other}
+        for one in against or _usual(case, bool(other)):
+            kernel = kernel_named(one)
+            baselines[kernel.name if isinstance(kernel, KernelFunction) else one] = kernel
+    if label in baselines:
+        raise CompareError(f"{label} is also the name of a baseline; give another with --name (or @register)")
     findings, trials = check(candidate, case, timing.seed)
     if findings:
         return Outcome(label, findings, trials)
@@ -437,23 +477,10 @@ def run(
         seed=timing.seed,
         device=case.device,
     )
-    if isinstance(candidate, type):
-        if other:
-            raise CompareError("--base compares kernels; a method has its plan too")
-        if label in against:
-            raise CompareError(f"{label} is also the name of a baseline; call it something else with @register")
-        against = against or ["dense", "streaming"]
-        label = candidate.name
+    if method:
         rows = time_methods(candidate, against, case, contexts, sparsities, timing, started["run_id"])
-        reference = against[0]
     else:
-        baselines = {} if other is None else {other.name: other}
-        for one in against or _usual(case, bool(other)):
-            kernel = kernel_named(one)
-            baselines[kernel.name if isinstance(kernel, KernelFunction) else one] = kernel
-        if label in baselines:
-            raise CompareError(f"{label} is also the name of a baseline; give another with --name")
         rows = time_kernels(baselines | {label: candidate}, case, contexts, sparsities, timing, started["run_id"])
-        reference = next(iter(baselines))
+    reference = next(iter(baselines))
     frame = summary(pd.DataFrame(rows.cells), pd.DataFrame(rows.samples), reference)
     return Outcome(label, [], trials, frame, save(label, rows, started, frame, results, figures))

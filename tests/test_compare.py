@@ -1,5 +1,6 @@
 """seerbench compare: right kernels are timed, wrong ones are refused with the reason; rows, figure, exit codes."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -293,9 +294,40 @@ def test_exit_codes(tmp_path):
     slow = call(EXAMPLES / "gather_attention.py", "--fail-below", "1000")
     assert slow.returncode == 4, slow.stderr
     assert "below 1000.0x of dense" in slow.stdout
-    missing = call("nowhere.py")
-    assert missing.returncode == 1
-    assert missing.stderr.startswith("seerbench: no file nowhere.py")
+
+
+def test_the_triton_example_is_right_in_the_interpreter():
+    command = [sys.executable, "-c", CHECK_EXAMPLE, EXAMPLES / "triton_attention.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "([], 11)", done.stderr
+
+
+CHECK_EXAMPLE = """
+import sys
+from seerbench import compare
+from seerbench.attention import Case
+kernel = compare.load(sys.argv[1])
+print(compare.check(kernel, Case("cpu", "float32", 1, 4, 2, 16, 0, 16, 16), 0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "text"),
+    [
+        ("nowhere.py", {}, "no file .*nowhere.py"),
+        ("examples/triton_attention.py", {}, "it needs a GPU"),
+        (None, {}, "name a kernel file"),
+        ("examples/gather_attention.py", {"sparsities": [1.5]}, "from 0 to below 1, not 1.5"),
+        ("examples/gather_attention.py", {"contexts": [0]}, "counts of tokens, not 0"),
+        ("examples/gather_attention.py", {"against": ["nope"]}, "no baseline 'nope'"),
+        ("examples/gather_attention.py", {"case": Case("cpu", "float32", 1, 4, 3, 16, 0, 16, 16)}, "do not split"),
+        ("examples/gather_attention.py", {"case": Case("cpu", "int3", 1, 4, 2, 16, 0, 16, 16)}, "no dtype"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(target, options, text, tmp_path):
+    with pytest.raises(compare.CompareError, match=text):
+        run(target and str(ROOT / target), tmp_path, **options)
 
 
 class Opaque(BlockSparse):
