@@ -410,7 +410,7 @@ def _sane(case: Case, contexts: Sequence[int], sparsities: Sequence[float], timi
             f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads; "
             "--heads is a multiple of --kv-heads"
         )
-    if not hasattr(torch, case.dtype):
+    if case.dtype not in ("float32", "float16", "bfloat16"):
         raise CompareError(f"no dtype {case.dtype!r}; there are float32, float16, bfloat16")
     if timing.rounds < 2:
         raise CompareError("--rounds is at least 2: an interval needs more than one")
