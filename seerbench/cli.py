@@ -308,6 +308,22 @@ def report(
     typer.echo(out)
 
 
+@app.command(rich_help_panel=USE)
+def notebook(
+    source: Annotated[Path, typer.Argument(help="notebooks/results.py, kernels.py, gates.py, or one of yours")],
+    run: Annotated[Path | None, typer.Option(help="folder of rows that it reads before the published ones")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the .ipynb and .html")] = Path("figures"),
+) -> None:
+    """Execute a notebook on a run's rows; write it with its outputs, and as a page that needs no network.
+
+    Example: `seerbench notebook notebooks/gates.py --run results/published/cpu-epyc-2-cores`
+    """
+    from seerbench import notebooks
+
+    for path in notebooks.execute(source, out, run):
+        typer.echo(path)
+
+
 @app.command(rich_help_panel=KEEP)
 def publish(
     preset: PresetName,
@@ -417,8 +433,8 @@ def main() -> None:
             )
         raise
     except (ValueError, RuntimeError) as error:
-        # CorpusError, ModelError and Refused live in modules that import torch: known by name here.
-        if type(error).__name__ in ("CorpusError", "ModelError", "Refused", "CompareError"):
+        # These live in modules that import torch or more: known by name here.
+        if type(error).__name__ in ("CorpusError", "ModelError", "Refused", "CompareError", "NotebookError"):
             _fail(str(error))
         raise
 
