@@ -37,13 +37,13 @@ def implementation(case: Case) -> str:
     """The name of the kernel that runs `case`; it goes into the rows."""
     if case.device == "cpu":
         return "torch-streamed"
-    return "gluon-one-pass" if _hopper(case.head_dim) else "triton-two-pass"
+    return "gluon-one-pass" if _hopper(case.head_dim, case.block_q) else "triton-two-pass"
 
 
-def _hopper(head_dim: int) -> bool:
+def _hopper(head_dim: int, block: int) -> bool:
     """Whether pooled_hopper.py takes it."""
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
-    return hopper and head_dim in (64, 128)
+    return hopper and head_dim in (64, 128) and block in (64, 128)
 
 
 def refuses(case: Case) -> str | None:
@@ -54,8 +54,8 @@ def refuses(case: Case) -> str | None:
         return f"the pooled map has square blocks, not {case.block_q} x {case.block_k}"
     if case.device == "cpu":
         return None
-    if case.block_q not in (64, 128):
-        return f"the pooled kernel takes blocks of 64 or 128, not {case.block_q}"
+    if case.block_q not in (32, 64, 128):
+        return f"the pooled kernel takes blocks of 32, 64 or 128, not {case.block_q}"
     return block_sparse_attention.refuses(case)
 
 
@@ -66,7 +66,7 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> tuple[
     """
     if not q.is_cuda:
         return streamed(q, k, v, block)
-    if _hopper(q.shape[-1]):
+    if _hopper(q.shape[-1], block):
         from seerbench.kernels import pooled_hopper
 
         return pooled_hopper.pooled_attention(q, k, v, block)
@@ -98,7 +98,7 @@ def launch_pool(q: Tensor, k: Tensor, lse: Tensor, d: Tensor, block: int) -> Non
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     _pool[(block_count(n, block) * heads * batch,)](
         q, k, lse, d, *q.stride()[:3], *k.stride()[:3], n, heads, heads // k.shape[1], head_dim**-0.5 * LOG2_E,
-        HEAD_DIM=head_dim, BLOCK=block, num_warps=4 if block == 64 else 8, num_stages=3,
+        HEAD_DIM=head_dim, BLOCK=block, num_warps=8 if block == 128 else 4, num_stages=3,
     )  # fmt: skip
 
 

@@ -151,16 +151,21 @@ def _distill_step(
     total = {name: torch.zeros((), dtype=torch.float64, device=windows.device) for name in sets}
 
     def see(layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
-        target = gate_target(pooled_attention(q, k, v, block)[2])
-        unrotated = (pool_blocks(layer.q_unrotated, block), pool_blocks(layer.k_unrotated, block))
-        rotated = None
+        pooled_map = pooled_attention(q, k, v, block)[2]
+        # Sets share their targets and pools, by what these depend on.
+        targets: dict[int, Tensor] = {}
+        pools: dict[tuple[bool, int], tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         for name, gates in sets.items():
             gate = gates[layer.index]
-            if not gate.config.rope and rotated is None:
-                rotated = (pool_blocks(q, block), pool_blocks(k, block))
+            rope, block_q = gate.config.rope, gate.config.query_block
+            if (rope, block_q) not in pools:
+                queries, keys = (layer.q_unrotated, layer.k_unrotated) if rope else (q, k)
+                pools[rope, block_q] = pool_blocks(queries, block_q), pool_blocks(keys, block)
+            if block_q not in targets:
+                targets[block_q] = gate_target(pooled_map, block_q // block)
             with torch.enable_grad():
-                scores = gate(*(unrotated if gate.config.rope else rotated), layer.rope)
-                loss = gate_loss(scores, target, gate.config.recipe)
+                scores = gate(*pools[rope, block_q], layer.rope)
+                loss = gate_loss(scores, targets[block_q], gate.config.recipe)
                 loss.backward()
             total[name] += loss.detach()  # no .item() here: 49 sets would make a GPU wait 49 times a layer
 

@@ -40,7 +40,8 @@ class GateConfig:
     k_pool: str = "maxmin"
     projection: str = "double"  # double: linears on Q and K; single: on K alone, one a query head
     rope: bool = True  # False: the ablation arm of Figure 9, rotated q and k in, no RoPE inside
-    block: int = 64
+    block: int = 64  # keys a block, and query rows unless block_q says otherwise
+    block_q: int | None = None
     recipe: str = "v1"  # decides loss and initialisation, never mixed
 
     def __post_init__(self) -> None:
@@ -51,8 +52,15 @@ class GateConfig:
             raise ValueError(f"projection is double or single, not {self.projection!r}")
         if self.recipe not in RECIPES:
             raise ValueError(f"recipe is v1 or v2, not {self.recipe!r}")
+        if self.query_block % self.block:
+            raise ValueError(f"block_q is a multiple of block ({self.block}), not {self.block_q}")
         if self.projection == "single" and self.q_pool not in OPERATORS:
             raise ValueError(f"a single projection needs one pooling operator on Q, not Q{self.q_pool}; use double")
+
+    @property
+    def query_block(self) -> int:
+        """Query rows a block."""
+        return self.block_q or self.block
 
     @property
     def pooling(self) -> str:
@@ -112,14 +120,15 @@ class AttnGate(nn.Module):
                 nn.init.normal_(weight, std=0.02)
 
     def forward(self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope) -> Tensor:
-        """Pools of q [B, Hq, n, D] and k [B, Hk, n, D] (`pool_blocks`) -> fp32 scores [B, Hq, n, n].
+        """Pools of q [B, Hq, nq, D] and k [B, Hk, nk, D] (`pool_blocks`) -> fp32 scores [B, Hq, nq, nk].
 
         Blocks above the diagonal score -inf. Nothing else is -inf, so that ranking never wastes a pick.
         """
         q, k = self.project(q_pools, k_pools, rope)
         scores = (q.float() @ repeat_kv(k, self.q_heads).float().transpose(-1, -2)) * self.head_dim**-0.5
-        n = scores.shape[-1]
-        return scores.masked_fill(~causal_blocks(n, 1, 1, scores.device), -math.inf)
+        # In units of key blocks a row of query blocks is `rows` tokens high.
+        rows, columns = self.config.query_block // self.config.block, scores.shape[-1]
+        return scores.masked_fill(~causal_blocks(columns, rows, 1, scores.device), -math.inf)
 
     def project(
         self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope
@@ -135,8 +144,10 @@ class AttnGate(nn.Module):
             k = k @ self.wk.to(k.dtype)
         if config.rope:
             # Position of a block's first token, the backbone's own frequencies.
-            cos, sin = rope(torch.arange(q.shape[2], device=q.device) * config.block)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = (
+                rotate(x, *rope(torch.arange(x.shape[2], device=x.device) * block))
+                for x, block in ((q, config.query_block), (k, config.block))
+            )
         return q, k
 
 
@@ -150,15 +161,15 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
     """Scores [B, Hq, n, n] of one layer's gate, from the q and k that its config asks for.
 
     q and k are the rotated ones; the gate with RoPE reads those before RoPE from `layer`. On a GPU, where no
-    gradient is wanted (torch.no_grad), pooling and scores run in kernels, which have none (attn_gate.py).
+    gradient is wanted (torch.no_grad), pooling and scores of square blocks run in kernels (attn_gate.py).
     """
     if gate.config.rope:
         if layer.q_unrotated is None or layer.k_unrotated is None or layer.rope is None:
             raise ValueError("the gate reads q and k before RoPE; run it inside a model (models.using)")
         q, k = layer.q_unrotated, layer.k_unrotated
     config = gate.config
-    if not q.is_cuda or torch.is_grad_enabled():
-        return gate(pool_blocks(q, config.block), pool_blocks(k, config.block), layer.rope)
+    if not q.is_cuda or torch.is_grad_enabled() or config.query_block != config.block:
+        return gate(pool_blocks(q, config.query_block), pool_blocks(k, config.block), layer.rope)
     from seerbench.kernels import attn_gate
 
     q_pools, k_pools = (
@@ -171,8 +182,14 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
 # The target and the losses
 
 
-def gate_target(pooled_map: Tensor) -> Tensor:
-    """Max-pooled attention map [B, Hq, n, n] (zero above the diagonal) -> fp32 (or wider), rows of sum 1."""
+def gate_target(pooled_map: Tensor, rows: int = 1) -> Tensor:
+    """Max-pooled attention map [B, Hq, n, n] (zero above the diagonal) -> fp32 (or wider), rows of sum 1.
+
+    rows: query blocks of the map to one of the target, [B, Hq, ceil(n / rows), n].
+    """
+    if rows > 1:
+        padded = F.pad(pooled_map, (0, 0, 0, -pooled_map.shape[2] % rows))
+        pooled_map = padded.unflatten(2, (-1, rows)).amax(3)
     pooled_map = pooled_map.to(torch.promote_types(pooled_map.dtype, torch.float32))
     return pooled_map / pooled_map.sum(-1, keepdim=True).clamp_min(torch.finfo(pooled_map.dtype).tiny)
 
@@ -211,16 +228,21 @@ def top_k_density(blocks: int, sparsity: float) -> float:
     return (k * blocks - k * (k - 1) / 2) / (blocks * (blocks + 1) / 2)
 
 
-def select_top_k(scores: Tensor, sparsity: float, tokens: int, block: int, last_rows_dense: int = 0) -> BlockMask:
-    """fp32 scores [B, Hq, n, n] (-inf where not visible) -> the best k of each row; ties go to the lower index."""
+def select_top_k(
+    scores: Tensor, sparsity: float, tokens: int, block: int, last_rows_dense: int = 0, block_q: int | None = None
+) -> BlockMask:
+    """fp32 scores [B, Hq, nq, nk] (-inf where not visible) -> the best k of each row; ties go to the lower index.
+
+    block_q: query rows a block, where they are not `block` as well.
+    """
     k = top_k_count(scores.shape[-1], sparsity)
-    if scores.is_cuda:
+    if scores.is_cuda and block_q in (None, block):
         from seerbench.kernels import attn_gate
 
         return attn_gate.select_top_k(scores, k, tokens, block, last_rows_dense)
     best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
-    return _mask(kept, tokens, block, last_rows_dense)
+    return _mask(kept, tokens, block, last_rows_dense, block_q)
 
 
 def select_threshold(
@@ -254,10 +276,10 @@ def select_budget(cost: Tensor, sparsity: float, tokens: int, block: int) -> Blo
     return BlockMask.from_dense(kept, tokens, block, block)
 
 
-def _mask(kept: Tensor, tokens: int, block: int, last_rows_dense: int) -> BlockMask:
+def _mask(kept: Tensor, tokens: int, block: int, last_rows_dense: int, block_q: int | None = None) -> BlockMask:
     if last_rows_dense:
         kept[..., -last_rows_dense:, :] = True  # from_dense drops what is above the diagonal
-    return BlockMask.from_dense(kept, tokens, block, block)
+    return BlockMask.from_dense(kept, tokens, block_q or block, block)
 
 
 # On disk: one safetensors file holds gate sets by name, each a gate a layer

@@ -34,23 +34,28 @@ class SeerAttention(BlockSparse):
 
     @property
     def block(self) -> int:
-        """The gates' block size."""
+        """The gates' block size (of keys)."""
         return self.gates[0].config.block
 
+    @property
+    def block_q(self) -> int:
+        """Query rows a block."""
+        return self.gates[0].config.query_block
+
     def refuses(self, case: Case) -> str | None:
-        if (case.block_q, case.block_k) != (self.block, self.block):
-            return f"its gate was trained for blocks of {self.block}, not {case.block_q} x {case.block_k}"
+        if (case.block_q, case.block_k) != (self.block_q, self.block):
+            return f"its gate chooses blocks of {self.block_q} x {self.block}, not {case.block_q} x {case.block_k}"
         return super().refuses(case)
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
         return self.select(self.score(q, k, layer), q.shape[2])
 
     def score(self, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
-        """The gate: fp32 [B, Hq, n, n]."""
+        """The gate: fp32 [B, Hq, nq, nk]."""
         return gate_scores(self.gates[layer.index], q, k, layer)
 
     def select(self, scores: Tensor, tokens: int) -> BlockMask:
         """Scores -> block mask: top-k or threshold."""
         if self.threshold is not None:
             return select_threshold(scores, self.threshold, tokens, self.block, self.last_rows_dense)
-        return select_top_k(scores, self.sparsity, tokens, self.block, self.last_rows_dense)
+        return select_top_k(scores, self.sparsity, tokens, self.block, self.last_rows_dense, self.block_q)

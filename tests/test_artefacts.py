@@ -153,6 +153,10 @@ def run_dir(tmp_path_factory):
         (1024,),
     )
     gate = "long:v1"
+    made_of = [
+        ("seer", name, "post", s, loss) for name, loss in ((gate, 0.3), ("block128:v1", 0.5)) for s in (0.5, 0.9)
+    ]
+    write_perplexity("gates", [dense, *made_of], (1024,))
     write_perplexity(
         "yarn",
         [
@@ -341,7 +345,7 @@ def test_tables_show_both_sources_and_their_labels(name, made):
     assert r"\toprule" in latex
     assert "commit abc1234" in latex
     assert "nan" not in markdown.lower()
-    if name != "recall":
+    if name not in ("recall", "ablation"):  # beyond the paper
         assert "arXiv 2410.13276" in markdown
         assert "| paper" in markdown
         assert "| measured" in markdown
@@ -583,3 +587,28 @@ def test_figure_6_draws_a_method_that_nobody_knows(tmp_path):
     write_timings(tmp_path, "methods", 1024, methods)
     content = io.BytesIO(style.image(fig6.draw(collected("fig6", Run(tmp_path))), "png")).getvalue()
     assert content.startswith(b"\x89PNG")
+
+
+def test_pareto_joins_loss_and_speed_of_one_method_and_sparsity(made, run_dir):
+    frame = pd.read_csv(made["pareto"][0] / "pareto.csv")
+    assert set(frame.context) == {1024}  # the longest length that has both
+    assert set(frame[frame.method == "seer"].gate) == {"long:v1"}  # the sweep times the paper's gate
+    assert not frame.duplicated(["method", "sparsity_requested", "panel"]).any()
+    cells, samples = sources.timed(Run(run_dir), "methods")
+    fast = summaries.speedups(cells[cells.context == 1024], samples, "total").set_index(
+        ["method", "sparsity_requested"]
+    )
+    losses = collected("table1", Run(run_dir)).query("source == 'measured' and context == 1024")
+    for point in frame[(frame.panel == "total") & (frame.status == "measured")].itertuples():
+        assert point.x == pytest.approx(fast.value[point.method, point.sparsity_requested])
+        same = losses[(losses.method == point.method) & (losses.sparsity_requested == point.sparsity_requested)]
+        assert np.isclose(same.delta, point.y).any()
+
+
+def test_ablation_shows_the_loss_and_the_retrieval_of_each_gate(made):
+    shown = (made["ablation"][0] / "ablation.md").read_text()
+    assert "block128:v1" in shown
+    frame = pd.read_csv(made["ablation"][0] / "ablation.csv")
+    assert set(frame.metric) == {"delta NLL", "correct"}
+    right = frame[(frame.metric == "correct") & (frame.gate == "long:v1")]
+    assert 0.8 < right.value.iloc[0] < 1.0  # 0.9 of the synthetic look-ups

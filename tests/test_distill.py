@@ -17,7 +17,12 @@ from seerbench.train import drop_checkpoint
 
 MIX = {"repeat": 0.0, "passkey": 0.0, "kv": 0.0}
 GATES = {
-    "sets": {"v1": {}, "v2": {"k_pool": "maxminavg", "projection": "single", "recipe": "v2"}, "untrained": {}},
+    "sets": {
+        "v1": {},
+        "v2": {"k_pool": "maxminavg", "projection": "single", "recipe": "v2"},
+        "tall": {"block_q": 32},
+        "untrained": {},
+    },
     "context": 64,
     "batch": 2,
     "mix": MIX,
@@ -94,8 +99,8 @@ def weights(path, name):
 def test_sets_train_as_if_alone(world, tmp_path):
     """A set trained beside others ends with the weights that it gets by itself."""
     rows = run_distill(world, tmp_path / "all")
-    assert len(rows) == 2 * GATES["steps"]
-    for name in ("v1", "v2"):
+    assert len(rows) == 3 * GATES["steps"]
+    for name in ("v1", "v2", "tall"):
         run_distill(world, tmp_path / name, sets={name: GATES["sets"][name]})
         assert torch.allclose(weights(tmp_path / "all", name), weights(tmp_path / name, name), atol=1e-6)
 

@@ -90,6 +90,28 @@ def test_the_last_rows_may_be_dense():
     assert mask.kv_num_blocks[0, 0].tolist() == [1, 1, 1, 1, 1, 1, 7, 8]
 
 
+@pytest.mark.parametrize("tokens", [1, 16, 33, 100])
+def test_query_blocks_taller_than_key_blocks(tokens):
+    """A gate of 32 x 16: each row of its scores and target is about 32 queries, each column about 16 keys."""
+    gate = AttnGate(GateConfig(block=16, block_q=32), 4, 2, 16)
+    q, k = torch.randn(1, 4, tokens, 16), torch.randn(1, 2, tokens, 16)
+    scores = gate_scores(gate, q, k, Layer(0, q, k, rope))
+    visible = causal_blocks(tokens, 32, 16)
+    assert torch.equal(scores.isfinite(), visible.expand_as(scores))
+    square = AttnGate(GateConfig(block=32), 4, 2, 16)
+    square.load_state_dict(gate.state_dict())
+    # Queries are what a gate of 32 makes of them.
+    of_square = square.project(pool_blocks(q, 32), pool_blocks(k, 32), rope)[0]
+    assert torch.equal(gate.project(pool_blocks(q, 32), pool_blocks(k, 16), rope)[0], of_square)
+    mask = select_top_k(scores, 0.5, tokens, 16, block_q=32)
+    best = scores.masked_fill(~mask.to_dense(), torch.inf).amin(-1)
+    left = scores.masked_fill(mask.to_dense(), -torch.inf).amax(-1)
+    assert (best >= left).all()
+    target = gate_target(pooled_attention(q, k, k, 16)[2], 2)
+    assert torch.equal(target > 0, visible.expand_as(target))
+    assert torch.allclose(target.sum(-1), torch.ones(target.shape[:-1]), atol=1e-6)
+
+
 def test_threshold_keeps_what_exceeds_it_and_never_an_empty_row():
     scores = causal_scores(16)
     mask = select_threshold(scores, 0.2, 16 * 64, 64)

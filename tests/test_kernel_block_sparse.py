@@ -27,7 +27,7 @@ if not INTERPRETED:
         [
             ({"dtype": "float32"}, "float32"),
             ({"head_dim": 80}, "80"),
-            ({"block_q": 32}, "32"),
+            ({"block_q": 16}, "16"),
             ({"kv_heads": 3}, "split"),
         ],
     )
@@ -51,7 +51,7 @@ else:
     def test_every_mask_at_every_length(n, kind):
         check(n, group=2 if n < 1000 else 1, kind=kind)
 
-    @pytest.mark.parametrize("blocks", [(64, 64), (128, 64), (64, 128), (128, 128)])
+    @pytest.mark.parametrize("blocks", [(32, 32), (64, 64), (128, 64), (64, 128), (128, 128)])
     @pytest.mark.parametrize("kind", MASKS)
     def test_block_sizes(blocks, kind):
         check(330, group=1, kind=kind, blocks=blocks)

@@ -35,7 +35,9 @@ if not INTERPRETED:
 
 else:
 
-    @pytest.mark.parametrize(("n", "block"), [(1, 64), (63, 64), (65, 64), (300, 64), (130, 128), (300, 128)])
+    @pytest.mark.parametrize(
+        ("n", "block"), [(1, 64), (63, 64), (65, 64), (300, 64), (130, 32), (130, 128), (300, 128)]
+    )
     def test_pooled_map(n, block):
         q, k, v = draw(n, 4, 2, 16, torch.float16, batch=1)
         _, lse, exact = kernel.naive_pooled_attention(q, k, v, block, torch.float64)

@@ -7,6 +7,9 @@ r"""The DAG of a preset as one Python script, for a machine that has a GPU but n
 The same steps in an order that the DAG allows, in one process (torch is imported once); one whose outputs are
 all there is skipped, so that the script may be ended and started again (a training continues from its
 checkpoint), and a step that fails ends it. It needs the package's dependencies (jsonschema among them).
+
+On a machine with several GPUs start it once a GPU (CUDA_VISIBLE_DEVICES=0, 1, ...): each takes the first step
+whose inputs are there and that no other is at. One a GPU and no more, or a timing would share its device.
 Nothing is drawn there: that needs no GPU. To go on another day, bring back results/fresh/<preset>, but for
 corpora/, in parts, and join them there with cat:
 
@@ -22,39 +25,87 @@ import re
 import shlex
 import sys
 
+LOCKS = "logs/steps"
+
 RUNNER = '''"""Written by workflow/as_script.py: the steps of a preset in order, those that are done left out."""
 
+import fcntl
 import sys
 import time
 from pathlib import Path
 
 from seerbench.cli import app
 
-STEPS = [
+LOCKS = Path({locks!r})  # one a step; a killed worker gives its lock back by itself
+STEPS = [  # inputs, outputs, command
 {steps}
 ]
-for outputs, arguments in STEPS:
-    if all(Path(output).exists() for output in outputs):
-        continue
-    sys.argv = ["seerbench", *arguments]  # provenance quotes it
-    started = time.time()
-    print(*arguments, flush=True)
-    app(arguments, standalone_mode=False)
-    print(f"  {{time.time() - started:.1f}} s", flush=True)
+
+
+def there(files):
+    return all(Path(file).exists() for file in files)
+
+
+def claimed(number):
+    """An open file that holds the lock of a step, or None while another worker is at it."""
+    lock = (LOCKS / str(number)).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def work():
+    """Run the first step that can be; whether one was run, another worker is at one, or nothing is left."""
+    elsewhere, waiting = False, []
+    for number, (inputs, outputs, arguments) in enumerate(STEPS):
+        if there(outputs):
+            continue
+        lock = claimed(number)
+        if lock is None:
+            elsewhere = True
+            continue
+        with lock:
+            if there(outputs):  # done since we looked
+                continue
+            if not there(inputs):
+                waiting.append(" ".join(arguments))
+                continue
+            sys.argv = ["seerbench", *arguments]  # provenance quotes it
+            started = time.time()
+            print(*arguments, flush=True)
+            app(arguments, standalone_mode=False)
+            if not there(outputs):
+                raise SystemExit("this step ended without " + ", ".join(outputs))
+            print(f"  {{time.time() - started:.1f}} s: {{arguments}}", flush=True)
+            return "ran"
+    if waiting and not elsewhere:
+        raise SystemExit("no step makes what these wait for: " + "; ".join(waiting))
+    return "elsewhere" if elsewhere else "done"
+
+
+LOCKS.mkdir(parents=True, exist_ok=True)
+while (state := work()) != "done":
+    if state == "elsewhere":
+        time.sleep(1)
 '''
 
 
 def script(dry_run: str) -> str:
     """What `snakemake --dry-run --printshellcmds` printed -> a Python script; ValueError if it names no step."""
-    steps, outputs = [], []
+    steps, files = [], {}
     for line in dry_run.splitlines():
-        if field := re.match(r"    output: (.*)", line):
-            outputs = field[1].split(", ")
+        if line.startswith("rule "):
+            files = {"input": [], "output": []}  # a rule without inputs prints none
+        if field := re.match(r"    (input|output): (.*)", line):
+            files[field[1]] = field[2].split(", ")
         if command := re.match(r"Shell command: seerbench (.*) 2> ", line):
-            steps.append(f"    ({outputs!r}, {shlex.split(command[1])!r}),")
+            steps.append(f"    ({files['input']!r}, {files['output']!r}, {shlex.split(command[1])!r}),")
     if not steps:
         raise ValueError("no seerbench step in what was read; give --forceall --dry-run --printshellcmds")
-    return RUNNER.format(steps="\n".join(steps))
+    return RUNNER.format(steps="\n".join(steps), locks=LOCKS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Artefacts: the paper's tables and figures (and one table beyond it), drawn from a run's rows.
+"""Artefacts: the paper's tables and figures (and some beyond it), drawn from a run's rows.
 
 One module an artefact. A figure has `collect(run, paper) -> frame` and `draw(frame) -> Figure`, a table
 `collect`, `render(frame) -> frame of strings` and `remarks(frame)`. `make` writes one of them;
@@ -49,6 +49,10 @@ ARTEFACTS: dict[str, Artefact] = {
     "fig8": Artefact("Cost of the training kernel", "figure", _timed("training_kernel")),
     "fig9": Artefact("Gates with and without RoPE", "figure", (("perplexity", "rope"), ("training", "distill-*"))),
     "fig10": Artefact("All 49 poolings", "figure", (("perplexity", "pooling"),)),
+    "pareto": Artefact(
+        "Loss against speed-up at the same masks", "figure", (("perplexity", "contexts"), *_timed("methods"))
+    ),
+    "ablation": Artefact("What a gate is made of", "table", (("perplexity", "gates"),)),
     "recall": Artefact("Block recall at equal sparsity", "table", (("recall", "gates"),)),
 }
 
