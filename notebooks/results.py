@@ -10,8 +10,8 @@
 #
 # SeerBench asks one question: how much of attention can be skipped in a long prefill, at what loss, and how much
 # time does that really save? This notebook walks through the answer in that order. It measures nothing: it reads
-# rows (parquet, one fact a row) and computes everything that it says from them. Each artefact is drawn once
-# for every machine below that measured it; its caption names machine, date and commit.
+# rows (parquet, one fact a row) and computes everything that it says from them. Each artefact is drawn once for
+# every machine below that measured it; its caption names machine, date and commit.
 
 # %%
 import importlib
@@ -19,7 +19,6 @@ from functools import cache
 
 import pandas as pd
 from IPython.display import Markdown, display
-from matplotlib import rc_context
 
 from seerbench import claims, notebooks
 from seerbench.artefacts import ARTEFACTS, sources, style, summaries, tables
@@ -132,6 +131,9 @@ for _, frame in measured("fig10"):
         print(f"at {sparsity:.0%}: best {best.gate}; the intervals of {alike} of {len(group)} reach its own")
 
 # %%
+show("ablation")
+
+# %%
 show("fig9")
 # %%
 show("table3")
@@ -194,59 +196,12 @@ display(crossing[~crossing.method.str.contains("gate-shaped")].style.hide())
 # %% [markdown]
 # ## Loss against time
 #
-# The two halves together: each point is one method at one sparsity, its loss in nats on the documents of one
-# context, its speed-up with planning at the same context. Up and to the left is better. Where a run has no
-# context with both, there is nothing to draw.
-
+# The two halves together, on the same model, text and masks: what a method loses against what it saves, with and
+# without the time of choosing the blocks. Right and low is better. Where a run has no context with both, there is
+# nothing to draw.
 
 # %%
-def loss_and_speed(run, sweep):
-    """The points of one run: loss over dense beside the speed-up of the same method, context and sparsity."""
-    losses = run.table("perplexity")
-    losses = losses[losses.experiment == "contexts"]
-    cells, samples = run.table("cells"), run.table("samples")
-    cells = cells[(cells.sweep == sweep) & cells.context.isin(losses.context)]
-    keys = ["method", "context", "sparsity_requested"]
-    if cells.empty:
-        return pd.DataFrame(columns=keys)
-    speed = summaries.speedups(cells, samples[samples.run_id.isin(cells.run_id)], SWEEPS[sweep])
-    loss = summaries.perplexities(losses).dropna(subset="delta")
-    points = speed[[*keys, "value", "base"]].merge(
-        loss[[*keys, "gate", "delta", "delta_low", "delta_high"]], on=keys
-    )
-    points = points[points.method != "dense"]
-    return points.assign(label=sources.label(run, losses, cells), status="measured", reason=None)
-
-
-def draw_trade(points, sweep):
-    """A panel a context; a line a method and gate, a point a sparsity."""
-    contexts = sorted(points.context.unique())
-    fig, axes = style.figure(1, len(contexts), 3.2, sharey=True, squeeze=False)
-    for ax, context in zip(axes, contexts):
-        here = points[points.context == context].sort_values("sparsity_requested")
-        for (method, gate), line in here.groupby(["method", "gate"], dropna=False):
-            spread = [line.delta - line.delta_low, line.delta_high - line.delta]
-            look = {"color": style.colour(method), "marker": style.marker(method), "elinewidth": 0.6}
-            ax.errorbar(line.delta, line.value, xerr=spread, label=style.display(method, gate), **look)
-            for point in line.itertuples():
-                text = {"fontsize": 5, "xytext": (3, 3), "textcoords": "offset points"}
-                ax.annotate(f"{point.sparsity_requested:.0%}", (point.delta, point.value), **text)
-        ax.axhline(1, color="black", linewidth=0.8)
-        ax.set(title=f"context {style.size(context)}", xlabel="loss over dense (nats a token)")
-        ax.legend()
-    axes[0].set_ylabel(f"speed-up over {points.base.iloc[0]} ({sweep}, x)")
-    style.caption(fig, points, "Beside each point: the sparsity asked for. Gates of one method share its time.")
-    return fig
-
-
-trades = [(run, sweep, loss_and_speed(run, sweep)) for run in runs for sweep in ("methods", "ttft")]
-trades = [(run, sweep, points) for run, sweep, points in trades if len(points)]
-for run, sweep, points in trades:
-    with rc_context(style.STYLE):
-        figure = draw_trade(points, sweep)
-    display(notebooks.picture(figure, f"Loss against speed-up, sweep {sweep} of {run.folder.name}"))
-if not trades:
-    print("no run here has loss and speed at one context")
+show("pareto")
 
 # %% [markdown]
 # ## The paper's claims
@@ -261,3 +216,14 @@ display(pd.Series([one.verdict for one in verdicts]).value_counts().rename("clai
 pd.DataFrame(
     [{"claim": f"{one.id}: {one.claim}", "verdict": one.shown, "finding": one.finding} for one in verdicts]
 ).style.hide().set_properties(subset=["claim", "finding"], **{"white-space": "normal", "min-width": "18rem"})
+
+# %% [markdown]
+# ## What is not here
+#
+# Artefacts that no run above has rows for, and the step that measures them:
+
+# %%
+for name in ARTEFACTS:
+    if not measured(name):
+        needs = ", ".join(f"{table}/{part}" for table, part in ARTEFACTS[name].needs)
+        print(f"{name} ({ARTEFACTS[name].title}): needs {needs}")
