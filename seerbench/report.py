@@ -92,13 +92,15 @@ def _claims(shown: Sequence[Verdict], own: Sequence[Verdict]) -> str:
     for one, mine in zip(shown, own):
         kind = one.verdict.replace(" ", "-")
         elsewhere = "" if one is mine or not one.label else "A published run: "
-        cost = f"{' and '.join(one.commands)}, {one.minutes:.1f} minutes" if one.commands else ""
+        evidence = elsewhere + one.label
+        if one.commands:
+            evidence += f"; {' and '.join(one.commands)}, {one.minutes:.1f} minutes"
+        judged = f"Judged in {one.check}"
         where = "; ".join(text for text in (one.where, one.scope) if text)
         parts.append(
             f'<article id="{one.id}"><h3>{one.id}: {escape(one.claim)} <small>({escape(where)})</small></h3>'
             f'<p><strong class="{kind}">{escape(one.shown)}</strong><br>{escape(one.finding)}</p>'
-            f'<p class="label">{escape("; ".join(text for text in (elsewhere + one.label, cost) if text))}<br>'
-            f"Judged in {escape(one.check)}</p></article>"
+            f'<p class="label">{"<br>".join(escape(text) for text in (evidence, judged) if text)}</p></article>'
         )
     return "".join(parts) + "</section>"
 
