@@ -233,11 +233,7 @@ def compare(
     if fail_below is not None:
         slow = comparing.below(outcome.frame, outcome.name, fail_below)
         for row in slow.itertuples():
-            speed = (
-                "not compared"
-                if row.speedup != row.speedup
-                else f"{row.speedup:.3g}x [{row.low:.3g}, {row.high:.3g}]"
-            )
+            speed = "not compared" if row.speedup != row.speedup else comparing.speed_up(row)
             where = f"context {row.context}, {row.sparsity_requested:.0%}"
             typer.echo(f"{where}: {speed}, below {fail_below}x of {row.reference}")
         if len(slow):

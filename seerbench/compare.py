@@ -329,13 +329,19 @@ def table(frame: pd.DataFrame) -> str:
             if row.status != "measured":
                 lines.append(f"  {row.method:<22}{row.status.replace('_', ' ')}: {row.reason}")
                 continue
-            speed = "-" if pd.isna(row.speedup) else f"{row.speedup:.3g}x [{row.low:.3g}, {row.high:.3g}]"
+            speed = "-" if pd.isna(row.speedup) else speed_up(row)
             lines.append(
                 f"  {row.method:<22}{row.sparsity_realised:>8.1%}{row.ms:>11.3f}"
                 f"{f'{row.ms_q1:.3f} to {row.ms_q3:.3f}':>20}{speed:>34}{row.tflops:>10.3f}"
                 f"{row.of_dense:>10.0%}{row.peak_mib:>10.1f}"
             )
     return "\n".join(lines)
+
+
+def speed_up(row: Any) -> str:
+    """A line of the summary's speed-up with its interval; below 1, two digits that count."""
+    number, low, high = (f"{x:.2f}" if x >= 1 else f"{x:.2g}" for x in (row.speedup, row.low, row.high))
+    return f"{number}x [{low}, {high}]"
 
 
 def figure(frame: pd.DataFrame, title: str) -> Any:
