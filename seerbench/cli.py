@@ -242,12 +242,16 @@ def compare(
 
 @app.command(rich_help_panel=USE)
 def advise(
-    context: Annotated[int, typer.Option(help="tokens of the prompt")],
+    context: Annotated[int, typer.Option(help="tokens of the prompt", min=1)],
     gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H200, EPYC")] = None,
     results: Results = FRESH,
     published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
 ) -> None:
     """Say which method pays off at a context, where dense wins, and what it costs, from measured rows alone.
+
+    Pays off: the whole interval of the speed-up over the machine's *fastest* dense kernel is above 1; dense wins:
+    all of it below. The speed-up over FlashAttention-2, the paper's, stands beside it. Where the machine's own runs
+    hold no loss, that of other machines follows: it depends on the model.
 
     Each answer names its machine, date, commit and scale. A context that was not measured is not
     extrapolated: the nearest ones that were are shown.
