@@ -44,7 +44,7 @@ LAYER, HEAD = heads[-1]
 SPARSITY = 0.7
 
 
-# %%
+# %% tags=["hide-input"]
 def square(blocks, column):
     """Rows of one head -> [query block, key block], 0 above the diagonal."""
     n = int(blocks[["row", "column"]].to_numpy().max()) + 1
@@ -79,7 +79,7 @@ about = (
 # sparsity above. Found is what both would keep, missed what only the target would, needless what only the gate
 # would.
 
-# %%
+# %% tags=["hide-input"]
 with rc_context(style.STYLE):
     figure, axes = style.figure(1, 3, 2.9, sharex=True, sharey=True)
     for ax, values, title in zip(axes, (target, predicted), ("target", "gate")):
@@ -107,7 +107,7 @@ notebooks.picture(figure, f"Target, gate and choice of {about}")
 # row's pooled attention in them. Against the distance from the diagonal, the two tell a gate that is blind to
 # what is far from one that only leaves out blocks of no weight.
 
-# %%
+# %% tags=["hide-input"]
 distance = np.subtract.outer(np.arange(len(target)), np.arange(len(target)))
 edges = np.unique(np.append(2 ** np.arange(0, np.ceil(np.log2(len(target))) + 1), [0, 1]).astype(int))
 lines = []
@@ -125,7 +125,7 @@ for low, high in pairwise(edges):
 by_distance = pd.DataFrame(lines)
 display(by_distance.style.hide().format({"found": "{:.0%}", "missed mass": "{:.2%}"}, na_rep="none wanted"))
 
-# %%
+# %% tags=["hide-input"]
 with rc_context(style.STYLE):
     figure, (left, right) = style.figure(1, 2, 2.6)
     places = np.arange(len(by_distance))
@@ -149,7 +149,7 @@ notebooks.picture(figure, f"Blocks found by distance and mass kept by row, {abou
 # The same for every head that was recorded. A head with a low recall and a high kept mass misses blocks that
 # hardly count; one with both low is where the loss comes from.
 
-# %%
+# %% tags=["hide-input"]
 lines = []
 for layer, head in heads:
     t, _, w, f = look(layer, head, SPARSITY)
@@ -175,7 +175,7 @@ display(of_heads.style.hide().format("{:.0%}", subset=list(of_heads.columns[2:])
 # what is for free.
 
 
-# %%
+# %% tags=["hide-input"]
 def heat(rows, value):
     """[layer, head] means over documents."""
     return rows.pivot_table(index="layer", columns="head", values=value, aggfunc="mean")
@@ -204,7 +204,7 @@ with rc_context(style.STYLE):
             )
             ax.grid(False)
             ax.locator_params(integer=True)
-        axes[column].set_title(textwrap.fill(name, 14), fontsize=6)
+        axes[column].set_title(textwrap.fill(name, 14, break_long_words=False), fontsize=6)
         axes[len(names) + column].set_xlabel("head")
     axes[0].set_ylabel("recall\nlayer")
     axes[len(names)].set_ylabel("kept mass\nlayer")
@@ -230,7 +230,7 @@ display(worst.head(8).reset_index().style.hide().format("{:.0%}", subset=["recal
 # Documents differ too. Below: the mean over layers and heads of each document, with a document's spread as a
 # line. A gate whose documents scatter widely has learned some texts and not others.
 
-# %%
+# %% tags=["hide-input"]
 by_document = here.groupby(["method", "gate", "document"], dropna=False)[["recall", "mass"]].mean().reset_index()
 with rc_context(style.STYLE):
     figure, axes = style.figure(1, 2, 2.4)

@@ -149,7 +149,7 @@ samples = run.table("samples")
 samples = samples[samples.run_id.isin(cells.run_id)]
 notebooks.overview([run]).style.hide()
 
-# %%
+# %% tags=["hide-input"]
 faster = summaries.speedups(cells, samples, "attend")
 median = samples.groupby(["run_id", "cell", "method"]).ms.median().rename("ms").reset_index()
 keys = ["context", "method", "sparsity_requested", "sparsity_realised"]
@@ -188,10 +188,12 @@ display(shown.style.hide().set_caption(f"context {style.size(context)}, {most:.0
 # %% [markdown]
 # Left: the rate on kept blocks. A kernel whose line falls towards high sparsity has work that does not shrink
 # with the blocks: launches, lists, the beginning and end of each row. Right: what that leaves of the ideal
-# speed-up, 1 / (1 - skipped), drawn dashed.
+# speed-up, 1 / (1 - skipped), drawn dashed; a kernel above that line is better made than the dense kernel that
+# it is compared with.
 
-# %%
+# %% tags=["hide-input"]
 plain = ladder[ladder.context == context]
+base, kernel_of = plain.base.dropna().iloc[0], plain.drop_duplicates("method").set_index("method").implementation
 with rc_context(style.STYLE):
     figure, (left, right) = style.figure(1, 2, 3.0)
     for method, line in plain[plain["mask"] != "dense"].groupby("method", sort=False):
@@ -210,9 +212,7 @@ with rc_context(style.STYLE):
         ylim=(0, None),
         title=f"rate, {style.size(context)}",
     )
-    right.set(
-        xlabel="blocks skipped", ylabel="speed-up (x)", title=f"over {style.display(plain.base.dropna().iloc[0])}"
-    )
+    right.set(xlabel="blocks skipped", ylabel="speed-up (x)", title=f"over {base} ({kernel_of[base]})")
     left.legend(fontsize=5)
     right.legend(fontsize=5)
     notebooks.caption(figure, sources.label(run, cells, timed=True))
@@ -234,7 +234,7 @@ display(table.map("{:.2f}x".format).reset_index().style.hide().set_caption(f"spe
 # The gate learns from the dense map pooled to blocks. Written down naively that is the whole map in memory; the
 # pooled kernel takes each block's maximum on its way through FlashAttention.
 
-# %%
+# %% tags=["hide-input"]
 trainers = [one for one in runs if (one.table("cells").sweep == "training_kernel").any()]
 if trainers:
     one = next((one for one in trainers if one is run or one.folder == run.folder), trainers[0])
@@ -249,7 +249,7 @@ if trainers:
             "implementation": line.implementation,
             "ms": "" if pd.isna(line.value) else f"{line.value:.3g} [{line.low:.3g}, {line.high:.3g}]",
             "peak MiB": "" if pd.isna(line.value) else f"{memory[line.method, line.context]:,.0f}",
-            "why not": line.reason or "",
+            "why not": line.reason if isinstance(line.reason, str) else "",
         }
         for line in times.sort_values(["context", "value"]).itertuples()
     ]

@@ -34,7 +34,7 @@ notebooks.overview(runs).style.hide()
 # So watch the *scale* column: a number is as good as what it was measured on.
 
 
-# %%
+# %% tags=["hide-input"]
 @cache
 def measured(name):
     """[(run, frame), ...]: an artefact's frame from every machine that measured it, fresh before published."""
@@ -162,7 +162,7 @@ show("fig8")
 # above 1, and the speed-up at the highest sparsity that was measured. "Never" is an answer too: short contexts
 # leave nothing to save.
 
-# %%
+# %% tags=["hide-input"]
 SWEEPS = {"kernel": "attend", "methods": "total", "ttft": "ttft"}
 
 lines = []

@@ -23,7 +23,7 @@ from seerbench.results import ROOT, ResultsError, Run, atomically
 
 RUN = "SEERBENCH_RUN"  # the folder of rows that a notebook is executed for
 SECONDS = 300  # a cell may take
-LONG = 12  # lines of code beyond which a page shows a cell folded
+FOLDED = "hide-input"  # the tag of cells whose code a page shows folded: how a figure is drawn
 COLOURS = r"\x1b\[[0-9;]*m"  # of a terminal, in IPython's tracebacks
 
 PAGE_CSS = """
@@ -143,10 +143,9 @@ def html(notebook: Any, source: Path, run: Path | None) -> str:
             parts.append(markdown(cell.source))
         else:
             code = coloured(cell.source)
-            parts += [
-                f'<details class="code" open><summary>code</summary>{code}</details>',
-                *map(shown, cell.outputs),
-            ]
+            opened = "" if FOLDED in cell.metadata.get("tags", []) else " open"
+            parts.append(f'<details class="code"{opened}><summary>code</summary>{code}</details>')
+            parts += map(shown, cell.outputs)
     light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
     about = f"Executed from notebooks/{source.name}" + (f" for the rows of {run}." if run else ".")
     return "".join(
