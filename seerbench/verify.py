@@ -402,8 +402,12 @@ def poisoned() -> Iterator[None]:
 
 
 def explain(findings: Iterable[Finding]) -> str:
-    """The findings for a person: the first of each guess in full."""
+    """The findings for a person: the first of each guess in full; where a usual mistake is recognised, only those.
+
+    Other trials then fail for the same reason, and what they would suspect by themselves leads astray.
+    """
     first: dict[str, Finding] = {}
     for finding in findings:
         first.setdefault(finding.guess, finding)
-    return "\n".join(map(str, first.values()))
+    recognised = [finding for guess, finding in first.items() if guess in MISTAKES]
+    return "\n".join(map(str, recognised or first.values()))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -123,6 +124,15 @@ def test_a_finding_says_where():
 
     first = findings(kernel)[0]
     assert "head 2 of 4; query block 2-3 of 4, positions 32 to 63" in first.where
+
+
+def test_what_is_recognised_is_told_alone():
+    found = findings(example("wrong/ignores_mask.py"))
+    suspected = replace(found[-1], guess=found[-1].trial.suspect)
+    told = verify.explain([found[0], suspected])
+    assert told.count("guess") == 1
+    assert "ignores the mask" in told
+    assert verify.explain([suspected]).count("guess") == 1
 
 
 def test_padding_of_the_lists_is_recognised():
