@@ -340,7 +340,7 @@ def table(frame: pd.DataFrame) -> str:
 
 def speed_up(row: Any) -> str:
     """A line of the summary's speed-up with its interval; below 1, two digits that count."""
-    number, low, high = (f"{x:.2f}" if x >= 1 else f"{x:.2g}" for x in (row.speedup, row.low, row.high))
+    number, low, high = (f"{x:.2f}" if x >= 1 else f"{x:#.2g}" for x in (row.speedup, row.low, row.high))
     return f"{number}x [{low}, {high}]"
 
 
