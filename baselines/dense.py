@@ -24,7 +24,7 @@ from seerbench.attention import BlockMask, Case, Layer, block_count
 from seerbench.registry import register
 
 
-@register("dense", cites="arXiv:2307.08691")
+@register("dense", cites="arXiv:2307.08691", fidelity="upstream kernel through PyTorch's SDPA")
 class Dense:
     """Dense causal attention through SDPA (the FlashAttention-2 kernel on a GPU)."""
 
@@ -65,12 +65,17 @@ class _OnGpu(Dense):
         return None
 
 
-@register("fa2", cites="arXiv:2307.08691", needs=("cuda",))
+@register("fa2", cites="arXiv:2307.08691", needs=("cuda",), fidelity="upstream kernel through PyTorch's SDPA")
 class FlashAttention2(_OnGpu):
     """The FlashAttention-2 kernel that PyTorch carries: the paper's denominator by its own name."""
 
 
-@register("cudnn", cites="https://developer.nvidia.com/cudnn", needs=("cuda",))
+@register(
+    "cudnn",
+    cites="https://developer.nvidia.com/cudnn",
+    needs=("cuda",),
+    fidelity="upstream kernel through PyTorch's SDPA",
+)
 class CuDNN(_OnGpu):
     """cuDNN's fused attention through SDPA: a dense baseline of FlashAttention-3's class on Hopper."""
 
@@ -81,7 +86,12 @@ class CuDNN(_OnGpu):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
 
 
-@register("flash-attn", cites="arXiv:2307.08691", needs=("cuda", "flash_attn"))
+@register(
+    "flash-attn",
+    cites="arXiv:2307.08691",
+    needs=("cuda", "flash_attn"),
+    fidelity="upstream package, unmodified, where installed",
+)
 class FlashAttnPackage(_OnGpu):
     """FlashAttention-2 from the flash-attn package."""
 
@@ -99,7 +109,7 @@ class FlashAttnPackage(_OnGpu):
         return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=True).transpose(1, 2)
 
 
-@register("flex", cites="arXiv:2412.05496")
+@register("flex", cites="arXiv:2412.05496", fidelity="upstream kernel, compiled by PyTorch")
 class Flex:
     """Dense causal attention through compiled FlexAttention."""
 

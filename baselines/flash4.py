@@ -23,7 +23,12 @@ from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count
 from seerbench.registry import register
 
 
-@register("fa4", cites="github.com/Dao-AILab/flash-attention", needs=("cuda",))
+@register(
+    "fa4",
+    cites="github.com/Dao-AILab/flash-attention",
+    needs=("cuda",),
+    fidelity="upstream package, unmodified, where installed",
+)
 class FlashAttention4:
     """Dense causal attention by FlashAttention-4."""
 

@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, causal_blocks, repeat_kv
+from seerbench.attention import (
+    BlockMask,
+    BlockSparse,
+    Layer,
+    block_count,
+    causal_blocks,
+    grouped_products,
+    repeat_kv,
+)
+from seerbench.baselines.minference import diagonal_sums
 from seerbench.gate import pool_blocks, top_k_density
 from seerbench.registry import register
 
@@ -26,7 +35,7 @@ LEAST_TOKENS = 512  # min_budget there, at blocks of 128
 BISECTIONS = 14
 
 
-@register("flexprefill", cites="arXiv:2502.20766")
+@register("flexprefill", cites="arXiv:2502.20766", fidelity="our port of the plan, on our kernel")
 class FlexPrefill(BlockSparse):
     """Columns and diagonals up to a share of the mass, pooled scores where pooling can be trusted."""
 
@@ -36,23 +45,30 @@ class FlexPrefill(BlockSparse):
         """sparsity: in place of gamma, when given."""
         self.sparsity, self.block, self.gamma, self.tau = sparsity, block, gamma, tau
 
+    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> FlexPrefill:
+        """The same at the gamma that a requested sparsity comes to on this input: what a timing runs."""
+        gamma = self._gamma(estimate_blocks(q, k, self.block), q.shape[2])
+        return FlexPrefill(block=self.block, gamma=gamma, tau=self.tau)
+
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
-        tokens, block = q.shape[2], self.block
-        estimate = estimate_blocks(q, k, block)
-        if self.sparsity is None:
-            return BlockMask.from_dense(choose(*estimate, self.gamma, self.tau, block), tokens, block, block)
+        estimate = estimate_blocks(q, k, self.block)
+        gamma = self.gamma if self.sparsity is None else self._gamma(estimate, q.shape[2])
+        return self._mask(estimate, gamma, q.shape[2])
+
+    def _mask(self, estimate: tuple[Tensor, ...], gamma: float, tokens: int) -> BlockMask:
+        return BlockMask.from_dense(choose(*estimate, gamma, self.tau, self.block), tokens, self.block, self.block)
+
+    def _gamma(self, estimate: tuple[Tensor, ...], tokens: int) -> float:
+        """The largest gamma that keeps at most as many blocks as the top-k rule, by bisection."""
+        if self.sparsity == 0:
+            return 2.0  # above 1: all
+        budget = top_k_density(block_count(tokens, self.block), self.sparsity)
         low, high = 0.0, 1.0
-        kept = choose(*estimate, 2.0 if self.sparsity == 0 else 0.0, self.tau, block)  # above 1: all
-        best = BlockMask.from_dense(kept, tokens, block, block)
-        budget = top_k_density(block_count(tokens, block), self.sparsity)
-        for _ in range(BISECTIONS if self.sparsity else 0):
+        for _ in range(BISECTIONS):
             gamma = (low + high) / 2
-            plan = BlockMask.from_dense(choose(*estimate, gamma, self.tau, block), tokens, block, block)
-            if plan.density() <= budget:
-                low, best = gamma, plan
-            else:
-                high = gamma
-        return best
+            fits = self._mask(estimate, gamma, tokens).density() <= budget
+            low, high = (gamma, high) if fits else (low, gamma)
+        return low
 
 
 def estimate_blocks(q: Tensor, k: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,15 +79,13 @@ def estimate_blocks(q: Tensor, k: Tensor, block: int) -> tuple[Tensor, Tensor, T
     """
     tokens, head_dim = q.shape[2], q.shape[3]
     last, n = min(block, tokens), block_count(tokens, block)
-    k = repeat_kv(k, q.shape[1])
-    scores = (q[:, :, -last:] @ k.mT).float() * head_dim**-0.5
+    scores = grouped_products(q[:, :, -last:], k).float() * head_dim**-0.5
     rows = torch.arange(tokens - last, tokens, device=q.device)[:, None]
     weights = scores.masked_fill_(torch.arange(tokens, device=q.device) > rows, -torch.inf).softmax(-1)
     columns = weights.mean(-2)
-    offsets = (rows - torch.arange(tokens, device=q.device)).clamp_min(0).expand(weights.shape)
-    diagonals = torch.zeros_like(columns).scatter_add_(-1, offsets.flatten(-2), weights.flatten(-2)) / last
+    diagonals = diagonal_sums(weights) / last
 
-    pooled_k = pool_blocks(k, block)["avg"].float()
+    pooled_k = repeat_kv(pool_blocks(k, block)["avg"], q.shape[1]).float()
     mean_q = q[:, :, -last:].float().mean(2, keepdim=True)
     guess = ((mean_q @ pooled_k.mT) * head_dim**-0.5).softmax(-1)[:, :, 0]
     true = _pool(columns, block)

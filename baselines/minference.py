@@ -2,8 +2,9 @@
 
 What      per head one of three patterns. Vertical-slash: the key columns and the diagonals that the last 64
           queries attend to most. A-shape: first keys and a window. Block-sparse: top-k blocks of mean-pooled
-          q and k. `minference` takes a head's pattern and budget from a file that `search_patterns` (or
-          upstream) wrote, or MInference's default for Llama-3.1-8B-Instruct: (512, 2048) for every head
+          q and k. `minference` takes a head's pattern and budget from one of upstream's two configurations for
+          Llama-3.1-8B-Instruct, v2 (its default since 2024-09: (512, 2048) for every head) or v1 (a mix of six
+          budgets), from a search for the model at hand (`search_patterns`), or from a file in upstream's format
 Source    arXiv:2407.02490, section 3, algorithms 1 to 3, appendix C
 Upstream  microsoft/MInference (MIT), read at fb56c917 (after v0.1.6)
 Fidelity  `minference`: our port, the estimation and the index conversion entry for entry (tiles at unaligned
@@ -19,18 +20,21 @@ Timed     plan (estimation, ranking, conversion) and attend
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count, repeat_kv
-from seerbench.gate import select_budget, top_k_density
+from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count, grouped_products, repeat_kv
+from seerbench.gate import budget_limit, select_budget, top_k_density
 from seerbench.kernels.vertical_slash import TileMask, vertical_slash_tiles
 from seerbench.registry import register
 
@@ -38,7 +42,9 @@ LAST_QUERIES = 64  # queries that vote (upstream last_q)
 FORCED_COLUMNS, FORCED_DIAGONALS = 30, 100  # upstream sets these scores to infinity, at blocks of 64
 LEAST_COLUMNS, LEAST_DIAGONALS = 30, 50  # and never takes fewer
 BISECTIONS = 14  # of the factor on the budgets, where a sparsity is asked for
+FITS = 8  # of a candidate's factor in the offline search, between 1/32 and 32: to 3%
 VERTICAL, SLASH = 512, 2048  # upstream config Llama_3.1_8B_Instruct_128k_..._v2.json, every head
+V1 = "minference-llama-3.1-8b-v1.json"  # upstream's first file for that model, its scores rounded
 KINDS = ("vertical_and_slash", "stream_llm", "block_sparse")  # the names in upstream's files
 
 
@@ -85,15 +91,20 @@ class _Patterns:
     """What the port and the upstream package share: whose patterns they follow."""
 
     def __init__(self, patterns: Path | str | None = None, block: int = 64, sparsity: float | None = None) -> None:
-        """patterns: a JSON file of `load_patterns`; None for the default, (512, 2048) at blocks of 64.
+        """patterns: a JSON file of `load_patterns`, or v1; None or v2 for (512, 2048) at blocks of 64.
 
         sparsity: None follows the budgets, whatever they come to on an input. A number scales all budgets of a
         layer by one factor, found anew for each input by bisection: for accuracy at equal sparsity. The
         search is part of the plan, so timings give no sparsity.
         """
-        self.block, self.sparsity = block, sparsity
-        self.layers = None if patterns is None else load_patterns(patterns)
-        self.source = f"v2 ({VERTICAL}, {SLASH})" if patterns is None else Path(patterns).stem
+        self.block, self.sparsity, self.factor = block, sparsity, 1.0
+        if patterns in (None, "v2"):
+            self.layers, self.source = None, f"v2 ({VERTICAL}, {SLASH})"
+        elif patterns == "v1":
+            with as_file(files("seerbench.baselines") / "configs" / V1) as file:
+                self.layers, self.source = load_patterns(file), "v1 (mix)"
+        else:
+            self.layers, self.source = load_patterns(patterns), Path(patterns).stem
 
     def patterns(self, layer: int, heads: int) -> list[Pattern]:
         """One layer's patterns by head."""
@@ -105,7 +116,11 @@ class _Patterns:
         return [self.layers[layer].get(head, ABSENT) for head in range(heads)]
 
 
-@register("minference", cites="arXiv:2407.02490")
+@register(
+    "minference",
+    cites="arXiv:2407.02490",
+    fidelity="our port: unaligned tiles, gathered columns, both official configurations or a search",
+)
 class MInference(_Patterns):
     """Vertical-slash, A-shape and block-sparse heads, estimated online, on unaligned tiles and gathered columns."""
 
@@ -119,21 +134,31 @@ class MInference(_Patterns):
 
         return vertical_slash.refuses(case)
 
+    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> MInference:
+        """The same with its budgets scaled as a requested sparsity comes to on this input: what a timing runs."""
+        fixed = copy.copy(self)
+        fixed.sparsity, fixed.factor = None, self._factor(q, k, layer)
+        return fixed
+
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> TileMask:
+        factor = self.factor if self.sparsity is None else self._factor(q, k, layer)
+        return self._tiles(q, k, layer, factor)
+
+    def _tiles(self, q: Tensor, k: Tensor, layer: Layer, factor: float) -> TileMask:
         patterns = self.patterns(layer.index, q.shape[1])
-        if self.sparsity is None:
-            return pattern_tiles(q, k, patterns, self.block)
-        budget = top_k_density(block_count(q.shape[2], self.block), self.sparsity)
+        return pattern_tiles(q, k, patterns if factor == 1 else _times(patterns, factor), self.block)
+
+    def _factor(self, q: Tensor, k: Tensor, layer: Layer) -> float:
+        """The largest factor on all budgets whose tiles are at most as many as the top-k rule's blocks."""
         low, high = 0.0, float(q.shape[2])  # at the upper end every head keeps all
-        best = pattern_tiles(q, k, _times(patterns, high if self.sparsity == 0 else low), self.block)
-        for _ in range(BISECTIONS if self.sparsity else 0):
+        if self.sparsity == 0:
+            return high
+        budget = top_k_density(block_count(q.shape[2], self.block), self.sparsity)
+        for _ in range(BISECTIONS):
             factor = (low * high) ** 0.5 if low else high / 16
-            plan = pattern_tiles(q, k, _times(patterns, factor), self.block)
-            if plan.density() <= budget:
-                low, best = factor, plan
-            else:
-                high = factor
-        return best
+            fits = self._tiles(q, k, layer, factor).density() <= budget
+            low, high = (factor, high) if fits else (low, factor)
+        return low
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: TileMask) -> Tensor:
         from seerbench.kernels.vertical_slash import tile_attention
@@ -141,26 +166,47 @@ class MInference(_Patterns):
         return tile_attention(q, k, v, plan)
 
 
-@register("minference-aligned", cites="arXiv:2407.02490")
+@register(
+    "minference-aligned",
+    cites="arXiv:2407.02490",
+    fidelity="simplified: the same estimate rounded outwards to blocks",
+)
 class MInferenceAligned(BlockSparse):
     """Vertical-slash sparsity estimated from the last queries, rounded outwards to blocks."""
 
-    def __init__(self, sparsity: float = 0.9, block: int = 64) -> None:
-        self.sparsity, self.block = sparsity, block
+    def __init__(self, sparsity: float | None = None, block: int = 64, scale: float = 1.0) -> None:
+        """sparsity: None keeps what the budgets (512, 2048) times `scale` touch; a number finds the scale."""
+        self.sparsity, self.block, self.scale = sparsity, block, scale
+        self.source = f"v2 ({VERTICAL}, {SLASH})"
+
+    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> MInferenceAligned:
+        """The same at the scale that a requested sparsity comes to on this input: what a timing runs."""
+        limit = float(budget_limit(self._cost(q, k), self.sparsity).max())
+        return MInferenceAligned(block=self.block, scale=math.nextafter(max(limit, 0.0), math.inf))
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
-        tokens, block = q.shape[2], self.block
+        cost = self._cost(q, k)
+        if self.sparsity is None:
+            return BlockMask.from_dense(cost.double() < self.scale, q.shape[2], self.block, self.block)
+        return select_budget(cost, self.sparsity, q.shape[2], self.block)
+
+    def _cost(self, q: Tensor, k: Tensor) -> Tensor:
+        """The scale of the budgets from which on a block is touched, [B, Hq, n, n]."""
+        block, n = self.block, block_count(q.shape[2], self.block)
         columns, diagonals = vertical_slash_scores(q, k, block / 64)
-        n = block_count(tokens, block)
         # A rank in units of its budget: at scale r the head keeps ranks below r in both lists.
-        cost = torch.minimum(
-            _best_of_blocks(_ranks(columns) / VERTICAL, n, block)[..., None, :],
-            _slash_cost(_ranks(diagonals) / SLASH, n, block),
+        return torch.minimum(
+            _best_of_blocks(_ranks(columns) / _scaled(VERTICAL, block), n, block)[..., None, :],
+            _slash_cost(_ranks(diagonals) / _scaled(SLASH, block), n, block),
         )
-        return select_budget(cost, self.sparsity, tokens, block)
 
 
-@register("minference-upstream", cites="arXiv:2407.02490", needs=("cuda", "minference"))
+@register(
+    "minference-upstream",
+    cites="arXiv:2407.02490",
+    needs=("cuda", "minference"),
+    fidelity="upstream package's kernels, where installed; not yet run",
+)
 class MInferenceUpstream(_Patterns):
     """MInference's own kernels, where its package is installed; vertical-slash heads only."""
 
@@ -291,15 +337,22 @@ def vertical_slash_scores(q: Tensor, k: Tensor, scale: float = 1.0) -> tuple[Ten
     Diagonal d holds the pairs with query - key = d. Forced entries are +inf; `scale` shortens the forced
     runs where smaller blocks stand for the paper's 64 (they would fill a short context's whole budget).
     """
-    tokens, group = q.shape[2], q.shape[1] // k.shape[1]
+    tokens = q.shape[2]
     last = min(LAST_QUERIES, tokens)
-    grouped = q[:, :, -last:].unflatten(1, (-1, group))
-    scores = (grouped @ k[:, :, None].mT).flatten(1, 2).float() * q.shape[-1] ** -0.5
+    scores = grouped_products(q[:, :, -last:], k).float() * q.shape[-1] ** -0.5
     rows = torch.arange(tokens - last, tokens, device=q.device)[:, None]
     keys = torch.arange(tokens, device=q.device)[None, :]
     weights = scores.masked_fill_(keys > rows, -torch.inf).softmax(-1)
     columns = weights.sum(-2)
     columns[..., : max(1, round(FORCED_COLUMNS * scale))] = torch.inf
+    diagonals = diagonal_sums(weights)
+    diagonals[..., : max(1, round(FORCED_DIAGONALS * scale))] = torch.inf
+    return columns, diagonals
+
+
+def diagonal_sums(weights: Tensor) -> Tensor:
+    """[B, H, L, N], the last L rows of an N x N map -> its sums over the diagonals 0 .. N - 1, [B, H, N]."""
+    last, tokens = weights.shape[-2:]
     # Row i holds diagonal N - 1 - c at key c - (last - 1 - i). With last - 1 zeros to the left that is place c + i:
     # one step further than a row's stride from row to row, so that a sheared view lines the diagonals up.
     padded = F.pad(weights, (last - 1, 0)).contiguous()
@@ -307,9 +360,7 @@ def vertical_slash_scores(q: Tensor, k: Tensor, scale: float = 1.0) -> tuple[Ten
     sheared = padded.as_strided(
         (*padded.shape[:2], last, tokens), (padded.stride(0), padded.stride(1), width + 1, 1)
     )
-    diagonals = sheared.sum(-2).flip(-1)
-    diagonals[..., : max(1, round(FORCED_DIAGONALS * scale))] = torch.inf
-    return columns, diagonals
+    return sheared.sum(-2).flip(-1)
 
 
 def _scaled(count: int, block: int) -> int:
@@ -330,7 +381,7 @@ def candidates(tokens: int) -> list[Pattern]:
     """What the search tries: the paper's table 7, budgets in proportion to its 30k calibration tokens."""
     scale = tokens / 30_720
     paper = [
-        ("stream_llm", 1024, 4096),
+        ("stream_llm", 1024, 4096),  # first: its cost in the kernel is what the others may spend
         ("vertical_and_slash", 30, 2048),
         ("vertical_and_slash", 100, 1800),
         ("vertical_and_slash", 500, 1500),
@@ -343,24 +394,42 @@ def candidates(tokens: int) -> list[Pattern]:
 def search_patterns(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> list[Pattern]:
     """The best candidate of each head of one layer, by the output that the kernel really gives.
 
-    q [B, Hq, N, D], k and v [B, Hk, N, D] of the calibration text. Kernel-aware: each candidate costs about
-    the same work in the kernel, runs through it, and is scored by what the output keeps,
-    1 - ||sparse - dense|| / ||dense|| (the paper's "recall of the attention output").
+    q [B, Hq, N, D], k and v [B, Hk, N, D] of the calibration text. Kernel-aware, as the paper's algorithm 1: the
+    budgets of a candidate are scaled, head by head, until it executes as many tiles as the A-shape, then it
+    runs through the kernel and is scored by what the output keeps, 1 - ||sparse - dense|| / ||dense|| (the
+    paper's "recall of the attention output"). Only an upper limit where the forced columns and diagonals cost more.
     """
     from seerbench.kernels.vertical_slash import tile_attention
 
-    tried = candidates(q.shape[2])
-    dense = F.scaled_dot_product_attention(q, repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1]), is_causal=True)
+    heads = q.shape[1]
+    shape, *others = candidates(q.shape[2])
+    limit = pattern_tiles(q, k, [shape] * heads, block).head_density().mean(0)
+    tried = [[shape] * heads, *(_within(q, k, other, limit, block) for other in others)]
+    dense = F.scaled_dot_product_attention(q, repeat_kv(k, heads), repeat_kv(v, heads), is_causal=True)
     norm = dense.float().square().sum((0, 2, 3)).sqrt()
     scores = []
-    for pattern in tried:
-        out = tile_attention(q, k, v, pattern_tiles(q, k, [pattern] * q.shape[1], block))
+    for patterns in tried:
+        out = tile_attention(q, k, v, pattern_tiles(q, k, patterns, block))
         scores.append(1 - (out - dense).float().square().sum((0, 2, 3)).sqrt() / norm)
     best = torch.stack(scores).max(0)
     return [
-        Pattern(tried[i].kind, tried[i].first, tried[i].second, round(score, 6))
-        for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        replace(tried[i][head], score=round(score, 6))
+        for head, (i, score) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     ]
+
+
+def _within(q: Tensor, k: Tensor, pattern: Pattern, limit: Tensor, block: int) -> list[Pattern]:
+    """The pattern of each head with its budgets scaled to at most `limit` [Hq], in executed over causal tiles."""
+    low, high = torch.full_like(limit, 1 / 32), torch.full_like(limit, 32.0)
+    for _ in range(FITS):
+        middle = (low * high).sqrt()
+        density = pattern_tiles(q, k, _each(pattern, middle), block).head_density().mean(0)
+        low, high = torch.where(density <= limit, middle, low), torch.where(density <= limit, high, middle)
+    return _each(pattern, low)
+
+
+def _each(pattern: Pattern, factors: Tensor) -> list[Pattern]:
+    return [_times([pattern], factor)[0] for factor in factors.tolist()]
 
 
 # The aligned variant

@@ -1,22 +1,29 @@
-"""MoA: each head its own sliding window, chosen offline so that the model loses least.
+"""MoA: each head its own sliding window that grows with the context, chosen offline so that the model loses least.
 
-What      head h keeps the first block and a window that grows with the context, span beta_h * N
+What      head h keeps the first block and a window; both together span alpha_h + beta_h * N tokens. The rules
+          (alpha, beta) of all heads stand in a plan file, which is searched for one model (moa_plan.py)
 Source    arXiv:2406.14909, sections 3 and 4
-Upstream  thu-nics/MoA (MIT)
-Fidelity  simplified: elastic rules with alpha = 0 and nine betas; the influence of a rule is the attention
-          mass that it hides from the head on calibration text (upstream: the first-order change of the
-          loss, from gradients); one density budget, solved exactly with HiGHS, at the length that is
-          run (upstream: several lengths, at most two rules a layer). The plan runs on our kernel,
-          which skips; upstream's kernel loads every tile
+Upstream  thu-nics/MoA (MIT), read at e224fe3e; plans in its format, {"alphas": [[head, ...], ...], "betas": ...}
+Fidelity  our port. Ported: profile by the gradient of the loss, elastic rules, at most two of them a layer, one
+          objective a length, density bounds at each length and at an extension length, Pareto plans, the one with
+          the lowest validation loss taken; mask as at run time there, its reserve for 1024 generated tokens
+          included. Departures: solved by HiGHS (upstream: Gurobi); calibrated on the model's own greedy
+          continuations of the preset's text (upstream: its summaries of MultiNews); key/value heads stay
+          shared, rules are a query head's as there; lengths, blocks and grid steps scale with the preset;
+          the grid has finer rules below an eighth of the context, without which 90% is out of reach
+Kernel    ours skips. Upstream's loads every key tile and leaves out arithmetic only, which is why MoA is slower
+          than dense in the paper's Table 4: `moa` says what the plan could give, not what upstream's code gives
 0.35      the sparsity that SeerAttention's tables give for MoA is its default KV density of 0.5 (mean span over
-          context), counted as attention area; on this port a requested sparsity is attention area
-Timed     plan (building the lists from the solved spans) and attend
+          context) counted as attention area. Heads that differ make it 0.33 to 0.43; equal ones would be 0.25.
+          Without a requested sparsity a plan is bound to that KV density; a requested one bounds the area, and
+          its spans leave no room for generated tokens
+Timed     plan (building the lists from the rules) and attend
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,93 +31,85 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, causal_blocks, repeat_kv
-from seerbench.gate import top_k_density
+from seerbench.attention import BlockMask, BlockSparse, Layer, block_count
 from seerbench.registry import register
 
-BETAS = tuple(step / 16 for step in (0.5, 1, 2, 3, 4, 6, 8, 12, 16))  # span as a share of the context
+RESERVE = 16  # blocks: upstream plans for 1024 tokens to be generated, at blocks of 64
+LEAST = 2  # blocks of the shortest span: sink and diagonal
 
 
-@register("moa", cites="arXiv:2406.14909")
+@register("moa", cites="arXiv:2406.14909", fidelity="our port, searched for the model; on our kernel, which skips")
 class MoA(BlockSparse):
-    """A mixture of sliding windows, one span a head, profiled on calibration text."""
+    """A mixture of sliding windows, one growing span a head, searched offline."""
 
-    def __init__(self, profile: Path | str, sparsity: float = 0.35, block: int = 64) -> None:
-        """profile: the JSON file that `seerbench profile` writes for the model."""
+    def __init__(self, plan: Path | str, sparsity: float | None = None, block: int = 64) -> None:
+        """plan: a file of `load_plan`. sparsity: the one that it was searched for; None for its own."""
         self.sparsity, self.block = sparsity, block
-        self.influence = np.array(json.loads(Path(profile).read_text())["influence"])  # [layers, heads, betas]
-        self._spans: dict[int, np.ndarray] = {}
+        self.alphas, self.betas = load_plan(plan)
+        self.source = Path(plan).stem
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
-        n = block_count(q.shape[2], self.block)
-        if n not in self._spans:
-            self._spans[n] = solve_spans(self.influence, n, top_k_density(n, self.sparsity))
-        spans = torch.as_tensor(self._spans[n][layer.index], device=q.device)
-        kept = window_with_sink(spans, n).expand(q.shape[0], -1, n, n)
-        return BlockMask.from_dense(kept, q.shape[2], self.block, self.block)
+        if layer.index >= len(self.alphas) or len(self.alphas[layer.index]) != q.shape[1]:
+            shape = f"{len(self.alphas)} layers of {len(self.alphas[0])} heads"
+            raise ValueError(f"the plan {self.source} is for {shape}; layer {layer.index} has {q.shape[1]} heads")
+        rules = self.alphas[layer.index], self.betas[layer.index]
+        windows = window_blocks(*rules, q.shape[2], self.block, reserve_for(self.sparsity))
+        return windows_and_sink(windows, q.shape[0], q.shape[2], self.block, q.device)
 
 
-def span_blocks(n: int) -> np.ndarray:
-    """Window of each beta in blocks, at a context of n blocks; at least the diagonal block."""
-    return np.maximum(1, np.round(np.array(BETAS) * n)).astype(int)
+def reserve_for(sparsity: float | None) -> int:
+    """Blocks of generated tokens that spans count in: upstream's; none where a sparsity of prefill is asked for."""
+    return RESERVE if sparsity is None else 0
 
 
-def window_with_sink(spans: Tensor, n: int) -> Tensor:
-    """Window lengths [H] in blocks -> bool [H, n, n]: the window and block 0."""
-    rows = torch.arange(n, device=spans.device)
-    distance = rows[:, None] - rows[None, :]
-    return (distance[None] < spans[:, None, None]) | (rows[None, None, :] == 0)
+def window_blocks(alphas: Any, betas: Any, tokens: int, block: int, reserve: int = RESERVE) -> np.ndarray:
+    """Rules -> length of the window in blocks, the diagonal's among them; the sink block is not counted."""
+    reach = tokens + reserve * block
+    span = np.minimum(np.trunc(np.asarray(alphas) + np.asarray(betas) * reach), reach)
+    return (np.ceil(np.maximum(span, LEAST * block) / block) - 1).astype(int)
 
 
-def solve_spans(influence: np.ndarray, n: int, density: float) -> np.ndarray:
-    """The window of each head, int [layers, heads]: least total influence at a mean block density.
-
-    A multiple-choice knapsack, solved by scipy's HiGHS. When even the shortest windows are denser than
-    the budget, they are the answer.
-    """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import identity, kron
-
-    layers, heads, choices = influence.shape
-    spans = span_blocks(n)
-    causal = causal_blocks(n, 1, 1)
-    share = [(w & causal).sum().item() / causal.sum().item() for w in window_with_sink(torch.tensor(spans), n)]
-    units = layers * heads
-    if min(share) >= density:
-        return np.full((layers, heads), spans[int(np.argmin(share))])
-    pick_one = LinearConstraint(kron(identity(units), np.ones((1, choices))).tocsr(), 1, 1)
-    in_budget = LinearConstraint(np.tile(share, units)[None, :], 0, density * units)
-    answer = milp(
-        influence.reshape(-1),
-        constraints=[pick_one, in_budget],
-        integrality=np.ones(units * choices),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 1e-3},
-    )
-    if answer.x is None:
-        raise RuntimeError(f"MoA's plan for density {density:.3f} at {n} blocks was not solved: {answer.message}")
-    return spans[answer.x.reshape(layers, heads, choices).argmax(-1)]
-
-
-def profile_layer(q: Tensor, k: Tensor, block: int) -> Tensor:
-    """Attention mass that each beta hides from each head: q [B, Hq, N, D], k [B, Hk, N, D] -> [Hq, betas]."""
-    tokens = q.shape[2]
+def windows_and_sink(windows: np.ndarray, batch: int, tokens: int, block: int, device: Any = "cpu") -> BlockMask:
+    """Block 0 and, for each head, the nearest `windows` [Hq] blocks: the mask as lists, no n x n map."""
     n = block_count(tokens, block)
-    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
-    scores = (q @ repeat_kv(k, q.shape[1]).transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    weights = scores.masked_fill(~causal, -torch.inf).softmax(-1)
-    block_mass = _sum_blocks(weights, n, block)  # [B, Hq, n, n]
-    kept = window_with_sink(torch.as_tensor(span_blocks(n), device=q.device), n)
-    return torch.stack([(block_mass * ~window).sum((-1, -2)).mean(0) / tokens for window in kept], dim=-1)
+    near = torch.as_tensor(windows, device=device)[:, None]
+    row = torch.arange(n, device=device)
+    start = (row - near + 1).clamp_min(0)  # [Hq, n]: first block of the window
+    counts = row - start + 1 + (start > 0).int()
+    place = torch.arange(min(n, int(windows.max()) + 1), device=device)
+    listed = torch.where(start[..., None] > 0, start[..., None] + place - 1, place)
+    listed[..., 0] = 0
+    listed = torch.where(place < counts[..., None], listed, 0)
+    shape = (batch, *listed.shape)
+    return BlockMask(
+        counts.int().expand(shape[:-1]).contiguous(), listed.int().expand(shape).contiguous(), tokens, block, block
+    )
 
 
-def _sum_blocks(weights: Tensor, n: int, block: int) -> Tensor:
-    pad = n * block - weights.shape[-1]
-    padded = torch.nn.functional.pad(weights, (0, pad, 0, pad))
-    return padded.unflatten(-1, (n, block)).sum(-1).unflatten(-2, (n, block)).sum(-2)
+def block_density(windows: np.ndarray, n: int) -> np.ndarray:
+    """Share of the causal blocks of n rows that windows of these lengths and the sink keep."""
+    row = np.arange(n)
+    kept = np.minimum(row + 1, np.asarray(windows)[..., None] + 1).sum(-1)
+    return kept / (n * (n + 1) / 2)
 
 
-def write_profile(path: Path, layers: Iterable[Tensor], about: dict[str, Any]) -> None:
-    """layers: influence [Hq, betas] of each layer, averaged over the calibration text."""
-    content = {**about, "betas": BETAS, "influence": [layer.tolist() for layer in layers]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+def load_plan(path: Path | str) -> tuple[list[list[float]], list[list[float]]]:
+    """(alphas, betas), each by layer and head, of a file in upstream's format; ValueError for another."""
+    content = json.loads(Path(path).read_text())
+    if not isinstance(content, dict) or not {"alphas", "betas"} <= content.keys():
+        raise ValueError(f'{path} is no plan of MoA: expected {{"alphas": [[...], ...], "betas": [[...], ...]}}')
+    alphas, betas = content["alphas"], content["betas"]
+    if [len(layer) for layer in alphas] != [len(layer) for layer in betas]:
+        raise ValueError(f"{path}: alphas and betas have different numbers of layers or heads")
+    return alphas, betas
+
+
+def save_plan(
+    path: Path,
+    alphas: Sequence[Sequence[float]],
+    betas: Sequence[Sequence[float]],
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a plan in upstream's format; `about` (how it was found) stands beside it, which upstream ignores."""
+    content = {"alphas": np.asarray(alphas).tolist(), "betas": np.asarray(betas).tolist()}
+    path.write_text(json.dumps({**content, **({"about": dict(about)} if about else {})}) + "\n")

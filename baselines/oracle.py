@@ -16,7 +16,7 @@ from seerbench.gate import gate_target, select_top_k
 from seerbench.registry import register
 
 
-@register("oracle", cites="arXiv:2410.13276")
+@register("oracle", cites="arXiv:2410.13276", fidelity="not a published method: upper bound")
 class OracleTopK(BlockSparse):
     """Top-k on the true pooled attention map: the upper bound for any gate."""
 

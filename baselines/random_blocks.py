@@ -17,7 +17,7 @@ from seerbench.gate import select_top_k
 from seerbench.registry import register
 
 
-@register("random", cites="none")
+@register("random", cites="none", fidelity="not a published method: lower bound")
 class RandomBlocks(BlockSparse):
     """Random blocks with the diagonal kept: what a choice that knows nothing costs."""
 

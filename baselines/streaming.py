@@ -18,7 +18,7 @@ from seerbench.gate import top_k_count
 from seerbench.registry import register
 
 
-@register("streaming", cites="arXiv:2309.17453")
+@register("streaming", cites="arXiv:2309.17453", fidelity="our port to prefill blocks")
 class StreamingLLM(BlockSparse):
     """Attention sinks and a sliding window, static: the floor that any learned choice must beat."""
 

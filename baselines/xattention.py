@@ -7,26 +7,34 @@ Source    arXiv:2503.16428
 Upstream  mit-han-lab/x-attention, read at e3798877
 Fidelity  our port of the estimator and of the row rule, on our block-sparse kernel (upstream: 128 x 128 blocks on
           Block-Sparse-Attention). Not ported: upstream's torch path masks all but the last chunk at lengths that
-          are exact multiples of its chunk; ours has no chunks. One tau for all heads.
+          are exact multiples of its chunk; ours, which also goes by chunks of rows, masks by position alone.
+          One tau for all heads.
           With a requested sparsity, tau is the one that keeps as many blocks as the top-k rule
 Timed     plan (scores, ranking, lists) and attend
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, repeat_kv
-from seerbench.gate import select_budget
+from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, grouped_products
+from seerbench.gate import budget_limit, select_budget
 from seerbench.registry import register
 
 STRIDE = 8  # upstream's default; 16 is its faster setting
 TAU = 0.9  # upstream's default threshold
+CHUNK_BYTES = 2**30  # of fp32 scores that exist at one time: at 128k and 32 heads all of them are 32 GiB
 
 
-@register("xattention", cites="arXiv:2503.16428")
+@register(
+    "xattention",
+    cites="arXiv:2503.16428",
+    fidelity="our port of the plan without upstream's chunk bug, on our kernel",
+)
 class XAttention(BlockSparse):
     """Blocks by their mass on antidiagonals, until a share of each row's mass is kept."""
 
@@ -38,11 +46,16 @@ class XAttention(BlockSparse):
             raise ValueError(f"blocks of {block} do not hold whole strides of {stride}")
         self.sparsity, self.block, self.tau, self.stride = sparsity, block, tau, stride
 
+    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> XAttention:
+        """The same at the tau that a requested sparsity comes to on this input: what a timing runs."""
+        limit = budget_limit(mass_before(antidiagonal_mass(q, k, self.block, self.stride)), self.sparsity)
+        return XAttention(block=self.block, tau=math.nextafter(float(limit.max()), math.inf), stride=self.stride)
+
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
         before = mass_before(antidiagonal_mass(q, k, self.block, self.stride))
         if self.sparsity is not None:
             return select_budget(before, self.sparsity, q.shape[2], self.block)
-        return BlockMask.from_dense(before < self.tau, q.shape[2], self.block, self.block)
+        return BlockMask.from_dense(before.double() < self.tau, q.shape[2], self.block, self.block)
 
 
 def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
@@ -52,11 +65,21 @@ def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
     q, k = (F.pad(x, (0, 0, 0, n * block - tokens)).unflatten(2, (-1, stride)) for x in (q, k))
     # Query S-1-a meets key a: their sum over a is the antidiagonal of a stride x stride square.
     q, k = q.flip(3).flatten(3), k.flatten(3)
-    scores = (q @ repeat_kv(k, q.shape[1]).mT).float() / (head_dim**0.5 * stride)
-    places = torch.arange(n * block // stride, device=q.device)
-    weights = scores.masked_fill_(places > places[:, None], -torch.inf).softmax(-1)
-    weights[:, :, block_count(tokens, stride) :] = 0.0  # rows of padding
-    return weights.unflatten(-1, (n, -1)).sum(-1).unflatten(-2, (n, -1)).sum(-2)
+    width, real = block // stride, block_count(tokens, stride)
+    mass = q.new_zeros(*q.shape[:2], n, n, dtype=torch.float32)
+    rows = max(1, CHUNK_BYTES // (4 * q.shape[0] * q.shape[1] * n * width * width))  # of blocks at a time
+    for first in range(0, n, rows):
+        last = min(first + rows, n)
+        # Keys of later rows are in the future.
+        products = grouped_products(q[:, :, first * width : last * width], k[:, :, : last * width])
+        scores = products.float() / (head_dim**0.5 * stride)
+        places = torch.arange(last * width, device=q.device)
+        seen = places[first * width :, None] >= places
+        weights = scores.masked_fill_(~seen, -torch.inf).softmax(-1)
+        weights[:, :, max(0, real - first * width) :] = 0.0  # rows of padding
+        sums = weights.unflatten(-1, (last, width)).sum(-1).unflatten(-2, (last - first, width)).sum(-2)
+        mass[:, :, first:last, :last] = sums
+    return mass
 
 
 def mass_before(mass: Tensor) -> Tensor:

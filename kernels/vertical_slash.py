@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seerbench.attention import Case, block_count
+from seerbench.attention import Case, block_count, causal_blocks
 
 LOG2_E = 1.4426950408889634
 LOWEST = tl.constexpr(-1.0e30)  # finite: a row whose first tile is masked computes exp2(-inf - LOWEST) = 0
@@ -71,6 +71,12 @@ class TileMask:
         """4 * tile^2 * head_dim for each executed tile (two matrix products), whole batch."""
         return 4 * self.tile**2 * head_dim * int(self.area().sum())
 
+    def to_dense(self) -> Tensor:
+        """bool [B, Hq, n, n]: blocks of `tile` keys of which any is read, causal ones only."""
+        n = self.tile_counts.shape[-1]
+        keys = self.rows_of_keys()[..., : n * self.tile].unflatten(-1, (n, self.tile)).any(-1)
+        return keys & causal_blocks(n, 1, 1, keys.device)
+
     def to_token_mask(self) -> Tensor:
         """bool [B, Hq, N, N]: the (query, key) pairs that are computed, causality included."""
         rows = self.rows_of_keys()[..., : self.tokens].repeat_interleave(self.tile, -2)[..., : self.tokens, :]
@@ -99,20 +105,42 @@ def vertical_slash_tiles(columns: Tensor, diagonals: Tensor, tile: int = 64) -> 
     diagonal d touches the keys [e - tile, e), e = max(E - d, tile). Taken from the left, a key range is
     closed when the next e lies more than a tile behind its end, and else extended by whole tiles; columns that
     no range covers and that lie before the last range's end are gathered. Diagonal 0 must be selected: it
-    makes every row's last range reach the diagonal, so that a gathered column precedes all its queries.
+    makes every row's last range reach the diagonal, so that a gathered column precedes all its queries (on a GPU,
+    which is not waited for, it is taken as selected).
     """
     tokens = columns.shape[-1]
-    n, device = block_count(tokens, tile), columns.device
+    n = block_count(tokens, tile)
+    if columns.is_cuda:
+        return _convert_on_gpu(*_scan_on_gpu(columns, diagonals), n, tokens, tile)
     if not diagonals[..., 0].all():
         raise ValueError("diagonal 0 must be selected for every head: without it a gathered column may be unseen")
-    places = torch.arange(tokens, device=device, dtype=torch.int32)
-    # The largest selected diagonal that is <= d: the next range to the right of a given end.
+    return _convert(*_scan(columns, diagonals), n, tokens, tile)
+
+
+def _scan(columns: Tensor, diagonals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the conversion looks up, int32, from the flags [B, Hq, N].
+
+    before [B, Hq, N]: the largest selected diagonal <= d, the next range to the right of a given end (-1: none);
+    counted [B, Hq, N + 1]: selected columns before token j; order [B, Hq, width]: the selected columns, ascending.
+    """
+    places = torch.arange(columns.shape[-1], dtype=torch.int32)
     before = torch.where(diagonals, places, -1).cummax(-1).values.int()
-    counted = torch.nn.functional.pad(columns.int().cumsum(-1, dtype=torch.int32), (1, 0))  # columns before token j
+    counted = torch.nn.functional.pad(columns.int().cumsum(-1, dtype=torch.int32), (1, 0))
     width = max(1, int(counted[..., -1].max()))
     order = torch.sort((~columns).to(torch.uint8), dim=-1, stable=True).indices[..., :width].int()
-    convert = _convert_on_gpu if columns.is_cuda else _convert
-    return convert(before.contiguous(), counted.contiguous(), order.contiguous(), n, tokens, tile)
+    return before, counted, order.contiguous()
+
+
+def _scan_on_gpu(columns: Tensor, diagonals: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without waiting for the GPU; `order` is N wide, undefined past the last column."""
+    flags = torch.stack([columns, diagonals])
+    tokens = flags.shape[-1]
+    counted = torch.empty(*flags.shape[:-1], tokens + 1, dtype=torch.int32, device=flags.device)
+    order = torch.zeros(flags.shape, dtype=torch.int32, device=flags.device)
+    _count_flags[(flags[..., 0].numel(),)](flags, counted, order, tokens, CHUNK=chunk, num_warps=8)
+    # Diagonal 0 is selected, so that each count is at least 1.
+    before = order[1].gather(-1, (counted[1, ..., 1:] - 1).long())
+    return before, counted[0], order[0]
 
 
 def _convert(before: Tensor, counted: Tensor, order: Tensor, n: int, tokens: int, tile: int) -> TileMask:
@@ -165,6 +193,22 @@ def _convert_on_gpu(before: Tensor, counted: Tensor, order: Tensor, n: int, toke
     gathered = torch.zeros(batch, heads, n, max(1, column_width), dtype=torch.int32, device=before.device)
     launch(starts, gathered, True)
     return TileMask(tiles, starts, columns, gathered, tokens, tile)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _count_flags(flags_ptr, counted_ptr, order_ptr, n, CHUNK: tl.constexpr):
+    """One program a row of N flags, a chunk at a time: how many are set before each place, and where."""
+    row = tl.program_id(0).to(tl.int64)
+    counted_row = counted_ptr + row * (n + 1)
+    tl.store(counted_row, 0)
+    total = 0
+    for start in range(0, n, CHUNK):
+        at = start + tl.arange(0, CHUNK)
+        flag = tl.load(flags_ptr + row * n + at, mask=at < n, other=0).to(tl.int32)
+        count = total + tl.cumsum(flag, 0)
+        tl.store(counted_row + at + 1, count, mask=at < n)
+        tl.store(order_ptr + row * n + count - 1, at, mask=flag > 0)
+        total += tl.sum(flag, 0)
 
 
 @triton.jit(do_not_specialize=["n", "rows", "width", "tile_width", "column_width"])

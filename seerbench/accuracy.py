@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seerbench import tasks
-from seerbench.attention import Layer, Method, causal_blocks, realised_sparsity
+from seerbench.attention import Layer, Method, causal_blocks
 from seerbench.gate import AttnGate, gate_scores, gate_target, select_top_k
 from seerbench.kernels.pooled_attention import pooled_attention
 from seerbench.models import Refused, using, visit
@@ -153,11 +153,11 @@ def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], b
             for arm in arms:
                 best = select_top_k(ranked, arm.method.sparsity, q.shape[2], block).to_dense()
                 plan = arm.method.plan(q, k, layer)
-                skipped = realised_sparsity(plan)  # once a plan: on a GPU it waits for the result
+                skipped = (1 - plan.head_density())[0].tolist()  # each head's own
                 kept = plan.to_dense()
                 hits = ((kept & best).sum((-1, -2)) / best.sum((-1, -2)))[0].tolist()
                 mass = ((target * kept).sum((-1, -2)) / target.shape[-1])[0].tolist()
-                for head, (hit, share) in enumerate(zip(hits, mass, strict=True)):
+                for head, (hit, share, empty) in enumerate(zip(hits, mass, skipped, strict=True)):
                     rows.append(
                         {
                             **arm.labels(),
@@ -165,7 +165,7 @@ def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], b
                             "layer": layer.index,
                             "head": head,
                             "document": document,
-                            "sparsity_realised": skipped,
+                            "sparsity_realised": empty,
                             "recall": hit,
                             "mass": share,
                         }
@@ -225,24 +225,6 @@ def most_different(maps: Mapping[Any, Tensor], count: int) -> list[Any]:
         distance = (stack - stack[pick]).norm(dim=1)
         nearest = distance if len(chosen) == 1 else torch.minimum(nearest, distance)
     return sorted(keys[index] for index in chosen)
-
-
-@torch.no_grad()
-def moa_influence(model: Any, windows: Iterable[np.ndarray], block: int) -> list[Tensor]:
-    """MoA's profile: the attention mass that each span hides, [Hq, betas] a layer, mean over the windows."""
-    from seerbench.baselines.moa import profile_layer
-
-    device = next(model.parameters()).device
-    total: dict[int, Tensor] = {}
-    count = 0
-    for window in windows:
-
-        def see(layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
-            total[layer.index] = total.get(layer.index, 0) + profile_layer(q, k, block)
-
-        visit(model, torch.from_numpy(window).long()[None].to(device), see)
-        count += 1
-    return [total[index] / count for index in sorted(total)]
 
 
 def bucket_of(contexts: list[int], context: int) -> str:

@@ -59,6 +59,10 @@ class BlockMask:
     def from_dense(cls, kept: Tensor, tokens: int, block_q: int = 64, block_k: int = 64) -> BlockMask:
         """From bool [B, Hq, nq, nk]; blocks above the diagonal are dropped."""
         kept = kept & causal_blocks(tokens, block_q, block_k, kept.device)
+        if kept.is_cuda:
+            from seerbench.kernels.lists import ascending_lists
+
+            return cls(*ascending_lists(kept), tokens, block_q, block_k)
         counts = kept.sum(-1, dtype=torch.int32)
         width = max(1, int(counts.max()))
         # A stable sort of "not kept" puts the kept columns first and keeps them ascending.
@@ -152,10 +156,14 @@ class BlockMask:
 
     def density(self) -> float:
         """Kept blocks over causal blocks, averaged over batch and heads."""
+        return float(self.head_density().mean())
+
+    def head_density(self) -> Tensor:
+        """The same of each head, float64 [B, Hq]."""
         rows = torch.arange(block_count(self.tokens, self.block_q))
         last_query = (rows * self.block_q + self.block_q - 1).clamp(max=self.tokens - 1)
         causal = int((last_query // self.block_k + 1).sum())
-        return float(self.kv_num_blocks.sum(-1, dtype=torch.int64).double().mean()) / causal
+        return self.kv_num_blocks.sum(-1, dtype=torch.int64).double() / causal
 
     def flops(self, head_dim: int) -> int:
         """4 * block_q * block_k * head_dim for each kept block (two matrix products), whole batch."""
@@ -203,6 +211,9 @@ class Layer:
 
 class Method(Protocol):
     """A way to compute prefill attention. `plan` chooses what to read, `attend` reads it; both are timed.
+
+    One that meets a requested sparsity by looking for its threshold has `settled(q, k, layer)`: itself at the
+    threshold that these inputs give, which timings run in its place.
 
     A method may also split its plan into `score(q, k, layer)` and `select(scores, tokens)`; the
     breakdown (Figure 5) then times the two apart.
@@ -254,6 +265,12 @@ def realised_sparsity(plan: Any) -> float:
 def repeat_kv(x: Tensor, q_heads: int) -> Tensor:
     """[B, Hk, N, D] -> [B, Hq, N, D]: query head h gets key/value head h // (Hq / Hk)."""
     return x if x.shape[1] == q_heads else x.repeat_interleave(q_heads // x.shape[1], dim=1)
+
+
+def grouped_products(q: Tensor, k: Tensor) -> Tensor:
+    """q [B, Hq, L, D] times k [B, Hk, N, D] of its group, [B, Hq, L, N]: one product a group, k not repeated."""
+    rows = q.unflatten(1, (k.shape[1], -1))
+    return (rows.flatten(2, 3) @ k.mT).unflatten(2, rows.shape[2:4]).flatten(1, 2)
 
 
 def oracle(

@@ -91,11 +91,20 @@ def finetune(preset: PresetName, model: ModelName, results: Results = FRESH) -> 
 
 @app.command(rich_help_panel=STEP)
 def profile(preset: PresetName, model: ModelName, results: Results = FRESH) -> None:
-    """Profile a model for MoA: what each window length would hide from each head.
+    """Search MoA's plans of a model: profile by gradients, solve, validate.
 
     Example: `seerbench profile cpu long`
     """
     _step("profile_model", preset, results, model)
+
+
+@app.command(rich_help_panel=STEP)
+def patterns(preset: PresetName, model: ModelName, results: Results = FRESH) -> None:
+    """Search MInference's pattern of each head of a model.
+
+    Example: `seerbench patterns cpu long`
+    """
+    _step("search_patterns", preset, results, model)
 
 
 @app.command(rich_help_panel=STEP)
@@ -177,7 +186,7 @@ def compare(
     report says in which case, where, and a guess why.
 
     Baselines of a kernel: dense, fa2, cudnn, fa4, flash-attn, flex; block_sparse, fa4-sparse, flex-sparse; other
-    files. Of a method: any of `seerbench list` but seer.
+    files. Of a method: any of `seerbench list` but seer and moa.
 
     Examples:
 
@@ -385,7 +394,7 @@ def _check_claims(published: Path, page: Path, write: bool) -> None:
 def list_methods(
     artefacts: Annotated[bool, typer.Option("--artefacts", help="the tables and figures instead")] = False,
 ) -> None:
-    """Show each method, the first line of its card, and why it is refused here."""
+    """Show each method, what it is, how faithful to its source, and why it is refused here."""
     if artefacts:
         from seerbench.artefacts import ARTEFACTS
 
@@ -394,10 +403,10 @@ def list_methods(
         return
     for card in catalogue().values():
         refusal = card.refused_here()
-        typer.echo(
-            f"{card.name:<12} {card.summary}  [{card.cites}]"
-            + (f"\n{'':<12} refused: {refusal}" if refusal else "")
-        )
+        lines = [f"{card.name:<19} {card.summary}  [{card.cites}]", f"fidelity: {card.fidelity or 'not said'}"]
+        if refusal:
+            lines.append(f"refused here: {refusal}")
+        typer.echo(f"\n{'':<20}".join(lines))
 
 
 @app.command(rich_help_panel=USE)

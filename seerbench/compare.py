@@ -198,8 +198,9 @@ def kernel_named(name: str) -> Any:
 
 
 def _method_named(name: str) -> Card:
-    if name == "seer":
-        raise CompareError("seer needs trained gates; time it with `seerbench latency PRESET methods CONTEXT`")
+    if name in ("seer", "moa"):
+        needs = {"seer": "trained gates", "moa": "a plan searched for a model"}[name]
+        raise CompareError(f"{name} needs {needs}; time it with `seerbench latency PRESET methods CONTEXT`")
     return card_of(name)
 
 

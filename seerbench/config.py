@@ -22,6 +22,7 @@ from seerbench.results import ROOT
 SCHEMA = Path(__file__).with_name("config.schema.json")
 FRESH = Path("results/fresh")
 TRAINING_SWEEP = "training_kernel"  # the sweeps by the names that artefacts know them by
+SEARCHED = "searched"  # MInference's patterns as `seerbench patterns` found them for the model
 SWEEPS = ("kernel", "methods", TRAINING_SWEEP, "ttft")
 
 
@@ -68,9 +69,18 @@ class Preset:
         self.one_of("gates", name)
         return self.folder / "gates" / f"{name}.safetensors"
 
-    def profile(self, model: str) -> Path:
-        """MoA's profile of a model."""
-        return self.folder / "plans" / f"moa-{model}.json"
+    def moa_plan(self, model: str, sparsity: float | None) -> Path:
+        """MoA's plan of a model: for a requested sparsity, or for upstream's KV density (None)."""
+        return self.folder / "plans" / f"moa-{model}-{moa_budget(sparsity)}.json"
+
+    def moa_sparsities(self) -> list[float | None]:
+        """The sparsities that arms of MoA ask for anywhere in the preset: one search makes all these plans."""
+        sparsities = {arm["sparsity"] for arm in expand(self.arms()) if arm["method"] == "moa"}
+        return sorted(sparsities, key=lambda sparsity: -1.0 if sparsity is None else sparsity)
+
+    def minference_patterns(self, model: str) -> Path:
+        """The patterns that the search found for a model's heads."""
+        return self.folder / "plans" / f"minference-{model}.json"
 
     def rows(self, table: str, part: str) -> Path:
         return self.folder / table / f"{part}.parquet"
@@ -156,7 +166,7 @@ class Preset:
             about = config["extend"]
             gates = [self.gates(about["gates"])] if name in self.joint_models() else []
             return [self.tokens(about["corpus"]), *self._model_files(about["model"]), *gates]
-        if step == "profile":
+        if step in ("profile", "patterns"):
             return [self.tokens(config["profile"]["corpus"]), *self._model_files(name)]
         if step == "maps":
             about = config["maps"]
@@ -185,6 +195,12 @@ class Preset:
             for arm in about.get("arms", []):
                 card_of(arm["method"])
 
+    def arms(self) -> list[Mapping[str, Any]]:
+        """The arms of every experiment and timing that runs in a model."""
+        sections = [self.config.get(table, {}) for table in ("perplexity", "tasks", "recall")]
+        sections.append(self.config.get("latency", {}).get("sweeps", {}))
+        return [arm for about in sections for one in about.values() if "model" in one for arm in one["arms"]]
+
     def model_file(self, name: str) -> Path:
         """The file that says a model is complete."""
         return Path(self.model(name)) / "config.json"
@@ -201,8 +217,15 @@ class Preset:
             if arm.get("gate"):
                 files.append(self.gates(arm["gate"].split(":")[0]))
             if arm["method"] == "moa":
-                files.append(self.profile(model))
+                files.append(self.moa_plan(model, arm["sparsity"]))
+            if arm.get("patterns") == SEARCHED:
+                files.append(self.minference_patterns(model))
         return list(dict.fromkeys(files))
+
+
+def moa_budget(sparsity: float | None) -> str:
+    """What a plan of MoA was bound to, as its file is named."""
+    return "kv0.50" if sparsity is None else f"{sparsity:.2f}"
 
 
 def expand(arms: list[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -265,15 +265,21 @@ def select_budget(cost: Tensor, sparsity: float, tokens: int, block: int) -> Blo
     The diagonal and blocks of cost -inf are kept always, even over the budget. Blocks of one other cost stand or
     fall together: where they would pass the budget they fall, and the realised sparsity is above the requested.
     """
+    diagonal = torch.eye(cost.shape[-1], dtype=torch.bool, device=cost.device)
+    limit = budget_limit(cost, sparsity)[:, None, None, None]
+    return BlockMask.from_dense((cost <= limit) | diagonal, tokens, block, block)
+
+
+def budget_limit(cost: Tensor, sparsity: float) -> Tensor:
+    """The threshold of `select_budget`, fp32 [B]: a block is kept if its cost is at most that."""
     n = cost.shape[-1]
     seen = causal_blocks(n, 1, 1, cost.device)
-    diagonal = torch.eye(n, dtype=torch.bool, device=cost.device)
-    cost = cost.masked_fill(diagonal, -math.inf)
+    cost = cost.masked_fill(torch.eye(n, dtype=torch.bool, device=cost.device), -math.inf)
     budget = max(1, round(top_k_density(n, sparsity) * int(seen.sum()) * cost.shape[1]))
-    limit = cost[:, :, seen].flatten(1).kthvalue(budget, dim=1).values[:, None, None, None]
-    fits = ((cost <= limit) & seen).flatten(1).sum(1) <= budget
-    kept = (cost < limit) | ((cost <= limit) & fits[:, None, None, None]) | (cost == -math.inf)
-    return BlockMask.from_dense(kept, tokens, block, block)
+    limit = cost[:, :, seen].flatten(1).kthvalue(budget, dim=1).values
+    kept = ((cost <= limit[:, None, None, None]) & seen).flatten(1).sum(1)
+    below = torch.nextafter(limit, torch.full_like(limit, -math.inf))
+    return torch.where(kept <= budget, limit, below)
 
 
 def _mask(kept: Tensor, tokens: int, block: int, last_rows_dense: int, block_q: int | None = None) -> BlockMask:

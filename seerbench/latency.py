@@ -53,6 +53,9 @@ NAIVE_MAPS = 4.25
 MEMORY_SHARE = 0.5
 DENSE = ("dense", "fa2", "cudnn", "fa4", "flash-attn", "flex")
 MASKS = dict.fromkeys(DENSE, "dense") | {"seer": "gate", "random": "random"}  # by method; all others: "pattern"
+# Methods that choose by what q and k hold: on random ones their choice and their sparsity mean nothing.
+DYNAMIC = ("minference", "minference-aligned", "minference-upstream", "flexprefill", "xattention", "flashprefill")
+MEANINGLESS = "random: a dynamic method's choice and sparsity mean nothing on them"
 
 
 class Rows(NamedTuple):
@@ -73,6 +76,7 @@ class Ready:
     error: float | None = None
     budget: float | None = None
     inside: Callable[[], AbstractContextManager] = nullcontext
+    dense: bool = False  # planned to skip nothing, whatever its name
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class Entrant:
     refusal: str | None
     prepare: Callable[[], Ready]
     case: Case  # with the entrant's own blocks
+    gate: str | None = None  # the configuration or plan file that decides its choice
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,9 @@ class Job:
             "method": entrant.name,
             "implementation": entrant.implementation,
             **asdict(replace(entrant.case, device=device)),
-            "inputs": self.inputs,
+            "inputs": MEANINGLESS if self.inputs == "random" and entrant.dynamic else self.inputs,
             "mask": entrant.mask,
+            "gate": entrant.gate,
             "sparsity_requested": entrant.requested,
             "seed": self.timing.seed,
             "source_digest": source_digest(),
@@ -144,6 +151,7 @@ def _admit(entrant: Entrant, device: str) -> tuple[dict[str, Any], Contender | N
             "error_vs_oracle": ready.error,
             "error_budget": ready.budget,
             "flops": ready.flops,
+            **({"mask": "dense"} if ready.dense else {}),
         }
         if ready.error is not None and not ready.error <= ready.budget:  # so that NaN is wrong too
             reason = (
@@ -240,7 +248,7 @@ def methods_sweep(
     """Whole methods on one layer's attention: (q, k, v, Layer) as `capture` or `random_attention` give it.
 
     inputs: what these tensors are, for the rows. methods: (name, method) pairs. Each sparsity among them is
-    a cell; a method without one, such as dense, runs in every cell. block: of methods that have none.
+    a cell with the dense methods in it; methods that take no sparsity share a cell. block: of methods without one.
     Stages: plan, attend, total (timed together, not summed), and score and select where defined.
     """
     q, k, v, seen = attention
@@ -250,6 +258,8 @@ def methods_sweep(
         for name, method in group.items():
 
             def prepare(method: Method = method) -> Ready:
+                if method.sparsity is not None and hasattr(method, "settled"):
+                    method = method.settled(q, k, seen)  # looking for the threshold is no part of the method
                 error = check_method(method, q, k, v, seen)
                 plan = method.plan(q, k, seen)
                 return Ready(
@@ -258,6 +268,7 @@ def methods_sweep(
                     realised_sparsity(plan),
                     flops(plan, case),
                     *error,
+                    dense=plan is None,
                 )
 
             yield _method_entrant(name, method, case, prepare)
@@ -356,6 +367,7 @@ def ttft_sweep(
                     "ttft",
                     record.mean_sparsity(),
                     inside=lambda: using(model, method, keep_plans=False),
+                    dense=all(plan is None for plan in record.plans),
                 )
 
             yield _method_entrant(name, method, case, prepare)
@@ -366,26 +378,42 @@ def ttft_sweep(
 
 
 def by_sparsity(methods: Iterable[tuple[str, Method]]) -> dict[float | None, dict[str, Method]]:
-    """The cells of (name, method) pairs: who runs at which sparsity; methods without one run in all.
+    """The cells of (name, method) pairs: who runs at which sparsity, dense methods in all of them.
 
-    One cell, None, if no method has a sparsity. ValueError when two of a cell have the same name.
+    The cell None holds the sparse methods that take no sparsity; dense alone, if there is nothing else.
+    ValueError when two of a cell have the same name.
     """
     methods = list(methods)
-    sparsities = sorted({method.sparsity for _, method in methods if method.sparsity is not None}) or [None]
+    dense = [pair for pair in methods if _mask_kind(pair[1]) == "dense"]
+    sparse = [pair for pair in methods if pair not in dense]
+    asked = {method.sparsity for _, method in sparse}
     cells: dict[float | None, dict[str, Method]] = {}
-    for sparsity in sparsities:
-        group = [(name, method) for name, method in methods if method.sparsity in (None, sparsity)]
+    for sparsity in sorted(asked, key=lambda s: -1.0 if s is None else s) or [None]:
+        group = dense + [(name, method) for name, method in sparse if method.sparsity == sparsity]
         cells[sparsity] = dict(group)
         if len(cells[sparsity]) < len(group):
             raise ValueError(f"two methods of one cell have the same name: {', '.join(name for name, _ in group)}")
     return cells
 
 
+def _mask_kind(method: Method) -> str:
+    return MASKS.get(method.name.partition("+")[0], "pattern")
+
+
 def _method_entrant(name: str, method: Method, case: Case, prepare: Callable[[], Ready]) -> Entrant:
-    kind, block = MASKS.get(method.name, "pattern"), getattr(method, "block", case.block_q)
+    kind, block = _mask_kind(method), getattr(method, "block", case.block_q)
     case = replace(case, block_q=block, block_k=block)
-    implementation = method.implementation(case)
-    return Entrant(name, implementation, kind, method.sparsity, method.refuses(case), prepare, case)
+    return Entrant(
+        name,
+        method.implementation(case),
+        kind,
+        method.sparsity,
+        method.refuses(case),
+        prepare,
+        case,
+        getattr(method, "source", None),
+        method.name.partition("+")[0] in DYNAMIC,
+    )
 
 
 # Inputs
@@ -554,6 +582,9 @@ def check_method(
     plan = method.plan(q, k, layer)
     if plan is not None and not hasattr(plan, "to_token_mask"):
         return None, None
+    if hasattr(method, "exact"):  # computes something else than attention over the plan
+        exact, rounded = (method.exact(q, k, v, plan, dtype) for dtype in (torch.float64, q.dtype))
+        return error_and_budget(method.attend(q, k, v, plan), exact, rounded)
     return check_attend(method, q, k, v, plan)
 
 

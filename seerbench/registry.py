@@ -36,6 +36,7 @@ class Card:
     needs: tuple[str, ...]  # "cuda", or packages that must be installed
     module: str
     attribute: str
+    fidelity: str = ""  # upstream kernel unmodified, our port, simplified and how; "" where a plug-in does not say
 
     def refused_here(self) -> str | None:
         """Why this machine cannot run the method at all, or None. Imports nothing heavy."""
@@ -48,11 +49,11 @@ class Card:
         return None
 
 
-def register(name: str, *, cites: str, needs: tuple[str, ...] = ()) -> Callable[[type], type]:
-    """Class decorator that names a method. cites: its paper; needs: see `Card.needs`."""
+def register(name: str, *, cites: str, needs: tuple[str, ...] = (), fidelity: str = "") -> Callable[[type], type]:
+    """Class decorator that names a method. cites: its paper; needs, fidelity: see `Card`."""
 
     def mark(cls: type) -> type:
-        cls.name, cls.cites, cls.needs = name, cites, needs
+        cls.name, cls.cites, cls.needs, cls.fidelity = name, cites, needs, fidelity
         return cls
 
     return mark
@@ -126,6 +127,7 @@ def _read_cards(path: Path, module: str) -> list[Card]:
                     tuple(keywords.get("needs", ())),
                     module,
                     node.name,
+                    keywords.get("fidelity", ""),
                 )
             )
     return cards

@@ -64,8 +64,9 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "context": WHOLE,
         "block_q": WHOLE,
         "block_k": WHOLE,
-        "inputs": TEXT,  # random | captured:<model>
+        "inputs": TEXT,  # random | captured:<model>, with what must be known of them after a comma or colon
         "mask": TEXT,  # gate | random | pattern | dense
+        "?gate": TEXT,  # the plan file or configuration of a method that has one; null before rows said so
         "?sparsity_requested": NUMBER,
         "?sparsity_realised": NUMBER,
         "seed": WHOLE,
@@ -277,6 +278,8 @@ def read_rows(path: Path, table: str | None = None) -> tuple[pd.DataFrame, list[
         raise ResultsError(f"{path} holds the table {found}, expected {table}")
     want = schema(found)
     for field in want:
+        if field.name not in content.schema.names and field.nullable:  # younger than the file
+            content = content.append_column(field, pa.nulls(len(content), field.type))
         if field.name not in content.schema.names:
             raise ResultsError(f"{path}: column {field.name} is missing")
         if content.schema.field(field.name).type != field.type:

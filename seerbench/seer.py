@@ -11,7 +11,11 @@ from seerbench.gate import AttnGate, gate_scores, select_threshold, select_top_k
 from seerbench.registry import register
 
 
-@register("seer", cites="arXiv:2410.13276")
+@register(
+    "seer",
+    cites="arXiv:2410.13276",
+    fidelity="our own implementation of the paper's gate, top-k rule and kernel; v2's gate and threshold too",
+)
 class SeerAttention(BlockSparse):
     """Block-sparse prefill whose mask a learned gate predicts.
 

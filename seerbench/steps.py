@@ -14,15 +14,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from seerbench import accuracy, corpus, distill, latency, models, train
+from seerbench import accuracy, calibrate, corpus, distill, latency, models, train
 from seerbench.accuracy import Arm
 from seerbench.attention import Case
-from seerbench.baselines.moa import write_profile
-from seerbench.config import ConfigError, Preset, expand
+from seerbench.baselines.minference import save_patterns
+from seerbench.baselines.moa import save_plan
+from seerbench.config import SEARCHED, ConfigError, Preset, expand
 from seerbench.gate import AttnGate, GateConfig, gate_set_names, load_gates
 from seerbench.registry import create
 from seerbench.results import atomically, finish, provenance, write_rows
 from seerbench.timing import Timing
+from seerbench.variants import variant
 
 
 def start(preset: Preset, step: str, corpus_name: str | None = None, split: str | None = None) -> dict[str, Any]:
@@ -154,13 +156,43 @@ def finetune_model(preset: Preset, name: str) -> None:
 
 
 def profile_model(preset: Preset, name: str) -> None:
-    """MoA's profile of a model: how much each window length would hide from each head."""
-    about = preset.config["profile"]
+    """MoA's plans of a model, one for each sparsity that the preset asks for."""
+    about, block = preset.config["profile"], preset.config["block"]
     model = _model(preset, name)
-    windows = _windows(preset, about["corpus"], about["context"], about["documents"], model, split="validation")
-    influence = accuracy.moa_influence(model, windows.values(), preset.config["block"])
-    facts = {"model": name, "corpus": about["corpus"], "context": about["context"], "documents": len(windows)}
-    atomically(preset.profile(name), lambda part: write_profile(part, influence, facts))
+    documents, longest = about["documents"], about["context"]
+    # The first documents are profiled; plans are compared on the next ones that are long enough.
+    text = corpus.read_tokens(preset.tokens(about["corpus"]), "validation")
+    bos, reach = model.config.bos_token_id, int(calibrate.VALIDATION * longest)
+
+    def windows(of: Mapping[str, Any], context: int) -> dict[str, np.ndarray]:
+        return corpus.evaluation_windows(of, context, documents, longest=max(context, longest), bos=bos)
+
+    profiled = {length: windows(text, length) for length in calibrate.moa_lengths(longest)}
+    rest = {document: tokens for document, tokens in text.items() if document not in profiled[longest]}
+    plans = calibrate.moa_plans(
+        model,
+        {length: list(found.values()) for length, found in profiled.items()},
+        list(windows(rest, reach).values()),
+        preset.moa_sparsities(),
+        block,
+    )
+    facts = {"model": name, "corpus": about["corpus"], "documents": len(profiled[longest])}
+    for sparsity, plan in plans.items():
+        atomically(
+            preset.moa_plan(name, sparsity),
+            lambda part, plan=plan: save_plan(part, plan.alphas, plan.betas, facts | plan.about),
+        )
+
+
+def search_patterns(preset: Preset, name: str) -> None:
+    """MInference's patterns of a model's heads, on one key-value look-up (upstream: one of InfiniteBench)."""
+    about, config = preset.config["profile"], preset.config
+    model = _model(preset, name)
+    documents = corpus.read_tokens(preset.tokens(about["corpus"]), "validation")
+    tokenizer = corpus.load_tokenizer(preset.tokenizer)
+    example = accuracy.TASKS["kv"](documents, tokenizer, about["context"], 1, config["seed"])[0]
+    found = calibrate.minference_patterns(model, example.tokens, config["block"])
+    atomically(preset.minference_patterns(name), lambda part: save_patterns(part, found))
 
 
 # Accuracy
@@ -274,8 +306,10 @@ def measure_latency(preset: Preset, sweep: str, context: int) -> None:
         methods = _named(make_arms(preset, name, expand(about["arms"])), config["block"])
         if sweep == "methods":
             attention = latency.capture(model, tokens, about["layer"])
+            positions = model.config.max_position_embeddings
+            beyond = f", beyond the {positions} tokens of its training" if context > positions else ""
             found = latency.methods_sweep(
-                f"captured:{name}", attention, methods, timing, run["run_id"], config["block"]
+                f"captured:{name}{beyond}", attention, methods, timing, run["run_id"], config["block"]
             )
         else:
             found = latency.ttft_sweep(model, name, tokens, methods, timing, run["run_id"], config["block"])
@@ -327,10 +361,12 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
     for one in flat:
         options = _options(preset, one)
         if one["method"] == "moa":
-            options["profile"] = preset.profile(model)
+            options["plan"] = preset.moa_plan(model, one["sparsity"])
+        if one.get("patterns") == SEARCHED:
+            options["patterns"] = preset.minference_patterns(model)
         recipe = one.get("recipe", "none")
         if "gate" not in one:
-            method = create(one["method"], **options)
+            method = variant(create(one["method"], **options), one)
             # A configuration that decides the plan stands beside the number, as a gate's name does.
             arms.append(Arm(method, getattr(method, "source", None), recipe))
             continue
@@ -338,7 +374,8 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
         file = preset.gates(job)
         for name in gate_set_names(file) if gate_set == "all" else [gate_set]:
             gates = [gate.to(preset.config["device"]) for gate in load_gates(file, name)]
-            arms.append(Arm(create(one["method"], gates=gates, **options), f"{job}:{name}", recipe))
+            method = variant(create(one["method"], gates=gates, **options), one)
+            arms.append(Arm(method, f"{job}:{name}", recipe))
     return arms
 
 
@@ -354,23 +391,43 @@ def random_arms(
             torch.manual_seed(preset.config["seed"])
             about = GateConfig(block=one.get("block", preset.config["block"]))
             options["gates"] = [AttnGate(about, q_heads, kv_heads, head_dim).to(device, dtype)]
-        found.append(Arm(create(one["method"], **options), None))
+        if one["method"] == "moa":
+            options["plan"] = _random_plan(preset, q_heads, one["sparsity"])
+        method = variant(create(one["method"], **options), one)
+        found.append(Arm(method, getattr(method, "source", None)))
     return found
 
 
+def _random_plan(preset: Preset, heads: int, sparsity: float | None) -> Path:
+    """A plan of MoA for one layer whose heads were given random influence: it stands for no model.
+
+    Its windows are as uneven as a search makes them, which is what the kernel's time depends on.
+    """
+    path = preset.moa_plan(f"random-influence-{heads}", sparsity)
+    if not path.exists():
+        plan = calibrate.random_plan(heads, sparsity, preset.config["block"], preset.config["seed"])
+        atomically(path, lambda part: save_plan(part, plan.alphas, plan.betas, plan.about))
+    return path
+
+
 def _options(preset: Preset, arm: Mapping[str, Any]) -> dict[str, Any]:
-    """What the method of an arm is created with, but for its gates and its profile."""
+    """What the method of an arm is created with, but for its gates and what was searched for its model."""
     options: dict[str, Any] = {} if arm["sparsity"] is None else {"sparsity": arm["sparsity"]}
     if arm["method"] not in (*latency.DENSE, "seer"):  # a gate has its own block, dense methods have none
         options["block"] = arm.get("block", preset.config["block"])
+    if arm.get("patterns", SEARCHED) != SEARCHED:
+        options["patterns"] = arm["patterns"]
     return options
 
 
 def _named(arms: Iterable[Arm], block: int) -> list[tuple[str, Any]]:
-    """(name, method) for the timings: a method at another block size than `block` says so, as "seer-128"."""
-    methods = [arm.method for arm in arms]
-    sizes = [getattr(method, "block", block) for method in methods]
-    return [(m.name if size == block else f"{m.name}-{size}", m) for m, size in zip(methods, sizes)]
+    """(name, method) for the timings: other patterns or blocks than the usual ones say so, as "seer-128"."""
+    named = []
+    for method in (arm.method for arm in arms):
+        size = getattr(method, "block", block)
+        parts = [method.name, *filter(None, [getattr(method, "variant", None)]), *[str(size)] * (size != block)]
+        named.append(("-".join(parts), method))
+    return named
 
 
 def _by_model(preset: Preset, about: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -1,5 +1,6 @@
 """Every method under one set of tests, and what is particular to each."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,10 @@ from seerbench.attention import (
     oracle,
     realised_sparsity,
 )
+from seerbench.baselines import moa_plan
 from seerbench.baselines.minference import (
     Pattern,
+    candidates,
     load_patterns,
     pattern_tiles,
     save_patterns,
@@ -24,14 +27,15 @@ from seerbench.baselines.minference import (
     select_vertical_slash,
     vertical_slash_scores,
 )
-from seerbench.baselines.moa import BETAS, profile_layer, solve_spans, span_blocks, window_with_sink, write_profile
+from seerbench.baselines.moa import block_density, load_plan, save_plan, window_blocks, windows_and_sink
 from seerbench.gate import AttnGate, GateConfig, top_k_density
 from seerbench.registry import create
+from seerbench.variants import variant
 
 TOKENS, BLOCK = 500, 16
 METHODS = ["seer", "streaming", "random", "minference", "minference-aligned", "oracle", "moa"]
 METHODS += ["xattention", "flexprefill", "flashprefill"]
-COARSE = ("minference", "minference-aligned", "flexprefill")  # whole diagonals stand or fall together
+COARSE = ("minference", "minference-aligned", "flexprefill", "moa")  # whole diagonals or windows stand or fall
 LEAST = {"flexprefill": {"gamma": 0.0}, "flashprefill": {"alpha": 1.0}}
 OWN_PLAN = ("minference",)  # plans that are no BlockMask
 
@@ -52,13 +56,25 @@ def qkv():
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory, qkv):
-    profile = tmp_path_factory.mktemp("plans") / "moa.json"
-    write_profile(profile, [profile_layer(qkv[0], qkv[1], BLOCK)] * 2, {})
+    folder = tmp_path_factory.mktemp("plans")
+    lengths = [128, 256, 512]
+    rules = moa_plan.rule_grid(lengths, 1024, BLOCK)
+    influence = [torch.rand(4, n // BLOCK, n // BLOCK, generator=torch.Generator().manual_seed(n)) for n in lengths]
+    costs = [np.stack([moa_plan.rule_costs(map_, rules, BLOCK)] * 2) for map_ in influence]
     torch.manual_seed(0)
     gates = [AttnGate(GateConfig(block=BLOCK), 4, 2, 16) for _ in range(2)]
 
+    def plan_at(sparsity):
+        # Bound at the length of the test alone.
+        limits = moa_plan.bounds(rules, [TOKENS], BLOCK, sparsity)
+        chosen = moa_plan.choose_rules(costs[-1:], limits)[0]
+        save_plan(folder / f"{sparsity}.json", rules[chosen][..., 0], rules[chosen][..., 1])
+        return folder / f"{sparsity}.json"
+
     def build(name, sparsity):
-        options = {"seer": {"gates": gates}, "moa": {"profile": profile, "block": BLOCK}}
+        if name == "moa":
+            return create(name, plan=plan_at(sparsity), sparsity=sparsity, block=BLOCK)
+        options = {"seer": {"gates": gates}}
         return create(name, sparsity=sparsity, **options.get(name, {"block": BLOCK}))
 
     return build
@@ -83,7 +99,9 @@ def test_sparsity_zero_is_dense_attention(name, make, qkv):
 @pytest.mark.parametrize("sparsity", [0.4, 0.7, 0.8])
 def test_realised_sparsity_is_that_of_the_top_k_rule(name, sparsity, make, qkv):
     """At one requested sparsity all methods keep about the same number of blocks."""
-    plan = make(name, sparsity).plan(qkv[0], qkv[1], layer_of(qkv))
+    method = make(name, sparsity)
+    plans = [method.plan(qkv[0], qkv[1], replace(layer_of(qkv), index=index)) for index in (0, 1)]
+    density = sum(plan.density() for plan in plans) / 2  # MoA spends more on one layer than on another
     budget = top_k_density(-(-TOKENS // BLOCK), sparsity)
     # MInference takes whole diagonals and MoA whole windows: they may stay below the budget, never above.
     floor = 0.0  # what a method takes always may alone be over the budget
@@ -91,10 +109,13 @@ def test_realised_sparsity_is_that_of_the_top_k_rule(name, sparsity, make, qkv):
         floor = pattern_tiles(*qkv[:2], [Pattern("vertical_and_slash", 1, 1)] * 4, BLOCK).density()
     if name in LEAST:
         floor = create(name, block=BLOCK, **LEAST[name]).plan(*qkv[:2], Layer()).density()
-    assert plan.density() <= max(floor, budget + 0.001)
-    assert plan.density() >= budget - (0.06 if name in COARSE else 0.02)
+    assert density <= max(floor, budget + 0.001)
+    assert density >= budget - (0.06 if name in COARSE else 0.02)
+    plan = plans[1]
+    assert float(plan.head_density().mean()) == pytest.approx(plan.density())
     if name in OWN_PLAN:
         return
+    assert plan.density() == pytest.approx(float(plan.to_dense().float().mean()) * 2 * 32 / 33)  # of 32 rows
     assert isinstance(plan, BlockMask)
     assert (plan.to_dense() & ~causal_blocks(TOKENS, BLOCK, BLOCK)).sum() == 0
 
@@ -178,24 +199,114 @@ def test_streaming_keeps_sink_and_window(make, qkv):
     assert plan[-1].nonzero().flatten().tolist() == [0, *range(n - k + 1, n)]
 
 
-def test_moa_gives_wide_windows_to_the_heads_that_need_them():
-    influence = np.zeros((1, 4, len(BETAS)))
-    influence[0, 2] = np.linspace(1, 0, len(BETAS))  # only head 2 loses anything
-    spans = solve_spans(influence, 64, 0.4)
-    assert spans[0, 2] == 64
-    kept = window_with_sink(torch.tensor(spans[0]), 64) & causal_blocks(64, 1, 1)
-    assert kept.float().mean().item() <= 0.4 * (65 / 128) + 1e-6
+def test_moa_s_mask_by_definition():
+    """The run-time mask of the description, in loops: reserve, whole blocks, sink, window."""
+    for tokens, alpha, beta in ((500, -100.0, 0.5), (500, 32.0, 0.0), (333, 0.0, 1.0), (40, 0.0, 0.25)):
+        total = tokens + 16 * BLOCK
+        cache = BLOCK * int(np.ceil(max(min(int(alpha + total * beta), total), 2 * BLOCK) / BLOCK))
+        local = (cache - min(cache, BLOCK)) // BLOCK
+        mask = windows_and_sink(window_blocks([alpha], [beta], tokens, BLOCK), 1, tokens, BLOCK)
+        n = -(-tokens // BLOCK)
+        want = [[j <= i and (j == 0 or j > i - local) for j in range(n)] for i in range(n)]
+        assert mask.to_dense()[0, 0].tolist() == want
+        assert torch.equal(BlockMask.from_dense(mask.to_dense(), tokens, BLOCK, BLOCK).kv_indices, mask.kv_indices)
+        assert block_density(window_blocks([alpha], [beta], tokens, BLOCK), n)[0] == pytest.approx(mask.density())
 
 
-def test_moa_profile_counts_hidden_mass():
-    """A head that looks at the diagonal loses nothing; one that looks far back loses all but the sink's share."""
-    tokens = 256
-    local = profile_layer(100 * torch.eye(tokens)[None, None], 100 * torch.eye(tokens)[None, None], 16)
-    assert local.abs().max() < 1e-6
-    even = profile_layer(torch.zeros(1, 1, tokens, 8), torch.zeros(1, 1, tokens, 8), 16)[0]
-    assert (even.diff() <= 1e-6).all()  # longer windows hide less
-    assert even[-1].abs() < 1e-6
-    assert span_blocks(16)[-1] == 16
+def test_moa_influence_is_the_change_of_the_loss():
+    """First-order influence of masking a pair, renormalised, against autograd in float64 on a linear loss."""
+    tokens, block = 12, 4
+    generator = torch.Generator().manual_seed(3)
+    q, grad = torch.randn(2, 1, 2, tokens, 8, generator=generator)
+    k, v = torch.randn(2, 1, 1, tokens, 8, generator=generator)
+    found = moa_plan.layer_influence(q, k, v, grad, block)
+    want = np.zeros((2, 3, 3))
+    for head in range(2):
+        future = torch.ones(tokens, tokens).triu(1).bool()
+        scores = (q[0, head] @ k[0, 0].T * 8**-0.5).double().masked_fill(future, -torch.inf)
+        weights, slope = scores.softmax(-1), (grad[0, head] @ v[0, 0].T).double()
+        for i in range(tokens):
+            for j in range(i + 1):
+                if i == 0:
+                    change = float(weights[0, 0] * slope[0, 0])  # nothing to renormalise onto
+                else:  # the row without key j, renormalised: the linear loss changes by exactly this
+                    rest = weights[i].clone()
+                    rest[j] = 0
+                    change = float((rest / rest.sum() - weights[i]) @ slope[i])
+                want[head, i // block, j // block] += abs(change)
+    assert np.allclose(found.numpy(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_moa_s_rules_and_their_costs():
+    rules = moa_plan.rule_grid([128, 256, 512], 1024, 16)
+    spans = rules[:, :1] + rules[:, 1:] * np.array([128, 512, 1024])
+    assert (spans[:, 0] > 0).all()
+    assert (spans[1:, 1:] <= np.array([512, 1024])).all()
+    assert [0.0, 1.0] in rules.tolist()  # dense is among them
+    assert (rules[:, 0] < 0).any()  # and windows that grow faster than the context
+    influence = torch.rand(3, 16, 16).tril()
+    costs = moa_plan.rule_costs(influence, rules, 16)
+    for rule, (alpha, beta) in enumerate(rules):
+        band = max(1, int(alpha // 16 + np.floor(beta * 16 + 1e-12))) if beta in (0, 0.5, 1) else None
+        if band is None:
+            continue
+        hidden = [(i, j) for i in range(16) for j in range(1, i + 1) if i - j >= band]
+        for head in range(3):
+            want = sum(float(influence[head, i, j]) for i, j in hidden)
+            assert costs[head, rule] == pytest.approx(want, abs=1e-4)
+
+
+def test_moa_s_plan_keeps_the_bounds_and_spends_where_it_counts():
+    """At most two rules a layer, the mean span in bounds at every length, wide windows for the head that loses."""
+    lengths = [128, 256, 512, 1024]
+    rules = moa_plan.rule_grid(lengths[:3], lengths[3], 16)
+    limits = moa_plan.bounds(rules, lengths, 16)
+    costs = []
+    for tokens in lengths[:3]:
+        cost = np.ones((2, 4, len(rules))) * 1e-3
+        reach = np.minimum((rules[:, 0] + rules[:, 1] * tokens) / tokens, 1.0)
+        cost[0, 2] = 1 - reach  # only this head loses anything
+        costs.append(cost)
+    plans = moa_plan.choose_rules(costs, limits)
+    for plan in plans:
+        assert all(len(set(layer)) <= 2 for layer in plan.tolist())
+        kept = limits.density[:, plan].mean((1, 2))
+        assert (kept <= 0.5 + 1e-6).all()
+        assert (kept >= 0.9 * 0.5 - 1e-6).all()
+    assert limits.density[0, plans[0][0, 2]] == 1.0  # the first is best at the shortest length
+    assert any((limits.density[:3, plan[0, 2]] == 1.0).all() for plan in plans)
+
+
+def test_moa_s_plans_are_not_beaten_by_any_choice_of_rules():
+    """Against every assignment of a small case: none has a lower cost at all lengths within the bounds."""
+    from itertools import product
+
+    rng = np.random.default_rng(1)
+    density = np.array([[0.2, 0.5, 1.0], [0.3, 0.6, 1.0]])
+    limits = moa_plan.Bounds(density, np.array([0.6, 0.7]), np.zeros(2))
+    costs = [np.sort(rng.random((1, 3, 3)), -1)[..., ::-1].copy() for _ in range(2)]
+    scaled = [cost / cost.max() for cost in costs]
+    plans = moa_plan.choose_rules(costs, limits)
+    best = np.inf
+    for plan in product(range(3), repeat=3):
+        if len(set(plan)) <= 2 and (density[:, list(plan)].mean(1) <= limits.most + 1e-9).all():
+            best = min(best, sum(scaled[0][0, head, rule] for head, rule in enumerate(plan)))
+    found = min(sum(scaled[0][0, head, rule] for head, rule in enumerate(plan[0])) for plan in plans)
+    assert found <= best * (1 + 2 * moa_plan.GAP) + 1e-9
+    with pytest.raises(RuntimeError, match="ask for less sparsity"):
+        moa_plan.choose_rules(costs, moa_plan.Bounds(density, np.array([0.1, 0.1]), np.zeros(2)))
+
+
+def test_moa_s_plan_goes_through_upstream_s_format(tmp_path):
+    save_plan(tmp_path / "mine.json", [[0.0, -1024.0]], [[0.5, 0.875]], {"model": "toy"})
+    assert load_plan(tmp_path / "mine.json") == ([[0.0, -1024.0]], [[0.5, 0.875]])
+    method = create("moa", plan=tmp_path / "mine.json")
+    assert method.source == "mine"
+    with pytest.raises(ValueError, match="is for 1 layers of 2 heads"):
+        method.plan(torch.zeros(1, 4, 100, 8), torch.zeros(1, 4, 100, 8), Layer())
+    (tmp_path / "bad.json").write_text('{"alphas": [[0]]}')
+    with pytest.raises(ValueError, match="no plan of MoA"):
+        load_plan(tmp_path / "bad.json")
 
 
 def test_random_keeps_the_diagonal_and_differs_by_head_and_layer(make, qkv):
@@ -245,6 +356,11 @@ def test_minference_patterns_are_searched_and_go_through_upstream_s_format(qkv, 
     """A head that looks far back along one diagonal is not given a window; the file names its choice."""
     found = search_patterns(*qkv, BLOCK)
     assert [0 < pattern.score <= 1 for pattern in found] == [True] * 4
+    shape = candidates(TOKENS)[0]
+    limit = pattern_tiles(*qkv[:2], [shape] * 4, BLOCK).head_density()
+    least = pattern_tiles(*qkv[:2], [Pattern("vertical_and_slash", 1, 1)] * 4, BLOCK).head_density()
+    spent = pattern_tiles(*qkv[:2], found, BLOCK).head_density()
+    assert (spent <= torch.maximum(limit, least) + 1e-9).all()  # no more tiles than the A-shape
     save_patterns(tmp_path / "mine.json", [found, found[:2]])
     layers = load_patterns(tmp_path / "mine.json")
     assert [layers[0][head] for head in range(4)] == found
@@ -252,6 +368,17 @@ def test_minference_patterns_are_searched_and_go_through_upstream_s_format(qkv, 
     assert method.source == "mine"
     assert method.patterns(1, 4)[2:] == [Pattern("vertical_and_slash", 1000, 6096)] * 2  # upstream's default
     assert create("minference").source == "v2 (512, 2048)"
+    first = create("minference", patterns="v1")
+    assert (first.source, len(first.layers)) == ("v1 (mix)", 32)
+    count = Counter((pattern.first, pattern.second) for layer in first.layers for pattern in layer.values())
+    assert count == {  # A.6 of the description: what upstream's file holds
+        (100, 800): 297,
+        (1000, 6096): 279,
+        (30, 800): 175,
+        (3500, 100): 149,
+        (500, 700): 120,
+        (100, 750): 4,
+    }
     (tmp_path / "bad.json").write_text('[{"0": ["dilated", 1, 2, 0]}]')
     with pytest.raises(ValueError, match="layer 0, head 0"):
         load_patterns(tmp_path / "bad.json")
@@ -381,3 +508,72 @@ def test_gpu_kernels_refuse_a_cpu_by_name(name):
     assert create(name).refuses(case)
     names = ("sdpa-flash", "sdpa-cudnn", "flash-attn", "minference")
     assert create(name).implementation(replace(case, device="cuda")) in names
+
+
+def test_a_method_on_another_kernel_gives_the_same(qkv):
+    """`flex-sparse` is FlexAttention with its mask made in `plan`; the oracle's budget holds for it too."""
+    method = variant(create("streaming", sparsity=0.7, block=BLOCK), {"kernel": "flex-sparse"})
+    plan = method.plan(*qkv[:2], Layer())
+    assert (method.name, method.sparsity, method.block) == ("streaming+flex", 0.7, BLOCK)
+    assert plan.density() == create("streaming", sparsity=0.7, block=BLOCK).plan(*qkv[:2], Layer()).density()
+    exact, rounded = oracle(*qkv, plan)[0], oracle(*qkv, plan, qkv[0].dtype)[0]
+    assert_no_worse_than_rounding(method.attend(*qkv, plan), exact, rounded)
+    with pytest.raises(ValueError, match="plans no BlockMask"):
+        variant(create("minference", block=BLOCK), {"kernel": "flex-sparse"}).plan(*qkv[:2], Layer())
+
+
+def test_the_mean_correction_goes_with_any_block_mask(qkv):
+    from seerbench.baselines.flashprefill import mean_corrected
+    from seerbench.latency import check_method
+
+    plain = create("streaming", sparsity=0.7, block=BLOCK)
+    method = variant(plain, {"mean_correction": True})
+    plan = method.plan(*qkv[:2], Layer())
+    assert method.name == "streaming+mean"
+    assert torch.equal(method.attend(*qkv, plan), mean_corrected(*qkv, plan))
+    assert not torch.allclose(method.attend(*qkv, plan), plain.attend(*qkv, plan), atol=1e-2)
+    error, budget = check_method(method, *qkv, Layer())
+    assert error <= budget
+
+
+def test_chunks_change_nothing(qkv, monkeypatch):
+    """Long contexts are planned by chunks of rows; a chunk of one block of rows gives the same scores."""
+    from seerbench.baselines import flashprefill, xattention
+
+    whole = xattention.antidiagonal_mass(*qkv[:2], 32, 8), flashprefill.pooled_scores(*qkv[:2], 32)
+    monkeypatch.setattr(xattention, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(flashprefill, "CHUNK", 1)
+    parts = xattention.antidiagonal_mass(*qkv[:2], 32, 8), flashprefill.pooled_scores(*qkv[:2], 32)
+    for left, right in zip(whole, parts):
+        assert torch.allclose(left, right, atol=1e-5)
+
+
+def test_aligned_minference_covers_what_the_tiles_cover(qkv):
+    """Rounded outwards: every selected column and diagonal lies in its blocks, at its own budgets too."""
+    plan = create("minference-aligned", block=BLOCK).plan(*qkv[:2], Layer())
+    budgets = [Pattern("vertical_and_slash", 512 * BLOCK // 64, 2048 * BLOCK // 64)] * 4
+    columns, diagonals = select_vertical_slash(*qkv[:2], budgets, BLOCK)
+    seen = plan.to_token_mask()
+    rows = torch.arange(TOKENS)
+    apart = rows[:, None] - rows
+    wanted = (columns[:, :, None] | diagonals[:, :, apart.clamp_min(0)]) & (apart >= 0)
+    assert not (wanted & ~seen).any()
+
+
+def test_tiles_as_blocks_hold_every_key_that_is_read(qkv):
+    plan = create("minference", sparsity=0.7, block=BLOCK).plan(*qkv[:2], Layer())
+    blocks = BlockMask.from_dense(plan.to_dense(), TOKENS, BLOCK, BLOCK)
+    assert not (plan.to_token_mask() & ~blocks.to_token_mask()).any()
+    assert plan.to_dense().sum() < causal_blocks(TOKENS, BLOCK, BLOCK).sum() * 4
+
+
+@pytest.mark.parametrize("name", ["minference", "minference-aligned", "xattention", "flexprefill", "flashprefill"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+def test_a_settled_method_plans_the_same_without_looking(name, sparsity, make, qkv):
+    """What a timing runs keeps the blocks that the requested sparsity came to, and takes no sparsity any more."""
+    method = make(name, sparsity)
+    settled = method.settled(*qkv[:2], Layer())
+    assert settled.sparsity is None
+    assert torch.equal(
+        settled.plan(*qkv[:2], Layer()).to_token_mask(), method.plan(*qkv[:2], Layer()).to_token_mask()
+    )

@@ -76,7 +76,7 @@ def test_steps_read_what_they_need(tmp_path):
         run / "models/joint-0.5/config.json",
         run / "models/joint-0.5/gates.safetensors",
     ]
-    assert run / "plans/moa-long.json" in preset.reads("perplexity", "contexts")
+    assert run / "plans/moa-long-0.50.json" in preset.reads("perplexity", "contexts")
     assert preset.reads("latency", "kernel") == []
 
 

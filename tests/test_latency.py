@@ -323,5 +323,12 @@ def test_a_cell_a_sparsity_with_dense_in_each():
     cells = latency.by_sparsity(methods)
     assert {key: list(group) for key, group in cells.items()} == {0.5: ["dense", "r", "s"], 0.9: ["dense", "s"]}
     assert latency.by_sparsity(methods[:1]) == {None: {"dense": dense}}
+    own = ("x", create("xattention"))
+    cells = latency.by_sparsity([*methods, own])
+    assert {key: list(group) for key, group in cells.items()} == {
+        None: ["dense", "x"],
+        0.5: ["dense", "r", "s"],
+        0.9: ["dense", "s"],
+    }
     with pytest.raises(ValueError, match="same name"):
         latency.by_sparsity([*methods, ("r", sparse[2])])

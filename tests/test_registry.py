@@ -8,6 +8,7 @@ import pytest
 
 from seerbench import registry
 from seerbench.registry import UnknownMethod, catalogue, create, register
+from seerbench.results import ROOT
 
 
 @pytest.fixture
@@ -34,6 +35,15 @@ def test_the_catalogue_has_every_method_with_a_card():
     for card in cards.values():
         assert card.summary.endswith(".")
         assert card.cites
+        assert card.fidelity
+
+
+def test_the_readme_of_the_baselines_says_what_the_cards_say():
+    lines = (ROOT / "baselines" / "README.md").read_text().splitlines()
+    for card in catalogue().values():
+        if card.name != "seer":
+            line = next(line for line in lines if line.startswith(f"| `{card.name}` |"))
+            assert line.endswith(f"| {card.fidelity} |")
 
 
 def test_every_card_names_its_own_class():
@@ -55,6 +65,7 @@ def test_listing_imports_no_torch():
     assert done.returncode == 0, done.stderr
     assert "seer" in done.stdout
     assert "arXiv:2410.13276" in done.stdout
+    assert "fidelity: our port, searched for the model" in done.stdout
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -1,5 +1,6 @@
 """Figure 4: perplexity against sparsity, one line a context, one row of panels a model and gate.
 
+A last row, which the paper does not have, shows every method of the experiment `contexts` at its longest context.
 Beside the perplexity, which the paper draws, stands the paired loss: documents differ so much from each
 other that the perplexities' own intervals hide what sparsity costs.
 """
@@ -29,29 +30,56 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
         dense = cells[(cells.method == "dense") & (cells.model == model)]
         panel = style.display(str(model), gate)
         parts.append(pd.concat([dense.assign(sparsity_realised=0.0), group]).assign(panel=panel))
-    frame = pd.concat(parts)
-    x = frame.sparsity_realised.fillna(frame.sparsity_requested)
-    frame = frame.assign(x=x, series=frame.context.map(style.size), label=sources.label(run, rows))
-    return sources.tidy(frame.rename(columns={"value": "y"}).sort_values(["panel", "context", "x"]))
+    frame = pd.concat(parts).assign(label=sources.label(run, rows))
+    frame["series"] = frame.context.map(style.size)
+    frame = pd.concat([frame, _methods(run)])
+    frame["x"] = frame.sparsity_realised.fillna(frame.sparsity_requested)
+    frame = frame.rename(columns={"value": "y"}).sort_values(["panel", "context", "series", "x"], kind="stable")
+    return sources.tidy(frame)
+
+
+def _methods(run: Run) -> pd.DataFrame:
+    """Every sparse method of `contexts` at the longest context; nothing where a run has SeerAttention alone."""
+    rows = run.table("perplexity")
+    rows = rows[(rows.experiment == "contexts")]
+    rows = rows[rows.context == rows.context.max()]
+    cells = summaries.perplexities(rows, summaries.dense_rows(run, rows)) if len(rows) else pd.DataFrame()
+    if cells.empty or set(cells.method) <= {"dense", "seer"}:
+        return pd.DataFrame()
+    cells = cells[(cells.method != "dense") & ~cells.gate.astype(str).str.contains("untrained")]
+    names = [style.display(method, gate) for method, gate in zip(cells.method, cells.gate)]
+    return cells.assign(panel=METHODS, series=names, label=sources.label(run, rows))
+
+
+METHODS = "every method"
 
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Two panels a model and gate: perplexity, delta NLL."""
-    panels = list(frame.panel.unique())
+    """Two panels a model and gate: perplexity, delta NLL. Then the same for every method at one context."""
+    panels = sorted(frame.panel.unique(), key=lambda panel: panel == METHODS)
     fig, axes = style.figure(len(panels), 2, 0.6 + 2.5 * len(panels))
     contexts = sorted(frame.context.unique())
     tints = dict(zip(contexts, style.shades(style.colour("seer"), len(contexts))))
     for place, panel in enumerate(panels):
         left, right = axes[2 * place], axes[2 * place + 1]
-        for context, points in frame[frame.panel == panel].groupby("context"):
-            style.line(left, points, style.size(context), "seer", color=tints[context])
+        here = frame[frame.panel == panel]
+        for (context, series), points in here.groupby(["context", "series"], sort=False):
+            method = points.method.iloc[-1] if panel == METHODS else "seer"
+            shade = style.colour(method) if panel == METHODS else tints[context]
+            style.line(left, points, series, method, color=shade)
             points = points.drop(columns=["y", "low", "high"])
             points = points.rename(columns={"delta": "y", "delta_low": "low", "delta_high": "high"})
-            style.line(right, points, style.size(context), "seer", color=tints[context])
-        left.set(title=panel, xlabel="blocks skipped (realised)", ylabel="perplexity")
+            style.line(right, points, series, method, color=shade)
+        where = f", context {style.size(here.context.iloc[0])}" if panel == METHODS else ""
+        left.set(title=panel + where, xlabel="blocks skipped (realised)", ylabel="perplexity")
         right.set(title="against dense, paired", xlabel="blocks skipped (realised)")
         right.set_ylabel("delta NLL (nats a token)")
-        left.legend(title="context", loc="upper left")
+        if panel == METHODS:
+            left.legend(loc="upper left", fontsize=5)
+            style.log_axis(left)  # what random blocks lose would flatten the others
+            right.set_yscale("symlog", linthresh=0.02)
+        else:
+            left.legend(title="context", loc="upper left")
     style.caption(fig, frame, "Bands: 95% over documents. Paper: Figure 4 prints no values.")
     return fig

@@ -1,8 +1,12 @@
-"""Figure 5: where SeerAttention's time goes (gate, top-k, sparse attention) at the longest context."""
+"""Figure 5: where SeerAttention's time goes (gate, top-k, sparse attention) at the longest context.
+
+Panel (c), beyond the paper: planning and attention of the other methods, each at the highest sparsity of its own.
+"""
 
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from seerbench.artefacts import sources, style, summaries
@@ -15,7 +19,7 @@ STAGES = {
     "plan": ("AttnGate and top-k", style.colour("seer")),
     "attend": ("block-sparse attention", style.colour("block_sparse")),
 }
-BREAKDOWN, SPEED = "a", "b"
+BREAKDOWN, SPEED, OTHERS = "a", "b", "c"
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
@@ -33,7 +37,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     faster = summaries.speedups(cells, samples, "total")
     faster = faster[faster.method == "seer"].assign(panel=SPEED)
     printed = sources.printed(paper, "fig5").assign(panel=SPEED)
-    frame = sources.tidy(printed, dense, times, faster)
+    frame = sources.tidy(printed, dense, times, faster, _others(cells, samples).assign(panel=OTHERS))
     frame.loc[frame.source == "measured", "label"] = sources.label(run, cells, timed=True)
     frame["x"] = frame.sparsity_realised.fillna(frame.sparsity_requested)
     frame["rank"] = frame.method.map(style.rank)
@@ -41,10 +45,26 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     return sources.tidy(frame.sort_values(["panel", "rank", "source", "x"], kind="stable"))
 
 
+def _others(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
+    """Stages of every sparse method but SeerAttention, one cell each: the one of the highest requested sparsity."""
+    rest = cells[~cells.apply(summaries.is_dense, axis=1) & (cells.method != "seer") & (cells.status == "measured")]
+    last = rest.sort_values("sparsity_requested", na_position="first").drop_duplicates("method", keep="last")
+    times = summaries.latencies(last, samples)
+    return times[times.stage.isin(["plan", "attend", "total"])]
+
+
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Stacked bars beside speed-ups."""
-    fig, (left, right) = style.figure(1, 2, 3.2, width_ratios=[3, 2])
+    """Stacked bars beside speed-ups, the other methods' bars below."""
+    others = frame[(frame.panel == OTHERS) & frame.y.notna()]
+    count = others.method.nunique()
+    if count:
+        fig = Figure(figsize=(style.WIDTH, 3.6 + 0.3 + 0.2 * count), layout="constrained")
+        grid = fig.add_gridspec(2, 2, width_ratios=[3, 2], height_ratios=[3, 0.4 + 0.2 * count])
+        left, right = fig.add_subplot(grid[0, 0]), fig.add_subplot(grid[0, 1])
+        _draw_others(fig.add_subplot(grid[1, :]), others)
+    else:
+        fig, (left, right) = style.figure(1, 2, 3.2, width_ratios=[3, 2])
     measured = frame[frame.source == "measured"]
     bars = measured[(measured.panel == BREAKDOWN) & measured.y.notna()]
     names = []
@@ -75,7 +95,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         left.legend(loc="upper right")
     for (source, base), points in frame[frame.panel == SPEED].groupby(["source", "base"], dropna=False):
         who = "paper" if source == "paper" else "measured"
-        over = "FlashAttention-2" if source == "paper" else style.display(base)
+        over = (
+            "FlashAttention-2" if source == "paper" else style.display(base if isinstance(base, str) else "dense")
+        )
         label = f"{who}, {style.size(points.context.max())}, over {over}"
         style.line(right, points, label, "seer")
     right.axhline(1, color="black", linewidth=0.8)
@@ -84,3 +106,20 @@ def draw(frame: pd.DataFrame) -> Figure:
     right.legend(loc="upper left")
     style.caption(fig, frame, "Bands: 95% over rounds. Paper: Figure 5 prints no values but 5.47x.")
     return fig
+
+
+def _draw_others(ax: Axes, others: pd.DataFrame) -> None:
+    """A bar a method: planning, then attention; the mark is both timed together."""
+    names = []
+    for method, bar in sorted(others.groupby("method"), key=lambda pair: style.rank(pair[0])):
+        values = bar.set_index("stage").y
+        ax.barh(len(names), values["plan"], color="#F0E442", label=None if names else "plan")
+        ax.barh(len(names), values["attend"], left=values["plan"], color=style.colour("block_sparse"),
+                label=None if names else "attention")  # fmt: skip
+        ax.plot(values["total"], len(names), "|", color="black", markersize=8, label=None if names else "as one")
+        names.append(f"{style.display(method)}, {bar.x.iloc[0]:.0%} skipped")
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    ax.set(xlabel="time (ms)", title="(c) the other methods")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))

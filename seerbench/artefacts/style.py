@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -51,6 +52,11 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "moa": ("MoA", "#009E73", "^"),
     "minference": ("MInference", "#0072B2", "s"),
     "minference-aligned": ("MInference, whole blocks", "#4477AA", "D"),
+    "minference-searched": ("MInference, searched", "#004C7A", "s"),
+    "minference-v1": ("MInference, v1 mix", "#66AADD", "s"),
+    "flexprefill": ("FlexPrefill", "#AA4499", "<"),
+    "xattention": ("XAttention", "#117733", ">"),
+    "flashprefill": ("FlashPrefill", "#AA3377", "H"),
     "streaming": ("StreamingLLM", "#56B4E9", "v"),
     "oracle": ("Oracle top-k", "#CC79A7", "D"),
     "random": ("Random blocks", "#999999", "X"),
@@ -65,27 +71,50 @@ OTHERS = ("#332288", "#117733", "#44AA99", "#AA4499", "#661100", "#6699CC")  # t
 OTHER_MARKERS = (">", "H", "p", "8")
 
 
+def known(method: str) -> tuple[str, str, str] | None:
+    """The entry of METHODS; "flexprefill-128" is FlexPrefill at blocks of 128, "seer+mean" has means for blocks."""
+    if method in METHODS:
+        return METHODS[method]
+    for mark, said in (("+mean", " with means"), ("+fa4", " on FlashAttention-4")):
+        if (base := known(method.replace(mark, "")) if mark in method else None) is not None:
+            return base[0] + said, base[1], base[2]
+    base, _, block = method.rpartition("-")
+    if base in METHODS and block.isdigit():
+        return f"{METHODS[base][0]}, {block}", *METHODS[base][1:]
+    return None
+
+
 def display(method: str, gate: str | None = None) -> str:
-    """The method's name for a legend or a table, with its gate where it has one."""
-    name = METHODS[method][0] if method in METHODS else method
+    """The method's name for a legend or a table, with its gate or plan where it has one.
+
+    Of MoA's plan files the budget is left out, which the column or axis of sparsities has.
+    """
+    name = entry[0] if (entry := known(method)) else method
+    if method == "moa" and isinstance(gate, str):
+        gate = re.sub(r"-(kv)?\d\.\d\d$", "", gate)
     return f"{name} ({gate})" if isinstance(gate, str) and gate else name
 
 
 def colour(method: str) -> str:
     """The method's colour, the same in all figures; an unknown method's follows from its name."""
-    return METHODS[method][1] if method in METHODS else OTHERS[_digest(method) % len(OTHERS)]
+    return entry[1] if (entry := known(method)) else OTHERS[_digest(method) % len(OTHERS)]
 
 
 def marker(method: str) -> str:
     """The method's marker."""
-    if method in METHODS:
-        return METHODS[method][2]
-    return OTHER_MARKERS[_digest(method) // len(OTHERS) % len(OTHER_MARKERS)]
+    return (
+        entry[2] if (entry := known(method)) else OTHER_MARKERS[_digest(method) // len(OTHERS) % len(OTHER_MARKERS)]
+    )
 
 
 def rank(method: str) -> int:
-    """Its place in legends and tables; unknown methods come last."""
-    return list(METHODS).index(method) if method in METHODS else len(METHODS)
+    """Its place in legends and tables; variants stand with their method, unknown methods come last."""
+    names = list(METHODS)
+    base = method.partition("+")[0]
+    for name in (method, base, base.rpartition("-")[0]):
+        if name in METHODS:
+            return names.index(name)
+    return len(names)
 
 
 def _digest(method: str) -> int:

@@ -143,9 +143,8 @@ def dense_base(cells: pd.DataFrame, timed: dict[str, dict], stage: str, against:
 
 
 def is_dense(cell: dict) -> bool:
-    """Whether a cell's method skips nothing: a dense kernel, not a block-sparse one at sparsity 0."""
-    nothing_asked = pd.isna(cell["sparsity_requested"]) and cell["sparsity_realised"] == 0
-    return cell["method"] in REFERENCES or cell["mask"] == "dense" or nothing_asked
+    """Whether a cell's method is dense by nature, and not a sparse one that found nothing to skip."""
+    return cell["method"] in REFERENCES or cell["mask"] == "dense"
 
 
 def _at(stages: dict[str, pd.Series], stage: str) -> pd.Series | None:

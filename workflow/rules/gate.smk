@@ -1,4 +1,4 @@
-# Gates on a frozen model, and MoA's profile of one.
+# Gates on a frozen model; what MoA and MInference search for one.
 rule distill:
     input:
         reads("distill", "gates"),
@@ -23,9 +23,33 @@ rule profile:
     input:
         reads("profile", "model"),
     output:
-        RUN / "plans/moa-{model}.json",
+        [
+            str(PRESET.moa_plan("{model}", sparsity))
+            for sparsity in PRESET.moa_sparsities() or [None]
+        ],
     log:
         f"{LOGS}/profile-{{model}}.log",
+    benchmark:
+        f"{LOGS}/cost/profile-{{model}}.jsonl"
+    resources:
+        gpu=GPU,
+    params:
+        where=WHERE,
+        settings=[PRESET.config.get("profile"), PRESET.moa_sparsities()],
+        source=TIMED,
+    shell:
+        "seerbench profile {params.where} {wildcards.model} 2> {log}"
+
+
+rule patterns:
+    input:
+        reads("patterns", "model"),
+    output:
+        RUN / "plans/minference-{model}.json",
+    log:
+        f"{LOGS}/patterns-{{model}}.log",
+    benchmark:
+        f"{LOGS}/cost/patterns-{{model}}.jsonl"
     resources:
         gpu=GPU,
     params:
@@ -33,4 +57,4 @@ rule profile:
         settings=PRESET.config.get("profile"),
         source=TIMED,
     shell:
-        "seerbench profile {params.where} {wildcards.model} 2> {log}"
+        "seerbench patterns {params.where} {wildcards.model} 2> {log}"

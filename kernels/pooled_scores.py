@@ -1,0 +1,58 @@
+"""How much each block of queries sees in the mean key of each block: FlashPrefill's score.
+
+    S[I, J] = log sum_{i in block I, block J ends at or before i} exp(q_i . mean(k_J) / sqrt(D)),  -inf: none does
+
+Paper   FlashPrefill (arXiv:2603.06199); baselines/flashprefill.py makes its block mask of it.
+Oracle  `baselines.flashprefill.pooled_scores` in torch, which writes the N x n logits in chunks.
+GPU     one program a block of queries of one head; the logits stay in registers, so that only n x n sums leave.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+COLUMNS = 64  # blocks of keys at one time
+
+
+def log_sums(q: Tensor, pooled_k: Tensor, block: int) -> Tensor:
+    """q [B, Hq, N, D], pooled_k [B, Hk, n, D] of blocks of `block` tokens, one dtype -> fp32 [B, Hq, n, n]."""
+    batch, heads, tokens, head_dim = q.shape
+    q, pooled_k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, pooled_k))
+    n = pooled_k.shape[2]
+    scores = torch.full((batch, heads, n, n), -torch.inf, dtype=torch.float32, device=q.device)
+    _log_sums[(n, heads, batch)](
+        q, pooled_k, scores, *q.stride()[:3], *pooled_k.stride()[:3], tokens, n, heads // pooled_k.shape[1],
+        head_dim**-0.5, HEAD_DIM=head_dim, BLOCK=block, COLUMNS=COLUMNS, num_warps=4,
+    )  # fmt: skip
+    return scores
+
+
+@triton.jit(do_not_specialize=["tokens", "n", "group"])
+def _log_sums(
+    q_ptr, k_ptr, scores_ptr, q_b, q_h, q_n, k_b, k_h, k_n, tokens, n, group, scale,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    i = n - 1 - tl.program_id(0)  # the longest rows first
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    local = tl.arange(0, BLOCK)
+    dims = tl.arange(0, HEAD_DIM)
+    rows = i * BLOCK + local
+    real = rows < tokens
+    q_base = q_ptr + batch * q_b + head.to(tl.int64) * q_h + (i * BLOCK).to(tl.int64) * q_n
+    q = tl.load(q_base + local[:, None] * q_n + dims[None, :], mask=real[:, None], other=0.0)
+    k_base = k_ptr + batch * k_b + (head // group).to(tl.int64) * k_h
+    out = scores_ptr + ((batch * tl.num_programs(1) + head) * n + i) * n
+    for start in range(0, i + 1, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        k = tl.load(k_base + columns[None, :] * k_n + dims[:, None], mask=columns[None, :] < n, other=0.0)
+        s = tl.dot(q, k, input_precision="ieee") * scale
+        seen = (columns[None, :] * BLOCK + BLOCK - 1 <= rows[:, None]) & real[:, None]
+        s = tl.where(seen, s, -float("inf"))
+        most = tl.max(s, 0)
+        finite = tl.where(most == -float("inf"), 0.0, most)  # a column that no query sees: -inf - 0, not - -inf
+        total = tl.sum(tl.exp(s - finite[None, :]), 0)
+        result = tl.where(total > 0, finite + tl.log(tl.where(total > 0, total, 1.0)), -float("inf"))
+        tl.store(out + columns, result, mask=columns <= i)
