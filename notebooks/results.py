@@ -59,10 +59,11 @@ def show(name):
             display(notebooks.picture(module.draw(frame), f"{name}: {entry.title}; {run.folder.name}"))
             continue
         for source in ("measured", "paper"):
+            if not (frame.source == source).any():
+                continue
             block = module.render(frame[frame.source == source])
             said = [column for column in block if not block[column].isin([tables.ABSENT, ""]).all()]
-            if len(block):
-                display(block[said].style.hide().set_caption(f"{entry.title}: {source}"))
+            display(block[said].style.hide().set_caption(f"{entry.title}: {source}"))
         display(Markdown("\n".join(f"- {note}" for note in [*module.remarks(frame), *tables.notes(frame)])))
     if not measured(name):
         print(f"no run here has rows for {name}")
