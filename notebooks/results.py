@@ -216,12 +216,12 @@ verdicts = claims.judge(runs)
 display(pd.Series([one.verdict for one in verdicts]).value_counts().rename("claims").to_frame())
 pd.DataFrame(
     [{"claim": f"{one.id}: {one.claim}", "verdict": one.shown, "finding": one.finding} for one in verdicts]
-).style.hide().set_properties(subset=["claim", "finding"], **{"white-space": "normal", "min-width": "18rem"})
+).style.hide().set_properties(**{"white-space": "normal", "min-width": "9rem", "vertical-align": "top"})
 
 # %% [markdown]
 # ## What is not here
 #
-# Artefacts that no run above has rows for, and the step that measures them:
+# Artefacts that no run above has rows for, and the rows that they need:
 
 # %%
 for name in ARTEFACTS:
