@@ -303,7 +303,9 @@ def _attention(
             _accept(seat, query, key, plan)
             out = seat.method.attend(query, key, value, plan)
         elif hasattr(seat.method, "exact"):
-            raise Refused(f"{seat.method.name} computes more than attention over its blocks and takes no padding mask")
+            raise Refused(
+                f"{seat.method.name} computes more than attention over its blocks and takes no padding mask"
+            )
         elif plan is None or isinstance(plan, BlockMask):
             out = masked_attention(query, key, value, plan, attention_mask)
         else:
