@@ -134,7 +134,7 @@ def backward_through(
         parameter.requires_grad_(False)
     model.enable_input_require_grads()
     try:
-        with torch.enable_grad(), using(model, _Watched(see), keep_plans=False):
+        with torch.enable_grad(), using(model, _Watched(see), count=False):
             hidden = model.model(tokens, use_cache=False).last_hidden_state[0, -answer - 1 : -1]
             F.cross_entropy(model.lm_head(hidden).float(), tokens[0, -answer:]).backward()
     finally:
@@ -170,7 +170,7 @@ def _loss(
 ) -> float:
     """Mean loss under a plan, rules [layers, heads, 2], on windows of text."""
     device = next(model.parameters()).device
-    with using(model, _Windows(rules, block, sparsity), keep_plans=False):
+    with using(model, _Windows(rules, block, sparsity), count=False):
         return float(np.mean([window_nll(model, torch.from_numpy(w).long().to(device)) for w in windows]))
 
 
