@@ -77,6 +77,10 @@ class Preset:
         sparsities = {arm["sparsity"] for arm in expand(self.arms()) if arm["method"] == "moa"}
         return sorted(sparsities, key=lambda sparsity: -1.0 if sparsity is None else sparsity)
 
+    def moa_plans(self, model: str) -> list[str]:
+        """The files of one search: a plan for each of them, or upstream's alone where no arm asks."""
+        return [str(self.moa_plan(model, sparsity)) for sparsity in self.moa_sparsities() or [None]]
+
     def minference_patterns(self, model: str) -> Path:
         """The patterns that the search found for a model's heads."""
         return self.folder / "plans" / f"minference-{model}.json"

@@ -216,7 +216,7 @@ def profile_model(preset: Preset, name: str) -> None:
         model,
         {length: list(found.values()) for length, found in profiled.items()},
         list(windows(rest, reach).values()),
-        preset.moa_sparsities(),
+        preset.moa_sparsities() or [None],
         block,
     )
     facts = {"model": name, "corpus": about["corpus"], "documents": len(profiled[longest])}

@@ -4,11 +4,6 @@ RELEASED = [
 ]
 
 
-def processes(gates):
-    """How many processes, with a GPU each, train these gates."""
-    return PRESET.config["gates"][gates].get("processes", 1)
-
-
 rule import_gates:
     output:
         RUN / "gates/{gates}.safetensors",
@@ -52,10 +47,7 @@ rule profile:
     input:
         reads("profile", "model"),
     output:
-        [
-            str(PRESET.moa_plan("{model}", sparsity))
-            for sparsity in PRESET.moa_sparsities() or [None]
-        ],
+        PRESET.moa_plans("{model}"),
     log:
         f"{LOGS}/profile-{{model}}.log",
     benchmark:
