@@ -71,6 +71,15 @@ def train(preset: PresetName, model: ModelName, results: Results = FRESH) -> Non
     _step("train_model", preset, results, model)
 
 
+@app.command("import-gates", rich_help_panel=STEP)
+def import_gates(preset: PresetName, gates: GatesName, results: Results = FRESH) -> None:
+    """Read gates that SeerAttention's authors released, in place of training.
+
+    Example: `seerbench import-gates paper released`
+    """
+    _step("import_gates", preset, results, gates)
+
+
 @app.command(rich_help_panel=STEP)
 def distill(preset: PresetName, gates: GatesName, results: Results = FRESH) -> None:
     """Train gates on a frozen model. Interrupted, it continues where it was.
@@ -147,14 +156,14 @@ def maps(preset: PresetName, results: Results = FRESH) -> None:
 def latency(
     preset: PresetName,
     sweep: Annotated[str, typer.Argument(help=f"{', '.join(SWEEPS)}", autocompletion=_sweeps)],
-    context: Annotated[int, typer.Argument(help="tokens")],
+    contexts: Annotated[list[int], typer.Argument(help="tokens; several are one after the other")],
     results: Results = FRESH,
 ) -> None:
-    """Time one sweep at one context, all methods interleaved. Holds the machine.
+    """Time one sweep at one or more contexts, all methods interleaved. Holds the machine.
 
     Example: `seerbench latency cpu kernel 8192`
     """
-    _step("measure_latency", preset, results, sweep, context)
+    _step("measure_latency", preset, results, sweep, contexts)
 
 
 @app.command(rich_help_panel=USE)

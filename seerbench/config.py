@@ -56,8 +56,7 @@ class Preset:
         """The model's folder (or its hub id, if the config gives a source that is no folder)."""
         source = self.config["models"].get(name, {}).get("source")
         if source is not None:
-            local = self.data(source)
-            return local if local.is_dir() else source
+            return self.local(source)
         if name not in self.model_names():
             raise ConfigError(f"no model {name!r} in the preset; it has {', '.join(self.model_names())}")
         return self.folder / "models" / name
@@ -89,11 +88,24 @@ class Preset:
         """A path of the config, relative to its data folder (SEERBENCH_DATA overrides that)."""
         return Path(os.environ.get("SEERBENCH_DATA", self.config["data"])) / path
 
+    def local(self, source: str) -> Path | str:
+        """A hub id's folder below the data folder, where there is one; else the id, for the hub or its cache."""
+        folder = self.data(source)
+        return folder if folder.is_dir() else source
+
     # What there is
 
     def model_names(self) -> list[str]:
         extended = [] if "extend" not in self.config else ["yarn", *self.joint_models()]
         return [*self.config["models"], *extended]
+
+    def trained_models(self) -> list[str]:
+        """Models that this preset pre-trains."""
+        return [name for name, about in self.config["models"].items() if "stages" in about]
+
+    def is_random(self, model: str) -> bool:
+        """Whether a model is a geometry with random weights."""
+        return "random" in self.config["models"].get(model, {})
 
     def joint_models(self) -> dict[str, float]:
         """Jointly fine-tuned models by name, with the sparsity each was trained at."""
@@ -116,8 +128,8 @@ class Preset:
         if table in ("cells", "samples"):
             return self.latency_parts()
         if table == "training":
-            trained = [name for name, about in self.config["models"].items() if "source" not in about]
-            names = [*(f"pretrain-{name}" for name in trained), *(f"distill-{name}" for name in self.gate_jobs())]
+            names = [*(f"pretrain-{name}" for name in self.trained_models())]
+            names += [f"distill-{name}" for name in self.gate_jobs() if "source" not in self.config["gates"][name]]
             return names + [f"finetune-{name}" for name in self.model_names() if name not in self.config["models"]]
         if table == "maps":
             return ["maps"] if "maps" in self.config else []
@@ -127,7 +139,9 @@ class Preset:
         """(files, needs that nothing here meets) for an artefact's needs: (table, part or pattern) pairs."""
         files, unmet = [], []
         for table, pattern in needs:
-            found = [self.rows(table, part) for part in self.parts(table) if fnmatch(part, pattern)]
+            wanted = pattern.split("|")
+            parts = [part for part in self.parts(table) if any(fnmatch(part, one) for one in wanted)]
+            found = [self.rows(table, part) for part in parts]
             files += found
             if not found:
                 unmet.append(f"{table}/{pattern}")
@@ -161,6 +175,8 @@ class Preset:
             return [self.tokens(about["corpus"]), self.tokenizer / "tokenizer.json", *before]
         if step == "distill":
             about = self.one_of("gates", name)
+            if "source" in about:
+                return []
             return [self.tokens(about["corpus"]), *self._model_files(about["model"])]
         if step == "finetune":
             about = config["extend"]
@@ -173,50 +189,70 @@ class Preset:
             return self._measured([about | {"method": "seer"}], about)
         if step == "latency":
             about = config["latency"]["sweeps"][name]
-            return self._measured(about["arms"], about) if "model" in about else []
+            return self._measured(timed_arms(about), about) if "model" in about else []
         about = self.one_of(step, name)
         return self._measured(about["arms"], about)
 
     def check_names(self) -> None:
         """ConfigError or UnknownMethod for a model, gate, corpus or method that the preset names but lacks."""
+        for sweep, about in self.config.get("latency", {}).get("sweeps", {}).items():
+            for arm in about.get("arms", []):
+                card_of(arm["method"])
+                given, wanted = len(arm.get("sparsity_by_context", about["contexts"])), len(about["contexts"])
+                if given != wanted:
+                    raise ConfigError(
+                        f"{sweep}: sparsity_by_context of {arm['method']} has {given} numbers for {wanted} contexts"
+                    )
+            if "model" in about and "corpus" not in about and not self.is_random(about["model"]):
+                raise ConfigError(
+                    f"{sweep}: {about['model']} needs a corpus whose text it reads; only a model with random "
+                    "weights takes random tokens"
+                )
         for table in ("perplexity", "tasks", "recall"):
             for name, about in self.config.get(table, {}).items():
                 self.reads(table, name)
                 for arm in about["arms"]:
                     card_of(arm["method"])
+                    if "sparsity_by_context" in arm:
+                        raise ConfigError(f"{table}/{name}: sparsity_by_context is for timings; give sparsities")
         for step, names in (
-            ("train", [name for name, about in self.config["models"].items() if "source" not in about]),
+            ("train", self.trained_models()),
             ("distill", self.gate_jobs()),
             ("latency", list(self.config.get("latency", {}).get("sweeps", {}))),
         ):
             for name in names:
                 self.reads(step, name)
-        for about in self.config.get("latency", {}).get("sweeps", {}).values():
-            for arm in about.get("arms", []):
-                card_of(arm["method"])
+        for name, about in self.config.get("gates", {}).items():
+            if about.get("batch", 0) % about.get("processes", 1):
+                raise ConfigError(
+                    f"gates/{name}: a batch of {about['batch']} windows does not split over {about['processes']} "
+                    "processes"
+                )
 
     def arms(self) -> list[Mapping[str, Any]]:
         """The arms of every experiment and timing that runs in a model."""
         sections = [self.config.get(table, {}) for table in ("perplexity", "tasks", "recall")]
-        sections.append(self.config.get("latency", {}).get("sweeps", {}))
-        return [arm for about in sections for one in about.values() if "model" in one for arm in one["arms"]]
+        sweeps = [about for about in self.config.get("latency", {}).get("sweeps", {}).values() if "model" in about]
+        found = [arm for about in sections for one in about.values() for arm in one["arms"]]
+        return found + [arm for about in sweeps if not self.is_random(about["model"]) for arm in timed_arms(about)]
 
     def model_file(self, name: str) -> Path:
         """The file that says a model is complete."""
         return Path(self.model(name)) / "config.json"
 
     def _model_files(self, name: str) -> list[Path]:
-        return [] if self.config["models"].get(name, {}).get("source") else [self.model_file(name)]
+        about = self.config["models"].get(name, {})
+        return [] if "source" in about or "random" in about else [self.model_file(name)]
 
     def _measured(self, arms: list[Mapping[str, Any]], about: Mapping[str, Any]) -> list[Path]:
         """Tokens, models, gates and profiles that a list of arms needs."""
-        files = [self.tokens(about["corpus"])]
+        files = [self.tokens(about["corpus"])] if "corpus" in about else []
         for arm in expand(arms):
             model = arm.get("model", about["model"])
             files += self._model_files(model)
             if arm.get("gate"):
                 files.append(self.gates(arm["gate"].split(":")[0]))
-            if arm["method"] == "moa":
+            if arm["method"] == "moa" and not self.is_random(model):
                 files.append(self.moa_plan(model, arm["sparsity"]))
             if arm.get("patterns") == SEARCHED:
                 files.append(self.minference_patterns(model))
@@ -239,6 +275,22 @@ def expand(arms: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     one[key] = one[key].format(sparsity=sparsity)
             flat.append(one | {"sparsity": sparsity})
     return flat
+
+
+def at_context(arms: list[Mapping[str, Any]], contexts: list[int], context: int) -> list[dict[str, Any]]:
+    """The arms at one context of a sweep: `sparsity_by_context` becomes the one sparsity that it gives there."""
+    found = []
+    for arm in arms:
+        one = {key: value for key, value in arm.items() if key != "sparsity_by_context"}
+        if "sparsity_by_context" in arm:
+            one["sparsities"] = [arm["sparsity_by_context"][contexts.index(context)]]
+        found.append(one)
+    return found
+
+
+def timed_arms(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The arms of a timing sweep at all its contexts."""
+    return [arm for context in about["contexts"] for arm in at_context(about["arms"], about["contexts"], context)]
 
 
 def known_presets() -> list[str]:

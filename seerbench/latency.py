@@ -40,9 +40,9 @@ from seerbench.baselines.dense import Dense
 from seerbench.baselines.random_blocks import RandomBlocks
 from seerbench.gate import rotate, select_top_k
 from seerbench.kernels import pooled_attention
-from seerbench.models import Refused, attention_layers, using, visit
+from seerbench.models import Refused, attention_layers, chunked_mlps, using, visit
 from seerbench.results import cpu_name, source_digest
-from seerbench.timing import Call, Contender, Timing, available_mib, claim, peak_mib, sample, timer_for
+from seerbench.timing import Call, Contender, Parts, Timing, available_mib, claim, peak_mib, sample, timer_for
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 # The oracle holds several float64 maps; past this context a check runs on fewer tokens, odd in blocks.
@@ -76,6 +76,8 @@ class Ready:
     error: float | None = None
     budget: float | None = None
     inside: Callable[[], AbstractContextManager] = nullcontext
+    parts: Callable[[], Mapping[str, float]] = dict  # see timing.Contender
+    peak_mib: float | None = None  # where preparing was the untimed call that the others get after it
     dense: bool = False  # planned to skip nothing, whatever its name
 
 
@@ -158,17 +160,18 @@ def _admit(entrant: Entrant, device: str) -> tuple[dict[str, Any], Contender | N
                 f"misses the float64 oracle by {ready.error:.3g}, more than rounding explains ({ready.budget:.3g})"
             )
             return known | {"status": "failed", "reason": reason}, None
-        with ready.inside():
-            for call in ready.stages.values():  # compiles, so that the memory of compiling is not counted
-                call()
-        with ready.inside():  # entered anew: what a first forward left in the model would be freed in the second
-            known["peak_mib"] = peak_mib(ready.stages[ready.whole], device)
+        known["peak_mib"] = ready.peak_mib
+        if ready.peak_mib is None:
+            with ready.inside():
+                for call in ready.stages.values():  # compiles, so that the memory of compiling is not counted
+                    call()
+                known["peak_mib"] = peak_mib(ready.stages[ready.whole], device)
     except Refused as refusal:
         return {"status": "refused", "reason": str(refusal)}, None
     except OUT_OF_MEMORY as error:
         reason = str(error).splitlines()[0] if str(error) else "out of memory"
         return {"status": "out_of_memory", "reason": reason}, None
-    return known | {"status": "measured", "reason": None}, Contender(ready.stages, ready.inside)
+    return known | {"status": "measured", "reason": None}, Contender(ready.stages, ready.inside, ready.parts)
 
 
 @torch.no_grad()
@@ -326,32 +329,26 @@ def training_kernel_sweep(case: Case, timing: Timing, run_id: str, memory_limit_
 @torch.no_grad()
 def ttft_sweep(
     model: Any,
-    model_name: str,
+    inputs: str,
     tokens: Tensor,
     methods: Iterable[tuple[str, Method]],
     timing: Timing,
     run_id: str,
     block: int = 64,
+    alike: bool = False,
 ) -> Rows:
     """Time to first token: the prefill of tokens [B, N] with its cache, logits of the last position only.
 
-    methods: as in methods_sweep. Planning happens inside the layers, so it is in the time; entering and
-    leaving the model is not. Stage: ttft. `flops` stays empty: most of them are not attention's.
+    inputs: what the model and its tokens are, for the rows. methods: as in methods_sweep; one cell holds them
+    all where no two have the same name. alike: the layers are (random weights), so that a method which looks for
+    the threshold of its sparsity does so in the first one for all; else in each. Planning happens inside the
+    layers, so it is in the time; entering and leaving the model is not. Stages: ttft, and of it, summed over the
+    layers of the same forward, plan and attend: what is left are the linear layers with their norms, rotations
+    and the cache. One untimed forward a method compiles, counts what is skipped and gives the peak memory. MLPs
+    work in chunks, for every method. `flops` stays empty: most of them are not attention's.
     """
-    first = attention_layers(model)[0]
-    weight, batch, context = next(model.parameters()), *tokens.shape
-    q_heads = model.config.num_attention_heads
-    case = Case(
-        weight.device.type,
-        str(weight.dtype).removeprefix("torch."),
-        batch,
-        q_heads,
-        q_heads // first.num_key_value_groups,
-        first.head_dim,
-        context,
-        block,
-        block,
-    )
+    methods = list(methods)
+    case = case_of_model(model, tokens.shape[1], block, tokens.shape[0])
 
     def forward() -> Tensor:
         return model(tokens, use_cache=True, logits_to_keep=1).logits
@@ -360,21 +357,48 @@ def ttft_sweep(
         for name, method in group.items():
 
             def prepare(method: Method = method) -> Ready:
+                if method.sparsity is not None and hasattr(method, "settled"):
+                    method = Settled(method, alike)
+                if case.device == "cpu":  # there the record of allocations would hold those of compiling
+                    with using(model, method, count=False):
+                        forward()
                 with using(model, method) as record:
-                    forward()
+                    peak = peak_mib(forward, case.device)
+                parts = Parts(case.device)
                 return Ready(
                     {"ttft": forward},
                     "ttft",
                     record.mean_sparsity(),
-                    inside=lambda: using(model, method, keep_plans=False),
-                    dense=all(plan is None for plan in record.plans),
+                    inside=lambda: using(model, method, count=False, part=parts.part),
+                    parts=parts.take,
+                    peak_mib=peak,
+                    dense=not record.planned,
                 )
 
             yield _method_entrant(name, method, case, prepare)
 
-    job = Job("ttft", case, f"captured:{model_name}", timing, run_id)
-    with claim(case.device):
-        return joined(job.measure(sparsity, entrants(group)) for sparsity, group in by_sparsity(methods).items())
+    job = Job("ttft", case, inputs, replace(timing, warmup=0), run_id)  # the untimed forward has warmed it up
+    names = [name for name, _ in methods]
+    cells = {None: dict(methods)} if len({*names}) == len(names) else by_sparsity(methods)
+    with claim(case.device), chunked_mlps(model):
+        return joined(job.measure(sparsity, entrants(group)) for sparsity, group in cells.items())
+
+
+class Settled:
+    """A method at the threshold that its sparsity comes to, looked for when a layer is seen first (untimed)."""
+
+    def __init__(self, method: Method, alike: bool) -> None:
+        self.method, self.alike, self.found = method, alike, {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
+
+    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> Any:
+        """The plan at this layer's threshold (the first layer's, if they are alike)."""
+        place = 0 if self.alike else layer.index
+        if place not in self.found:
+            self.found[place] = self.method.settled(q, k, layer)
+        return self.found[place].plan(q, k, layer)
 
 
 def by_sparsity(methods: Iterable[tuple[str, Method]]) -> dict[float | None, dict[str, Method]]:
@@ -513,19 +537,12 @@ def case_of(q: Tensor, k: Tensor, block: int) -> Case:
     return Case(q.device.type, dtype, batch, q_heads, k.shape[1], head_dim, context, block, block)
 
 
-def random_model(config: Mapping[str, Any], device: str, dtype: str, seed: int = 0) -> Any:
-    """A model of a transformers config (with its `model_type`) and random weights, for time to first token.
-
-    The caller says so in the model's name: "Llama-3.1-8B geometry, random weights".
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    with torch.device(device):  # 8B weights are drawn where they are used
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**config), dtype=getattr(torch, dtype), attn_implementation="sdpa"
-        )
-    return model.eval()
+def case_of_model(model: Any, context: int, block: int, batch: int = 1) -> Case:
+    """The Case of one layer's attention in a model."""
+    first, weight, q_heads = attention_layers(model)[0], next(model.parameters()), model.config.num_attention_heads
+    heads = q_heads, q_heads // first.num_key_value_groups, first.head_dim
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return Case(weight.device.type, dtype, batch, *heads, context, block, block)
 
 
 # What is timed, what it costs, whether it is right

@@ -13,21 +13,29 @@ numbers, nothing skipped): accuracy may be measured so, time never is.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
 from transformers.masking_utils import sdpa_mask
 
 from seerbench.attention import BlockMask, Case, Layer, Method, Rope, realised_sparsity, repeat_kv
+from seerbench.gate import AttnGate
 from seerbench.kernels.flex_attention import masked_attention
 
 NAME = "seerbench"  # how transformers knows our attention function
+MLP_CHUNK = 16384  # tokens an MLP works on at a time in a long prefill: large enough for any GPU's matrix units
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -39,21 +47,68 @@ class ModelError(ValueError):
     """A model that cannot be loaded or that methods cannot enter; the text says what to do."""
 
 
-def load(source: str | Path, device: str = "cpu", dtype: str = "float32", revision: str | None = None) -> Any:
+def load(
+    source: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+    yarn: float | None = None,
+) -> Any:
     """A causal language model from a folder or a hub id, in evaluation mode, its attention dense.
 
-    A folder is used as it is; a hub id honours HF_HUB_OFFLINE. ModelError says what is missing.
+    A folder is used as it is; a hub id honours HF_HUB_OFFLINE. yarn: stretch its RoPE by this factor
+    (`stretched`), weights as they are. ModelError says what is missing.
     """
+    options = {"revision": revision, "dtype": DTYPES[dtype], "attn_implementation": "sdpa"}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=DTYPES[dtype], attn_implementation="sdpa"
-        )
+        if yarn is not None:
+            options["config"] = stretched(AutoConfig.from_pretrained(source, revision=revision), yarn)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
     except OSError as error:
+        at = f" --revision {revision}" if revision else ""
         raise ModelError(
             f"no model at {source}: {str(error).splitlines()[0]} Give a local folder in the config, or fetch "
-            f"it with: hf download {source}"
+            f"it with: hf download {source}{at}"
         ) from None
     return model.to(device).eval()
+
+
+def stretched(config: Any, factor: float) -> Any:
+    """A model's config with YaRN scaling of its RoPE by `factor`; the context it was trained at is the original.
+
+    transformers computes YaRN's correction range from `original_max_position_embeddings`. ModelError for a model
+    whose RoPE is scaled already.
+    """
+    kind = config.rope_parameters["rope_type"]
+    if kind != "default":
+        raise ModelError(f"this model's RoPE is scaled already ({kind}); YaRN is for one that is not")
+    original = config.max_position_embeddings
+    config.rope_parameters = {
+        "rope_type": "yarn",
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "factor": float(factor),
+        "original_max_position_embeddings": original,
+    }
+    config.max_position_embeddings = int(original * factor)
+    return config
+
+
+def check_gates(gates: Sequence[AttnGate], source: str | Path, revision: str | None = None) -> None:
+    """ModelError unless these gates, one a layer, fit the model at `source` (of which only the config is read)."""
+    try:
+        about = AutoConfig.from_pretrained(source, revision=revision)
+    except OSError as error:
+        raise ModelError(f"no model at {source}: {str(error).splitlines()[0]}") from None
+    head_dim = getattr(about, "head_dim", None) or about.hidden_size // about.num_attention_heads
+    wanted = about.num_hidden_layers, about.num_attention_heads, head_dim
+    given = len(gates), gates[0].q_heads, gates[0].head_dim
+    if gates[0].wq is not None:
+        wanted, given = (*wanted, about.num_key_value_heads), (*given, gates[0].wk.shape[0])
+    if given != wanted:
+        raise ModelError(
+            f"these gates are for another model than {source}: layers, heads, head_dim (and key/value heads) are "
+            f"{given}, the model's {wanted}"
+        )
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
@@ -76,30 +131,30 @@ def attention_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def rope_of(model: Any) -> Rope:
-    """The backbone's own rotary embedding at any positions, its scaling included: [n] -> cos, sin [n, D]."""
+    """The backbone's own rotary embedding at any positions, its scaling included: [n] -> cos, sin [n, D].
+
+    All layers ask for the same tensor of positions (gate.block_starts), so its tables are made once: otherwise
+    their twenty small launches a layer are most of a gate's time in a short prefill.
+    """
     rotary, device = model.model.rotary_emb, next(model.parameters()).device
 
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = rotary(torch.zeros(1, device=device), positions[None].to(device))
         return cos[0], sin[0]
 
-    return rope
+    return functools.lru_cache(maxsize=2)(rope)
 
 
 @dataclass
 class Record:
     """What happened in the layers while a method was in the model."""
 
-    plans: list[Any] = field(default_factory=list)  # one entry a layer and forward
-
-    @property
-    def sparsity(self) -> list[float]:
-        """Realised sparsity of each plan; counted here and not in the forward, which may be timed."""
-        return [realised_sparsity(plan) for plan in self.plans]
+    sparsity: list[float] = field(default_factory=list)  # realised, one entry a layer and forward
+    planned: bool = False  # whether any layer had a plan; none has one in a dense method
 
     def mean_sparsity(self) -> float:
         """Realised sparsity averaged over layers and forwards."""
-        return sum(self.sparsity) / len(self.plans) if self.plans else 0.0
+        return sum(self.sparsity) / len(self.sparsity) if self.sparsity else 0.0
 
 
 @dataclass
@@ -109,25 +164,31 @@ class _Seat:
     method: Method
     rope: Rope
     record: Record | None
+    part: Callable[[str], AbstractContextManager]
     accepted: set[Case]
     q_unrotated: Tensor | None = None
     k_unrotated: Tensor | None = None
 
 
 @contextmanager
-def using(model: Any, method: Method, keep_plans: bool = True) -> Iterator[Record]:
+def using(
+    model: Any,
+    method: Method,
+    count: bool = True,
+    part: Callable[[str], AbstractContextManager] = nullcontext,
+) -> Iterator[Record]:
     """Put `method` into every attention layer of `model` for the length of the block.
 
-    Yields the Record that its forwards fill; without `keep_plans` it stays empty, as a forward whose
-    memory or time is measured must free its plans as it goes. Raises Refused from the forward that the method
-    cannot run.
+    Yields the Record that its forwards fill. Without `count` it stays empty: counting waits for a GPU once a
+    layer, which a timed forward must not. part: what is entered around each layer's "plan" and "attend", such as
+    timing.Parts.part. Raises Refused from the forward that the method cannot run.
     """
     _register()
     record, rope, accepted, hooks = Record(), rope_of(model), set(), []
     layers = attention_layers(model)
     before = model.config._attn_implementation
     for layer in layers:
-        layer.seerbench = _Seat(method, rope, record if keep_plans else None, accepted)
+        layer.seerbench = _Seat(method, rope, record if count else None, part, accepted)
         for name in ("q", "k"):
             source = getattr(layer, f"{name}_norm", None) or getattr(layer, f"{name}_proj")
             hooks.append(source.register_forward_hook(functools.partial(_keep, layer, f"{name}_unrotated")))
@@ -142,14 +203,41 @@ def using(model: Any, method: Method, keep_plans: bool = True) -> Iterator[Recor
             del layer.seerbench
 
 
-def visit(model: Any, tokens: Tensor, see: Callable[[Layer, Tensor, Tensor, Tensor], None]) -> None:
+def visit(model: Any, tokens: Tensor, see: Callable[[Layer, Tensor, Tensor, Tensor], Tensor | None]) -> None:
     """Run a dense forward of tokens [B, N] and show each layer's q, k, v to `see`, layer by layer.
 
-    Nothing is kept, so a model of any depth streams through. The forward runs without gradients;
-    `see` may switch them on for parameters of its own.
+    `see` may return the layer's attention [B, Hq, N, D] if it has computed it; else it is computed here. Nothing
+    is kept, so a model of any depth streams through. The forward runs without gradients; `see` may switch them
+    on for parameters of its own.
     """
-    with torch.no_grad(), using(model, _Visitor(see)):
+    with torch.no_grad(), using(model, _Visitor(see)), chunked_mlps(model):
         model.model(tokens, use_cache=False)
+
+
+@contextmanager
+def chunked_mlps(model: nn.Module, chunk: int = MLP_CHUNK) -> Iterator[None]:
+    """Let every MLP of `model` work on `chunk` tokens at a time for the length of the block (no gradients).
+
+    The same numbers with less memory: at 128k tokens the hidden activations of one 14336-wide MLP take 3.5 GiB
+    each, and four exist at a time.
+    """
+    mlps = [module for module in model.modules() if hasattr(module, "down_proj")]
+
+    def chunked(whole: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        if hidden.shape[1] <= chunk:
+            return whole(hidden)
+        out = torch.empty_like(hidden)
+        for into, part in zip(out.split(chunk, 1), hidden.split(chunk, 1), strict=True):
+            into.copy_(whole(part))
+        return out
+
+    for mlp in mlps:
+        mlp.forward = functools.partial(chunked, mlp.forward)
+    try:
+        yield
+    finally:
+        for mlp in mlps:
+            del mlp.forward  # the class's own is behind it
 
 
 class _Visitor:
@@ -157,7 +245,7 @@ class _Visitor:
 
     name, sparsity = "visitor", None
 
-    def __init__(self, see: Callable[[Layer, Tensor, Tensor, Tensor], None]) -> None:
+    def __init__(self, see: Callable[[Layer, Tensor, Tensor, Tensor], Tensor | None]) -> None:
         self.see = see
 
     def refuses(self, case: Case) -> None:
@@ -167,8 +255,8 @@ class _Visitor:
         self.layer = layer
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
-        self.see(self.layer, q, k, v)
-        return masked_attention(q, k, v)
+        out = self.see(self.layer, q, k, v)
+        return masked_attention(q, k, v) if out is None else out
 
 
 def _keep(layer: nn.Module, name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
@@ -205,23 +293,34 @@ def _attention(
         return out.transpose(1, 2).contiguous(), None
     # RoPE's fp32 tables lift q and k out of autocast's dtype; v stays in it.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    layer = Layer(module.layer_idx, seat.q_unrotated, seat.k_unrotated, seat.rope)
-    plan = seat.method.plan(query, key, layer)
-    if attention_mask is None:
-        _accept(seat, query, key, plan)
-        out = seat.method.attend(query, key, value, plan)
-    elif plan is None or isinstance(plan, BlockMask):
-        out = masked_attention(query, key, value, plan, attention_mask)
-    else:
-        raise Refused(f"{seat.method.name} has a plan of its own and cannot honour a padding mask")
+    with seat.part("plan"):
+        layer = Layer(module.layer_idx, seat.q_unrotated, seat.k_unrotated, seat.rope)
+        # Held here they would outlive the layer: 1.25 GiB a layer at 128k with 32/8 heads of 128.
+        seat.q_unrotated = seat.k_unrotated = None
+        plan = seat.method.plan(query, key, layer)
+    with seat.part("attend"):
+        if attention_mask is None:
+            _accept(seat, query, key, plan)
+            out = seat.method.attend(query, key, value, plan)
+        elif hasattr(seat.method, "exact"):
+            raise Refused(
+                f"{seat.method.name} computes more than attention over its blocks and takes no padding mask"
+            )
+        elif plan is None or isinstance(plan, BlockMask):
+            out = masked_attention(query, key, value, plan, attention_mask)
+        else:
+            raise Refused(f"{seat.method.name} has a plan of its own and cannot honour a padding mask")
+        out = out.transpose(1, 2).contiguous()
     if seat.record is not None:
-        seat.record.plans.append(plan)
-    return out.transpose(1, 2).contiguous(), None
+        seat.record.sparsity.append(realised_sparsity(plan))
+        seat.record.planned |= plan is not None
+    return out, None
 
 
 def _accept(seat: _Seat, q: Tensor, k: Tensor, plan: Any) -> None:
     """Ask the method once a shape whether it can run it."""
-    block_q, block_k = (plan.block_q, plan.block_k) if isinstance(plan, BlockMask) else (64, 64)
+    mask = getattr(plan, "mask", plan)  # a mask laid out for another kernel holds the mask
+    block_q, block_k = (mask.block_q, mask.block_k) if isinstance(mask, BlockMask) else (64, 64)
     dtype = str(q.dtype).removeprefix("torch.")
     case = Case(q.device.type, dtype, q.shape[0], q.shape[1], k.shape[1], q.shape[3], q.shape[2], block_q, block_k)
     if case not in seat.accepted:

@@ -50,6 +50,7 @@ class Contender:
 
     stages: Mapping[str, Call]
     inside: Callable[[], AbstractContextManager] = nullcontext  # entered around its turns, untimed
+    parts: Callable[[], Mapping[str, float]] = dict  # ms of parts of the call just timed, by name (Parts.take)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def sample(
             for _ in range(timing.warmup):
                 for call in contender.stages.values():
                     timer(call)
+                    contender.parts()
     samples, names, shuffle = [], list(contenders), random.Random(timing.seed).shuffle
     started = clock()
     for turn in range(timing.rounds):
@@ -84,7 +86,8 @@ def sample(
         for order, name in enumerate(names):
             with contenders[name].inside():
                 for stage, call in contenders[name].stages.items():
-                    samples.append(Sample(name, stage, turn, order, timer(call)))
+                    took = {stage: timer(call)} | contenders[name].parts()
+                    samples += [Sample(name, what, turn, order, ms) for what, ms in took.items()]
     return samples
 
 
@@ -118,6 +121,41 @@ def _cuda_timer() -> Timer:
         return start.elapsed_time(end)
 
     return timer
+
+
+class Parts:
+    """How long named parts of a call take, where the call itself cannot be cut: attention inside a model.
+
+    On a GPU a pair of events around each part, read only by `take`, so that nothing is waited for in between.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.cuda, self.spans = device == "cuda", []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the block as `name`; a name may come again, once a layer."""
+        start = self._now()
+        yield
+        self.spans.append((name, start, self._now()))
+
+    def take(self) -> dict[str, float]:
+        """Milliseconds by name, summed over the blocks since the last `take`."""
+        total: dict[str, float] = {}
+        for name, start, end in self.spans:
+            if self.cuda:
+                end.synchronize()
+            ms = start.elapsed_time(end) if self.cuda else (end - start) * 1e3
+            total[name] = total.get(name, 0.0) + ms
+        self.spans.clear()
+        return total
+
+    def _now(self) -> torch.cuda.Event | float:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 @contextmanager

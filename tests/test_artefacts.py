@@ -528,12 +528,28 @@ def test_table_4_names_the_fastest_dense_kernel_only_where_it_is_another(run_dir
     methods += [("seer", sparsity, {"ttft": 100.0}, 1.0) for sparsity in (0.5, 0.9)]
     write_timings(tmp_path, "ttft", 8192, methods)
     shown = table4.render(collected("table4", Run(tmp_path)))
+    assert "Dense" not in set(shown[shown.source == "measured"].method)  # the paper's is FlashAttention-2
     seer = shown[(shown.source == "measured") & (shown.method == "SeerAttention")]
     over = ["speed-up over FlashAttention-2", "speed-up over cuDNN, the fastest dense"]
-    assert seer.quantity.tolist() == ["seconds", *over] * 2  # a block a sparsity
+    assert (
+        seer.quantity.tolist() == ["seconds", *over, "peak memory beyond the weights, GiB"] * 2
+    )  # a block a sparsity
     assert (
         shown[(shown.source == "measured") & (shown.method == "FlashAttention-2")].quantity.tolist()[0] == "seconds"
     )
+
+
+def test_table_4_takes_a_time_apart(tmp_path):
+    stages = {"ttft": 4000.0, "attend": 1000.0, "plan": 500.0}
+    write_timings(tmp_path, "ttft", 8192, [("fa2", None, {"ttft": 4000.0}, 10.0), ("seer", 0.5, stages, 2048.0)])
+    frame = collected("table4", Run(tmp_path))
+    seer = frame[(frame.source == "measured") & (frame.method == "seer")].set_index("metric").value
+    assert [seer[name] for name in ("attention", "planning", "rest")] == pytest.approx([1.0, 0.5, 2.5], rel=0.05)
+    assert seer.peak_memory == 2.0
+    assert seer.seconds == pytest.approx(4.0, rel=0.05)  # the parts are not mistaken for the whole
+    shown = table4.render(frame).set_index(["source", "method", "quantity"])["8k"]
+    parts = shown["measured", "SeerAttention", "attention + planning + the rest, seconds"].split(" + ")
+    assert [float(part) for part in parts] == pytest.approx([1.0, 0.5, 2.5], rel=0.05)
 
 
 def test_table_2_says_when_it_cannot_tell_methods_apart(run_dir):
@@ -612,3 +628,48 @@ def test_ablation_shows_the_loss_and_the_retrieval_of_each_gate(made):
     assert set(frame.metric) == {"delta NLL", "correct"}
     right = frame[(frame.metric == "correct") & (frame.gate == "long:v1")]
     assert 0.8 < right.value.iloc[0] < 1.0  # 0.9 of the synthetic look-ups
+
+
+def longbench_rows(run_id, seer=0.6):
+    """Two tasks, two buckets: dense scores 0.5, SeerAttention at 10% `seer`; MInference refuses the short one."""
+    rows = []
+    for bucket, task, example in itertools.product(("0-4k", "8k+"), ("qasper", "lcc"), range(4)):
+        for method, sparsity, score in (("dense", None, 0.5), ("seer", 0.1, seer), ("minference", None, 0.4)):
+            refused = method == "minference" and bucket == "0-4k"
+            rows.append(
+                {
+                    "run_id": run_id,
+                    "experiment": "longbench",
+                    "model": "instruct",
+                    "corpus": "LongBench-E",
+                    "task": task,
+                    "context": 1000 + example,
+                    "bucket": bucket,
+                    "method": method,
+                    "sparsity_requested": sparsity,
+                    "sparsity_realised": 0.0 if sparsity is None else 0.12,
+                    "example": example,
+                    "score": None if refused else score + (0.2 if task == "lcc" else 0.0),
+                    "prediction": "said",
+                    "cut": example == 0,
+                    "definition": "edition of a test",
+                    "reason": "too short" if refused else None,
+                }
+            )
+    return rows
+
+
+def test_longbench_is_table_2_where_a_run_has_it(tmp_path):
+    origin_of = origin("tasks longbench")
+    folder = tmp_path / "run"
+    write_rows(folder / "tasks" / "longbench.parquet", "tasks", longbench_rows(origin_of["run_id"]), origin_of)
+    frame = table2.collect(Run(folder), sources.paper_values(PAPER))
+    shown = table2.render(frame)
+    dense = shown[(shown.source == "measured") & (shown.method == "Dense")].iloc[0]
+    assert dense["0-4k"].startswith("60.00")  # (50 + 70) / 2, unweighted over tasks
+    minference = shown[(shown.source == "measured") & shown.method.str.startswith("MInference")].iloc[0]
+    assert minference["0-4k"] == "refused, note 1"
+    assert list(shown.columns[-3:]) == ["0-4k", "4-8k", "8k+"]
+    said = " ".join(table2.remarks(frame))
+    assert "edition of a test" in said
+    assert "25% of the prompts were cut" in said

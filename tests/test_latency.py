@@ -13,11 +13,11 @@ from seerbench.latency import (
     kernel_sweep,
     methods_sweep,
     random_inputs,
-    random_model,
     training_kernel_sweep,
     ttft_sweep,
 )
 from seerbench.models import attention_layers, rope_of
+from seerbench.random_weights import random_model
 from seerbench.registry import create
 from seerbench.results import to_table
 from seerbench.timing import Timing, peak_mib
@@ -254,7 +254,11 @@ def test_ttft_sweep_times_the_whole_model(model, uncompiled):
     cells, samples = frames(ttft_sweep(model, "tiny", TOKENS, group.items(), QUICK, "run"))
     assert set(cells.status) == {"measured"}
     assert cells.set_index("method").sparsity_realised["streaming"] > 0.3
-    assert set(samples.stage) == {"ttft"}
+    wide = samples.pivot_table(index=["method", "round"], columns="stage", values="ms")
+    assert list(wide) == ["attend", "plan", "ttft"]
+    assert (wide.plan + wide.attend < wide.ttft).all()
+    assert set(cells.cell) == {"ttft-500"}  # no two of one name: one cell
+    assert (cells.peak_mib > 0).all()
     assert cells.flops.isna().all()
     case = cells.iloc[0][["q_heads", "kv_heads", "head_dim", "context", "dtype"]].tolist()
     assert case == [4, 2, 32, 500, "float32"]

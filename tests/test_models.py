@@ -6,7 +6,7 @@ import transformers
 
 from seerbench.attention import BlockMask
 from seerbench.gate import AttnGate, GateConfig, gate_target, select_top_k
-from seerbench.models import Refused, attention_layers, rope_of, using, visit
+from seerbench.models import Refused, attention_layers, chunked_mlps, rope_of, using, visit
 from seerbench.registry import create
 
 SHAPE = {
@@ -153,3 +153,42 @@ def test_oracle_top_k_is_the_top_k_of_the_true_map(tokens):
         assert (plan.to_dense() == want.to_dense()).float().mean() > 0.999
 
     visit(model, tokens, see)
+
+
+@torch.no_grad()
+def test_chunked_mlps_give_the_same_numbers(tokens):
+    model = make("Llama")
+    alone = model(tokens).logits
+    exact = make("Llama").double()(tokens).logits
+    budget = 2 * ((alone.double() - exact).abs().max() + torch.finfo(torch.float32).eps * exact.abs().max())
+    seen = []
+    hook = model.model.layers[0].mlp.gate_proj.register_forward_hook(
+        lambda _m, args, _o: seen.append(args[0].shape[1])
+    )
+    with chunked_mlps(model, chunk=33):
+        chunked = model(tokens).logits
+    hook.remove()
+    assert seen == [33, 33, 33, 1]
+    assert (chunked.double() - exact).abs().max() <= budget
+    assert "forward" not in vars(model.model.layers[0].mlp)  # left as it was
+
+
+@torch.no_grad()
+def test_q_and_k_before_rope_do_not_outlive_their_layer(tokens):
+    model = make("Llama")
+    with using(model, create("seer", gates=gates_for(model), sparsity=0.5)):
+        model(tokens)
+        assert all(layer.seerbench.q_unrotated is None for layer in attention_layers(model))
+
+
+@torch.no_grad()
+def test_the_gate_s_rotations_are_made_once_for_all_layers(tokens):
+    model = make("Llama")
+    calls = []
+    hook = model.model.rotary_emb.register_forward_hook(lambda *_: calls.append(1))
+    with using(model, create("seer", gates=gates_for(model), sparsity=0.5)):
+        for length, wanted in ((100, 2), (100, 1), (64, 2)):  # the model's own, and the blocks' of a new length
+            calls.clear()
+            model(tokens[:, :length])
+            assert len(calls) == wanted
+    hook.remove()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from seerbench.timing import Contender, Timing, available_mib, claim, peak_mib, sample, timer_for
+from seerbench.timing import Contender, Parts, Timing, available_mib, claim, peak_mib, sample, timer_for
 
 
 class FakeClock:
@@ -152,3 +152,27 @@ def test_peak_memory_counts_outputs_and_temporaries(call, mib):
 
 def test_available_memory_is_a_number_of_this_machine():
     assert 0 < available_mib() < 64 * 2**20
+
+
+def test_parts_are_summed_by_name_and_forgotten():
+    parts = Parts("cpu")
+    for _ in range(2):
+        with parts.part("plan"):
+            time.sleep(0.002)
+    with parts.part("attend"):
+        pass
+    took = parts.take()
+    assert took["plan"] >= 4.0 > took["attend"] >= 0.0
+    assert parts.take() == {}
+
+
+def test_parts_of_a_call_become_samples_of_its_round_and_those_of_the_warm_up_do_not():
+    parts = Parts("cpu")
+
+    def call() -> None:
+        with parts.part("inner"):
+            pass
+
+    contender = Contender({"whole": call}, parts=parts.take)
+    samples = sample({"m": contender}, Timing(rounds=2, warmup=3), lambda run: run() or 1.0)
+    assert [(one.stage, one.round) for one in samples] == [("whole", 0), ("inner", 0), ("whole", 1), ("inner", 1)]

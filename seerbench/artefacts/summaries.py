@@ -159,6 +159,11 @@ def _rounds(samples: pd.DataFrame) -> dict[tuple, dict[str, pd.Series]]:
     return found
 
 
+def cell_lines(cells: pd.DataFrame) -> pd.DataFrame:
+    """A line a cell and method without a number: what is known of the cell itself."""
+    return _frame([_line(cell) for cell in cells.to_dict("records")], [*TIMED, *OUTCOME, *NUMBERS])
+
+
 def longest(cells: pd.DataFrame) -> float:
     """The largest context at which anything sparse was measured; the largest at all if nothing was."""
     sparse = cells[(cells.status == "measured") & cells.sparsity_requested.notna()]

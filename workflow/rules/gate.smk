@@ -1,4 +1,29 @@
-# Gates on a frozen model; what MoA and MInference search for one.
+# Gates on a frozen model, trained here or released; what MoA and MInference search for one.
+RELEASED = [
+    name for name in PRESET.gate_jobs() if "source" in PRESET.config["gates"][name]
+]
+
+
+def processes(gates):
+    """How many processes, with a GPU each, train these gates."""
+    return PRESET.config["gates"][gates].get("processes", 1)
+
+
+rule import_gates:
+    output:
+        RUN / "gates/{gates}.safetensors",
+    log:
+        f"{LOGS}/import-gates-{{gates}}.log",
+    wildcard_constraints:
+        gates="|".join(RELEASED) or "none",
+    params:
+        where=WHERE,
+        settings=lambda wildcards: PRESET.config["gates"][wildcards.gates],
+        source=trains_with("released_gates.py"),
+    shell:
+        "seerbench import-gates {params.where} {wildcards.gates} 2> {log}"
+
+
 rule distill:
     input:
         reads("distill", "gates"),
@@ -9,14 +34,18 @@ rule distill:
         f"{LOGS}/distill-{{gates}}.log",
     benchmark:
         f"{LOGS}/cost/distill-{{gates}}.jsonl"
+    wildcard_constraints:
+        gates="|".join(name for name in PRESET.gate_jobs() if name not in RELEASED)
+        or "none",
     resources:
-        gpu=GPU,
+        gpu=lambda wildcards: GPU * processes(wildcards.gates),
     params:
         where=WHERE,
         settings=lambda wildcards: PRESET.config["gates"][wildcards.gates],
-        source=trains_with("distill.py", "gate.py"),
+        source=trains_with("distill.py", "gate.py", "sharded.py"),
+        launcher=lambda wildcards: launcher(processes(wildcards.gates)),
     shell:
-        "seerbench distill {params.where} {wildcards.gates} 2> {log}"
+        "{params.launcher}seerbench distill {params.where} {wildcards.gates} 2> {log}"
 
 
 rule profile:
