@@ -41,6 +41,8 @@ def card(path):
     return Markdown(f"`{path}`\n\n```text\n{ast.get_docstring(ast.parse((ROOT / path).read_text()))}\n```")
 
 
+notebooks.overview(runs).style.hide()
+
 # %% [markdown]
 # ## 1. The oracle
 #
