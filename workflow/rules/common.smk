@@ -39,6 +39,11 @@ def trains_with(*modules):
     return files_digest(ROOT / "seerbench" / name for name in modules)
 
 
+def processes(gates):
+    """How many processes, with a GPU each, train these gates."""
+    return PRESET.config["gates"][gates].get("processes", 1)
+
+
 def launcher(count):
     """What starts a step in `count` processes (seerbench/sharded.py)."""
     return (

@@ -4,11 +4,6 @@ RELEASED = [
 ]
 
 
-def processes(gates):
-    """How many processes, with a GPU each, train these gates."""
-    return PRESET.config["gates"][gates].get("processes", 1)
-
-
 rule import_gates:
     output:
         RUN / "gates/{gates}.safetensors",
