@@ -13,8 +13,8 @@ TORCH := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 LOCK := flock --nonblock --conflict-exit-code 75 .make.lock
 SNAKEMAKE := PATH=$(CURDIR)/$(BIN):$$PATH $(LOCK) $(BIN)/snakemake --nolock --quiet rules --cores $(CORES) --config preset=$(PRESET)
 
-.PHONY: figures tables report test test-slurm lint bench doctor
-figures tables report: $(BIN)/.installed
+.PHONY: figures tables report notebooks test test-slurm lint bench doctor
+figures tables report notebooks: $(BIN)/.installed
 	@$(SNAKEMAKE) -- $@; status=$$?; \
 	if [ $$status = 75 ]; then echo "another make is running here; wait for it, or end it"; fi; exit $$status
 

@@ -204,7 +204,8 @@ def profile_model(preset: Preset, name: str) -> None:
     documents, longest = about["documents"], about["context"]
     # The first documents are profiled; plans are compared on the next ones that are long enough.
     text = corpus.read_tokens(preset.tokens(about["corpus"]), about.get("split", "validation"))
-    bos, reach = model.config.bos_token_id, int(calibrate.VALIDATION * longest)
+    bos = model.config.bos_token_id
+    reach = min(int(calibrate.VALIDATION * longest), model.config.max_position_embeddings)
 
     def windows(of: Mapping[str, Any], context: int) -> dict[str, np.ndarray]:
         return corpus.evaluation_windows(of, context, documents, longest=max(context, longest), bos=bos)

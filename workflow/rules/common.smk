@@ -71,6 +71,16 @@ def files_of(*names):
     ]
 
 
+def notebooks():
+    """Every notebook, executed."""
+    sources = sorted((ROOT / "notebooks").glob("*.py"))
+    return [
+        f"{FIGURES}/{source.stem}{suffix}"
+        for source in sources
+        for suffix in (".ipynb", ".html")
+    ]
+
+
 def all_rows():
     """Every rows file of this preset, those of experiments that no artefact draws included."""
     tables = [name for name in TABLES if name != "runs"]
