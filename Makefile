@@ -13,8 +13,8 @@ TORCH := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 LOCK := flock --nonblock --conflict-exit-code 75 .make.lock
 SNAKEMAKE := PATH=$(CURDIR)/$(BIN):$$PATH $(LOCK) $(BIN)/snakemake --nolock --quiet rules --cores $(CORES) --config preset=$(PRESET)
 
-.PHONY: figures tables report test lint bench doctor
-figures tables report: $(BIN)/.installed
+.PHONY: figures tables report notebooks test test-slurm lint bench doctor
+figures tables report notebooks: $(BIN)/.installed
 	@$(SNAKEMAKE) -- $@; status=$$?; \
 	if [ $$status = 75 ]; then echo "another make is running here; wait for it, or end it"; fi; exit $$status
 
@@ -26,6 +26,10 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakefmt --check Snakefile workflow/rules
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakemake --lint
+
+# The smoke preset through --executor slurm, on daemons of its own: apt-get install slurm-wlm munge.
+test-slurm: $(BIN)/.installed
+	$(BIN)/python -m pytest tests/slurm/on_slurm.py
 
 # A GPU if there is one. To guard a change: make bench BENCH=--benchmark-autosave, change, then
 # make bench BENCH="--benchmark-compare --benchmark-compare-fail=median:10%"

@@ -45,12 +45,14 @@ rule all:
     input:
         files_of(*drawable()),
         f"{FIGURES}/report.html",
+        notebooks(),
 
 
 rule figures:
     input:
         files_of(*drawable()),
         f"{FIGURES}/report.html",
+        notebooks(),
 
 
 rule rows:
@@ -66,3 +68,9 @@ rule tables:
 rule report:
     input:
         f"{FIGURES}/report.html",
+        notebooks(),
+
+
+rule notebooks:
+    input:
+        notebooks(),

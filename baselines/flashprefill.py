@@ -2,8 +2,9 @@
 
 What      every query against mean-pooled key blocks; a block's score is the sum of exp over its queries; kept if
           at least alpha times its row's maximum: no sort, no cumulative sum. Two sink blocks, a window of four
-          and the last two rows are kept always. Mean correction (an option, from V2): each skipped block enters
-          the softmax as one pooled key and value with logit + log(tokens of the block)
+          and the last two rows are kept always. Mean correction (from V2, an option of any block mask, see
+          seerbench/variants.py): each skipped block enters the softmax as one pooled key and value with logit +
+          log(tokens of the block)
 Source    arXiv:2603.06199; mean correction arXiv:2608.19758
 Upstream  qhfan/FlashPrefill, read at b5c8f5b9
 Fidelity  our port of the plan, its scores in Triton, on our block-sparse kernel (upstream: Triton, 128; V2: CUDA).
@@ -21,12 +22,13 @@ import math
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count, causal_blocks, oracle, repeat_kv
+from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, causal_blocks, oracle, repeat_kv
 from seerbench.gate import budget_limit, pool_blocks, select_budget
 from seerbench.registry import register
 
 ALPHA = 0.1  # V2's evaluations; V1's code has 0.7 as its default
 SINKS, WINDOW, LAST_ROWS = 2, 4, 2  # blocks; V1's code
+SMALLEST = 1e-300  # alpha that still has a logarithm
 CHUNK = 2048  # query rows whose pooled scores exist at one time
 
 
@@ -34,19 +36,14 @@ CHUNK = 2048  # query rows whose pooled scores exist at one time
 class FlashPrefill(BlockSparse):
     """Blocks within a factor of their row's best pooled score, sinks and a window."""
 
-    def __init__(
-        self, sparsity: float | None = None, block: int = 128, alpha: float = ALPHA, mean_correction: bool = False
-    ) -> None:
+    def __init__(self, sparsity: float | None = None, block: int = 128, alpha: float = ALPHA) -> None:
         """sparsity: in place of alpha, when given."""
-        self.sparsity, self.block, self.alpha, self.mean_correction = sparsity, block, alpha, mean_correction
-
-    def implementation(self, case: Case) -> str:
-        return super().implementation(case) + ("+torch-mean" if self.mean_correction else "")
+        self.sparsity, self.block, self.alpha = sparsity, block, alpha
 
     def settled(self, q: Tensor, k: Tensor, layer: Layer) -> FlashPrefill:
         """The same at the alpha that a requested sparsity comes to on this input: what a timing runs."""
         limit = float(budget_limit(self._cost(q, k), self.sparsity).max())
-        return FlashPrefill(block=self.block, alpha=math.exp(-limit), mean_correction=self.mean_correction)
+        return FlashPrefill(block=self.block, alpha=max(math.exp(-limit), SMALLEST))
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
         cost = self._cost(q, k)
@@ -59,9 +56,6 @@ class FlashPrefill(BlockSparse):
         scores = pooled_scores(q, k, self.block)
         cost = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=torch.inf)
         return cost.masked_fill_(always_kept(scores.shape[-1], q.device), -torch.inf)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
-        return mean_corrected(q, k, v, plan) if self.mean_correction else super().attend(q, k, v, plan)
 
 
 def always_kept(n: int, device: torch.device | str = "cpu") -> Tensor:

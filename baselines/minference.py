@@ -218,6 +218,8 @@ class MInferenceUpstream(_Patterns):
             return "MInference's kernels run on a GPU in float16 and bfloat16"
         if case.batch != 1:
             return f"MInference takes batch 1, not {case.batch}"
+        if importlib.util.find_spec("minference") is None:
+            return "minference is not installed; pip install minference"
         for other in ("sgl_kernel", "vllm_flash_attn", "vllm"):
             if importlib.util.find_spec(other):
                 return f"with {other} installed MInference silently runs that package's kernel under its own name"

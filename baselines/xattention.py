@@ -7,9 +7,10 @@ Source    arXiv:2503.16428
 Upstream  mit-han-lab/x-attention, read at e3798877
 Fidelity  our port of the estimator and of the row rule, on our block-sparse kernel (upstream: 128 x 128 blocks on
           Block-Sparse-Attention). Not ported: upstream's torch path masks all but the last chunk at lengths that
-          are exact multiples of its chunk; ours, which also goes by chunks of rows, masks by position alone.
+          are exact multiples of its chunk; ours masks by position alone.
           One tau for all heads.
           With a requested sparsity, tau is the one that keeps as many blocks as the top-k rule
+          The estimator is a kernel on every GPU (upstream: on those with "100" in their name, others get torch)
 Timed     plan (scores, ranking, lists) and attend
 """
 
@@ -60,6 +61,10 @@ class XAttention(BlockSparse):
 
 def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
     """q [B, Hq, N, D], k [B, Hk, N, D] -> fp32 mass of each block, [B, Hq, n, n], zero above the diagonal."""
+    if q.is_cuda:
+        from seerbench.kernels import antidiagonal_mass as kernel
+
+        return kernel.antidiagonal_mass(q, k, block, stride)
     tokens, head_dim = q.shape[2], q.shape[3]
     n = block_count(tokens, block)
     q, k = (F.pad(x, (0, 0, 0, n * block - tokens)).unflatten(2, (-1, stride)) for x in (q, k))

@@ -1,7 +1,8 @@
 """AttnGate's plan on a GPU: pool Q and K, score the blocks, write the chosen ones down as a BlockMask.
 
     pool    max, min and mean over each block of tokens, all three in one pass over the tensor
-    score   Z[I, J] = <q_I, k_J> / sqrt(D) for J <= I, else -inf; q, k after the gate's linears and RoPE
+    project a linear layer a head and RoPE at the block's first token, fp32 until both are done
+    score   Z[I, J] = <q_I, k_J> / sqrt(D) for J <= I, else -inf
     select  top-k, a threshold on softmax(Z), or a threshold relative to the row's best block,
             straight from scores to int32 lists: no sort, no n x n mask and no scatter in between
 
@@ -10,9 +11,11 @@ Paper   SeerAttention (arXiv:2410.13276), sections 3.1 and 3.2; the relative thr
 Oracle  seerbench.gate in plain torch: pool_blocks, AttnGate.forward, select_top_k, select_threshold.
         Ties go to the lower index there and here, so that the lists are equal entry for entry.
 
-top-k without a sort: a float's bits, with the sign folded in, order like unsigned integers. A row finds
-its k-th largest by fixing those 32 bits from the top, one count of the row for each: bit b stays set if
-at least k entries are as large. It stops when exactly k are. The row sits in registers all the while.
+top-k without a sort: a row finds its k-th largest between its smallest and its largest score, which close in
+by one count of the row at a time: how many are at least so large? It stops when exactly k are. The next score
+to ask for halves the range, or is where k would fall if the scores in the range were even; where no float lies
+between, or one is infinite, it halves the bits: a float's, with the sign folded in, order like unsigned integers.
+The row sits in registers all the while.
 """
 
 from __future__ import annotations
@@ -33,16 +36,40 @@ MOST_BLOCKS = 32768
 
 def pool_blocks(x: Tensor, block: int, operators: Sequence[str] = ("max", "min", "avg")) -> dict[str, Tensor]:
     """x [B, H, N, D] -> each of `operators`, [B, H, n, D] in x's dtype; the tail over its real tokens."""
+    return dict(zip(operators, pool_side_by_side(x, block, operators).chunk(len(operators), -1), strict=True))
+
+
+def pool_side_by_side(x: Tensor, block: int, operators: Sequence[str]) -> Tensor:
+    """The same in one tensor, [B, H, n, D * operators]: what a gate's linear layer reads."""
     batch, heads, n, head_dim = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
     blocks = block_count(n, block)
-    pools = {name: x.new_empty(batch, heads, blocks, head_dim) for name in operators}
+    pooled = x.new_empty(batch, heads, blocks, len(operators), head_dim)
+    pools = dict(zip(operators, pooled.unbind(3), strict=True))
     _pool[(blocks, heads, batch)](
         x, *(pools.get(name, x) for name in ("max", "min", "avg")), *x.stride()[:3], n,
-        HEAD_DIM=head_dim, BLOCK=block,
+        HEAD_DIM=head_dim, BLOCK=block, WIDTH=len(operators) * head_dim,
         MAX="max" in pools, MIN="min" in pools, AVG="avg" in pools, num_warps=1,
     )  # fmt: skip
-    return pools
+    return pooled.flatten(3)
+
+
+def project(x: Tensor, weight: Tensor | None, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+    """A gate's linear layer and its RoPE in one launch, fp32 inside, [B, H of the weight, n, D] in x's dtype.
+
+    x [B, Hk, n, W]: pools side by side. weight [H, W, D] with H a multiple of Hk, or None (W = D then).
+    tables: cos and sin [n, D], or None.
+    """
+    batch, kv_heads, n, width = x.shape
+    heads, _, head_dim = weight.shape if weight is not None else (kv_heads, width, width)
+    cos, sin = (t.contiguous() for t in tables) if tables is not None else (x, x)
+    out = x.new_empty(batch, heads, n, head_dim)
+    tile = 64
+    _project[(block_count(n, tile), heads, batch)](
+        x, weight.contiguous() if weight is not None else x, cos, sin, out, n, heads // kv_heads,
+        WIDTH=width, HEAD_DIM=head_dim, TILE=tile, LINEAR=weight is not None, ROPE=tables is not None, num_warps=4,
+    )  # fmt: skip
+    return out
 
 
 def block_scores(q: Tensor, k: Tensor) -> Tensor:
@@ -67,7 +94,7 @@ def select_top_k(scores: Tensor, k: int, tokens: int, block: int, last_rows_dens
     for first, last in _rows_by_length(n):
         _select_top_k[(last - first, heads * batch)](
             scores.contiguous(), counts, indices, n, k, width, first, last_rows_dense,
-            COLUMNS=_columns(last), num_warps=4,
+            COLUMNS=_columns(last), num_warps=max(2, _columns(last) // 1024),
         )  # fmt: skip
     return BlockMask(counts, indices, tokens, block, block)
 
@@ -115,7 +142,8 @@ def _columns(n: int) -> int:
 
 @triton.jit(do_not_specialize=["n"])
 def _pool(
-    x_ptr, max_ptr, min_ptr, avg_ptr, x_b, x_h, x_n, n, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, max_ptr, min_ptr, avg_ptr, x_b, x_h, x_n, n,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
     MAX: tl.constexpr, MIN: tl.constexpr, AVG: tl.constexpr,
 ):  # fmt: skip
     i, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -138,7 +166,7 @@ def _pool(
         if AVG:
             total += x
     blocks = tl.num_programs(0)
-    out = ((batch * tl.num_programs(1) + head).to(tl.int64) * blocks + i) * HEAD_DIM + dims
+    out = ((batch * tl.num_programs(1) + head).to(tl.int64) * blocks + i) * WIDTH + dims
     kind = max_ptr.dtype.element_ty
     if MAX:
         tl.store(max_ptr + out, tl.max(most, 0).to(kind))
@@ -147,6 +175,40 @@ def _pool(
     if AVG:
         count = tl.minimum(n - i * BLOCK, BLOCK).to(tl.float32)
         tl.store(avg_ptr + out, (tl.sum(total, 0) / count).to(kind))
+
+
+@triton.jit(do_not_specialize=["n", "group"])
+def _project(
+    x_ptr, w_ptr, cos_ptr, sin_ptr, out_ptr, n, group,
+    WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr, LINEAR: tl.constexpr, ROPE: tl.constexpr,
+):  # fmt: skip
+    i, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    heads = tl.num_programs(1)
+    HALF: tl.constexpr = HEAD_DIM // 2
+    rows = i * TILE + tl.arange(0, TILE)
+    real = (rows < n)[:, None]
+    left = tl.arange(0, HALF)[None, :]  # RoPE turns a dimension of the left half with its twin on the right
+    x_rows = x_ptr + ((batch * (heads // group) + head // group).to(tl.int64) * n + rows[:, None]) * WIDTH
+    if LINEAR:
+        a = tl.zeros([TILE, HALF], tl.float32)
+        b = tl.zeros([TILE, HALF], tl.float32)
+        for start in tl.static_range(0, WIDTH, HEAD_DIM):
+            inputs = start + tl.arange(0, HEAD_DIM)
+            x = tl.load(x_rows + inputs[None, :], mask=real, other=0.0)
+            w = w_ptr + (head * WIDTH + inputs[:, None]) * HEAD_DIM + left
+            a = tl.dot(x, tl.load(w).to(x.dtype), a, input_precision="ieee")
+            b = tl.dot(x, tl.load(w + HALF).to(x.dtype), b, input_precision="ieee")
+    else:
+        a = tl.load(x_rows + left, mask=real, other=0.0).to(tl.float32)
+        b = tl.load(x_rows + left + HALF, mask=real, other=0.0).to(tl.float32)
+    if ROPE:
+        at = rows[:, None] * HEAD_DIM + left
+        cos_a, cos_b = (tl.load(cos_ptr + at, mask=real), tl.load(cos_ptr + at + HALF, mask=real))
+        sin_a, sin_b = (tl.load(sin_ptr + at, mask=real), tl.load(sin_ptr + at + HALF, mask=real))
+        a, b = a * cos_a - b * sin_a, b * cos_b + a * sin_b
+    out = out_ptr + ((batch * heads + head).to(tl.int64) * n + rows[:, None]) * HEAD_DIM + left
+    tl.store(out, a.to(out_ptr.dtype.element_ty), mask=real)
+    tl.store(out + HALF, b.to(out_ptr.dtype.element_ty), mask=real)
 
 
 @triton.jit(do_not_specialize=["n", "group"])
@@ -169,6 +231,18 @@ def _score(q_ptr, k_ptr, scores_ptr, n, group, scale, HEAD_DIM: tl.constexpr, TI
 
 
 @triton.jit
+def _key_of(score):
+    """fp32 -> uint32 in the same order: negative floats order backwards, so that all their bits are flipped."""
+    bits = (score + 0.0).to(tl.uint32, bitcast=True)  # -0.0 is 0.0
+    return tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
+
+
+@triton.jit
+def _score_of(key):
+    return tl.where(key >> 31 != 0, key ^ 0x80000000, ~key).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _write_list(kept, columns, list_ptr):
     """The columns where `kept`, ascending; the rest of the list is zero already."""
     place = tl.cumsum(kept.to(tl.int32), 0) - 1
@@ -181,25 +255,38 @@ def _select_top_k(scores_ptr, counts_ptr, indices_ptr, n, k, width, first, dense
     row = tl.program_id(1).to(tl.int64) * n + i
     columns = tl.arange(0, COLUMNS)
     seen = columns <= i
-    s = tl.load(scores_ptr + row * n + columns, mask=seen, other=0.0) + 0.0  # -0.0 ranks as 0.0
-    bits = s.to(tl.uint32, bitcast=True)
-    # Negative floats order backwards: flip all their bits; others only get the sign bit. 0 = not seen.
-    key = tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
-    key = tl.where(seen, key, 0)
+    s = tl.load(scores_ptr + row * n + columns, mask=seen, other=-float("inf"))
     want = tl.where(i >= n - dense_rows, i + 1, tl.minimum(k, i + 1))
-    kth = tl.zeros([], tl.uint32)
-    bit = tl.full([], 0x80000000, tl.uint32)
-    count = i + 1  # entries >= kth
-    while (bit != 0) & (count != want):  # once exactly k are as large, the other bits do not matter
-        higher = kth | bit
-        as_large = tl.sum((key >= higher).to(tl.int32), 0)
-        kth = tl.where(as_large >= want, higher, kth)
-        count = tl.where(as_large >= want, as_large, count)
-        bit = bit >> 1
-    kept = seen & (key >= kth)
+    # The k-th largest is in [low, high), bounds as keys: `count` entries, at least `want`, are as large as low, and
+    # `beyond`, fewer than `want`, as large as high.
+    low = _key_of(tl.min(tl.where(seen, s, float("inf")), 0))
+    high = _key_of(tl.max(s, 0)) + 1
+    count = i + 1
+    beyond = 0
+    step = 0
+    while (count != want) & (high - low > 1):
+        least = _score_of(low)
+        most = _score_of(high)
+        guess = 0.5 * least + 0.5 * most
+        # Once the range is small the scores in it are nearly even. Not for ever: ties would keep it from shrinking.
+        if (step > 2) & (step < 12) & (step % 3 != 0):
+            guess = least + (most - least) * ((count - want).to(tl.float32) / (count - beyond).to(tl.float32))
+        middle = _key_of(guess)
+        if (middle <= low) | (middle >= high):  # no float so near, or one of them is infinite
+            middle = low + (high - low) // 2
+        as_large = tl.sum((s >= _score_of(middle)).to(tl.int32), 0)
+        if as_large >= want:
+            low = middle
+            count = as_large
+        else:
+            high = middle
+            beyond = as_large
+        step += 1
+    low = _score_of(low)
+    kept = seen & (s >= low)
     if count != want:  # ties at the k-th: the lower indices win
-        larger = seen & (key > kth)
-        tied = seen & (key == kth)
+        larger = s > low
+        tied = seen & (s == low)
         room = want - tl.sum(larger.to(tl.int32), 0)
         kept = larger | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
     tl.store(counts_ptr + row, want)

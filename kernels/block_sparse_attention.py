@@ -6,7 +6,7 @@ Paper   SeerAttention (arXiv:2410.13276), section 3.3: a FlashAttention that vis
 Oracle  seerbench.attention.oracle, float64.
 Here    CPU: FlexAttention (flex_attention.py), which really skips.
         GPU: `_forward`, portable Triton (Ampere and later);
-        for 128-row blocks on Hopper its twin in Gluon, block_sparse_hopper.py, same lists, same answers.
+        on Hopper its twin in Gluon for most blocks, block_sparse_hopper.py, same lists, same answers.
 
 What the GPU kernel does: one program owns a tile of query rows of one head, walks that row's list of
 key blocks, and keeps a running maximum m, sum l and output o (online softmax, in base 2 because the
@@ -25,6 +25,7 @@ from seerbench.attention import BlockMask, Case, block_count
 from seerbench.kernels import flex_attention
 
 LOG2_E = 1.4426950408889634
+HOPPER_BLOCKS = ((64, 64), (128, 64), (128, 128))  # (block_q, block_k) of block_sparse_hopper.py
 # The running maximum starts far below any score but finite, so that a row whose first tiles are all
 # masked computes exp2(-inf - LOWEST) = 0 and never -inf - -inf.
 LOWEST = tl.constexpr(-1.0e30)
@@ -34,7 +35,7 @@ def implementation(case: Case) -> str:
     """The name of the kernel that runs `case`; it goes into the rows."""
     if case.device == "cpu":
         return "flex-cpu"
-    return "gluon-hopper" if _hopper(case.block_q, case.head_dim) else "triton"
+    return "gluon-hopper" if _hopper(case.block_q, case.block_k, case.head_dim) else "triton"
 
 
 def refuses(case: Case) -> str | None:
@@ -70,7 +71,7 @@ def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: Block
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     o = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    if _hopper(mask.block_q, q.shape[-1]):
+    if _hopper(mask.block_q, mask.block_k, q.shape[-1]):
         from seerbench.kernels import block_sparse_hopper
 
         block_sparse_hopper.launch(q, k, v, mask, o, lse)
@@ -79,10 +80,10 @@ def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: Block
     return o, lse
 
 
-def _hopper(block_q: int, head_dim: int) -> bool:
-    """Whether block_sparse_hopper.py takes it: wgmma and TMA, and two consumers of 64 rows each."""
+def _hopper(block_q: int, block_k: int, head_dim: int) -> bool:
+    """Whether block_sparse_hopper.py takes it: wgmma and TMA, 64 rows a warpgroup."""
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
-    return hopper and head_dim in (64, 128) and block_q == 128
+    return hopper and head_dim in (64, 128) and (block_q, block_k) in HOPPER_BLOCKS
 
 
 def flat_lists(mask: BlockMask) -> tuple[Tensor, Tensor, int]:
@@ -91,6 +92,8 @@ def flat_lists(mask: BlockMask) -> tuple[Tensor, Tensor, int]:
     Rows may share one list (an expanded view, all strides zero): dense attention then needs n entries.
     """
     indices = mask.kv_indices
+    if not indices.shape[-1]:
+        indices = indices.new_zeros(*indices.shape[:-1], 1)  # a first entry is read ahead
     shared = all(step == 0 for step in indices.stride()[:-1])
     if not shared:
         indices = indices.contiguous()

@@ -1,8 +1,9 @@
 """The pooled training kernel for Hopper (sm_90), in Gluon and in one pass: what pooled_attention.py runs there.
 
 Same maths and same answers as the two passes of the portable form; tested against the same oracle.
-The forward is that of block_sparse_hopper.py (read it first: producer warp, two consumer warpgroups of 64
-query rows, persistent programs), over every causal tile of 128 x 128, without lists. What is added:
+The forward is like that of block_sparse_hopper.py (read it first: producer warp, two consumer warpgroups of 64
+query rows, persistent programs), over every causal tile of 128 x 128, without lists and so with a fixed
+schedule, since here the work of an item is known beforehand. What is added:
 
     in the loop      the softmax needs the largest raw score of each row of a tile anyway; it is taken a
                      block of 64 keys at a time and stored, 64 rows x fp32, in a scratch that belongs to the
@@ -31,9 +32,7 @@ from triton.language import debug_barrier as barrier  # Gluon's own name for it 
 from seerbench.attention import block_count
 from seerbench.kernels.block_sparse_hopper import (
     _descriptor,
-    _item_of,
     _keys,
-    _locate,
     _mask,
     _multiprocessors,
     _tma_load,
@@ -78,6 +77,33 @@ def launch(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, d: Tensor, s
         HEAD_DIM=head_dim, STAGES=STAGES,
         CONSUMER_REGISTERS=CONSUMER_REGISTERS, PRODUCER_REGISTERS=PRODUCER_REGISTERS, num_warps=4,
     )  # fmt: skip
+
+
+@gluon.jit
+def _item_of(turn):
+    """The item of this program's turn: forwards on even turns and backwards on odd ones, since items
+    come longest first and the first program would otherwise always get the longest of each round."""
+    programs = gl.num_programs(0)
+    place = gl.where(turn % 2 == 0, gl.program_id(0), programs - 1 - gl.program_id(0))
+    return turn * programs + place
+
+
+@gluon.jit
+def _locate(item, items, heads, group, tiles):
+    """item -> (batch, head, row of tiles).
+
+    Query heads of a group side by side, then rows, then key/value heads: the K and V in use at one time
+    are one head's, and stay in L2. Rows go from the longest down and, for every other key/value head, back
+    up: the number of items a head has can be near a multiple of the number of programs, and some of these
+    would then draw the longest of each head. The last head goes down, so that the work ends with short rows.
+    """
+    kv = item // (group * tiles)
+    rest = item % (group * tiles)
+    kv_heads = heads // group
+    step = rest // group
+    up = (items // (group * tiles) - 1 - kv) % 2
+    row = gl.where(up == 1, step, tiles - 1 - step)
+    return kv // kv_heads, (kv % kv_heads) * group + rest % group, row
 
 
 @gluon.jit

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from seerbench import tasks
+from seerbench import longbench, tasks
 from seerbench.attention import Layer, Method, causal_blocks
 from seerbench.gate import AttnGate, gate_scores, gate_target, select_top_k
 from seerbench.kernels.pooled_attention import pooled_attention
-from seerbench.models import Refused, using, visit
+from seerbench.models import ModelError, Refused, using, visit
 
 TASKS: dict[str, Callable[..., list[tasks.Example]]] = {
     "passkey": tasks.passkey,
@@ -133,6 +133,66 @@ def retrieval(
             if progress:
                 progress.update(len(part))
     return rows
+
+
+@torch.no_grad()
+def answers(
+    model: Any,
+    tokenizer: Any,
+    questions: Iterable[longbench.Question],
+    arms: Iterable[Arm],
+    progress: tqdm | None = None,
+) -> list[dict[str, Any]]:
+    """Each LongBench question answered under each arm, greedily, batch 1, and scored (0 to 1).
+
+    The prompt goes through the method, the answer's own tokens are dense, as in the paper. A method that refuses
+    a prompt gives a row without a score, with its reason.
+    """
+    device = next(model.parameters()).device
+    room = model.config.max_position_embeddings - longbench.ANSWER_ROOM
+    if room < longbench.ANSWER_ROOM:
+        raise ModelError(f"LongBench needs a model of more than {2 * longbench.ANSWER_ROOM} positions")
+    rows, arms = [], list(arms)
+    for question in questions:
+        ids, cut = longbench.prompt_ids(question, tokenizer, room)
+        prompt = torch.from_numpy(ids).long()[None].to(device)
+        for arm in arms:
+            row = {
+                **arm.labels(),
+                "task": question.task,
+                "context": prompt.shape[1],
+                "bucket": question.bucket,
+                "example": question.number,
+                "definition": longbench.VERSION,
+                "cut": cut,
+            }
+            try:
+                with using(model, arm.method) as record:
+                    said = _greedy(model, tokenizer, prompt, question.task)
+                row |= {"prediction": said, "score": longbench.score(question, said)}
+                row["sparsity_realised"] = record.mean_sparsity()
+            except Refused as refusal:
+                row["reason"] = str(refusal)
+            rows.append(row)
+            if progress:
+                progress.update()
+    return rows
+
+
+def _greedy(model: Any, tokenizer: Any, prompt: Tensor, task: str) -> str:
+    """What the model says after `prompt` [1, N], without special tokens."""
+    out = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=longbench.TASKS[task].new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,  # an instruct model's own sampling settings, without effect here
+        top_p=None,
+        pad_token_id=tokenizer.eos_token_id,
+        **longbench.stops(task, tokenizer),
+    )
+    return tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
 
 
 @torch.no_grad()

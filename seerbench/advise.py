@@ -20,6 +20,7 @@ SWEEPS = {
     "methods": ("total", "one layer's attention, planning included"),
     "kernel": ("attend", "the attention kernel alone, random mask, no planning"),
 }
+KEY = ["context", "method", "sparsity_requested"]
 
 
 def runs_in(published: Path, fresh: Path) -> list[Path]:
@@ -45,24 +46,31 @@ def verdict(line: pd.Series) -> str:
 
 
 def advise(context: int, gpu: str | None, folders: Iterable[Path]) -> list[str]:
-    """Lines for a person. gpu: part of a device's name, any case; None takes every machine."""
-    lines, found = [], False
+    """Lines for a person. gpu: part of a device's name, any case; None takes every machine.
+
+    Loss depends on the model, not on the machine: where the machine's own runs hold none, that of others follows.
+    """
+    lines, others, found, lossy = [], [], False, False
     for folder in folders:
         run = Run(folder)
         about = run.table("runs")
         names = about[about.device.str.contains(gpu or "", case=False, regex=False)]
+        perplexities = run.table("perplexity")
         if names.empty:
+            others += _loss(run, perplexities, context)
             continue
         found = True
         cells, samples = run.table("cells"), run.table("samples")
         cells = cells[cells.run_id.isin(names.run_id)]
-        perplexities = run.table("perplexity")
-        perplexities = perplexities[perplexities.run_id.isin(names.run_id)]
+        loss = _loss(run, perplexities[perplexities.run_id.isin(names.run_id)], context)
+        lossy |= bool(loss)
         lines += ["", f"{folder}"]
         lines += _speed(run, cells, samples, context)
-        lines += _loss(run, perplexities, context)
+        lines += loss or ["  loss: no perplexity rows in this run; the speed above says nothing about quality"]
     if not found:
-        lines.append(f"no rows from a machine called {gpu!r}; measure there, or drop --gpu to see what there is")
+        return [f"no rows from a machine called {gpu!r}; measure there, or drop --gpu to see what there is"]
+    if not lossy and others:
+        lines += ["", "loss was measured on other machines, of other models than yours perhaps:", *others]
     return lines
 
 
@@ -79,27 +87,45 @@ def _speed(run: Run, cells: pd.DataFrame, samples: pd.DataFrame, context: int) -
             continue
         contexts, note = _at(here, context)
         here = here[here.context.isin(contexts)]
+        timed = samples[samples.run_id.isin(here.run_id)]
         lines = [f"  speed: {holds}{note}", f"    {sources.label(run, here, timed=True)}"]
-        faster = summaries.speedups(here, samples[samples.run_id.isin(here.run_id)], stage)
+        faster = summaries.speedups(here, timed, stage, "fastest")
+        paper = summaries.speedups(here, timed, stage).set_index(KEY)  # over FlashAttention-2, as in the paper
         faster = faster[faster.sparsity_requested.notna()]
+        kernel = here.drop_duplicates("method").set_index("method").implementation
         for (at, method), group in faster.groupby(["context", "method"], sort=False):
-            lines.append(f"    {at}, {method}")
-            for line in group.sort_values("sparsity_requested").itertuples():
+            group = group.sort_values("sparsity_requested")
+            lines.append(f"    {at}, {method}: {in_short(group)}")
+            for line in group.itertuples():
                 if line.status != "measured":
                     lines.append(f"      {line.sparsity_requested:.0%}: {line.status} ({line.reason})")
                     continue
+                also = paper.loc[tuple(getattr(line, name) for name in KEY)]
+                other = "" if also.base == line.base else f"; {also.value:.2f}x {also.base} ({kernel[also.base]})"
                 lines.append(
                     f"      {line.sparsity_requested:.0%} asked, {line.sparsity_realised:.0%} skipped: "
-                    f"{line.value:.2f}x {line.base} [{line.low:.2f}, {line.high:.2f}], {verdict(line)}"
+                    f"{line.value:.2f}x {line.base} [{line.low:.2f}, {line.high:.2f}]{other}, {verdict(line)}"
                 )
         return lines
     return ["  speed: no timed rows in this run"]
 
 
+def in_short(group: pd.DataFrame) -> str:
+    """One method at one context over the fastest dense kernel: where it pays off, and where dense wins."""
+    measured = group[group.status == "measured"]
+    if measured.empty:
+        return "not measured"
+    pays, loses = measured[measured.low > 1], measured[measured.high < 1]
+    parts = [f"pays off from {pays.sparsity_requested.min():.0%}" if len(pays) else "never seen to pay off"]
+    if len(loses):
+        parts.append(f"dense wins up to {loses.sparsity_requested.max():.0%}")
+    return ", ".join(parts)
+
+
 def _loss(run: Run, rows: pd.DataFrame, context: int) -> list[str]:
     rows = rows[rows.experiment == "contexts"]
     if rows.empty:
-        return ["  loss: no perplexity rows in this run; the speed above says nothing about quality"]
+        return []
     contexts, note = _at(rows, context)
     rows = rows[rows.context.isin(contexts)]
     lines = [f"  loss: nats a token over dense, same documents{note}", f"    {sources.label(run, rows)}"]
@@ -107,9 +133,8 @@ def _loss(run: Run, rows: pd.DataFrame, context: int) -> list[str]:
     found = found[(found.method != "dense") & found.delta.notna()]
     for (at, method, gate), group in found.groupby(["context", "method", "gate"], sort=False, dropna=False):
         named = f"{method} ({gate})" if isinstance(gate, str) else method
-        parts = [
-            f"{line.sparsity_requested:.0%}: {line.delta:+.3f} [{line.delta_low:+.3f}, {line.delta_high:+.3f}]"
-            for line in group.sort_values("sparsity_requested").itertuples()
-        ]
-        lines.append(f"    {at}, {named}: {'; '.join(parts)}")
+        lines.append(f"    {at}, {named}")
+        for line in group.sort_values("sparsity_requested").itertuples():
+            interval = f"[{line.delta_low:+.3f}, {line.delta_high:+.3f}]"
+            lines.append(f"      {line.sparsity_requested:.0%}: {line.delta:+.3f} {interval}")
     return lines

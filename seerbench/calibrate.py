@@ -47,7 +47,7 @@ def moa_lengths(longest: int) -> list[int]:
 
 def moa_plans(
     model: Any,
-    windows: Mapping[int, Iterable[np.ndarray]],
+    windows: Mapping[int, Sequence[np.ndarray]],
     validation: Sequence[np.ndarray],
     sparsities: Iterable[float | None],
     block: int,
@@ -95,33 +95,30 @@ def random_plan(heads: int, sparsity: float | None, block: int, seed: int, longe
     return MoAPlan(rules[plan][..., 0], rules[plan][..., 1], {"influence": "random", "sparsity": sparsity})
 
 
-def moa_influence(model: Any, windows: Iterable[np.ndarray], answer: int, block: int) -> list[Tensor]:
+def moa_influence(model: Any, windows: Sequence[np.ndarray], answer: int, block: int) -> list[Tensor]:
     """Influence of every block on the loss of the model's own greedy continuation: [Hq, n, n] a layer, the mean.
 
     A window loses its last `answer` tokens to the model's continuation of the rest, on which alone the loss is
     taken. Layers are profiled as the backward reaches them, so that one layer's maps exist at a time.
     """
     total: dict[int, Tensor] = {}
-    count = 0
     device = next(model.parameters()).device
 
     def see(layer: int, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> None:
         total[layer] = total.get(layer, 0) + moa_plan.layer_influence(q, k, v, grad, block)
 
-    for window in windows:
-        prompt = torch.from_numpy(window[: len(window) - answer]).long()[None].to(device)
-        tokens = _continued(model, prompt, answer)
-        backward_through(model, tokens, answer, see)
-        count += 1
-    return [total[layer] / count for layer in sorted(total)]
+    prompts = torch.from_numpy(np.stack([window[: len(window) - answer] for window in windows])).long()
+    for tokens in _continued(model, prompts.to(device), answer):
+        backward_through(model, tokens[None], answer, see)
+    return [total[layer] / len(windows) for layer in sorted(total)]
 
 
 @torch.no_grad()
-def _continued(model: Any, prompt: Tensor, count: int) -> Tensor:
-    """prompt [1, N] and `count` tokens that the model finds most likely one after the other, [1, N + count]."""
+def _continued(model: Any, prompts: Tensor, count: int) -> Tensor:
+    """prompts [B, N] and `count` tokens that the model finds most likely one after the other, [B, N + count]."""
     lengths = {"max_new_tokens": count, "min_new_tokens": count}
     return model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0, **lengths
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=False, pad_token_id=0, **lengths
     )
 
 

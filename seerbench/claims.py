@@ -479,21 +479,26 @@ def best_pooling(run: Run, paper: pd.DataFrame) -> Evidence:
 
 
 def tasks_at_or_above(run: Run, paper: pd.DataFrame) -> Evidence:
-    """C17: task accuracy at 10% sparsity minus dense, example by example, in every length bucket."""
+    """C17: task score at 10% sparsity minus dense, example by example, mean over tasks, in every length bucket."""
     rows = run.table("tasks")
+    here = rows[rows.definition.notna()]  # LongBench's, where a run has them
+    rows = (rows if here.empty else here).assign(bucket=lambda kept: kept.bucket.astype(str))
+    marks = rows.score.fillna(rows.correct.astype(float)).rename("mark")
+    rows = rows.join(marks)
     parts = []
     seer = rows[(rows.method == "seer") & np.isclose(rows.sparsity_requested.astype(float), 0.1)]
-    for context, here in seer.groupby("context"):
-        dense = rows[(rows.method == "dense") & (rows.context == context)]
+    for bucket, found in seer.groupby("bucket", sort=False):
+        dense = rows[(rows.method == "dense") & (rows.bucket == bucket)]
         key = ["task", "example"]
-        scores = [part.set_index(key).correct.astype(float) for part in (dense, here)]
-        gain = (scores[1] - scores[0]).dropna()
+        scores = [part.set_index(key).mark for part in (dense, found)]
+        gain = (100 * (scores[1] - scores[0])).dropna()
         if len(gain):
-            gained = statistics.mean(100 * gain)
-            parts.append(Part(here.bucket.iloc[0], gained, 0.0, True, "points"))
+            tasks = [part.to_numpy() for _, part in gain.groupby("task")]
+            parts.append(Part(bucket, statistics.mean_of_means(tasks), 0.0, True, "points"))
     if not parts:
         raise ResultsError("SeerAttention at 10% beside dense among the tasks")
-    return Evidence(parts, rows, note=f"Tasks here: {', '.join(sorted(rows.task.unique()))}; not LongBench.")
+    said = f"Tasks here: {', '.join(sorted(rows.task.unique()))}"
+    return Evidence(parts, rows, note=f"{said}; not LongBench." if here.empty else f"{said}.")
 
 
 CHECKS: dict[str, Check] = {

@@ -12,93 +12,161 @@ from typing import Annotated
 
 import typer
 
-from seerbench.config import FRESH, ConfigError, load_preset
+from seerbench.config import FRESH, SWEEPS, ConfigError, known_presets, load_preset
 from seerbench.registry import UnknownMethod, catalogue
 from seerbench.results import ROOT, ResultsError
 
 app = typer.Typer(
-    help="Sparse attention for long-context prefill: how much can be skipped, at what loss, for how much time.",
+    help="""Sparse attention for long-context prefill: how much can be skipped, at what loss, for how much time.
+
+The whole graph: `make figures`, or `snakemake --cores all figures`. Each of its steps is a command here.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
+# Headings of `seerbench --help`.
+USE, STEP, KEEP = "For a person", "Steps of the graph (the rules call these)", "Results that are kept"
 
-PresetName = Annotated[str, typer.Argument(metavar="PRESET", help="cpu, gpu, paper, or a YAML file")]
-Results = Annotated[Path, typer.Option(help="where fresh runs go: <results>/<preset>/<table>/<part>.parquet")]
+
+def _presets() -> list[str]:
+    """For the shell's completion, as are the next two."""
+    return known_presets()
 
 
-@app.command()
+def _artefacts() -> list[str]:
+    from seerbench.artefacts import ARTEFACTS
+
+    return list(ARTEFACTS)
+
+
+def _sweeps() -> list[str]:
+    return list(SWEEPS)
+
+
+PresetName = Annotated[
+    str,
+    typer.Argument(metavar="PRESET", help=f"{', '.join(known_presets())}, or a YAML file", autocompletion=_presets),
+]
+ModelName = Annotated[str, typer.Argument(help="a model of the preset: a key of its `models`")]
+GatesName = Annotated[str, typer.Argument(help="a key of the preset's `gates`")]
+ExperimentName = Annotated[str, typer.Argument(help="a key below the step's name in the preset")]
+Results = Annotated[Path, typer.Option(help="where fresh runs go: RESULTS/PRESET/TABLE/PART.parquet")]
+
+
+@app.command(rich_help_panel=STEP)
 def corpus(preset: PresetName, results: Results = FRESH) -> None:
-    """Read the texts, train or fetch the tokenizer, write the tokens."""
+    """Read the texts, train or fetch the tokenizer, write the tokens.
+
+    Example: `seerbench corpus cpu`
+    """
     _step("make_corpora", preset, results)
 
 
-@app.command()
-def train(preset: PresetName, model: str, results: Results = FRESH) -> None:
-    """Pre-train a model of the preset. Interrupted, it continues where it was."""
+@app.command(rich_help_panel=STEP)
+def train(preset: PresetName, model: ModelName, results: Results = FRESH) -> None:
+    """Pre-train a model of the preset. Interrupted, it continues where it was.
+
+    Example: `seerbench train cpu long`
+    """
     _step("train_model", preset, results, model)
 
 
-@app.command("import-gates")
-def import_gates(preset: PresetName, gates: str, results: Results = FRESH) -> None:
-    """Read gates that SeerAttention's authors released, in place of training."""
+@app.command("import-gates", rich_help_panel=STEP)
+def import_gates(preset: PresetName, gates: GatesName, results: Results = FRESH) -> None:
+    """Read gates that SeerAttention's authors released, in place of training.
+
+    Example: `seerbench import-gates paper released`
+    """
     _step("import_gates", preset, results, gates)
 
 
-@app.command()
-def distill(preset: PresetName, gates: str, results: Results = FRESH) -> None:
-    """Train gates on a frozen model. Interrupted, it continues where it was."""
+@app.command(rich_help_panel=STEP)
+def distill(preset: PresetName, gates: GatesName, results: Results = FRESH) -> None:
+    """Train gates on a frozen model. Interrupted, it continues where it was.
+
+    Example: `seerbench distill cpu long`
+    """
     _step("distill_gates", preset, results, gates)
 
 
-@app.command()
-def finetune(preset: PresetName, model: str, results: Results = FRESH) -> None:
-    """Extend the context with YaRN: `yarn` (dense) or `joint-<sparsity>` (with its gates)."""
+@app.command(rich_help_panel=STEP)
+def finetune(preset: PresetName, model: ModelName, results: Results = FRESH) -> None:
+    """Extend the context with YaRN: `yarn` (dense) or `joint-<sparsity>` (with its gates).
+
+    Example: `seerbench finetune cpu joint-0.5`
+    """
     _step("finetune_model", preset, results, model)
 
 
-@app.command()
-def profile(preset: PresetName, model: str, results: Results = FRESH) -> None:
-    """Search MoA's plans of a model: profile by gradients, solve, validate."""
+@app.command(rich_help_panel=STEP)
+def profile(preset: PresetName, model: ModelName, results: Results = FRESH) -> None:
+    """Search MoA's plans of a model: profile by gradients, solve, validate.
+
+    Example: `seerbench profile cpu long`
+    """
     _step("profile_model", preset, results, model)
 
 
-@app.command()
-def patterns(preset: PresetName, model: str, results: Results = FRESH) -> None:
-    """Search MInference's pattern of each head of a model."""
+@app.command(rich_help_panel=STEP)
+def patterns(preset: PresetName, model: ModelName, results: Results = FRESH) -> None:
+    """Search MInference's pattern of each head of a model.
+
+    Example: `seerbench patterns cpu long`
+    """
     _step("search_patterns", preset, results, model)
 
 
-@app.command()
-def perplexity(preset: PresetName, experiment: str, results: Results = FRESH) -> None:
-    """Measure a perplexity experiment of the preset."""
+@app.command(rich_help_panel=STEP)
+def perplexity(preset: PresetName, experiment: ExperimentName, results: Results = FRESH) -> None:
+    """Measure a perplexity experiment of the preset.
+
+    Example: `seerbench perplexity cpu contexts`
+    """
     _step("measure_perplexity", preset, results, experiment)
 
 
-@app.command()
-def tasks(preset: PresetName, experiment: str, results: Results = FRESH) -> None:
-    """Measure a retrieval experiment of the preset."""
+@app.command(rich_help_panel=STEP)
+def tasks(preset: PresetName, experiment: ExperimentName, results: Results = FRESH) -> None:
+    """Measure a retrieval experiment of the preset.
+
+    Example: `seerbench tasks cpu retrieval`
+    """
     _step("measure_tasks", preset, results, experiment)
 
 
-@app.command()
-def recall(preset: PresetName, experiment: str, results: Results = FRESH) -> None:
-    """Measure how many of the oracle's blocks each method finds."""
+@app.command(rich_help_panel=STEP)
+def recall(preset: PresetName, experiment: ExperimentName, results: Results = FRESH) -> None:
+    """Measure how many of the oracle's blocks each method finds.
+
+    Example: `seerbench recall cpu gates`
+    """
     _step("measure_recall", preset, results, experiment)
 
 
-@app.command()
+@app.command(rich_help_panel=STEP)
 def maps(preset: PresetName, results: Results = FRESH) -> None:
-    """Record true and predicted attention maps of five heads."""
+    """Record true and predicted attention maps of five heads.
+
+    Example: `seerbench maps cpu`
+    """
     _step("measure_maps", preset, results)
 
 
-@app.command()
-def latency(preset: PresetName, sweep: str, contexts: list[int], results: Results = FRESH) -> None:
-    """Time one sweep at one or more contexts, all methods interleaved. Holds the machine."""
+@app.command(rich_help_panel=STEP)
+def latency(
+    preset: PresetName,
+    sweep: Annotated[str, typer.Argument(help=f"{', '.join(SWEEPS)}", autocompletion=_sweeps)],
+    contexts: Annotated[list[int], typer.Argument(help="tokens; several are one after the other")],
+    results: Results = FRESH,
+) -> None:
+    """Time one sweep at one or more contexts, all methods interleaved. Holds the machine.
+
+    Example: `seerbench latency cpu kernel 8192`
+    """
     _step("measure_latency", preset, results, sweep, contexts)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def compare(
     target: Annotated[str | None, typer.Argument(help="mine.py, mine.py:name, or package.module:name")] = None,
     against: Annotated[str, typer.Option(help="baselines; speed-ups are over the first")] = "",
@@ -110,10 +178,10 @@ def compare(
     kv_heads: Annotated[int | None, typer.Option(help="key/value heads")] = None,
     head_dim: Annotated[int | None, typer.Option(help="channels a head")] = None,
     block: Annotated[int, typer.Option(help="tokens a block, queries and keys alike")] = 64,
-    batch: int = 1,
+    batch: Annotated[int, typer.Option(help="sequences")] = 1,
     rounds: Annotated[int, typer.Option(help="timed rounds; each runs every method once, shuffled")] = 30,
     cap: Annotated[float, typer.Option(help="seconds a cell may take past its 10th round")] = 20.0,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="of inputs, masks and the order of rounds")] = 0,
     base: Annotated[str | None, typer.Option(help="a commit: time its block-sparse kernel too")] = None,
     name: Annotated[str | None, typer.Option(help="what rows and files are called")] = None,
     fail_below: Annotated[float | None, typer.Option(help="exit 4 when slower than this x reference")] = None,
@@ -122,14 +190,21 @@ def compare(
 ) -> None:
     """Check a kernel or method of your own against the oracle, then time it beside the baselines.
 
-    A kernel is a function (q, k, v, mask) -> o with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
-    seerbench.attention.BlockMask; a method is a class under @register. One that is wrong is not timed: the
+    A kernel is a function `(q, k, v, mask) -> o` with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
+    `seerbench.attention.BlockMask`; a method is a class under `@register`. One that is wrong is not timed: the
     report says in which case, where, and a guess why.
 
-    Baselines of a kernel: dense, cudnn, fa4, block_sparse, flex, fa4-sparse, other files.
-    Of a method: any of `seerbench list` but seer.
+    Baselines of a kernel: dense, fa2, cudnn, fa4, flash-attn, flex; block_sparse, fa4-sparse, flex-sparse; other
+    files. Of a method: any of `seerbench list` but seer and moa.
 
-    Exit code: 0 right, 1 the comparison cannot be made, 3 wrong, 4 slower than --fail-below.
+    Examples:
+
+    - `seerbench compare examples/gather_attention.py`
+    - `seerbench compare mine.py:attention --contexts 8192,32768 --sparsity 0.5,0.9 --against cudnn,block_sparse`
+    - `seerbench compare package.module:object --fail-below 1.0` for a build that must not get slower
+    - `seerbench compare --base HEAD~1`: this tree's block-sparse kernel beside that commit's
+
+    Exit code: 0 right, 1 the comparison cannot be made, 3 wrong, 4 slower than `--fail-below`.
     """
     from seerbench import compare as comparing
     from seerbench import verify
@@ -176,28 +251,30 @@ def compare(
     if fail_below is not None:
         slow = comparing.below(outcome.frame, outcome.name, fail_below)
         for row in slow.itertuples():
-            speed = (
-                "not compared"
-                if row.speedup != row.speedup
-                else f"{row.speedup:.2f}x [{row.low:.2f}, {row.high:.2f}]"
-            )
+            speed = "not compared" if row.speedup != row.speedup else comparing.speed_up(row)
             where = f"context {row.context}, {row.sparsity_requested:.0%}"
             typer.echo(f"{where}: {speed}, below {fail_below}x of {row.reference}")
         if len(slow):
             raise typer.Exit(4)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def advise(
-    context: Annotated[int, typer.Option(help="tokens of the prompt")],
+    context: Annotated[int, typer.Option(help="tokens of the prompt", min=1)],
     gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H200, EPYC")] = None,
     results: Results = FRESH,
     published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
 ) -> None:
     """Say which method pays off at a context, where dense wins, and what it costs, from measured rows alone.
 
+    Pays off: the whole interval of the speed-up over the machine's *fastest* dense kernel is above 1; dense wins:
+    all of it below. The speed-up over FlashAttention-2, the paper's, stands beside it. Where the machine's own runs
+    hold no loss, that of other machines follows: it depends on the model.
+
     Each answer names its machine, date, commit and scale. A context that was not measured is not
     extrapolated: the nearest ones that were are shown.
+
+    Example: `seerbench advise --context 32768 --gpu H200`
     """
     from seerbench import advise as advice
 
@@ -212,26 +289,34 @@ def _numbers(text: str, kind: type, option: str) -> list:
         raise typer.BadParameter(f"{option} takes numbers with commas between, not {text!r}") from None
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def draw(
-    artefact: Annotated[str, typer.Argument(help="table1 ... fig10 (seerbench list --artefacts)")],
+    artefact: Annotated[
+        str, typer.Argument(help="table1 ... fig10 (seerbench list --artefacts)", autocompletion=_artefacts)
+    ],
     run: Annotated[Path, typer.Option(help="folder of rows: results/fresh/cpu, results/published/...")],
     out: Annotated[Path, typer.Option(help="folder for the files")] = Path("figures"),
 ) -> None:
-    """Draw one table or figure from a run's rows, beside the paper's numbers."""
+    """Draw one table or figure from a run's rows, beside the paper's numbers.
+
+    Example: `seerbench draw fig6 --run results/published/h200-1-gpu --out figures/h200`
+    """
     from seerbench import artefacts
 
     for path in artefacts.make(artefact, run, ROOT / "results" / "paper", out):
         typer.echo(path)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def report(
     run: Annotated[Path, typer.Option(help="folder of rows: results/fresh/cpu, results/published/...")],
     out: Annotated[Path, typer.Option(help="the page")] = Path("report.html"),
     published: Annotated[Path, typer.Option(help="where published runs are")] = ROOT / "results" / "published",
 ) -> None:
-    """Write one self-contained HTML page: claims with verdicts, every artefact, its data, what it cost."""
+    """Write one self-contained HTML page: claims with verdicts, every artefact, its data, what it cost.
+
+    Example: `seerbench report --run results/published/cpu-epyc-2-cores --out report.html`
+    """
     from seerbench import claims
     from seerbench import report as page
     from seerbench.results import Run, atomically
@@ -241,27 +326,49 @@ def report(
     typer.echo(out)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
+def notebook(
+    source: Annotated[Path, typer.Argument(help="notebooks/results.py, kernels.py, gates.py, or one of yours")],
+    run: Annotated[Path | None, typer.Option(help="folder of rows that it reads before the published ones")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the .ipynb and .html")] = Path("figures"),
+) -> None:
+    """Execute a notebook on a run's rows; write it with its outputs, and as a page that needs no network.
+
+    Example: `seerbench notebook notebooks/gates.py --run results/published/cpu-epyc-2-cores`
+    """
+    from seerbench import notebooks
+
+    for path in notebooks.execute(source, out, run):
+        typer.echo(path)
+
+
+@app.command(rich_help_panel=KEEP)
 def publish(
     preset: PresetName,
     machine: Annotated[str, typer.Argument(help="folder name below results/published, such as h200-2026-11")],
     results: Results = FRESH,
     published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
 ) -> None:
-    """Copy a fresh run to results/published, deliberately. Refuses rows from a dirty tree."""
+    """Copy a fresh run to results/published, deliberately. Refuses rows from a dirty tree.
+
+    Example: `seerbench publish cpu cpu-epyc-2-cores`
+    """
     from seerbench.results import publish as copy
 
     typer.echo(copy(load_preset(preset, results).folder, published / machine))
 
 
-@app.command()
+@app.command(rich_help_panel=KEEP)
 def check(
     what: Annotated[str, typer.Argument(help="published (the runs) or claims (CLAIMS.md)")] = "published",
     published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
     write: Annotated[bool, typer.Option("--write", help="claims: write the page instead of comparing")] = False,
     page: Annotated[Path, typer.Option(help="claims: the page")] = Path("CLAIMS.md"),
 ) -> None:
-    """Fail when a published run was changed or has older kernels, or when CLAIMS.md is not what the rows say."""
+    """Fail when a published run was changed or has older kernels, or when CLAIMS.md is not what the rows say.
+
+    Example: `seerbench check claims`
+    """
     if what == "claims":
         return _check_claims(published, page, write)
     if what != "published" or write:
@@ -292,7 +399,7 @@ def _check_claims(published: Path, page: Path, write: bool) -> None:
         typer.echo(f"{page} agrees with the rows")
 
 
-@app.command(name="list")
+@app.command(name="list", rich_help_panel=USE)
 def list_methods(
     artefacts: Annotated[bool, typer.Option("--artefacts", help="the tables and figures instead")] = False,
 ) -> None:
@@ -311,9 +418,12 @@ def list_methods(
         typer.echo(f"\n{'':<20}".join(lines))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", results: Results = FRESH) -> None:
-    """Say what this machine can measure, what is missing, and which artefacts that costs."""
+    """Say what this machine can measure, what is missing, and which artefacts that costs.
+
+    Example: `seerbench doctor gpu`
+    """
     from seerbench import doctor as checks
 
     for line in checks.report(load_preset(preset, results)):
@@ -341,8 +451,8 @@ def main() -> None:
             )
         raise
     except (ValueError, RuntimeError) as error:
-        # CorpusError, ModelError and Refused live in modules that import torch: known by name here.
-        if type(error).__name__ in ("CorpusError", "ModelError", "Refused", "CompareError"):
+        # These live in modules that import torch or more: known by name here.
+        if type(error).__name__ in ("CorpusError", "ModelError", "Refused", "CompareError", "NotebookError"):
             _fail(str(error))
         raise
 

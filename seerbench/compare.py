@@ -2,8 +2,9 @@
 
     load -> verify.py (refuse to time a wrong one) -> latency.py's sweeps -> rows, table, figure
 
-A kernel is a function (q, k, v, mask: BlockMask) -> o. A method is a class under `@register`. Both come from
-a file (`mine.py`, `mine.py:name`) or a module (`package.module:name`). `--base REF` compares this tree's
+A kernel is a function (q, k, v, mask: BlockMask) -> o; one that is named may be any call of four arguments. A
+method is a class under `@register`. Both come from a file (`mine.py`, `mine.py:name`) or a module
+(`package.module:name`). `--base REF` compares this tree's
 block-sparse kernel with that of another commit, in the same process and the same rounds.
 """
 
@@ -25,13 +26,14 @@ from types import ModuleType
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from seerbench import latency, statistics, verify
 from seerbench.attention import BlockMask, BlockSparse, Case
 from seerbench.baselines.dense import Dense
-from seerbench.registry import card_of, create
+from seerbench.registry import Card, card_of, create
 from seerbench.results import ROOT, atomically, files_digest, finish, provenance, write_rows
 from seerbench.timing import Timing
 
@@ -65,6 +67,7 @@ def load(target: str, name: str | None = None) -> KernelFunction | type:
     """The kernel or method class that `target` names; CompareError when it names none, or several."""
     place, _, wanted = target.partition(":")
     path = Path(place)
+    _reach(Path.cwd())
     if path.suffix == ".py":
         if not path.is_file():
             raise CompareError(f"no file {place}; give a Python file or package.module:object")
@@ -76,6 +79,8 @@ def load(target: str, name: str | None = None) -> KernelFunction | type:
             raise CompareError(f"cannot import {place}: {error}; give a file.py or package.module:object") from None
     found = {key: value for key, value in vars(module).items() if _is_kernel(value) or _is_method(value)}
     own = {key: value for key, value in found.items() if value.__module__ == module.__name__ and key[0] != "_"}
+    if wanted and takes_four(getattr(module, wanted, None)):
+        found[wanted] = getattr(module, wanted)  # named, so that it need not look like a kernel
     if wanted and wanted not in found:
         raise CompareError(f"{place} has no kernel or method {wanted!r}; it has {', '.join(own) or 'none'}")
     if not wanted and len(own) != 1:
@@ -92,9 +97,7 @@ def load(target: str, name: str | None = None) -> KernelFunction | type:
 
 
 def _import_file(path: Path) -> ModuleType:
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # as Python does for a script, so that it may import its neighbours
+    _reach(path.parent)
     spec = importlib.util.spec_from_file_location(f"compared_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -102,8 +105,27 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
+def _reach(folder: Path) -> None:
+    """Make a folder's modules importable, as Python does for a script's own."""
+    if str(folder.resolve()) not in sys.path:
+        sys.path.insert(0, str(folder.resolve()))
+
+
+def takes_four(value: Any) -> bool:
+    """Whether value(q, k, v, mask) is a call that Python would make: a function, a partial, a compiled one."""
+    if inspect.isclass(value) or not callable(value):
+        return False
+    try:
+        inspect.signature(value).bind(*ARGUMENTS)
+    except TypeError:
+        return False
+    return True
+
+
 def _is_kernel(value: Any) -> bool:
-    return inspect.isfunction(value) and list(inspect.signature(value).parameters)[:4] == ARGUMENTS
+    """A function that is one by its arguments' names, and can be called with these four."""
+    named = inspect.isfunction(value) and list(inspect.signature(value).parameters)[:4] == ARGUMENTS
+    return named and takes_four(value)
 
 
 def _is_method(value: Any) -> bool:
@@ -155,6 +177,11 @@ def _git(root: Path, *arguments: str) -> bytes:
     return done.stdout
 
 
+def _usual(case: Case, base: bool) -> list[str]:
+    """What a kernel is compared with unless `--against` says otherwise: on a GPU its fastest dense kernel too."""
+    return ["dense", *(["cudnn"] if case.device == "cuda" else []), *([] if base else ["block_sparse"])]
+
+
 def kernel_named(name: str) -> Any:
     """A baseline of a kernel: one of latency.DENSE or SPARSE_KERNELS, or a target that `load` takes."""
     if name in latency.DENSE:
@@ -170,6 +197,13 @@ def kernel_named(name: str) -> Any:
     return loaded
 
 
+def _method_named(name: str) -> Card:
+    if name in ("seer", "moa"):
+        needs = {"seer": "trained gates", "moa": "a plan searched for a model"}[name]
+        raise CompareError(f"{name} needs {needs}; time it with `seerbench latency PRESET methods CONTEXT`")
+    return card_of(name)
+
+
 def build(make: Callable[..., Any], sparsity: float, block: int) -> Any:
     """A method at a sparsity and block, as far as its constructor takes them."""
     takes = inspect.signature(make).parameters
@@ -179,7 +213,7 @@ def build(make: Callable[..., Any], sparsity: float, block: int) -> Any:
 def check(target: Any, case: Case, seed: int) -> tuple[list[verify.Finding], int]:
     """Run verify.py's trials, with a progress bar: the findings, and how many trials there were to fail."""
     if isinstance(target, type):
-        found = verify.check_method(lambda: build(target, 0.5, case.block_q), case, seed)
+        found = verify.check_method(lambda sparsity: build(target, sparsity, case.block_q), case, seed)
     else:
         found = verify.check_kernel(target.attend, case, seed)
     outcomes = [finding for _, finding in tqdm(found, desc="checking", unit="trial", leave=False, disable=None)]
@@ -219,11 +253,6 @@ def time_methods(
     run_id: str,
 ) -> latency.Rows:
     """methods_sweep on random q, k, v with Llama's RoPE: it says what a method costs, not what it loses."""
-    for name in against:
-        card_of(name)
-        if name in ("seer", "moa"):
-            needs = {"seer": "trained gates", "moa": "a plan searched for a model"}[name]
-            raise CompareError(f"{name} needs {needs}; time it with `seerbench latency PRESET methods CONTEXT`")
     rows = latency.Rows([], [])
     for context in tqdm(contexts, desc="timing", unit="context", leave=False, disable=None):
         attention = latency.random_attention(replace(case, context=context), timing.seed)
@@ -242,7 +271,8 @@ def time_methods(
 def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.DataFrame:
     """A line a method and cell: median ms, quartiles, speed-up over `reference` with its 95% interval, TFLOP/s.
 
-    of_dense: TFLOP/s over those of dense in the same cell: 1 means that a kept block costs what it costs dense.
+    of_dense: TFLOP/s over those of the fastest dense kernel in the same cell, the ceiling of a sparse one: at 1
+    a kept block costs what it costs there.
     """
     lines = []
     for _, group in cells.groupby(["context", "cell"], sort=False):
@@ -257,6 +287,10 @@ def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.Da
             for row in group.itertuples()
             if row.method in times
         }
+        ceiling = max(
+            (rate[row.method] for row in group.itertuples() if row.mask == "dense" and row.method in rate),
+            default=float("nan"),
+        )
         asked = group.sparsity_requested.max()
         for row in group.itertuples():
             line = {
@@ -272,8 +306,7 @@ def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.Da
             if row.method in times:
                 line |= dict(zip(("ms", "ms_q1", "ms_q3"), statistics.median_iqr(times[row.method])))
                 line |= {"peak_mib": row.peak_mib, "tflops": rate[row.method], "rounds": len(times[row.method])}
-                if "dense" in rate:
-                    line["of_dense"] = rate[row.method] / rate["dense"]
+                line["of_dense"] = rate[row.method] / ceiling
                 if reference in times and row.method != reference:
                     speed = statistics.paired_speedup(times[reference], times[row.method])
                     line |= dict(zip(("speedup", "low", "high"), speed))
@@ -297,13 +330,19 @@ def table(frame: pd.DataFrame) -> str:
             if row.status != "measured":
                 lines.append(f"  {row.method:<22}{row.status.replace('_', ' ')}: {row.reason}")
                 continue
-            speed = "-" if pd.isna(row.speedup) else f"{row.speedup:.2f}x [{row.low:.2f}, {row.high:.2f}]"
+            speed = "-" if pd.isna(row.speedup) else speed_up(row)
             lines.append(
                 f"  {row.method:<22}{row.sparsity_realised:>8.1%}{row.ms:>11.3f}"
                 f"{f'{row.ms_q1:.3f} to {row.ms_q3:.3f}':>20}{speed:>34}{row.tflops:>10.3f}"
                 f"{row.of_dense:>10.0%}{row.peak_mib:>10.1f}"
             )
     return "\n".join(lines)
+
+
+def speed_up(row: Any) -> str:
+    """A line of the summary's speed-up with its interval; below 1, two digits that count."""
+    number, low, high = (f"{x:.2f}" if x >= 1 else f"{x:#.2g}" for x in (row.speedup, row.low, row.high))
+    return f"{number}x [{low}, {high}]"
 
 
 def figure(frame: pd.DataFrame, title: str) -> Any:
@@ -364,6 +403,28 @@ def save(
     return written
 
 
+def _sane(case: Case, contexts: Sequence[int], sparsities: Sequence[float], timing: Timing) -> None:
+    """CompareError for options that no comparison can have."""
+    if min(contexts) < 1:
+        raise CompareError(f"--contexts are counts of tokens, not {min(contexts)}")
+    wrong = [sparsity for sparsity in sparsities if not 0 <= sparsity < 1]
+    if wrong:
+        raise CompareError(f"--sparsity is the share of blocks to skip, from 0 to below 1, not {wrong[0]}")
+    if min(case.batch, case.q_heads, case.kv_heads, case.head_dim, case.block_q) < 1:
+        raise CompareError("--batch, --heads, --kv-heads, --head-dim and --block are at least 1")
+    if case.q_heads % case.kv_heads:
+        raise CompareError(
+            f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads; "
+            "--heads is a multiple of --kv-heads"
+        )
+    if case.dtype not in ("float32", "float16", "bfloat16"):
+        raise CompareError(f"no dtype {case.dtype!r}; there are float32, float16, bfloat16")
+    if timing.rounds < 2:
+        raise CompareError("--rounds is at least 2: an interval needs more than one")
+    if case.device == "cuda" and not torch.cuda.is_available():
+        raise CompareError("torch sees no GPU here; --device cpu")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What `run` found: either findings (nothing was timed) or a summary and the files written."""
@@ -389,6 +450,7 @@ def run(
     base: str | None = None,
 ) -> Outcome:
     """Load, check, time, write. The first of `against` is what speed-ups are over; dense is always timed too."""
+    _sane(case, contexts, sparsities, timing)
     other = base_kernel(base) if base else None
     loaded = load(target, name) if target else None
     if loaded is None and other is None:
@@ -398,6 +460,20 @@ def run(
     refusal = None if isinstance(candidate, type) else candidate.refuses(case)
     if refusal:
         raise CompareError(f"{label} refuses this case: {refusal}")
+    method = isinstance(candidate, type)
+    if method and other:
+        raise CompareError("--base compares kernels; a method has its plan too")
+    if method:
+        label = candidate.name
+        against = against or ["dense", "streaming"]
+        baselines = {name: _method_named(name) for name in against}
+    else:
+        baselines = {} if other is None else {other.name: other}
+        for one in against or _usual(case, bool(other)):
+            kernel = kernel_named(one)
+            baselines[kernel.name if isinstance(kernel, KernelFunction) else one] = kernel
+    if label in baselines:
+        raise CompareError(f"{label} is also the name of a baseline; give another with --name (or @register)")
     findings, trials = check(candidate, case, timing.seed)
     if findings:
         return Outcome(label, findings, trials)
@@ -408,23 +484,10 @@ def run(
         seed=timing.seed,
         device=case.device,
     )
-    if isinstance(candidate, type):
-        if other:
-            raise CompareError("--base compares kernels; a method has its plan too")
-        if label in against:
-            raise CompareError(f"{label} is also the name of a baseline; call it something else with @register")
-        against = against or ["dense", "streaming"]
-        label = candidate.name
+    if method:
         rows = time_methods(candidate, against, case, contexts, sparsities, timing, started["run_id"])
-        reference = against[0]
     else:
-        baselines = {} if other is None else {other.name: other}
-        for one in against or (["dense"] if other else ["dense", "block_sparse"]):
-            kernel = kernel_named(one)
-            baselines[kernel.name if isinstance(kernel, KernelFunction) else one] = kernel
-        if label in baselines:
-            raise CompareError(f"{label} is also the name of a baseline; give another with --name")
         rows = time_kernels(baselines | {label: candidate}, case, contexts, sparsities, timing, started["run_id"])
-        reference = next(iter(baselines))
+    reference = next(iter(baselines))
     frame = summary(pd.DataFrame(rows.cells), pd.DataFrame(rows.samples), reference)
     return Outcome(label, [], trials, frame, save(label, rows, started, frame, results, figures))

@@ -56,8 +56,7 @@ class Preset:
         """The model's folder (or its hub id, if the config gives a source that is no folder)."""
         source = self.config["models"].get(name, {}).get("source")
         if source is not None:
-            local = self.data(source)
-            return local if local.is_dir() else source
+            return self.local(source)
         if name not in self.model_names():
             raise ConfigError(f"no model {name!r} in the preset; it has {', '.join(self.model_names())}")
         return self.folder / "models" / name
@@ -88,6 +87,11 @@ class Preset:
     def data(self, path: str) -> Path:
         """A path of the config, relative to its data folder (SEERBENCH_DATA overrides that)."""
         return Path(os.environ.get("SEERBENCH_DATA", self.config["data"])) / path
+
+    def local(self, source: str) -> Path | str:
+        """A hub id's folder below the data folder, where there is one; else the id, for the hub or its cache."""
+        folder = self.data(source)
+        return folder if folder.is_dir() else source
 
     # What there is
 
@@ -135,7 +139,9 @@ class Preset:
         """(files, needs that nothing here meets) for an artefact's needs: (table, part or pattern) pairs."""
         files, unmet = [], []
         for table, pattern in needs:
-            found = [self.rows(table, part) for part in self.parts(table) if fnmatch(part, pattern)]
+            wanted = pattern.split("|")
+            parts = [part for part in self.parts(table) if any(fnmatch(part, one) for one in wanted)]
+            found = [self.rows(table, part) for part in parts]
             files += found
             if not found:
                 unmet.append(f"{table}/{pattern}")

@@ -8,6 +8,7 @@ was never trained on.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -67,7 +68,8 @@ def read_texts(source: Mapping) -> pd.DataFrame:
     except TypeError as error:
         raise CorpusError(f"corpus of kind {kind!r}: {error}; see seerbench/corpus.py") from None
     frame = readers[kind](**options)
-    return checked_texts(frame, f"corpus of kind {kind!r}")
+    needed = (options["split"],) if options.get("split") else ("train", "test")
+    return checked_texts(frame, f"corpus of kind {kind!r}", needed)
 
 
 def read_stdlib(documents: str = "file") -> pd.DataFrame:
@@ -145,51 +147,93 @@ def read_folder(path: str) -> pd.DataFrame:
 
 def read_hub(
     name: str,
+    files: Sequence[str],
     revision: str | None = None,
-    subset: str | None = None,
     text: str = "text",
+    split: str | None = None,
     documents: int | None = None,
 ) -> pd.DataFrame:
-    """A Hugging Face data set: a local folder or file of that name first, then the cache, then the hub.
+    """Files of a Hugging Face data set: parquet, .jsonl or .jsonl.gz, one document a row, in the files' order.
 
-    Splits that the data set has keep their names; where it has only `train`, a hash of the row's
-    position decides. With HF_HUB_OFFLINE=1 nothing is downloaded.
+    The files are read as they are. Data sets that need a script of their own to load are refused by newer
+    `datasets` libraries, and the paper's are among them (Proof-pile, RedPajama).
 
     Args:
-        name: data set id (`emozilla/pg19-test`) or a local path.
+        name: data set id (`emozilla/pg19-test`) or a local copy of it (`dataset_folder`).
+        files: names or patterns inside the data set, such as `data/test-*.parquet`.
         revision: commit or tag; None takes the newest, which no rerun can promise to find again.
-        subset: the data set's configuration, where it has several.
         text: the column that holds the text.
-        documents: keep the first so many rows of each split.
+        split: the split that all of it is; None lets a hash of file and row decide.
+        documents: keep the first so many rows.
     """
-    if Path(name).is_file():
-        return read_parquet(name)
-    try:
-        import datasets
-    except ImportError:
-        raise CorpusError(f"data set {name!r} needs the datasets library: pip install datasets") from None
-    try:
-        splits = datasets.load_dataset(name, subset, revision=revision)
-    except (OSError, ValueError) as error:  # not found, not reachable, not in the cache, no such subset
-        offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
-        where = "is not in the local cache and HF_HUB_OFFLINE=1" if offline else "could not be loaded"
-        pin = f" --revision {revision}" if revision else ""
-        raise CorpusError(
-            f"data set {name!r} {where} ({str(error).splitlines()[0]}). On a machine with network:"
-            f" `hf download --repo-type dataset {name}{pin} --local-dir DIR`, then set corpus.name: DIR"
-        ) from None
-    frames = []
-    for split, rows in splits.items():
-        if text not in rows.column_names:
-            known = ", ".join(rows.column_names)
-            raise CorpusError(f"data set {name!r} has no column {text!r}; set corpus.text to one of: {known}")
-        rows = rows.select(range(min(documents or len(rows), len(rows))))
-        ids = [f"{split}/{row}" for row in range(len(rows))]
-        frames.append(pd.DataFrame({"id": ids, "text": rows[text], "split": split}))
-    frame = pd.concat(frames, ignore_index=True)
-    if set(frame["split"]) == {"train"}:
-        frame["split"] = [hashed_split(row) for row in frame["id"]]
+    folder = dataset_folder(name, files, revision)
+    paths = sorted({path for pattern in files for path in folder.glob(pattern) if path.is_file()})
+    if not paths:
+        raise CorpusError(f"{folder} holds no {', '.join(files)}; set corpus.files to what the data set has")
+    ids: list[str] = []
+    texts: list[str] = []
+    for path in paths:
+        found = _column(path, text)
+        ids += [f"{path.relative_to(folder).as_posix()}/{row}" for row in range(len(found))]
+        texts += found
+        if documents is not None and len(texts) >= documents:
+            break
+    frame = pd.DataFrame({"id": ids[:documents], "text": texts[:documents]})
+    frame["split"] = split or [hashed_split(row) for row in frame["id"]]
     return frame
+
+
+def dataset_folder(name: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """Where files of a data set are: a local folder of that name, the hub's cache, or fetched from the hub.
+
+    Raises:
+        CorpusError: neither; the message gives the command to type on a machine with network.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=list(files))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
+        where = "is not in the local cache and HF_HUB_OFFLINE=1" if offline else "could not be fetched"
+        pin = f" --revision {revision}" if revision else ""
+        include = " ".join(f"--include '{pattern}'" for pattern in files)
+        raise CorpusError(
+            f"data set {name!r} {where} ({str(error).strip().splitlines()[0]}). On a machine with network:"
+            f" `hf download --repo-type dataset {name}{pin} {include} --local-dir DATA/{name}`, then put that"
+            " folder under the config's `data` (or SEERBENCH_DATA); nothing else has to change"
+        ) from None
+    return Path(found)
+
+
+def _column(path: Path, text: str) -> list[str]:
+    """One column of a parquet, .jsonl or .jsonl.gz file; CorpusError lists the columns that there are."""
+    known: list[str] = []
+    if path.suffix == ".parquet":
+        known = pq.read_schema(path).names
+        if text in known:
+            return pq.read_table(path, columns=[text]).column(0).to_pylist()
+    elif path.name.removesuffix(".gz").endswith(".jsonl"):
+        texts = []
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as lines
+        ):
+            for line in lines:
+                row = json.loads(line)
+                if text not in row:
+                    known = list(row)
+                    break
+                texts.append(row[text])
+            else:
+                return texts
+    else:
+        raise CorpusError(f"{path} is neither parquet nor .jsonl nor .jsonl.gz; set corpus.files to those")
+    raise CorpusError(f"{path} has no column {text!r}; set corpus.text to one of: {', '.join(known)}")
 
 
 def union_of(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -217,8 +261,11 @@ def require_columns(columns: Sequence[str], where: str) -> None:
         )
 
 
-def checked_texts(frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The frame with string columns, or CorpusError: foreign split, text twice, empty train or test split."""
+def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("train", "test")) -> pd.DataFrame:
+    """The frame with string columns, or CorpusError: foreign split, text twice, a needed split empty.
+
+    A data set that is all one split (PG19's test set) needs that one; every other corpus train and test.
+    """
     require_columns(list(frame.columns), where)
     frame = frame[list(COLUMNS)].reset_index(drop=True)
     if not frame["text"].map(lambda text: isinstance(text, str)).all():
@@ -232,13 +279,19 @@ def checked_texts(frame: pd.DataFrame, where: str) -> pd.DataFrame:
         raise CorpusError(f"{where}: document {twice.iloc[0]!r} occurs twice; ids must be unique")
     frame = frame[frame["text"].str.len() > 0]
     # The same text under two ids could stand in two splits: the evaluated text would have been trained on.
+    # A data set that is all one split stays as its authors have it.
+    if frame["split"].nunique() < 2:
+        return _with_splits(frame, where, needed)
     order = frame["split"].map({"test": 0, "validation": 1, "train": 2})
     kept = frame.loc[order.sort_values(kind="stable").index].drop_duplicates("text").index
-    frame = frame.loc[sorted(kept)].reset_index(drop=True)
-    for split in ("train", "test"):
+    return _with_splits(frame.loc[sorted(kept)], where, needed)
+
+
+def _with_splits(frame: pd.DataFrame, where: str, needed: Sequence[str]) -> pd.DataFrame:
+    for split in needed:
         if not (frame["split"] == split).any():
             raise CorpusError(f"{where}: the {split} split is empty; add documents or choose another source")
-    return frame
+    return frame.reset_index(drop=True)
 
 
 # ------------------------------------------------------------------ tokens
@@ -308,6 +361,22 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
+def vocabulary_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """sha256 of the tokens and their ids without the special ones, which models of one family change."""
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()
+
+
+def require_vocabulary(tokens: Path, tokenizer: PreTrainedTokenizerFast, model: str) -> None:
+    """CorpusError unless the tokens at `tokens` are those of a model's own tokenizer."""
+    about = json.loads(Path(tokens).with_suffix(".json").read_text())
+    if about["vocabulary"] != vocabulary_hash(tokenizer):
+        raise CorpusError(
+            f"corpus {about['name']} was tokenised with another vocabulary than the model {model} has; in the"
+            f" preset, give that model a corpus with `tokenizer: {model}`"
+        )
+
+
 def tokenise(
     texts: pd.DataFrame,
     tokenizer: PreTrainedTokenizerFast,
@@ -327,8 +396,8 @@ def tokenise(
         source: the config mapping it came from, kept in the JSON.
 
     Returns:
-        What the JSON holds: name, source, sha256 (over ids, splits and texts), tokenizer (its hash),
-        documents and tokens by split, longest (tokens of the longest document by split).
+        What the JSON holds: name, source, sha256 (over ids, splits and texts), tokenizer and vocabulary
+        (their hashes), documents and tokens by split, longest (tokens of the longest document by split).
     """
     digest = hashlib.sha256()
     counts = {split: {"documents": 0, "tokens": 0, "longest": 0} for split in SPLITS}
@@ -367,6 +436,7 @@ def tokenise(
         "source": dict(source),
         "sha256": digest.hexdigest(),
         "tokenizer": tokenizer_hash(tokenizer),
+        "vocabulary": vocabulary_hash(tokenizer),
         "documents": {split: counts[split]["documents"] for split in SPLITS},
         "tokens": {split: counts[split]["tokens"] for split in SPLITS},
         "longest": {split: counts[split]["longest"] for split in SPLITS},
@@ -414,6 +484,7 @@ def evaluation_windows(
     *,
     longest: int,
     bos: int,
+    reaching: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The windows that perplexity is measured on: one a document.
 
@@ -428,6 +499,7 @@ def evaluation_windows(
         documents: how many at most; None takes all.
         longest: the longest context that the run evaluates.
         bos: id of the BOS token.
+        reaching: documents of fewer tokens do not count even so (the paper's: 131,072, whatever is evaluated).
 
     Returns:
         id -> int32 window [context].
@@ -437,14 +509,15 @@ def evaluation_windows(
     """
     if context > longest:
         raise CorpusError(f"a context of {context} tokens is longer than the longest evaluated, {longest}")
-    reaching = [name for name, document in tokens.items() if len(document) >= longest][:documents]
-    if not reaching:
+    enough = max(longest, reaching or 0)
+    chosen = [name for name, document in tokens.items() if len(document) >= enough][:documents]
+    if not chosen:
         most = max((len(document) for document in tokens.values()), default=0)
         raise CorpusError(
-            f"no document reaches a context of {longest} tokens: the longest has {most}; lower the config's"
+            f"no document reaches a context of {enough} tokens: the longest has {most}; lower the config's"
             " contexts, or choose a corpus with longer documents"
         )
-    return {name: with_bos(tokens[name][: context - 1], bos) for name in reaching}
+    return {name: with_bos(tokens[name][: context - 1], bos) for name in chosen}
 
 
 def packed(tokens: Mapping[str, np.ndarray], eos: int) -> np.ndarray:
@@ -453,6 +526,34 @@ def packed(tokens: Mapping[str, np.ndarray], eos: int) -> np.ndarray:
     for document in tokens.values():
         parts += [document, np.array([eos], dtype=np.int32)]
     return np.concatenate(parts).astype(np.int32)
+
+
+def packed_rows(
+    tokens: Mapping[str, np.ndarray], context: int, documents: int, *, bos: int, eos: int, pad: int
+) -> np.ndarray:
+    """Training windows as the SeerAttention authors pack them: int32 [rows, context].
+
+    So many `documents` at a time stand end to end, BOS before the first and EOS between two; that is filled up
+    with `pad` to whole rows of `context` tokens and cut into them. A row may begin inside a document, and padding
+    is trained on like text. (Tokenising the joined text, as they do, gives the same: a tokenizer splits at EOS.)
+    """
+    names = list(tokens)
+    rows = []
+    for start in range(0, len(names), documents):
+        parts: list[np.ndarray] = [np.array([bos], dtype=np.int32)]
+        for name in names[start : start + documents]:
+            parts += [tokens[name], np.array([eos], dtype=np.int32)]
+        stream = np.concatenate(parts[:-1]).astype(np.int32)
+        filled = np.pad(stream, (0, -len(stream) % context), constant_values=pad)
+        rows.append(filled.reshape(-1, context))
+    return np.concatenate(rows)
+
+
+def rows_of_step(rows: np.ndarray, step: int, batch: int, seed: int) -> np.ndarray:
+    """The `batch` rows of one training step: every row once, shuffled, before any comes again. [batch, context]."""
+    places = np.arange(step * batch, (step + 1) * batch)
+    epochs = {epoch: np.random.default_rng([seed, epoch]).permutation(len(rows)) for epoch in places // len(rows)}
+    return np.stack([rows[epochs[place // len(rows)][place % len(rows)]] for place in places])
 
 
 def training_windows(

@@ -13,19 +13,21 @@ not differentiable and the gate reads detached q and k, so neither loss reaches 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seerbench.attention import BlockMask, Case, Layer
-from seerbench.corpus import load_tokenizer, packed, read_tokens
+from seerbench.corpus import load_tokenizer, read_tokens
 from seerbench.gate import (
     AttnGate,
     GateConfig,
@@ -41,14 +43,13 @@ from seerbench.gate import (
 from seerbench.kernels import block_sparse_attention
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.kernels.pooled_attention import pooled_attention
-from seerbench.models import attention_layers, load, stretched, using, visit
-from seerbench.sharded import agreed, mean, rank_of, shard, whole
-from seerbench.tasks import TRAINING, pieces_of
+from seerbench.models import DTYPES, attention_layers, load, stretched, using, visit
+from seerbench.sharded import agreed, gathered, mean, rank_of, shard, shard_whole, whole
 from seerbench.train import (
+    batches,
     digest_of,
     load_checkpoint,
     lr_at,
-    mixed_batch,
     optimizers,
     save_checkpoint,
     save_model,
@@ -96,8 +97,8 @@ def distill(
     """Train gate sets on a frozen model and write them to `out` (safetensors); returns the training rows.
 
     Args:
-        config: sets (see `gate_sets`), context, batch (windows a step), mix (the text that the model itself
-            was trained on, as in `train.pretrain`), steps, learning_rate, warmup, checkpoint_seconds.
+        config: sets (see `gate_sets`), context, batch (windows a step), mix or packing (see `train.batches`;
+            a model that was trained here wants its own mix), steps, learning_rate, warmup, checkpoint_seconds.
         model_folder: or its hub id, at `revision`; `yarn` as in `models.load`.
         tokens_parquet: from `corpus.tokenise`; only its train split is read.
         block: tokens a block.
@@ -112,9 +113,8 @@ def distill(
     # Sharding moves it to the device layer by layer.
     model = load(model_folder, device if size == 1 else "cpu", dtype, revision, yarn).requires_grad_(False)
     tokenizer = load_tokenizer(model_folder, revision)
-    stream = packed(read_tokens(tokens_parquet, "train"), tokenizer.eos_token_id)
-    pieces = pieces_of(tokenizer)
-    stage = {"context": config["context"], "batch_tokens": config["batch"] * config["context"]}
+    documents = read_tokens(tokens_parquet, "train")
+    batch_of = batches(config, documents, tokenizer, seed)
     sets = fresh_gates(model, gate_sets(config, block), seed)
     trained = {name: gates.to(device) for name, gates in sets.items() if name != UNTRAINED}
     if size > 1:
@@ -122,14 +122,14 @@ def distill(
     params = {f"{name}.{key}": p for name, gates in trained.items() for key, p in gates.named_parameters()}
     # The authors' settings: AdamW, no weight decay (their final value), cosine decay after a warm-up.
     optimizer = torch.optim.AdamW(params.values(), lr=config["learning_rate"], weight_decay=0.0)
-    digest = digest_of(config, stream.size, seed, block, str(model_folder), revision, yarn)
+    amount = sum(map(len, documents.values()))
+    digest = digest_of(config, amount, seed, block, str(model_folder), revision, yarn)
     file = out.with_name(out.name + ".checkpoint") / "state.safetensors"
     steps, saved = config["steps"], time.monotonic()
     done, rows = load_checkpoint(file, params, [optimizer], digest=digest)
     bar = tqdm(total=steps, initial=done, desc=f"distill {out.stem}", unit="step", mininterval=1, disable=rank > 0)
     for step in range(done, steps):
-        rng = np.random.default_rng([seed, TRAINING, step])
-        windows = mixed_batch(stream, pieces, stage, config["mix"], rng, len(tokenizer))[0]
+        windows = batch_of(step)[0]
         factor = cosine_at(step, steps, config["warmup"])
         rate = set_lr([optimizer], factor)
         own = torch.from_numpy(windows[rank::size]).long().to(device)
@@ -230,19 +230,29 @@ class _Joint:
 
     def __init__(self, gates: nn.ModuleList, sparsity: float, block: int) -> None:
         self.gates, self.sparsity, self.block = gates, sparsity, block
+        self.start()
+
+    def start(self) -> None:
+        """Before the next forward: no loss yet, no layer planned."""
         self.loss: Tensor | float = 0.0
+        self.plans: dict[int, BlockMask] = {}
 
     def refuses(self, case: Case) -> str | None:
         return None if case.device == "cpu" else block_sparse_attention.refuses(case)
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+        if layer.index in self.plans:  # the layer is computed again in backward: same mask, its loss is counted
+            return self.plans[layer.index]
         gate = self.gates[layer.index]
         detached = Layer(layer.index, layer.q_unrotated.detach(), layer.k_unrotated.detach(), layer.rope)
-        scores = gate_scores(gate, q.detach(), k.detach(), detached)
         with torch.no_grad():
             target = gate_target(pooled_attention(q.detach(), k.detach(), k.detach(), self.block)[2])
-        self.loss = self.loss + gate_loss(scores, target, gate.config.recipe)
-        return select_top_k(scores.detach(), self.sparsity, q.shape[2], self.block)
+        # What the gate's backward needs is kept even where the layer around it is recomputed.
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept):
+            scores = gate_scores(gate, q.detach(), k.detach(), detached)
+            self.loss = self.loss + gate_loss(scores, target, gate.config.recipe)
+        self.plans[layer.index] = select_top_k(scores.detach(), self.sparsity, q.shape[2], self.block)
+        return self.plans[layer.index]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
         if q.is_cuda:
@@ -252,7 +262,7 @@ class _Joint:
 
 def finetune(
     config: Mapping,
-    model_folder: Path,
+    model_folder: Path | str,
     gates_file: Path | None,
     tokens_parquet: Path,
     out: Path,
@@ -260,52 +270,81 @@ def finetune(
     sparsity: float | None,
     block: int,
     device: str = "cpu",
+    dtype: str = "float32",
     seed: int = 0,
+    revision: str | None = None,
 ) -> list[dict]:
     """Extend a model's context with YaRN and fine-tune it, dense or jointly with its gates.
 
     Args:
-        config: factor (YaRN), context, batch, steps, optimizer and mix (as in `train.pretrain`),
-            loss_chunk, checkpoint_seconds, gate_learning_rate.
+        config: factor (YaRN), context, batch, mix or packing (`train.batches`), steps, optimizer, loss_chunk,
+            checkpoint_seconds, gate_learning_rate, recompute (activations of a layer anew in backward, a window at
+            a time: less memory, a third more time).
+        model_folder: or its hub id, at `revision`.
         gates_file: the warmed-up gates (set `v1`) of the model before extension; None for dense.
         sparsity: of the sparse forward, fixed during training; None for dense.
+        dtype: of the saved model; weights are trained in fp32.
 
+    Under `sharded.processes` every process calls this with its share of each batch, and the first writes.
     Returns the training rows, one a step. Writes the model folder `out`; a joint run's gates lie in it
     as `gates.safetensors` (set `v1`).
     """
-    tokenizer = load_tokenizer(model_folder)
-    stream = packed(read_tokens(tokens_parquet, "train"), tokenizer.eos_token_id)
-    pieces = pieces_of(tokenizer)
-    model = extended(model_folder, config["factor"]).to(device).train()
+    rank, size = rank_of()
+    if config["batch"] % size:
+        raise ValueError(f"a batch of {config['batch']} windows does not split over {size} processes")
+    if size > 1 and ("packing" not in config or config["optimizer"]["muon_lr"] is not None):
+        raise ValueError("fine-tuning in several processes takes packing and AdamW (muon_lr: null)")
+    tokenizer = load_tokenizer(model_folder, revision)
+    documents = read_tokens(tokens_parquet, "train")
+    batch_of = batches(config, documents, tokenizer, seed)
+    model = extended(model_folder, config["factor"], revision).train()
     gates = None if sparsity is None else nn.ModuleList(load_gates(gates_file, "v1")).to(device)
+    if size > 1:
+        shard_whole(model, gates or (), device)
+    else:
+        model.to(device)
+    recompute = config.get("recompute", False)
+    if recompute:
+        for layer in model.model.layers:  # inside of its hooks, which sharding needs to run once
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     joint = None if gates is None else _Joint(gates.requires_grad_(True), sparsity, block)
-    optims = optimizers(model, config["optimizer"])
+    optims = scheduled = optimizers(model, config["optimizer"])
     params = {f"model.{name}": p for name, p in model.named_parameters()}
     if gates is not None:
-        optims.append(torch.optim.AdamW(gates.parameters(), lr=config["gate_learning_rate"], weight_decay=0.0))
+        optims = [*optims, torch.optim.AdamW(gates.parameters(), lr=config["gate_learning_rate"], weight_decay=0.0)]
+        if config["optimizer"]["muon_lr"] is None:  # the authors': one AdamW and one schedule for all weights
+            scheduled = optims
         params |= {f"gates.{name}": p for name, p in gates.named_parameters()}
-    digest = digest_of(config, stream.size, seed, block, str(model_folder), sparsity)
+    amount = sum(map(len, documents.values()))
+    digest = digest_of(config, amount, seed, block, str(model_folder), sparsity, revision)
     file = out.with_name(out.name + ".checkpoint") / "state.safetensors"
     steps, saved = config["steps"], time.monotonic()
     done, rows = load_checkpoint(file, params, optims, digest=digest)
-    stage = {"context": config["context"], "batch_tokens": config["batch"] * config["context"]}
-    bar = tqdm(total=steps, initial=done, desc=f"finetune {out.name}", unit="step", mininterval=1)
+    bar = tqdm(total=steps, initial=done, desc=f"finetune {out.name}", unit="step", mininterval=1, disable=rank > 0)
     for step in range(done, steps):
-        rng = np.random.default_rng([seed, TRAINING, step])
-        ids, weights, corpus = mixed_batch(stream, pieces, stage, config["mix"], rng, len(tokenizer))
-        x = torch.from_numpy(ids).long().to(device)
-        w = torch.from_numpy(weights[:, 1:].copy()).to(device)
+        ids, weights, corpus = batch_of(step)
+        x = torch.from_numpy(ids[rank::size]).long().to(device)
+        w = torch.from_numpy(weights[rank::size, 1:].copy()).to(device)
         recipe = config["optimizer"]
         factor = lr_at(step, steps, warmup=recipe["warmup"], decay_share=recipe["decay_share"])
-        rate = set_lr(optims[:2], factor)
-        losses = _token_losses(model, x, joint, config["loss_chunk"], device)
-        lm_loss = (losses * w).sum() / w.sum()
-        gate_part = None if joint is None else joint.loss
-        (lm_loss if gate_part is None else lm_loss + gate_part).backward()
+        rate = set_lr(scheduled, factor)
+        of_text, of_gates = [], torch.zeros((), device=device)
+        for part, weight in zip(*(all_of.split(1 if recompute else len(x)) for all_of in (x, w)), strict=True):
+            # Backward too: a layer that is computed again there needs the same attention.
+            with nullcontext() if joint is None else using(model, joint):
+                losses = _token_losses(model, part, config["loss_chunk"], device)
+                loss = (losses * weight).sum() / w.sum()
+                if joint is not None:
+                    share = len(part) / len(x)
+                    loss = loss + share * joint.loss
+                    of_gates += share * joint.loss.detach()
+                loss.backward()
+            if joint is not None:
+                joint.start()
+            of_text.append(losses.detach())
         nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
         if gates is not None:
             nn.utils.clip_grad_norm_(gates.parameters(), CLIP)
-            joint.loss = 0.0
         for optimizer in optims:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -314,42 +353,37 @@ def finetune(
                 "step": step,
                 "tokens": (step + 1) * ids.size,
                 "context": config["context"],
-                "lm_loss": losses[:corpus].mean().item() if corpus else math.nan,
-                "gate_loss": math.nan if gate_part is None else gate_part.item(),
+                # Several processes have packed rows alone, all of them text.
+                "lm_loss": mean(torch.cat(of_text)[: corpus if size == 1 else None].mean()).item(),
+                "gate_loss": math.nan if joint is None else mean(of_gates).item(),
                 "learning_rate": rate,
             }
         )
         bar.update()
         bar.set_postfix(loss=f"{rows[-1]['lm_loss']:.3f}", refresh=False)
-        if time.monotonic() - saved > config["checkpoint_seconds"]:
+        if agreed(time.monotonic() - saved > config["checkpoint_seconds"]):
             save_checkpoint(file, params, optims, digest=digest, step=step + 1, rows=rows)
             saved = time.monotonic()
     bar.close()
-    save_model(model, out, tokenizer)
+    save_model(model, out, tokenizer, DTYPES[dtype])
     if gates is not None:
         _write_gates(out / "gates.safetensors", {"v1": gates})
     save_checkpoint(file, params, optims, digest=digest, step=steps, rows=rows)
     return rows
 
 
-def extended(folder: Path, factor: float) -> nn.Module:
+def extended(folder: Path | str, factor: float, revision: str | None = None) -> nn.Module:
     """The model in `folder` with YaRN scaling of its RoPE by `factor`, in fp32 for training."""
-    config = stretched(AutoConfig.from_pretrained(folder), factor)
+    config = stretched(AutoConfig.from_pretrained(folder, revision=revision), factor)
     return AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="sdpa"
+        folder, config=config, revision=revision, dtype=torch.float32, attn_implementation="sdpa"
     )
 
 
-def _token_losses(model: nn.Module, x: Tensor, joint: _Joint | None, chunk: int, device: str) -> Tensor:
+def _token_losses(model: nn.Module, x: Tensor, chunk: int, device: str) -> Tensor:
     """Cross-entropy of x[:, 1:] given what stands before: fp32 [B, N - 1]."""
-
-    def forward() -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
-            hidden = model.model(input_ids=x[:, :-1], use_cache=False).last_hidden_state
-            flat = token_losses(hidden.flatten(0, 1), model.lm_head.weight, x[:, 1:].flatten(), chunk)
-        return flat.view(len(x), -1)
-
-    if joint is None:
-        return forward()
-    with using(model, joint):
-        return forward()
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
+        hidden = model.model(input_ids=x[:, :-1], use_cache=False).last_hidden_state
+        head = gathered(model.lm_head.weight)
+        flat = token_losses(hidden.flatten(0, 1), head, x[:, 1:].flatten(), chunk)
+    return flat.view(len(x), -1)

@@ -19,7 +19,7 @@ PACKAGES = {
     "measuring": ("torch", "triton", "transformers", "safetensors"),
     "the workflow": ("snakemake",),
     "tables and figures": ("matplotlib", "tabulate"),
-    "data sets from the hub": ("datasets",),
+    "LongBench's scores": ("rouge",),
 }
 DISK_GIB = 2  # a cpu run writes about 0.1 GiB; torch's compile cache and slack
 
@@ -36,7 +36,7 @@ def report(preset: Preset) -> list[str]:
     for purpose, names in PACKAGES.items():
         for name in names:
             if importlib.util.find_spec(name) is None:
-                missing.append(f"{name} is not installed ({purpose}): pip install -e '.[workflow,hub]'")
+                missing.append(f"{name} is not installed ({purpose}): pip install -e '.[workflow,longbench]'")
             else:
                 lines.append(f"package    {name} {metadata.version(name)}")
     if preset.config["device"] == "cuda" and not has_gpu():
@@ -46,6 +46,9 @@ def report(preset: Preset) -> list[str]:
     for name, source in preset.config["corpora"].items():
         if "path" in source and not preset.data(source["path"]).exists():
             missing.append(f"corpus {name}: {preset.data(source['path'])} does not exist; set SEERBENCH_DATA")
+    for source in _sources(preset):
+        folder = preset.local(source)
+        lines.append(f"source     {source}: {'the hub or its cache' if folder == source else folder}")
     free = shutil.disk_usage(os.getcwd()).free / 2**30
     if free < DISK_GIB:
         missing.append(f"{free:.1f} GiB of disk are free; a run wants {DISK_GIB}")
@@ -57,3 +60,13 @@ def report(preset: Preset) -> list[str]:
         lines.append(f"artefact   {name}: " + (f"not from this preset ({', '.join(absent)})" if absent else "yes"))
     lines += [f"missing    {what}" for what in missing] or ["missing    nothing"]
     return lines
+
+
+def _sources(preset: Preset) -> list[str]:
+    """The hub ids of the preset's models, gates and data sets."""
+    config = preset.config
+    parts = [config["tokenizer"], *config["models"].values(), *config.get("gates", {}).values()]
+    found = [part["source"] for part in parts if "source" in part]
+    found += [corpus["name"] for corpus in config["corpora"].values() if corpus["kind"] == "hub"]
+    found += [tasks["longbench"] for tasks in config.get("tasks", {}).values() if "longbench" in tasks]
+    return list(dict.fromkeys(found))

@@ -168,7 +168,7 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
     """Scores [B, Hq, n, n] of one layer's gate, from the q and k that its config asks for.
 
     q and k are the rotated ones; the gate with RoPE reads those before RoPE from `layer`. On a GPU, where no
-    gradient is wanted (torch.no_grad), pooling and scores of square blocks run in kernels (attn_gate.py).
+    gradient is wanted (torch.no_grad), all of it runs in kernels for square blocks (attn_gate.py).
     """
     if gate.config.rope:
         if layer.q_unrotated is None or layer.k_unrotated is None or layer.rope is None:
@@ -179,11 +179,14 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
         return gate(pool_blocks(q, config.query_block), pool_blocks(k, config.block), layer.rope)
     from seerbench.kernels import attn_gate
 
-    q_pools, k_pools = (
-        attn_gate.pool_blocks(x, config.block, [name for name in OPERATORS if name in pooling])
-        for x, pooling in ((q, config.q_pool), (k, config.k_pool))
-    )
-    return attn_gate.block_scores(*gate.project(q_pools, k_pools, layer.rope))
+    starts = torch.arange(block_count(q.shape[2], config.block), device=q.device) * config.block
+    tables = layer.rope(starts) if config.rope else None
+
+    def projected(x: Tensor, pooling: str, weight: Tensor | None) -> Tensor:
+        operators = [name for name in OPERATORS if name in pooling]
+        return attn_gate.project(attn_gate.pool_side_by_side(x, config.block, operators), weight, tables)
+
+    return attn_gate.block_scores(projected(q, config.q_pool, gate.wq), projected(k, config.k_pool, gate.wk))
 
 
 # The target and the losses

@@ -302,6 +302,10 @@ def _attention(
         if attention_mask is None:
             _accept(seat, query, key, plan)
             out = seat.method.attend(query, key, value, plan)
+        elif hasattr(seat.method, "exact"):
+            raise Refused(
+                f"{seat.method.name} computes more than attention over its blocks and takes no padding mask"
+            )
         elif plan is None or isinstance(plan, BlockMask):
             out = masked_attention(query, key, value, plan, attention_mask)
         else:
@@ -315,7 +319,8 @@ def _attention(
 
 def _accept(seat: _Seat, q: Tensor, k: Tensor, plan: Any) -> None:
     """Ask the method once a shape whether it can run it."""
-    block_q, block_k = (plan.block_q, plan.block_k) if isinstance(plan, BlockMask) else (64, 64)
+    mask = getattr(plan, "mask", plan)  # a mask laid out for another kernel holds the mask
+    block_q, block_k = (mask.block_q, mask.block_k) if isinstance(mask, BlockMask) else (64, 64)
     dtype = str(q.dtype).removeprefix("torch.")
     case = Case(q.device.type, dtype, q.shape[0], q.shape[1], k.shape[1], q.shape[3], q.shape[2], block_q, block_k)
     if case not in seat.accepted:

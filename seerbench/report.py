@@ -32,6 +32,9 @@ body { margin: 0 auto; padding: 1rem; max-width: 72rem; font: 16px/1.5 system-ui
 h1 { font-size: 1.6rem } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) } a { color: var(--link) }
 small, .label { color: var(--faint); font-size: .85rem; overflow-wrap: anywhere }
 nav a { display: inline-block; padding: .3rem .6rem .3rem 0 }
+.glance { list-style: none; padding: 0; columns: 22rem; font-size: .85rem } .glance li { margin: .15rem 0;
+  break-inside: avoid } .glance a { font-weight: 600 }
+ul.label { padding-left: 1.2rem }
 article { border: 1px solid var(--line); border-radius: 6px; padding: .6rem 1rem; margin: .7rem 0 }
 article h3 { margin: 0; font-size: 1rem } article p { margin: .3rem 0; overflow-wrap: anywhere }
 .reproduced { color: var(--good) } .not-reproduced { color: var(--bad) } .not-testable-here { color: var(--faint) }
@@ -80,14 +83,24 @@ def _claims(shown: Sequence[Verdict], own: Sequence[Verdict]) -> str:
     counts = pd.Series([one.verdict for one in shown]).value_counts()
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     parts = [f'<section><h2 id="claims">Claims</h2><p>{len(shown)} claims of the paper: {said}.</p>']
+    links = (
+        f'<li><a href="#{one.id}" class="{one.verdict.replace(" ", "-")}">{one.id}</a> {escape(one.verdict)}: '
+        f"{escape(one.claim)}</li>"
+        for one in shown
+    )
+    parts.append(f'<ul class="glance">{"".join(links)}</ul>')
     for one, mine in zip(shown, own):
         kind = one.verdict.replace(" ", "-")
         elsewhere = "" if one is mine or not one.label else "A published run: "
+        evidence = elsewhere + one.label
+        if one.commands:
+            evidence += f"; {' and '.join(one.commands)}, {one.minutes:.1f} minutes"
+        judged = f"Judged in {one.check}"
         where = "; ".join(text for text in (one.where, one.scope) if text)
         parts.append(
-            f"<article><h3>{one.id}: {escape(one.claim)} <small>({escape(where)})</small></h3>"
+            f'<article id="{one.id}"><h3>{one.id}: {escape(one.claim)} <small>({escape(where)})</small></h3>'
             f'<p><strong class="{kind}">{escape(one.shown)}</strong><br>{escape(one.finding)}</p>'
-            f'<p class="label">{escape(elsewhere + one.label)} {escape(one.check)}</p></article>'
+            f'<p class="label">{"<br>".join(escape(text) for text in (evidence, judged) if text)}</p></article>'
         )
     return "".join(parts) + "</section>"
 
@@ -101,8 +114,8 @@ def _artefact(name: str, run: Run, paper: pd.DataFrame) -> str:
     except ResultsError as error:
         return f"{head}<p>{escape(str(error))}</p></section>"
     if entry.kind == "table":
-        blocks = [frame[frame.source == source] for source in ("measured", "paper")]
-        body = "".join(_table(module.render(block), entry.title) for block in blocks if len(block))
+        blocks = {source: frame[frame.source == source] for source in ("measured", "paper")}
+        body = "".join(_table(module.render(block), source) for source, block in blocks.items() if len(block))
         notes = [*module.remarks(frame), *tables.notes(frame)]
     else:
         methods = ", ".join(style.display(method) for method in frame.method.dropna().unique())

@@ -96,22 +96,27 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "status": TEXT,
         "?reason": TEXT,
     },
-    # One retrieval example, scored teacher-forced.
+    # One example: a retrieval task, scored teacher-forced (correct), or LongBench's, answered and marked (score).
     "tasks": {
         "run_id": TEXT,
         "experiment": TEXT,
         "model": TEXT,
         "corpus": TEXT,
-        "task": TEXT,  # passkey | kv | cloze
-        "context": WHOLE,  # the upper end of the length bucket
-        "bucket": TEXT,  # e.g. 256-512
+        "task": TEXT,  # passkey | kv | cloze, or one of longbench.TASKS
+        "context": WHOLE,  # the upper end of the length bucket; LongBench: tokens of the prompt
+        "bucket": TEXT,  # e.g. 256-512; LongBench: 0-4k | 4-8k | 8k+, in words
         "method": TEXT,
         "?gate": TEXT,
         "?sparsity_requested": NUMBER,
         "?sparsity_realised": NUMBER,
         "example": WHOLE,
-        "distance": WHOLE,  # tokens between the fact and the question
-        "correct": FLAG,
+        "?distance": WHOLE,  # tokens between the fact and the question
+        "?correct": FLAG,
+        "?score": NUMBER,  # LongBench: 0 to 1; empty where the method refused
+        "?prediction": TEXT,
+        "?cut": FLAG,  # whether the prompt was cut in the middle to fit the model
+        "?definition": TEXT,  # which edition of LongBench's prompts and scorer
+        "?reason": TEXT,
     },
     # One logged training step.
     "training": {

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 
 @contextmanager
@@ -50,6 +50,25 @@ def shard(model: nn.Module, gates: Iterable[nn.Module], device: str) -> None:
     mesh = dist.device_mesh.init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     for part in (*model.model.layers, model.model, *gates):
         fully_shard(part, mesh=mesh)
+
+
+def shard_whole(model: nn.Module, gates: Iterable[nn.Module], device: str) -> None:
+    """The same for training all weights: the output embedding is sharded too, and read through `gathered`."""
+    gates = list(gates)
+    shard(model, gates, device)
+    mesh = next(model.model.parameters()).device_mesh
+    weight = distribute_tensor(model.lm_head.weight.detach().to(device), mesh, [Shard(0)])
+    model.lm_head.weight = nn.Parameter(weight)
+
+
+def gathered(weight: Tensor) -> Tensor:
+    """A sharded weight in one piece, to compute with; its gradient comes back averaged over processes."""
+    if not isinstance(weight, DTensor):
+        return weight
+    one = weight.full_tensor(grad_placements=[Partial()])
+    if one.requires_grad:
+        one.register_hook(lambda gradient: gradient / rank_of()[1])
+    return one
 
 
 def mean(values: Tensor) -> Tensor:

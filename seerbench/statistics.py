@@ -80,12 +80,22 @@ def proportion(correct: int, total: int) -> Interval:
 
 
 def mean_proportion(counts: Sequence[tuple[int, int]]) -> Interval:
-    """Unweighted mean of several proportions (correct, total), as LongBench averages its tasks.
+    """Unweighted mean of several proportions (correct, total), each with Wilson's interval (`mean_of`)."""
+    return mean_of([proportion(correct, total) for correct, total in counts])
 
-    The interval combines Wilson's limits by the method of variance estimates recovery (Zou and
-    Donner 2008): distances to the limits add in squares. One proportion gives Wilson's interval.
+
+def mean_of_means(groups: Sequence[Sequence[float]]) -> Interval:
+    """Unweighted mean of the groups' means, as LongBench averages its tasks, each with its bootstrap interval."""
+    return mean_of([mean(values) for values in groups])
+
+
+def mean_of(intervals: Sequence[Interval]) -> Interval:
+    """The unweighted mean of independent estimates.
+
+    Its interval combines theirs by the method of variance estimates recovery (Zou and Donner 2008): distances
+    to the limits add in squares. One estimate keeps its interval; one without an interval leaves the mean without.
     """
-    parts = np.array([proportion(correct, total) for correct, total in counts])
+    parts = np.array(intervals)
     estimate = parts[:, 0].mean()
     below = np.sqrt(((parts[:, 0] - parts[:, 1]) ** 2).sum()) / len(parts)
     above = np.sqrt(((parts[:, 2] - parts[:, 0]) ** 2).sum()) / len(parts)

@@ -5,16 +5,29 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
-from seerbench import accuracy, calibrate, corpus, distill, latency, models, random_weights, sharded, train
+from seerbench import (
+    accuracy,
+    calibrate,
+    corpus,
+    distill,
+    latency,
+    longbench,
+    models,
+    random_weights,
+    sharded,
+    train,
+)
 from seerbench.accuracy import Arm
 from seerbench.attention import Case
 from seerbench.baselines.minference import save_patterns
@@ -56,32 +69,35 @@ def save(preset: Preset, table: str, part: str, rows: Iterable[Mapping[str, Any]
 
 
 def make_corpora(preset: Preset) -> None:
-    """Tokenizer (trained, or fetched) and every corpus, tokenised."""
+    """Tokenizer (trained, or fetched) and every corpus, tokenised; one corpus' texts in memory at a time."""
     about = preset.config["tokenizer"]
-    sources = preset.config["corpora"]
-    texts = {
-        name: corpus.read_texts(_located(preset, source))
-        for name, source in sources.items()
-        if source["kind"] != "union"
-    }
-    for name, source in sources.items():
-        if source["kind"] == "union":
-            texts[name] = corpus.union_of({part: texts[part] for part in source["of"]})
     if "source" in about:
-        tokenizer = corpus.load_tokenizer(about["source"], about.get("revision"))
+        tokenizer = corpus.load_tokenizer(preset.local(about["source"]), about.get("revision"))
         tokenizer.save_pretrained(preset.tokenizer)
     else:
-        frame = texts[about["corpus"]]
+        frame = _texts(preset, about["corpus"])
         training = frame[frame.split == "train"].text.tolist()
         tokenizer = corpus.train_tokenizer(training, about["vocab"], preset.tokenizer)
-    for name, frame in texts.items():
-        source = preset.config["corpora"][name]
-        corpus.tokenise(frame, tokenizer, preset.tokens(name), name=name, source=source)
+    for name, source in preset.config["corpora"].items():
+        own = _tokenizer(preset, source["tokenizer"]) if "tokenizer" in source else tokenizer
+        corpus.tokenise(_texts(preset, name), own, preset.tokens(name), name=name, source=source)
 
 
-def _located(preset: Preset, source: Mapping[str, Any]) -> dict[str, Any]:
-    """A corpus' source with its path made relative to the data folder."""
-    return {**source, "path": str(preset.data(source["path"]))} if "path" in source else dict(source)
+def _texts(preset: Preset, name: str) -> pd.DataFrame:
+    """The documents of a corpus, its path or data set looked for in the data folder first."""
+    source = {key: value for key, value in preset.config["corpora"][name].items() if key != "tokenizer"}
+    if source["kind"] == "union":
+        return corpus.union_of({part: _texts(preset, part) for part in source["of"]})
+    if "path" in source:
+        source["path"] = str(preset.data(source["path"]))
+    if "name" in source:
+        source["name"] = str(preset.local(source["name"]))
+    return corpus.read_texts(source)
+
+
+def _tokenizer(preset: Preset, model: str) -> Any:
+    """A model's own tokenizer."""
+    return corpus.load_tokenizer(preset.model(model), preset.config["models"].get(model, {}).get("revision"))
 
 
 def train_model(preset: Preset, name: str) -> None:
@@ -159,17 +175,22 @@ def finetune_model(preset: Preset, name: str) -> None:
     if name != "yarn" and name not in joint:
         raise ConfigError(f"no model {name!r} to fine-tune; the preset has yarn, {', '.join(joint)}")
     run = start(preset, f"finetune {name}", about["corpus"], "train")
-    rows = distill.finetune(
-        about,
-        Path(preset.model(about["model"])),
-        preset.gates(about["gates"]) if name in joint else None,
-        preset.tokens(about["corpus"]),
-        Path(preset.model(name)),
-        sparsity=joint.get(name),
-        block=preset.config["block"],
-        device=preset.config["device"],
-        seed=preset.config["seed"],
-    )
+    with sharded.processes(preset.config["device"]) as device:
+        rows = distill.finetune(
+            about,
+            preset.model(about["model"]),
+            preset.gates(about["gates"]) if name in joint else None,
+            preset.tokens(about["corpus"]),
+            Path(preset.model(name)),
+            sparsity=joint.get(name),
+            block=preset.config["block"],
+            device=device,
+            dtype=preset.config["dtype"],
+            seed=preset.config["seed"],
+            revision=preset.config["models"].get(about["model"], {}).get("revision"),
+        )
+        if sharded.rank_of()[0]:
+            return
     recipe = "joint" if name in joint else "yarn"
     extra = {"name": name, "kind": "finetune", "recipe": recipe, "sparsity_requested": joint.get(name)}
     save(preset, "training", f"finetune-{name}", [{**extra, **row} for row in rows], run)
@@ -179,11 +200,12 @@ def finetune_model(preset: Preset, name: str) -> None:
 def profile_model(preset: Preset, name: str) -> None:
     """MoA's plans of a model, one for each sparsity that the preset asks for."""
     about, block = preset.config["profile"], preset.config["block"]
-    model = _model(preset, name)
+    model = _model(preset, name, about["corpus"])
     documents, longest = about["documents"], about["context"]
     # The first documents are profiled; plans are compared on the next ones that are long enough.
-    text = corpus.read_tokens(preset.tokens(about["corpus"]), "validation")
-    bos, reach = model.config.bos_token_id, int(calibrate.VALIDATION * longest)
+    text = corpus.read_tokens(preset.tokens(about["corpus"]), about.get("split", "validation"))
+    bos = model.config.bos_token_id
+    reach = min(int(calibrate.VALIDATION * longest), model.config.max_position_embeddings)
 
     def windows(of: Mapping[str, Any], context: int) -> dict[str, np.ndarray]:
         return corpus.evaluation_windows(of, context, documents, longest=max(context, longest), bos=bos)
@@ -208,8 +230,8 @@ def profile_model(preset: Preset, name: str) -> None:
 def search_patterns(preset: Preset, name: str) -> None:
     """MInference's patterns of a model's heads, on one key-value look-up (upstream: one of InfiniteBench)."""
     about, config = preset.config["profile"], preset.config
-    model = _model(preset, name)
-    documents = corpus.read_tokens(preset.tokens(about["corpus"]), "validation")
+    model = _model(preset, name, about["corpus"])
+    documents = corpus.read_tokens(preset.tokens(about["corpus"]), about.get("split", "validation"))
     tokenizer = corpus.load_tokenizer(preset.tokenizer)
     example = accuracy.TASKS["kv"](documents, tokenizer, about["context"], 1, config["seed"])[0]
     found = calibrate.minference_patterns(model, example.tokens, config["block"])
@@ -224,22 +246,22 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
     about = preset.one_of("perplexity", experiment)
     run = start(preset, f"perplexity {experiment}", about["corpus"], "test")
     rows = []
-    groups = _by_model(preset, about)
-    total = sum(len(arms) for _, arms in groups) * len(about["contexts"]) * about["documents"]
-    with tqdm(total=total, desc=f"perplexity {experiment}", unit="doc", mininterval=1) as bar:
-        for name, flat in groups:
-            model = _model(preset, name)
+    with tqdm(total=0, desc=f"perplexity {experiment}", unit="doc", mininterval=1) as bar:
+        for name, flat in _by_model(preset, about):
+            model = _model(preset, name, about["corpus"])
             arms = make_arms(preset, name, flat)
             for context in about["contexts"]:
                 windows = _windows(
                     preset,
                     about["corpus"],
                     context,
-                    about["documents"],
+                    about.get("documents"),
                     model,
                     longest=max(about["contexts"]),
                     aligned="scored" in about,
+                    reaching=about.get("reaching"),
                 )
+                bar.total += len(windows) * len(arms)
                 fixed = {"experiment": experiment, "model": name, "corpus": about["corpus"]}
                 found = accuracy.perplexity(model, windows, arms, bar, about.get("scored"))
                 rows += [fixed | row for row in found]
@@ -247,6 +269,33 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
 
 
 def measure_tasks(preset: Preset, experiment: str) -> None:
+    """One experiment of tasks: retrieval at given lengths, or LongBench-E."""
+    if "longbench" in preset.one_of("tasks", experiment):
+        measure_longbench(preset, experiment)
+    else:
+        measure_retrieval(preset, experiment)
+
+
+def measure_longbench(preset: Preset, experiment: str) -> None:
+    """LongBench-E: every question and arm, answered and scored."""
+    about = preset.one_of("tasks", experiment)
+    run = start(preset, f"tasks {experiment}")
+    files = [longbench.ARCHIVE, "*_e.jsonl", "data/*_e.jsonl"]
+    folder = corpus.dataset_folder(str(preset.local(about["longbench"])), files, about.get("revision"))
+    questions = longbench.read_examples(folder, about.get("tasks", list(longbench.TASKS)), about.get("examples"))
+    run |= {"corpus": longbench.CORPUS, "corpus_sha256": longbench.digest(questions), "corpus_split": "test"}
+    rows = []
+    with tqdm(total=0, desc=f"tasks {experiment}", unit="answer", mininterval=1) as bar:
+        for name, flat in _by_model(preset, about):
+            model = _model(preset, name)
+            arms = make_arms(preset, name, flat)
+            bar.total += len(questions) * len(arms)
+            found = accuracy.answers(model, _tokenizer(preset, name), questions, arms, bar)
+            rows += [{"experiment": experiment, "model": name, "corpus": longbench.CORPUS} | row for row in found]
+    save(preset, "tasks", experiment, rows, run)
+
+
+def measure_retrieval(preset: Preset, experiment: str) -> None:
     """One retrieval experiment: every task, length bucket, arm and example."""
     about = preset.one_of("tasks", experiment)
     run = start(preset, f"tasks {experiment}", about["corpus"], "test")
@@ -265,7 +314,7 @@ def measure_tasks(preset: Preset, experiment: str) -> None:
     }
     with tqdm(total=total, desc=f"tasks {experiment}", unit="example", mininterval=1) as bar:
         for name, flat in groups:
-            model = _model(preset, name)
+            model = _model(preset, name, about["corpus"])
             arms = make_arms(preset, name, flat)
             for (_, context), asked in examples.items():
                 fixed = {
@@ -284,7 +333,7 @@ def measure_recall(preset: Preset, experiment: str) -> None:
     about = preset.one_of("recall", experiment)
     run = start(preset, f"recall {experiment}", about["corpus"], "test")
     name, rows = about["model"], []
-    model = _model(preset, name)
+    model = _model(preset, name, about["corpus"])
     arms = make_arms(preset, name, expand(about["arms"]))
     for context in about["contexts"]:
         windows = _windows(
@@ -300,7 +349,7 @@ def measure_maps(preset: Preset) -> None:
     """True and predicted maps of five heads on the first test document that is long enough."""
     about = preset.config["maps"]
     run = start(preset, "maps", about["corpus"], "test")
-    model = _model(preset, about["model"])
+    model = _model(preset, about["model"], about["corpus"])
     windows = _windows(preset, about["corpus"], about["context"], 1, model)
     document, window = next(iter(windows.items()))
     job, _, gate_set = about["gate"].partition(":")
@@ -317,7 +366,7 @@ def measure_latency(preset: Preset, sweep: str, contexts: Iterable[int]) -> None
     """Timing jobs: a sweep, one context after the other, methods interleaved at each; a model is loaded once."""
     config, about = preset.config, preset.config["latency"]["sweeps"][sweep]
     corpus_name = about.get("corpus")
-    model = _model(preset, about["model"]) if "model" in about else None
+    model = _model(preset, about["model"], corpus_name) if "model" in about else None
     knobs = {"rounds", "min_rounds", "cap_s"}
     knobs = {name: value for name, value in {**config["latency"], **about}.items() if name in knobs}
     timing = Timing(**knobs, seed=config["seed"])
@@ -487,10 +536,13 @@ def _by_model(preset: Preset, about: Mapping[str, Any]) -> list[tuple[str, list[
     return list(groups.items())
 
 
-def _model(preset: Preset, name: str) -> Any:
+def _model(preset: Preset, name: str, corpus_name: str | None = None) -> Any:
+    """A model; one that was not trained here is refused tokens that its tokenizer did not make."""
     about, config = preset.config["models"].get(name, {}), preset.config
     if preset.is_random(name):
         return random_weights.random_model(about["random"], config["device"], config["dtype"], config["seed"])
+    if "source" in about and corpus_name is not None:
+        corpus.require_vocabulary(preset.tokens(corpus_name), _tokenizer(preset, name), name)
     return models.load(
         preset.model(name), config["device"], config["dtype"], about.get("revision"), about.get("yarn")
     )
@@ -500,17 +552,21 @@ def _windows(
     preset: Preset,
     corpus_name: str,
     context: int,
-    documents: int,
+    documents: int | None,
     model: Any,
     split: str = "test",
     longest: int | None = None,
     aligned: bool = False,
+    reaching: int | None = None,
 ) -> dict[str, Any]:
     """`corpus.evaluation_windows`; `aligned` ones are the last tokens of the longest window, BOS first."""
     tokens = corpus.read_tokens(preset.tokens(corpus_name), split)
     bos = model.config.bos_token_id
     longest = longest or context
+    cut = functools.partial(
+        corpus.evaluation_windows, tokens, documents=documents, longest=longest, bos=bos, reaching=reaching
+    )
     if not aligned:
-        return corpus.evaluation_windows(tokens, context, documents, longest=longest, bos=bos)
-    whole = corpus.evaluation_windows(tokens, longest, documents, longest=longest, bos=bos)
+        return cut(context)
+    whole = cut(longest)
     return {name: corpus.with_bos(window[longest - context + 1 :], bos) for name, window in whole.items()}

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,15 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from seerbench.corpus import bos_of, load_tokenizer, packed, read_tokens, training_windows
+from seerbench.corpus import (
+    bos_of,
+    load_tokenizer,
+    packed,
+    packed_rows,
+    read_tokens,
+    rows_of_step,
+    training_windows,
+)
 from seerbench.sharded import like, rank_of, whole
 from seerbench.tasks import TRAINING, pieces_of, training_lookups, training_repeats
 
@@ -91,8 +99,8 @@ def optimizers(model: nn.Module, config: Mapping) -> list[torch.optim.Optimizer]
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and everything else trainable.
 
     Args:
-        config: muon_lr, embed_lr (input, and tied, embeddings), adam_lr (all else), weight_decay (all),
-            betas (AdamW).
+        config: muon_lr (null: AdamW, at adam_lr, for the matrices too), embed_lr (input, and tied, embeddings),
+            adam_lr (all else), weight_decay (all), betas (AdamW).
     """
     matrices, embeddings, others = [], [], []
     for name, param in model.named_parameters():
@@ -100,7 +108,7 @@ def optimizers(model: nn.Module, config: Mapping) -> list[torch.optim.Optimizer]
             continue
         if "embed" in name:
             embeddings.append(param)
-        elif param.ndim == 2 and "lm_head" not in name:
+        elif param.ndim == 2 and "lm_head" not in name and config["muon_lr"] is not None:
             matrices.append(param)
         else:
             others.append(param)
@@ -219,11 +227,19 @@ def drop_checkpoint(out: Path) -> None:
     shutil.rmtree(out.with_name(out.name + ".checkpoint"), ignore_errors=True)
 
 
-def save_model(model: nn.Module, out: Path, tokenizer: object | None = None) -> None:
-    """save_pretrained into a folder that appears whole or not at all (an earlier one is replaced)."""
+def save_model(
+    model: nn.Module, out: Path, tokenizer: object | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """save_pretrained into a folder that appears whole or not at all (an earlier one is replaced).
+
+    dtype: of the weights in the folder; None keeps the model's. Of several processes all call this and one writes.
+    """
+    weights = {name: whole(param.detach()).to("cpu", dtype) for name, param in model.named_parameters()}
+    if rank_of()[0]:
+        return
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
+    model.save_pretrained(temporary, state_dict=weights)
     if tokenizer is not None:
         tokenizer.save_pretrained(temporary)
     shutil.rmtree(out, ignore_errors=True)
@@ -434,6 +450,35 @@ def mixed_batch(
         tokens.append(part[0])
         weights.append(part[1])
     return np.concatenate(tokens), np.concatenate(weights), corpus
+
+
+def batches(
+    config: Mapping, documents: Mapping[str, np.ndarray], tokenizer: object, seed: int
+) -> Callable[[int], tuple[np.ndarray, np.ndarray, int]]:
+    """The batch of any step of a distillation or fine-tuning: a function of the step, so that a run can resume.
+
+    Args:
+        config: context, batch (windows a step), and packing (documents at a time, `corpus.packed_rows`) or mix.
+        documents: id -> tokens, from `corpus.read_tokens`.
+
+    Returns:
+        A function of the step, which gives what `mixed_batch` gives.
+    """
+    context, count = config["context"], config["batch"]
+    if "packing" in config:
+        eos = tokenizer.eos_token_id
+        pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        rows = packed_rows(documents, context, config["packing"], bos=bos_of(tokenizer), eos=eos, pad=pad)
+        weights = np.ones((count, context), dtype=np.float32)
+        return lambda step: (rows_of_step(rows, step, count, seed), weights, count)
+    stream, pieces = packed(documents, tokenizer.eos_token_id), pieces_of(tokenizer)
+    stage = {"context": context, "batch_tokens": count * context}
+
+    def mixed(step: int) -> tuple[np.ndarray, np.ndarray, int]:
+        rng = np.random.default_rng([seed, TRAINING, step])
+        return mixed_batch(stream, pieces, stage, config["mix"], rng, len(tokenizer))
+
+    return mixed
 
 
 def pretrain(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -28,6 +29,7 @@ from seerbench.attention import (
     block_count,
     error_and_budget,
     oracle,
+    realised_sparsity,
     repeat_kv,
 )
 
@@ -145,34 +147,46 @@ def check_kernel(kernel: Kernel, case: Case, seed: int = 0) -> Iterator[tuple[Tr
         yield trial, _judge(kernel, trial, q, k, v, kept_blocks(trial, generator))
 
 
-def check_method(make: Callable[[], Any], case: Case, seed: int = 0) -> Iterator[tuple[Trial, Finding | None]]:
-    """A whole method: the lists that it plans are lawful, and `attend` obeys them; then the kernel's trials.
+def check_method(make: Callable[[float], Any], case: Case, seed: int = 0) -> Iterator[tuple[Trial, Finding | None]]:
+    """A whole method: its plans are lawful, and `attend` obeys them; then the kernel's trials.
 
-    make: builds the method. Trials in which it plans no BlockMask say nothing about it and pass; a method
-    that inherits `attend` is spared the kernel's trials, since the kernel has its own tests.
+    make: sparsity -> method. A plan that is no BlockMask is checked through its `to_token_mask`; one without
+    it only where the method, asked to skip nothing, says that it skips nothing: the output is then dense
+    attention. Trials in which neither is possible are not yielded, since they compared nothing. A method that
+    inherits `attend` is spared the kernel's trials: the kernel has its own tests.
     """
-    method, last = make(), len(trials(case))
+    method, whole, last = make(0.5), make(0.0), len(trials(case))
     own_plans = True
     for number, trial in enumerate(trials(case)):
         if trial.name not in ("grouped heads", "a tail block", "shorter than a block"):
             continue
         q, k, v = inputs(trial, torch.Generator().manual_seed(seed * 1_000 + last + number))
-        plan = method.plan(q, k, Layer(0, q, k, latency.plain_rope(trial.case.head_dim)))
+        layer = Layer(0, q, k, latency.plain_rope(trial.case.head_dim))
+        plan = method.plan(q, k, layer)
         trial = replace(trial, name=f"its own plan, {trial.name}", suspect="attend does not do what plan says")
-        if not isinstance(plan, BlockMask):
-            own_plans = False
-            if plan is None:
-                full = replace(trial, pattern="full")
-                mask = kept_blocks(full, torch.Generator())
-                yield trial, _judge(lambda q, k, v, _: method.attend(q, k, v, None), full, q, k, v, mask)
+        if isinstance(plan, BlockMask):
+            unlawful = _unlawful(plan, trial.case)
+            if unlawful:
+                yield trial, Finding(trial, torch.inf, 0.0, "in the plan", unlawful)
+            else:
+                yield trial, _judge(method.attend, trial, q, k, v, plan)
             continue
-        unlawful = _unlawful(plan, trial.case)
-        if unlawful:
-            yield trial, Finding(trial, torch.inf, 0.0, "in the plan", unlawful)
-        else:
+        own_plans = False
+        if plan is None or hasattr(plan, "to_token_mask"):
             yield trial, _judge(method.attend, trial, q, k, v, plan)
+            continue
+        plan = whole.plan(q, k, layer)
+        if realised_sparsity(plan) == 0.0:
+            trial = replace(trial, name=f"nothing skipped, {trial.name.split(', ')[1]}")
+            # The oracle's plan is None, dense; the method is handed its own.
+            attend = partial(_with_plan, whole.attend, plan)
+            yield trial, _judge(attend, trial, q, k, v, None)
     if own_plans and getattr(type(method), "attend", None) is not BlockSparse.attend:
         yield from check_kernel(method.attend, case, seed)
+
+
+def _with_plan(attend: Kernel, plan: Any, q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
+    return attend(q, k, v, plan)
 
 
 def _unlawful(plan: BlockMask, case: Case) -> str | None:
@@ -191,7 +205,8 @@ def _unlawful(plan: BlockMask, case: Case) -> str | None:
     return None
 
 
-def _judge(kernel: Kernel, trial: Trial, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Finding | None:
+def _judge(kernel: Kernel, trial: Trial, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Finding | None:
+    """mask: a BlockMask, another plan with a `to_token_mask`, or None for dense attention."""
     before = [x.clone() for x in (q, k, v)]
     with ExitStack() as stack:
         # Not caught: what the kernel raises comes through, with a note on where it happened.
@@ -214,7 +229,11 @@ def _judge(kernel: Kernel, trial: Trial, q: Tensor, k: Tensor, v: Tensor, mask: 
     budget = error_and_budget(rounded, exact, rounded)[1]
     miss = (actual.double() - exact).abs()
     wrong = ~(miss <= budget)
-    guess = _guess(trial, q, k, v, mask, actual, exact, budget, wrong)
+    guess = trial.suspect
+    if isinstance(mask, BlockMask):
+        guess = _guess(trial, q, k, v, mask, actual, exact, budget, wrong)
+    elif not actual.isfinite().all():
+        guess = "NaN: reads memory that it did not write, or leaves part of the output unwritten"
     return Finding(trial, error, budget, _where(trial, actual, exact, wrong, miss), guess)
 
 
@@ -383,8 +402,12 @@ def poisoned() -> Iterator[None]:
 
 
 def explain(findings: Iterable[Finding]) -> str:
-    """The findings for a person: the first of each guess in full."""
+    """The findings for a person: the first of each guess in full; where a usual mistake is recognised, only those.
+
+    Other trials then fail for the same reason, and what they would suspect by themselves leads astray.
+    """
     first: dict[str, Finding] = {}
     for finding in findings:
         first.setdefault(finding.guess, finding)
-    return "\n".join(map(str, first.values()))
+    recognised = [finding for guess, finding in first.items() if guess in MISTAKES]
+    return "\n".join(map(str, recognised or first.values()))

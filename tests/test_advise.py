@@ -1,5 +1,8 @@
 """seerbench advise: it says what rows say, whose they are, and what is missing."""
 
+import re
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -34,6 +37,37 @@ def test_advice_from_the_published_run_names_its_origin():
     ):
         assert part in text
     assert "2048 was not measured, the nearest are [1024, 4096]" in text  # time to first token skips 2048
+
+
+def line(sparsity, low, high, status="measured"):
+    return {"sparsity_requested": sparsity, "low": low, "high": high, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ([line(0.5, 0.5, 0.9), line(0.9, 1.5, 2)], "pays off from 90%, dense wins up to 50%"),
+        ([line(0.5, 1.1, 1.2), line(0.9, 1.5, 2)], "pays off from 50%"),
+        ([line(0.5, 0.9, 1.1)], "never seen to pay off"),
+        ([line(0.5, None, None, "refused")], "not measured"),
+    ],
+)
+def test_a_method_in_short(lines, text):
+    assert advise.in_short(pd.DataFrame(lines)) == text
+
+
+def test_speed_is_over_the_fastest_dense_kernel_and_loss_may_come_from_another_machine(tmp_path):
+    """A GPU's run of timings alone: FlashAttention-2 and a faster dense kernel in the same cells."""
+    gpu = ROOT / "results" / "published" / "h200-1-gpu"
+    for table in ("cells", "samples"):
+        shutil.copytree(gpu / table, tmp_path / table)
+    text = "\n".join(advise.advise(32768, "H200", [tmp_path, PUBLISHED]))
+    assert re.search(r"x (cudnn|fa4) \[", text)
+    assert "x dense (sdpa-flash), pays off" in text
+    assert "no perplexity rows in this run" in text
+    before, after = text.split("loss was measured on other machines")
+    assert "EPYC" in after
+    assert "EPYC" not in before
 
 
 def test_a_context_that_was_not_measured_is_not_extrapolated():

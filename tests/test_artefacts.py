@@ -628,3 +628,48 @@ def test_ablation_shows_the_loss_and_the_retrieval_of_each_gate(made):
     assert set(frame.metric) == {"delta NLL", "correct"}
     right = frame[(frame.metric == "correct") & (frame.gate == "long:v1")]
     assert 0.8 < right.value.iloc[0] < 1.0  # 0.9 of the synthetic look-ups
+
+
+def longbench_rows(run_id, seer=0.6):
+    """Two tasks, two buckets: dense scores 0.5, SeerAttention at 10% `seer`; MInference refuses the short one."""
+    rows = []
+    for bucket, task, example in itertools.product(("0-4k", "8k+"), ("qasper", "lcc"), range(4)):
+        for method, sparsity, score in (("dense", None, 0.5), ("seer", 0.1, seer), ("minference", None, 0.4)):
+            refused = method == "minference" and bucket == "0-4k"
+            rows.append(
+                {
+                    "run_id": run_id,
+                    "experiment": "longbench",
+                    "model": "instruct",
+                    "corpus": "LongBench-E",
+                    "task": task,
+                    "context": 1000 + example,
+                    "bucket": bucket,
+                    "method": method,
+                    "sparsity_requested": sparsity,
+                    "sparsity_realised": 0.0 if sparsity is None else 0.12,
+                    "example": example,
+                    "score": None if refused else score + (0.2 if task == "lcc" else 0.0),
+                    "prediction": "said",
+                    "cut": example == 0,
+                    "definition": "edition of a test",
+                    "reason": "too short" if refused else None,
+                }
+            )
+    return rows
+
+
+def test_longbench_is_table_2_where_a_run_has_it(tmp_path):
+    origin_of = origin("tasks longbench")
+    folder = tmp_path / "run"
+    write_rows(folder / "tasks" / "longbench.parquet", "tasks", longbench_rows(origin_of["run_id"]), origin_of)
+    frame = table2.collect(Run(folder), sources.paper_values(PAPER))
+    shown = table2.render(frame)
+    dense = shown[(shown.source == "measured") & (shown.method == "Dense")].iloc[0]
+    assert dense["0-4k"].startswith("60.00")  # (50 + 70) / 2, unweighted over tasks
+    minference = shown[(shown.source == "measured") & shown.method.str.startswith("MInference")].iloc[0]
+    assert minference["0-4k"] == "refused, note 1"
+    assert list(shown.columns[-3:]) == ["0-4k", "4-8k", "8k+"]
+    said = " ".join(table2.remarks(frame))
+    assert "edition of a test" in said
+    assert "25% of the prompts were cut" in said

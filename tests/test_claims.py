@@ -5,7 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from test_artefacts import timings
+from test_artefacts import longbench_rows, timings
 from typer.testing import CliRunner
 
 from seerbench import claims
@@ -100,3 +100,14 @@ def test_the_papers_arithmetic():
     assert "1.57x" in said
     assert "16k: 0.55 and 0.65" in said
     assert "line 14" in said
+
+
+@pytest.mark.parametrize(("seer", "verdict"), [(0.6, REPRODUCED), (0.4, NOT_REPRODUCED)])
+def test_the_longbench_claim_is_about_every_bucket(tmp_path, seer, verdict):
+    run = provenance("tasks longbench", preset="test", scale="a test", seed=0, device="cpu")
+    run |= {"commit": "abc1234", "dirty": False}
+    write_rows(tmp_path / "tasks" / "longbench.parquet", "tasks", longbench_rows(run["run_id"], seer), run)
+    judged = {one.id: one for one in claims.judge([Run(tmp_path)])}["C17"]
+    assert judged.verdict == verdict
+    assert [part.what for part in judged.parts] == ["0-4k", "8k+"]
+    assert "not LongBench" not in judged.finding

@@ -1,12 +1,16 @@
 """What a user sees: one clear line and exit code 1 for each mistake, and results left as they were."""
 
 import errno
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+import typer
 import yaml
 
+from seerbench.cli import app
 from seerbench.results import ROOT, finish, provenance, write_rows
 
 SMOKE = ROOT / "tests" / "smoke.yaml"
@@ -136,10 +140,43 @@ def test_doctor_says_what_there_is_and_what_is_missing(edited):
         config["corpora"]["toy"] = {"kind": "parquet", "path": "no/books.parquet"}
 
     done = seerbench("doctor", edited(change))
-    assert "artefact   table2: not from this preset (tasks/retrieval)" in done.stdout
+    assert "artefact   table2: not from this preset (tasks/longbench|retrieval)" in done.stdout
     assert "books.parquet does not exist" in done.stdout
 
 
 def test_list_shows_methods_and_artefacts():
     assert "minference" in seerbench("list").stdout
     assert "fig10" in seerbench("list", "--artefacts").stdout
+
+
+EXAMPLES = [
+    pytest.param(shlex.split(example), id=example)
+    for command in app.registered_commands
+    for example in re.findall(r"`(seerbench [^`]+)`", command.callback.__doc__)
+    if "PRESET" not in example
+]
+
+
+@pytest.mark.parametrize("words", EXAMPLES)
+def test_the_examples_of_the_help_are_commands(words):
+    """Every example parses: its command, its options and the number of its arguments."""
+    command = typer.main.get_command(app).commands[words[1]]
+    assert command.make_context(words[1], words[2:]).params
+
+
+def test_every_command_that_takes_something_has_an_example():
+    shown = {example.values[0][1] for example in EXAMPLES}
+    taking = {command.callback.__name__ for command in app.registered_commands if not command.name}
+    assert taking - shown == set()
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("seerbench dra", "draw"), ("seerbench draw ", "fig6"), ("seerbench train ", "cpu")]
+)
+def test_the_shell_completes_names(typed, offered, monkeypatch, capsys):
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+    monkeypatch.setenv("_SEERBENCH_COMPLETE", "complete_bash")
+    with pytest.raises(SystemExit):
+        typer.main.get_command(app)(prog_name="seerbench")
+    assert offered in capsys.readouterr().out.split()

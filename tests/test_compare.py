@@ -1,7 +1,10 @@
 """seerbench compare: right kernels are timed, wrong ones are refused with the reason; rows, figure, exit codes."""
 
+import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,6 +126,15 @@ def test_a_finding_says_where():
     assert "head 2 of 4; query block 2-3 of 4, positions 32 to 63" in first.where
 
 
+def test_what_is_recognised_is_told_alone():
+    found = findings(example("wrong/ignores_mask.py"))
+    suspected = replace(found[-1], guess=found[-1].trial.suspect)
+    told = verify.explain([found[0], suspected])
+    assert told.count("guess") == 1
+    assert "ignores the mask" in told
+    assert verify.explain([suspected]).count("guess") == 1
+
+
 def test_padding_of_the_lists_is_recognised():
     def kernel(q, k, v, mask):
         return softmax(q, k, v, verify._tokens(verify._with_padding(mask), mask))
@@ -185,7 +197,7 @@ def test_a_methods_plan_is_checked(tmp_path, change, guess):
     (tmp_path / "method.py").write_text(METHOD.replace("CHANGE", change))
     (tmp_path / "gather_attention.py").write_text((EXAMPLES / "gather_attention.py").read_text())
     cls = compare.load(str(tmp_path / "method.py"))
-    found = [f for _, f in verify.check_method(lambda: cls(0.5, 16), CASE) if f]
+    found = [f for _, f in verify.check_method(lambda sparsity: cls(sparsity, 16), CASE) if f]
     assert (not found) if guess is None else guess in found[0].guess
 
 
@@ -292,17 +304,108 @@ def test_exit_codes(tmp_path):
     slow = call(EXAMPLES / "gather_attention.py", "--fail-below", "1000")
     assert slow.returncode == 4, slow.stderr
     assert "below 1000.0x of dense" in slow.stdout
-    missing = call("nowhere.py")
-    assert missing.returncode == 1
-    assert missing.stderr.startswith("seerbench: no file nowhere.py")
 
 
-def test_a_plan_that_is_no_block_mask_counts_no_trial():
-    class Odd(BlockSparse):
-        def plan(self, q, k, layer):
-            return object()
+def test_the_triton_example_is_right_in_the_interpreter():
+    command = [sys.executable, "-c", CHECK_EXAMPLE, EXAMPLES / "triton_attention.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "([], 11)", done.stderr
 
-    assert compare.check(Odd, CASE, 0) == ([], 0)
+
+CHECK_EXAMPLE = """
+import sys
+from seerbench import compare
+from seerbench.attention import Case
+kernel = compare.load(sys.argv[1])
+print(compare.check(kernel, Case("cpu", "float32", 1, 4, 2, 16, 0, 16, 16), 0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "text"),
+    [
+        ("nowhere.py", {}, "no file .*nowhere.py"),
+        ("examples/triton_attention.py", {}, "it needs a GPU"),
+        (None, {}, "name a kernel file"),
+        ("examples/gather_attention.py", {"sparsities": [1.5]}, "from 0 to below 1, not 1.5"),
+        ("examples/gather_attention.py", {"contexts": [0]}, "counts of tokens, not 0"),
+        ("examples/gather_attention.py", {"against": ["nope"]}, "no baseline 'nope'"),
+        ("examples/gather_attention.py", {"case": Case("cpu", "float32", 1, 4, 3, 16, 0, 16, 16)}, "do not split"),
+        ("examples/gather_attention.py", {"case": Case("cpu", "int3", 1, 4, 2, 16, 0, 16, 16)}, "no dtype"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(target, options, text, tmp_path):
+    with pytest.raises(compare.CompareError, match=text):
+        run(target and str(ROOT / target), tmp_path, **options)
+
+
+class Opaque(BlockSparse):
+    """Its plan says how dense it is and nothing else."""
+
+    sparsity, error = 0.5, 0.0
+
+    def __init__(self, sparsity):
+        self.sparsity = sparsity
+
+    def plan(self, q, k, layer):
+        return SimpleNamespace(density=lambda: 1 - self.sparsity)
+
+    def attend(self, q, k, v, plan):
+        return oracle(q, k, v, None, q.dtype)[0] + self.error
+
+
+class WrongOpaque(Opaque):
+    error = 1.0
+
+
+class AlwaysSparse(Opaque):
+    def plan(self, q, k, layer):
+        return SimpleNamespace(density=lambda: 0.5)
+
+
+class Lines(Opaque):
+    """A plan that is no BlockMask but can say its keys: every other token."""
+
+    def plan(self, q, k, layer):
+        seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
+        seen &= (torch.arange(q.shape[2]) % 2 == 0) | torch.eye(q.shape[2], dtype=torch.bool)
+        return SimpleNamespace(density=lambda: 0.5, to_token_mask=lambda: seen)
+
+
+class RightLines(Lines):
+    def attend(self, q, k, v, plan):
+        return softmax(q, k, v, plan.to_token_mask())
+
+
+@pytest.mark.parametrize(
+    ("method", "findings", "judged"),
+    [(Opaque, 0, 3), (WrongOpaque, 3, 3), (AlwaysSparse, 0, 0), (Lines, 3, 3), (RightLines, 0, 3)],
+)
+def test_a_plan_that_is_no_block_mask_is_checked_as_far_as_it_can_be(method, findings, judged):
+    """Where nothing can be compared, no trial counts as passed."""
+    found, count = compare.check(method, CASE, 0)
+    assert (len(found), count) == (findings, judged)
+
+
+def test_minferences_own_tiles_are_compared_with_the_oracle():
+    found, judged = compare.check(compare.load("seerbench.baselines.minference:MInference"), CASE, 0)
+    assert (found, judged) == ([], 3)
+
+
+def test_an_object_of_a_package_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "kernels.py").write_text(
+        "import functools\ndef scaled(q, k, v, mask, scale): ...\nbest = functools.partial(scaled, scale=2)\n"
+        "def renamed(query, key, value, block_mask): ...\nother = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert compare.load("mypackage.kernels:best").name == "best"
+    assert compare.load("mypackage.kernels:renamed").function.__name__ == "renamed"
+    for wrong in ("mypackage.kernels:other", "mypackage.kernels:scaled", "mypackage.nowhere:x"):
+        with pytest.raises(compare.CompareError):
+            compare.load(wrong)
 
 
 def test_every_trial_of_a_kernel_counts():

@@ -1,10 +1,12 @@
 """Corpora: splits that never mix, tokens that round trip, windows as the paper cuts them, clear refusals."""
 
+import gzip
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import constants
 from transformers import AutoTokenizer
 
 from seerbench import corpus
@@ -178,16 +180,81 @@ def test_parquet_and_folder_give_the_same_documents(texts, tmp_path):
     )
 
 
-def test_hub_offline_says_what_to_type(monkeypatch):
-    datasets = pytest.importorskip("datasets")
+PG19 = {"kind": "hub", "name": "some/set", "revision": "abc", "files": ["data/test-*.parquet"], "split": "test"}
 
-    def load_dataset(*_, **__):
-        raise FileNotFoundError("not cached")
 
+def test_a_data_set_of_the_hub_offline_says_what_to_type(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(CorpusError, match=r"HF_HUB_OFFLINE=1.*hf download --repo-type dataset some/set"):
-        corpus.read_texts({"kind": "hub", "name": "some/set"})
+    command = (
+        r"hf download --repo-type dataset some/set --revision abc --include 'data/test-\*\.parquet' --local-dir"
+    )
+    with pytest.raises(CorpusError, match=f"not in the local cache and HF_HUB_OFFLINE=1.*{command}"):
+        corpus.read_texts(PG19)
+
+
+def test_files_of_a_data_set_are_read_as_they_are(tmp_path):
+    """The schemas of PG19's test set, Proof-pile and RedPajama's sample."""
+    (tmp_path / "data").mkdir()
+    pd.DataFrame({"short_book_title": ["A", "B"], "text": ["first", "second"]}).to_parquet(
+        tmp_path / "data" / "test-00000-of-00001.parquet"
+    )
+    pg19 = corpus.read_texts({**PG19, "name": str(tmp_path)})
+    assert pg19.text.tolist() == ["first", "second"]
+    assert set(pg19.split) == {"test"}
+
+    (tmp_path / "test").mkdir()
+    with gzip.open(tmp_path / "test" / "proofpile_test.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write('{"text": "lemma \u2028 proof", "meta": {"config": "arxiv"}}\n')
+    files = ["test/proofpile_test.jsonl.gz"]
+    proofs = corpus.read_texts({"kind": "hub", "name": str(tmp_path), "files": files, "split": "test"})
+    assert proofs.text.tolist() == ["lemma \u2028 proof"]
+
+    for name in ("arxiv", "book", "c4"):
+        lines = [json.dumps({"text": f"{name} {row}", "meta": {}}) for row in range(2)]
+        (tmp_path / f"{name}_sample.jsonl").write_text("\n".join(lines) + "\n")
+    sample = {"kind": "hub", "name": str(tmp_path), "files": ["*_sample.jsonl"], "split": "train"}
+    assert corpus.read_texts(sample).text.tolist() == [f"{n} {r}" for n in ("arxiv", "book", "c4") for r in (0, 1)]
+    assert corpus.read_texts({**sample, "documents": 3}).id.tolist()[-1] == "book_sample.jsonl/0"
+    with pytest.raises(CorpusError, match=r"has no column 'body'; set corpus\.text to one of: text, meta"):
+        corpus.read_texts({**sample, "text": "body"})
+    with pytest.raises(CorpusError, match=r"holds no x\.parquet"):
+        corpus.read_texts({**sample, "files": ["x.parquet"]})
+
+
+def test_rows_are_packed_as_the_authors_pack_them():
+    tokens = {"a": np.array([10, 11, 12]), "b": np.array([20]), "c": np.array([30, 31])}
+    rows = corpus.packed_rows(tokens, 4, 2, bos=1, eos=2, pad=0)
+    assert rows.tolist() == [[1, 10, 11, 12], [2, 20, 0, 0], [1, 30, 31, 0]]
+    assert rows.dtype == np.int32
+    steps = [corpus.rows_of_step(rows, step, 2, seed=7) for step in range(3)]
+    drawn = np.concatenate(steps).tolist()
+    assert sorted(drawn[:3]) == sorted(drawn[3:]) == sorted(rows.tolist())  # two epochs
+    assert (corpus.rows_of_step(rows, 1, 2, seed=7) == steps[1]).all()
+
+
+def test_packing_tokens_is_packing_text(tokenised, texts):
+    """The authors tokenise documents joined by the EOS string; where EOS is a token, that is the same."""
+    _, tokenizer, _ = tokenised
+    plain = [text.replace("<eos>", "gamma") for text in texts.text[:3]]
+    ids = {str(row): np.array(tokenizer.encode(text)) for row, text in enumerate(plain)}
+    joined = tokenizer.encode("<eos>".join(plain))
+    row = corpus.packed_rows(ids, len(joined) + 1, 1000, bos=0, eos=1, pad=2)
+    assert row.tolist() == [[0, *joined]]
+
+
+def test_tokens_of_another_vocabulary_are_refused(tokenised):
+    folder, tokenizer, _ = tokenised
+    corpus.require_vocabulary(folder / "tokens.parquet", tokenizer, "same")
+    other = corpus.train_tokenizer(["aaa bbb ccc " * 9], 262)
+    with pytest.raises(CorpusError, match="give that model a corpus with `tokenizer: tall`"):
+        corpus.require_vocabulary(folder / "tokens.parquet", other, "tall")
+
+
+def test_documents_may_have_to_reach_further_than_the_longest_context():
+    tokens = {"short": np.arange(20), "long": np.arange(40)}
+    assert list(corpus.evaluation_windows(tokens, 8, None, longest=16, bos=1)) == ["short", "long"]
+    assert list(corpus.evaluation_windows(tokens, 8, None, longest=16, bos=1, reaching=32)) == ["long"]
 
 
 def test_a_union_keeps_each_split_and_no_test_text_in_training():

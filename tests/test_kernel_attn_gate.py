@@ -7,6 +7,7 @@ from gpu.kernel_cases import INTERPRETED, run_in_interpreter
 from seerbench import gate
 from seerbench.attention import assert_no_worse_than_rounding
 from seerbench.kernels import attn_gate as kernel
+from seerbench.latency import plain_rope
 
 if not INTERPRETED:
 
@@ -44,6 +45,28 @@ else:
         assert list(alone) == ["min"]
         assert torch.equal(alone["min"], ours["min"])
 
+    @pytest.mark.parametrize(("n", "dtype"), [(5, torch.float16), (70, torch.float32)])
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"rope": False}, {"q_pool": "max", "k_pool": "maxminavg", "projection": "single"}],
+        ids=str,
+    )
+    def test_linear_layer_and_rope(n, dtype, options):
+        one = gate.AttnGate(gate.GateConfig(**options), 4, 2, 32)
+        rope = plain_rope(32)
+        q_pools, k_pools = ({name: torch.randn(2, h, n, 32).to(dtype) for name in gate.OPERATORS} for h in (4, 2))
+        tables = rope(torch.arange(n) * one.config.block) if one.config.rope else None
+        with torch.no_grad():
+            ours = (
+                kernel.project(gate.concat_pools(q_pools, one.config.q_pool), one.wq, tables),
+                kernel.project(gate.concat_pools(k_pools, one.config.k_pool), one.wk, tables),
+            )
+            rounded = one.project(q_pools, k_pools, rope)
+            doubles = ({name: x.double() for name, x in pools.items()} for pools in (q_pools, k_pools))
+            exact = one.double().project(*doubles, rope)
+        for actual, right, other in zip(ours, exact, rounded, strict=True):
+            assert_no_worse_than_rounding(actual, right, other)
+
     @pytest.mark.parametrize("n", [1, 5, 70])
     @pytest.mark.parametrize("group", [1, 2])
     def test_scores(n, group):
@@ -53,7 +76,7 @@ else:
         torch.testing.assert_close(kernel.block_scores(q, k).double(), exact, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("ties", [False, True])
-    @pytest.mark.parametrize(("n", "sparsity"), [(1, 0.5), (16, 0.9), (21, 0.5), (33, 0.0), (130, 0.7)])
+    @pytest.mark.parametrize(("n", "sparsity"), [(1, 0.5), (16, 0.9), (21, 0.5), (33, 0.0), (70, 0.7)])
     @pytest.mark.parametrize("dense_rows", [0, 2])
     def test_top_k(n, sparsity, ties, dense_rows):
         scores = causal(n, ties)
@@ -61,6 +84,20 @@ else:
             kernel.select_top_k(scores, gate.top_k_count(n, sparsity), n * 64, 64, dense_rows),
             gate.select_top_k(scores, sparsity, n * 64, 64, dense_rows),
         )
+
+    @pytest.mark.parametrize("kind", ["wild", "infinite", "zeros"])
+    def test_top_k_of_scores_without_a_scale(kind):
+        scores = torch.randn(1, 2, 9, 9)
+        if kind == "wild":
+            scores = (scores * 25).exp() * scores.sign()
+        elif kind == "infinite":
+            scores[torch.rand_like(scores) < 0.3] = torch.inf
+        else:
+            scores = torch.zeros_like(scores)
+            scores[..., ::2] = -0.0
+        scores = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf)
+        k = gate.top_k_count(9, 0.5)
+        same(kernel.select_top_k(scores, k, 9 * 64, 64), gate.select_top_k(scores, 0.5, 9 * 64, 64))
 
     @pytest.mark.parametrize("threshold", [0.02, 0.1, 0.9])
     @pytest.mark.parametrize("dense_rows", [0, 2])

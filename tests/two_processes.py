@@ -1,6 +1,7 @@
-"""What test_sharded.py runs under torchrun: a distillation by two processes, and one that dies at its third step.
+"""What test_sharded.py runs under torchrun by two processes.
 
-torchrun --nproc-per-node 2 two_processes.py <world> <whole> <cut>
+torchrun --nproc-per-node 2 two_processes.py <world> <whole> <cut>     # distils, and dies at the third step
+torchrun --nproc-per-node 2 two_processes.py <world> <gates> <model>   # fine-tunes, if there is a finetune.json
 """
 
 import json
@@ -12,6 +13,21 @@ from torch.distributed.tensor import DTensor
 from seerbench import distill, sharded
 
 world, whole, cut = map(Path, sys.argv[1:])
+if (world / "finetune.json").exists():
+    with sharded.processes("cpu") as device:
+        rows = distill.finetune(
+            json.loads((world / "finetune.json").read_text()),
+            world / "model",
+            whole,
+            world / "tokens.parquet",
+            cut,
+            sparsity=0.5,
+            block=16,
+            device=device,
+        )
+        if sharded.rank_of()[0] == 0:
+            (world / "finetune-rows.json").write_text(json.dumps(rows))
+    sys.exit()
 job = json.loads((world / "job.json").read_text())
 original = distill._distill_step
 shards = []

@@ -74,7 +74,7 @@ def _losses(run: Run) -> pd.DataFrame:
 
 
 def _perplexities(run: Run) -> pd.DataFrame:
-    rows = sources.experiment(run, "perplexity", "yarn", "perplexity")
+    rows = sources.experiments(run, "perplexity", "yarn", "perplexity")
     dense = rows[(rows.method == "dense") & (rows.recipe == "yarn")]
     cells = summaries.perplexities(rows, dense)
     cells = cells[cells.method != "dense"]

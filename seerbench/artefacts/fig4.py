@@ -18,8 +18,10 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """SeerAttention at each trained gate, dense at sparsity 0: of `contexts-math` where a run has it."""
     every = run.table("perplexity")
     name = "contexts-math" if (every.experiment == "contexts-math").any() else "contexts"
-    rows = sources.experiment(run, "perplexity", name, "perplexity")
-    cells = summaries.perplexities(rows, summaries.dense_rows(run, rows))
+    rows = sources.experiments(run, "perplexity", name, "perplexity")
+    # Model by model: a loss is against the dense forward of the same model.
+    models = [group for _, group in rows.groupby("model", sort=False)]
+    cells = pd.concat([summaries.perplexities(group, summaries.dense_rows(run, group)) for group in models])
     seer = cells[(cells.method == "seer") & ~cells.gate.astype(str).str.contains("untrained")]
     if seer.empty:
         raise sources.unmeasured(

@@ -65,7 +65,18 @@ COLUMNS = (
     "label",
 )
 TEXTS = {"panel", "source", "series", "method", "gate", "recipe", "model", "corpus", "task", "bucket"}
-TEXTS |= {"document", "implementation", "stage", "base", "metric", "unit", "status", "reason", "label"}
+TEXTS |= {
+    "document",
+    "definition",
+    "implementation",
+    "stage",
+    "base",
+    "metric",
+    "unit",
+    "status",
+    "reason",
+    "label",
+}
 
 
 def paper_values(folder: Path | str = ROOT / "results" / "paper") -> pd.DataFrame:
@@ -118,6 +129,13 @@ def printed(paper: pd.DataFrame, artefact: str) -> pd.DataFrame:
         }
     )
     return frame.assign(label=f"paper: {PAPER}{f', {models}' if models else ''}; {PAPER_GPU}")
+
+
+def experiments(run: Run, table: str, name: str, step: str) -> pd.DataFrame:
+    """The same for an experiment that has parts: `yarn` and, of another corpus, `yarn-math`."""
+    every = run.table(table)
+    parts = [part for part in every.experiment.unique() if part == name or part.startswith(f"{name}-")]
+    return pd.concat([experiment(run, table, part, step) for part in parts or [name]], ignore_index=True)
 
 
 def experiment(run: Run, table: str, name: str, step: str) -> pd.DataFrame:
@@ -177,7 +195,7 @@ def _commit(commit: str | None, dirty: bool | None) -> str:
 def absent(printed_rows: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """An empty line for each of the paper's methods that the run did not measure at all."""
     methods = [name for name in printed_rows.method.unique() if name not in set(measured.method)]
-    places = measured.drop_duplicates(["context"])
+    places = measured.drop_duplicates([name for name in ("context", "bucket") if name in measured])
     lines = [
         {
             "source": "measured",

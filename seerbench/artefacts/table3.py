@@ -12,7 +12,7 @@ RECIPES = {"yarn": "YaRN, dense", "post": "gates trained after YaRN", "joint": "
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """A line a corpus, recipe and sparsity; the delta is against the dense YaRN model for all recipes."""
-    rows = sources.experiment(run, "perplexity", "yarn", "perplexity")
+    rows = sources.experiments(run, "perplexity", "yarn", "perplexity")
     dense = rows[(rows.method == "dense") & (rows.recipe == "yarn")]
     measured = summaries.perplexities(rows, dense).assign(label=sources.label(run, rows))
     printed = sources.printed(paper, "table3")

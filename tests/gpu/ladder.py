@@ -115,7 +115,7 @@ def sparse(args):
                     "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
                     "hopper": lambda a=(q, k, v, mask, o, lse): hopper.launch(*a),
                 }
-                if block_q != 128:
+                if (block_q, block_k) not in portable.HOPPER_BLOCKS:
                     del methods["hopper"]
                 for tile in args.tile or [None]:
                     tile = tuple(map(int, tile.split(","))) if tile else None

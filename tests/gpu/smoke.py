@@ -6,10 +6,11 @@ import torch
 from kernel_cases import build_mask, check_attention, draw
 
 from seerbench.kernels import attn_gate, block_sparse_attention, block_sparse_hopper, pooled_attention
+from seerbench.latency import plain_rope
 
-for blocks in ((64, 64), (128, 64), (128, 128)):
+for blocks in block_sparse_attention.HOPPER_BLOCKS:
     for name, launch in (("triton", block_sparse_attention.launch), ("hopper", block_sparse_hopper.launch)):
-        if (len(sys.argv) > 1 and name not in sys.argv[1:]) or (name == "hopper" and blocks[0] != 128):
+        if len(sys.argv) > 1 and name not in sys.argv[1:]:
             continue
         q, k, v = draw(300, 4, 2, 128, torch.bfloat16, "cuda", 1)
         mask = build_mask("random", 300, 1, 4, *blocks, "cuda")
@@ -23,7 +24,12 @@ for block in (64, 128):
     pooled_attention.pooled_attention(q, k, v, block)
     pooled_attention.two_passes(q, k, v, block)
 pools = attn_gate.pool_blocks(q, 64), attn_gate.pool_blocks(k, 64)
-scores = attn_gate.block_scores(pools[0]["avg"], pools[1]["max"])
+tables = plain_rope(128)(torch.arange(5, device="cuda") * 64)
+projected = [
+    attn_gate.project(pool["avg"].contiguous(), torch.randn(h, 128, 128, device="cuda"), tables)
+    for pool, h in zip(pools, (4, 2), strict=True)
+]
+scores = attn_gate.block_scores(*projected)
 attn_gate.select_top_k(scores, 2, 300, 64)
 attn_gate.select_threshold(scores, 0.3, 300, 64)
 attn_gate.select_relative(scores, 0.3, 300, 64)

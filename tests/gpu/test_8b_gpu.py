@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not LARGE, reason="needs a CUDA GPU with 80 GB")
 
 
 def test_a_distillation_step_at_64k_fits_80_gb():
-    geometry = load_preset("h200").config["models"]["llama-3.1-8b"]["random"]
+    geometry = load_preset("speed").config["models"]["llama-3.1-8b"]["random"]
     model = random_model(geometry, "cuda", "bfloat16").requires_grad_(False)
     sets = distill.fresh_gates(model, {"v1": GateConfig(), "v2": GateConfig("avg", "maxminavg", "single")}, seed=0)
     sets = {name: gates.to("cuda") for name, gates in sets.items()}

@@ -5,7 +5,7 @@ import torch
 from kernel_cases import MASKS, build_mask, check_attention, draw
 
 from seerbench import gate
-from seerbench.attention import Layer, assert_no_worse_than_rounding, oracle
+from seerbench.attention import BlockMask, Layer, assert_no_worse_than_rounding, oracle
 from seerbench.kernels import attn_gate, pooled_attention, vertical_slash
 from seerbench.kernels import block_sparse_attention as sparse
 from seerbench.latency import plain_rope
@@ -25,8 +25,8 @@ def kernels():
 
 
 def run(name, q, k, v, mask):
-    if name == "hopper" and mask.block_q != 128:
-        pytest.skip("the Gluon twin takes 128-row blocks")
+    if name == "hopper" and (mask.block_q, mask.block_k) not in sparse.HOPPER_BLOCKS:
+        pytest.skip(f"the Gluon twin takes blocks of {sparse.HOPPER_BLOCKS}")
     from seerbench.kernels import block_sparse_hopper
 
     o, lse = torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan, device=q.device)
@@ -52,28 +52,56 @@ def test_every_mask_at_every_length(name, n, kind, blocks, dtype):
 @pytest.mark.parametrize("name", kernels())
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("blocks", [*BLOCKS, (64, 128)], ids=str)
+@pytest.mark.parametrize("blocks", [*BLOCKS, (64, 128), (32, 32)], ids=str)
 def test_grouped_heads_batch_and_head_dim(name, group, head_dim, blocks):
     check_sparse(name, 1000, "random", torch.bfloat16, blocks, group, kv_heads=2, head_dim=head_dim, batch=2)
 
 
+@pytest.mark.skipif("hopper" not in kernels(), reason="needs a Hopper GPU")
+@pytest.mark.parametrize("blocks", sparse.HOPPER_BLOCKS, ids=str)
+@pytest.mark.parametrize("kind", MASKS)
+def test_many_items_a_program_in_whatever_order_they_are_taken(kind, blocks):
+    # Four items a program or more, taken from a counter: another order each time, the same bits.
+    q, k, v = draw(2000, 32, 8, 128, torch.bfloat16, "cuda", 1)
+    mask = build_mask(kind, 2000, 1, 32, *blocks, "cuda")
+    first = run("hopper", q, k, v, mask)
+    check_attention(q, k, v, mask, *first)
+    for _ in range(5):
+        again = run("hopper", q, k, v, mask)
+        assert torch.equal(again[0], first[0])
+        assert torch.equal(again[1], first[1])
+
+
 @pytest.mark.parametrize("name", kernels())
-def test_tensors_that_are_views(name):
+@pytest.mark.parametrize("blocks", [(64, 64), (128, 128)], ids=str)
+def test_lists_without_an_entry(name, blocks):
+    q, k, v = draw(300, 4, 1, 128, torch.bfloat16, "cuda", 1)
+    counts = torch.zeros(1, 4, -(-300 // blocks[0]), dtype=torch.int32, device="cuda")
+    mask = BlockMask(counts, counts.new_zeros(*counts.shape, 0), 300, *blocks)
+    o, lse = run(name, q, k, v, mask)
+    assert (o == 0).all()
+    assert (lse == -torch.inf).all()
+
+
+@pytest.mark.parametrize("name", kernels())
+@pytest.mark.parametrize("blocks", [(64, 64), (128, 128)], ids=str)
+def test_tensors_that_are_views(name, blocks):
     """[B, N, H, D] projections seen as [B, H, N, D], as models hand them over."""
     drawn = draw(1000, 8, 2, 128, torch.bfloat16, "cuda")
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in drawn)
-    mask = build_mask("random", 1000, 2, 8, 64, 64, "cuda")
+    mask = build_mask("random", 1000, 2, 8, *blocks, "cuda")
     check_attention(q, k, v, mask, *run(name, q, k, v, mask))
 
 
-def test_no_recompile_for_a_new_length_or_sparsity():
+@pytest.mark.parametrize("block", [64, 128])
+def test_no_recompile_for_a_new_length_or_sparsity(block):
     if "hopper" in kernels():
         from seerbench.kernels.block_sparse_hopper import _forward as compiled
     else:
         from seerbench.kernels.block_sparse_attention import _forward as compiled
     for n, kind in [(1000, "random"), (2048, "full"), (64, "diagonal"), (777, "empty-rows"), (1, "full")]:
         q, k, v = draw(n, 8, 2, 128, torch.bfloat16, "cuda", 1)
-        sparse.block_sparse_attention(q, k, v, build_mask(kind, n, 1, 8, 128, 128, "cuda"))
+        sparse.block_sparse_attention(q, k, v, build_mask(kind, n, 1, 8, block, block, "cuda"))
         cache = compiled.device_caches[torch.cuda.current_device()][0]
         if n == 1000:
             known = len(cache)
@@ -152,7 +180,7 @@ def test_gate_scores(n):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("n", [1, 65, 300, 512])
+@pytest.mark.parametrize("n", [1, 65, 300, 512, 1100])
 def test_gate_top_k(n, sparsity, ties):
     scores = torch.randn(2, 3, n, n, device="cuda")
     scores = (scores * 2).round() / 2 if ties else scores

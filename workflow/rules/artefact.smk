@@ -66,3 +66,29 @@ rule write_report:
         ),
     shell:
         "seerbench report --run {params.run} --out {output} > {log} 2>&1"
+
+
+rule execute_notebook:
+    input:
+        source=ROOT / "notebooks/{notebook}.py",
+        rows=rows_of_all,
+        published=sorted((ROOT / "results/published").glob("*/MANIFEST.json")),
+        paper=PAPER,
+    output:
+        f"{FIGURES}/{{notebook}}.ipynb",
+        f"{FIGURES}/{{notebook}}.html",
+    log:
+        f"{LOGS}/notebook-{{notebook}}.log",
+    wildcard_constraints:
+        notebook="|".join(source.stem for source in (ROOT / "notebooks").glob("*.py")),
+    params:
+        run=DRAWN,
+        out=subpath(output[0], parent=True),
+        source=files_digest(
+            [
+                *(ROOT / "seerbench").glob("*.py"),
+                *(ROOT / "seerbench/artefacts").glob("*.py"),
+            ]
+        ),
+    shell:
+        "seerbench notebook {input.source} --run {params.run} --out {params.out} > {log} 2>&1"

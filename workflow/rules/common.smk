@@ -39,6 +39,15 @@ def trains_with(*modules):
     return files_digest(ROOT / "seerbench" / name for name in modules)
 
 
+def launcher(count):
+    """What starts a step in `count` processes (seerbench/sharded.py)."""
+    return (
+        f"torchrun --standalone --nproc-per-node {count} --no-python "
+        if count > 1
+        else ""
+    )
+
+
 def drawable(kind=None):
     """The artefacts (of one kind) whose rows this preset measures."""
     return [
@@ -54,6 +63,16 @@ def files_of(*names):
         f"{FIGURES}/{name}{suffix}"
         for name in names
         for suffix in ARTEFACTS[name].suffixes
+    ]
+
+
+def notebooks():
+    """Every notebook, executed."""
+    sources = sorted((ROOT / "notebooks").glob("*.py"))
+    return [
+        f"{FIGURES}/{source.stem}{suffix}"
+        for source in sources
+        for suffix in (".ipynb", ".html")
     ]
 
 

@@ -28,4 +28,4 @@ rule compare_one:
         results=RUN.parent,
         source=TIMED,
     shell:
-        "seerbench compare {params.target} --name {params.name} --results {params.results} {params.options} > {log} 2>&1"
+        "seerbench compare {params.target} --name {params.name} --results {params.results} {params.options} 2>&1 | tee {log}"

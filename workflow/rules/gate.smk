@@ -9,15 +9,6 @@ def processes(gates):
     return PRESET.config["gates"][gates].get("processes", 1)
 
 
-def launcher(count):
-    """What starts a step in `count` processes (seerbench/sharded.py)."""
-    return (
-        f"torchrun --standalone --nproc-per-node {count} --no-python "
-        if count > 1
-        else ""
-    )
-
-
 rule import_gates:
     output:
         RUN / "gates/{gates}.safetensors",

@@ -1,5 +1,6 @@
 # Models: pre-training, and context extension (dense YaRN, or joint with gates).
 PRETRAINED = PRESET.trained_models()
+PROCESSES = PRESET.config.get("extend", {}).get("processes", 1)
 
 
 rule train:
@@ -41,13 +42,14 @@ rule finetune:
     wildcard_constraints:
         model="yarn",
     resources:
-        gpu=GPU,
+        gpu=GPU * PROCESSES,
     params:
         where=WHERE,
         settings=PRESET.config.get("extend"),
-        source=trains_with("train.py", "distill.py", "tasks.py"),
+        source=trains_with("train.py", "distill.py", "tasks.py", "sharded.py"),
+        launcher=launcher(PROCESSES),
     shell:
-        "seerbench finetune {params.where} {wildcards.model} 2> {log}"
+        "{params.launcher}seerbench finetune {params.where} {wildcards.model} 2> {log}"
 
 
 use rule finetune as finetune_jointly with:

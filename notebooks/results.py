@@ -1,0 +1,230 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     name: python3
+#     display_name: Python 3
+# ---
+
+# %% [markdown]
+# # Results: every artefact, the numbers behind it, and what they mean
+#
+# SeerBench asks one question: how much of attention can be skipped in a long prefill, at what loss, and how much
+# time does that really save? This notebook walks through the answer in that order. It measures nothing: it reads
+# rows (parquet, one fact a row) and computes everything that it says from them. Each artefact is drawn once for
+# every machine below that measured it; its caption names machine, date and commit.
+
+# %%
+import importlib
+from functools import cache
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+from seerbench import claims, notebooks
+from seerbench.artefacts import ARTEFACTS, sources, style, summaries, tables
+from seerbench.results import ResultsError
+
+runs = notebooks.runs()
+paper = sources.paper_values()
+notebooks.overview(runs).style.hide()
+
+# %% [markdown]
+# A run holds what one preset measured on one machine. A small model on a CPU can say which method finds the right
+# blocks; it says nothing about a GPU's speed. A run of kernels says what time is saved, and nothing about loss.
+# So watch the *scale* column: a number is as good as what it was measured on.
+
+
+# %% tags=["hide-input"]
+@cache
+def measured(name):
+    """[(run, frame), ...]: an artefact's frame from every machine that measured it, fresh before published."""
+    found, machines = [], set()
+    for run in runs:
+        machine = tuple(run.table("runs").device.unique())
+        if machine in machines:
+            continue
+        try:
+            found.append((run, importlib.import_module(f"seerbench.artefacts.{name}").collect(run, paper)))
+        except ResultsError:
+            continue  # this run has no rows for it
+        machines.add(machine)
+    return found
+
+
+def show(name):
+    """Draw an artefact, once a machine, with its notes."""
+    entry, module = ARTEFACTS[name], importlib.import_module(f"seerbench.artefacts.{name}")
+    for run, frame in measured(name):
+        if entry.kind == "figure":
+            display(notebooks.picture(module.draw(frame), f"{name}: {entry.title}; {run.folder.name}"))
+            continue
+        for source in ("measured", "paper"):
+            if not (frame.source == source).any():
+                continue
+            block = module.render(frame[frame.source == source])
+            said = [column for column in block if not block[column].isin([tables.ABSENT, ""]).all()]
+            display(block[said].style.hide().set_caption(f"{entry.title}: {source}"))
+        display(Markdown("\n".join(f"- {note}" for note in [*module.remarks(frame), *tables.notes(frame)])))
+    if not measured(name):
+        print(f"no run here has rows for {name}")
+
+
+# %% [markdown]
+# ## What is lost when blocks are skipped
+#
+# Figure 4 shows perplexity against the share of skipped blocks, Table 1 the same numbers with the baselines at
+# equal sparsity. Perplexities of different documents differ far more than a method changes any one of them, so
+# compare the *loss*: nats a token over dense on the same documents. 0.01 nats is 1% in perplexity.
+
+# %%
+show("fig4")
+# %%
+show("table1")
+
+# %% [markdown]
+# The question that a user has is the reverse one: how far can I go? Below, for each method and context, the
+# highest sparsity whose loss is at most 0.02 nats with its whole 95% interval. An empty cell: none that was
+# measured.
+
+# %%
+BEARABLE = 0.02  # nats a token, 2% in perplexity; choose your own
+
+for run, frame in measured("table1"):
+    known = frame[(frame.source == "measured") & (frame.metric == "perplexity") & frame.delta.notna()]
+    fine = known[(known.delta_high <= BEARABLE) & (known.method != "dense")]
+    fine = fine.assign(method=[style.display(method, gate) for method, gate in zip(fine.method, fine.gate)])
+    furthest = fine.pivot_table(index="method", columns="context", values="sparsity_realised", aggfunc="max")
+    shares = furthest.map(lambda share: "" if pd.isna(share) else f"{share:.0%}").reset_index()
+    display(shares.style.hide().set_caption(f"{run.folder.name}: skipped at a loss of at most {BEARABLE} nats"))
+
+# %% [markdown]
+# Perplexity averages over all tokens, and most tokens need only what is near. Retrieval tasks ask for one far
+# block and show what perplexity hides.
+
+# %%
+show("table2")
+# %% [markdown]
+# ## Are they the right blocks?
+#
+# Recall compares the chosen blocks with the oracle's: those with the most attention. *Kept mass* weighs each
+# block by its attention, so a method can have low recall and yet lose little, if what it misses weighs nothing.
+# The notebook `gates` looks at single heads.
+
+# %%
+show("recall")
+# %%
+show("fig7")
+# %% [markdown]
+# ## What makes a good gate
+#
+# Figure 10 tries all 49 poolings of Q and K, Figure 9 asks whether the gate needs RoPE beyond its training
+# length, and Table 3 whether training gate and model together keeps more than training the gate afterwards. Mind
+# the intervals before believing an ordering: the cell below counts how many poolings cannot be told from the best
+# one.
+
+# %%
+show("fig10")
+for _, frame in measured("fig10"):
+    known = frame[(frame.source == "measured") & frame.y.notna()]
+    for sparsity, group in known.groupby("sparsity_requested"):
+        best = group.loc[group.y.idxmin()]
+        alike = (group.low <= best.high).sum()
+        print(f"at {sparsity:.0%}: best {best.gate}; the intervals of {alike} of {len(group)} reach its own")
+
+# %%
+show("ablation")
+
+# %%
+show("fig9")
+# %%
+show("table3")
+# %% [markdown]
+# ## What time is saved
+#
+# Three questions, often mixed up. *Kernel*: the sparse attention alone, its blocks given. *Method*: choosing the
+# blocks included. *End to end*: the whole prefill, with the parts that attention cannot shorten. Each speed-up is
+# the median over rounds of dense / method within the round, over FlashAttention-2 where that runs and torch's own
+# dense kernel elsewhere.
+
+# %%
+show("fig1")
+# %%
+show("fig6")
+# %%
+show("fig5")
+# %%
+show("table4")
+# %%
+show("fig8")
+# %% [markdown]
+# ### Where does it begin to pay?
+#
+# For each run, sweep, context and method: the lowest requested sparsity whose speed-up has its whole interval
+# above 1, and the speed-up at the highest sparsity that was measured. "Never" is an answer too: short contexts
+# leave nothing to save.
+
+# %% tags=["hide-input"]
+SWEEPS = {"kernel": "attend", "methods": "total", "ttft": "ttft"}
+
+lines = []
+for run in runs:
+    cells, samples = run.table("cells"), run.table("samples")
+    for sweep, stage in SWEEPS.items():
+        here = cells[cells.sweep == sweep]
+        if here.empty:
+            continue
+        speed = summaries.speedups(here, samples[samples.run_id.isin(here.run_id)], stage)
+        speed = speed[(speed.status == "measured") & speed.sparsity_requested.notna()]
+        for (context, method), group in speed.groupby(["context", "method"], sort=False):
+            pays, most = group[group.low > 1], group.loc[group.sparsity_requested.idxmax()]
+            interval = f"{most.value:.2f}x [{most.low:.2f}, {most.high:.2f}]"
+            lines.append(
+                {
+                    "run": run.folder.name,
+                    "sweep": sweep,
+                    "context": context,
+                    "method": style.display(method),
+                    "over": most.base,
+                    "pays from": f"{pays.sparsity_requested.min():.0%}" if len(pays) else "never",
+                    "at most": f"{most.sparsity_requested:.0%}: {interval}",
+                }
+            )
+crossing = pd.DataFrame(lines, columns=["run", "sweep", "context", "method", "over", "pays from", "at most"])
+order = {sweep: place for place, sweep in enumerate(SWEEPS)}
+crossing = crossing.sort_values(["run", "sweep", "context"], key=lambda x: x.map(order) if x.name == "sweep" else x)
+display(crossing[~crossing.method.str.contains("gate-shaped")].style.hide())
+
+# %% [markdown]
+# ## Loss against time
+#
+# The two halves together, on the same model, text and masks: what a method loses against what it saves, with and
+# without the time of choosing the blocks. Right and low is better. Where a run has no context with both, there is
+# nothing to draw.
+
+# %%
+show("pareto")
+
+# %% [markdown]
+# ## The paper's claims
+#
+# Each sentence of the paper with a number or an ordering in it, judged by code (`seerbench/claims.py`) from the
+# rows of the run that reaches the longest context. "Not reproduced" holds the undecided ones too: an interval
+# across the bound.
+
+# %%
+verdicts = claims.judge(runs)
+display(pd.Series([one.verdict for one in verdicts]).value_counts().rename("claims").to_frame())
+pd.DataFrame(
+    [{"claim": f"{one.id}: {one.claim}", "verdict": one.shown, "finding": one.finding} for one in verdicts]
+).style.hide().set_properties(**{"white-space": "normal", "min-width": "9rem", "vertical-align": "top"})
+
+# %% [markdown]
+# ## What is not here
+#
+# Artefacts that no run above has rows for, and the rows that they need:
+
+# %%
+for name in ARTEFACTS:
+    if not measured(name):
+        needs = ", ".join(f"{table}/{part}" for table, part in ARTEFACTS[name].needs)
+        print(f"{name} ({ARTEFACTS[name].title}): needs {needs}")

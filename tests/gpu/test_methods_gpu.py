@@ -1,0 +1,67 @@
+"""Methods on a GPU: lists, FlashPrefill's scores, and each method's attention over its own plan."""
+
+import pytest
+import torch
+from kernel_cases import draw
+
+from seerbench.attention import BlockMask, Layer, assert_no_worse_than_rounding, oracle
+from seerbench.baselines import xattention
+from seerbench.baselines.flashprefill import pooled_scores
+from seerbench.baselines.moa import save_plan
+from seerbench.gate import pool_blocks
+from seerbench.kernels.antidiagonal_mass import antidiagonal_mass
+from seerbench.kernels.lists import ascending_lists
+from seerbench.kernels.pooled_scores import log_sums
+from seerbench.registry import create
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+METHODS = ["streaming", "random", "moa", "minference", "minference-aligned", "flexprefill", "xattention"]
+METHODS += ["flashprefill", "oracle"]
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("n", [1, 65, 2050])
+def test_lists(n, chance):
+    flags = (torch.rand(1, 2, n, n, device="cuda") < chance) & torch.ones(n, n, device="cuda").tril().bool()
+    counts, places = ascending_lists(flags)
+    want = BlockMask.from_dense(flags.cpu(), n, 1, 1)
+    assert torch.equal(counts.cpu(), want.kv_num_blocks)
+    assert torch.equal(places.cpu(), want.kv_indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("n", [1, 129, 1000, 8192])
+def test_pooled_scores(n, block, dtype):
+    q, k, _ = draw(n, 4, 2, 128, dtype, "cuda", 1)
+    pooled = pool_blocks(k, block)["avg"]
+    exact = pooled_scores(q.cpu().double(), pooled.cpu().double().repeat_interleave(block, 2)[:, :, :n], block)
+    rounded = pooled_scores(q.cpu(), pooled.cpu().repeat_interleave(block, 2)[:, :, :n], block)
+    assert_no_worse_than_rounding(log_sums(q, pooled, block).cpu(), exact, rounded)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("n", [1, 129, 1000, 4096])
+def test_antidiagonal_mass(n, block, dtype):
+    q, k, _ = draw(n, 4, 2, 128, dtype, "cuda", 1)
+    exact = xattention.antidiagonal_mass(q.cpu().double(), k.cpu().double(), block, 8)
+    rounded = xattention.antidiagonal_mass(q.cpu(), k.cpu(), block, 8)
+    assert_no_worse_than_rounding(antidiagonal_mass(q, k, block, 8).cpu(), exact, rounded)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("n", [1000, 4096])
+def test_attention_over_the_plan(name, n, tmp_path):
+    q, k, v = draw(n, 8, 2, 128, torch.bfloat16, "cuda", 1)
+    options = {"block": 64} if name in ("minference", "minference-aligned") else {"block": 128}
+    if name == "moa":
+        save_plan(tmp_path / "plan.json", [[0.0] * 8], [[0.125, 0.5] * 4])
+        options["plan"] = tmp_path / "plan.json"
+    method = create(name, sparsity=0.5, **options)
+    plan = method.plan(q, k, Layer())
+    exact, rounded = oracle(q, k, v, plan)[0], oracle(q, k, v, plan, q.dtype)[0]
+    assert_no_worse_than_rounding(method.attend(q, k, v, plan), exact, rounded)
+    if hasattr(method, "settled"):
+        settled = method.settled(q, k, Layer()).plan(q, k, Layer())
+        assert abs(settled.density() - plan.density()) < 1e-3
