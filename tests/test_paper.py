@@ -17,7 +17,9 @@ from seerbench.artefacts import ARTEFACTS
 from seerbench.config import ConfigError, load_preset
 from seerbench.results import ROOT, Run
 
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+# One thread a process: two jobs run side by side, and threads that wait for work burn the other's core.
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 def snakemake(folder, preset, *arguments):

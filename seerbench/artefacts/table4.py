@@ -121,7 +121,7 @@ def _cell(entry: pd.Series) -> str:
     if entry.metric == PARTS["attend"]:
         return entry.text
     if entry.metric == "peak_memory":
-        return f"{entry.value:.1f}"
+        return f"{entry.value:.3g}"
     text = tables.number(entry.value, entry.low, entry.high)
     if entry.metric != "seconds":
         return f"{text}x"
