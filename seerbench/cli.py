@@ -261,7 +261,7 @@ def compare(
 @app.command(rich_help_panel=USE)
 def advise(
     context: Annotated[int, typer.Option(help="tokens of the prompt", min=1)],
-    gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H200, EPYC")] = None,
+    gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H100, Xeon")] = None,
     results: Results = FRESH,
     published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
 ) -> None:
@@ -299,7 +299,7 @@ def draw(
 ) -> None:
     """Draw one table or figure from a run's rows, beside the paper's numbers.
 
-    Example: `seerbench draw fig6 --run results/published/h200-1-gpu --out figures/h200`
+    Example: `seerbench draw fig6 --run results/published/h100-speed --out figures/h100`
     """
     from seerbench import artefacts
 
@@ -315,7 +315,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: claims with verdicts, every artefact, its data, what it cost.
 
-    Example: `seerbench report --run results/published/cpu-epyc-2-cores --out report.html`
+    Example: `seerbench report --run results/published/cpu-xeon-2-cores --out report.html`
     """
     from seerbench import claims
     from seerbench import report as page
@@ -334,7 +334,7 @@ def notebook(
 ) -> None:
     """Execute a notebook on a run's rows; write it with its outputs, and as a page that needs no network.
 
-    Example: `seerbench notebook notebooks/gates.py --run results/published/cpu-epyc-2-cores`
+    Example: `seerbench notebook notebooks/gates.py --run results/published/cpu-xeon-2-cores`
     """
     from seerbench import notebooks
 
@@ -345,13 +345,13 @@ def notebook(
 @app.command(rich_help_panel=KEEP)
 def publish(
     preset: PresetName,
-    machine: Annotated[str, typer.Argument(help="folder name below results/published, such as h200-2026-11")],
+    machine: Annotated[str, typer.Argument(help="folder name below results/published, such as h100-speed")],
     results: Results = FRESH,
     published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
 ) -> None:
     """Copy a fresh run to results/published, deliberately. Refuses rows from a dirty tree.
 
-    Example: `seerbench publish cpu cpu-epyc-2-cores`
+    Example: `seerbench publish cpu cpu-xeon-2-cores`
     """
     from seerbench.results import publish as copy
 

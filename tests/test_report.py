@@ -13,7 +13,7 @@ from seerbench import artefacts, report
 from seerbench.artefacts import ARTEFACTS
 from seerbench.results import ROOT, ResultsError, Run, provenance, write_rows
 
-PUBLISHED = ROOT / "results" / "published" / "cpu-epyc-2-cores"
+PUBLISHED = ROOT / "results" / "published" / "cpu-xeon-2-cores"
 
 
 class Elements(HTMLParser):
