@@ -136,5 +136,7 @@ def _loss(run: Run, rows: pd.DataFrame, context: int) -> list[str]:
         lines.append(f"    {at}, {named}")
         for line in group.sort_values("sparsity_requested").itertuples():
             interval = f"[{line.delta_low:+.3f}, {line.delta_high:+.3f}]"
-            lines.append(f"      {line.sparsity_requested:.0%}: {line.delta:+.3f} {interval}")
+            own = pd.isna(line.sparsity_requested)
+            skipped = f"own, {line.sparsity_realised:.0%}" if own else f"{line.sparsity_requested:.0%}"
+            lines.append(f"      {skipped}: {line.delta:+.3f} {interval}")
     return lines
