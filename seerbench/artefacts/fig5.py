@@ -59,10 +59,11 @@ def draw(frame: pd.DataFrame) -> Figure:
     others = frame[(frame.panel == OTHERS) & frame.y.notna()]
     count = others.method.nunique()
     if count:
-        fig = Figure(figsize=(style.WIDTH, 3.6 + 0.3 + 0.2 * count), layout="constrained")
-        grid = fig.add_gridspec(2, 2, width_ratios=[3, 2], height_ratios=[3, 0.4 + 0.2 * count])
-        left, right = fig.add_subplot(grid[0, 0]), fig.add_subplot(grid[0, 1])
-        _draw_others(fig.add_subplot(grid[1, :]), others)
+        fig = Figure(figsize=(style.WIDTH, 4.0 + 0.2 * count), layout="constrained")
+        # Figures of their own, so that the long names below take no width from the panels above.
+        above, below = fig.subfigures(2, 1, height_ratios=[3, 0.6 + 0.2 * count])
+        left, right = above.subplots(1, 2, width_ratios=[3, 2])
+        _draw_others(below.subplots(), others)
     else:
         fig, (left, right) = style.figure(1, 2, 3.2, width_ratios=[3, 2])
     measured = frame[frame.source == "measured"]
@@ -86,7 +87,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             left.errorbar(len(names), whole.y, spread, fmt="_", color="black", markersize=9, label=label)
             named.add("total")
         names.append(f"{sparsity:.0%}")
-    left.set_xticks(range(len(names)), names)
+    left.set_xticks(range(len(names)), names, rotation=30)
     context = style.size(measured.context.max())
     left.set(ylabel="time (ms)", xlabel="blocks skipped (realised)", title=f"(a) attention of one layer, {context}")
     left.grid(False, axis="x")
@@ -122,4 +123,5 @@ def _draw_others(ax: Axes, others: pd.DataFrame) -> None:
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     ax.set(xlabel="time (ms)", title="(c) the other methods")
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.legend(loc="lower right", ncols=3)
+    ax.set_xlim(right=1.15 * ax.get_xlim()[1])

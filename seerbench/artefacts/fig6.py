@@ -10,6 +10,7 @@ from seerbench.results import ResultsError, Run
 
 OURS = ("block_sparse", "block_sparse-128")
 STAGES = {"total": ("-", "choosing included"), "attend": (":", "attention alone")}
+LINES = {"-": "Filled, solid", ":": "hollow, dotted"}
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
@@ -44,39 +45,38 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     return sources.tidy(frame)
 
 
-def named(method: str, how: str) -> str:
-    """A line's name in the legend."""
-    return f"{style.display(method)}, {how}"
-
-
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
     """One panel a context; solid: with choosing the blocks, dotted: the attention alone."""
     methods = sorted(frame.method.unique(), key=style.rank)
-    order = [named(method, how) for method in methods for _, how in STAGES.values()]
     contexts = sorted(frame.context.unique())
     columns = min(3, len(contexts))
     rows = -(-len(contexts) // columns)
-    fig, axes = style.figure(rows, columns, 0.9 + 2.2 * rows, sharex=True)
+    fig, axes = style.figure(rows, columns, 0.9 + 2.4 * rows + 0.14 * (len(methods) / 4), sharex=True)
     for ax, context in zip(axes, contexts):
         here = frame[frame.context == context]
         for (method, stage), points in here.groupby(["method", "stage"], sort=False):
-            dash, how = STAGES[stage]
-            style.line(ax, points, named(method, how), method, linestyle=dash, fill=dash == "-")
+            dash, _ = STAGES[stage]
+            style.line(ax, points, style.display(method), method, linestyle=dash, fill=dash == "-")
         ax.axhline(1, color="black", linewidth=0.8)
         ax.set(title=f"context {style.size(context)}", xlabel="blocks skipped (realised)")
-        ax.set_ylim(bottom=0)
+        style.log_axis(ax)
     for ax in axes[::columns]:
         ax.set_ylabel("speed-up over dense (x)")
     for ax in axes[len(contexts) :]:
         ax.set_axis_off()
-    known = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels())}
-    known = {text: known[text] for text in sorted(known, key=order.index)}
-    fig.legend(known.values(), known.keys(), loc="outside upper center", ncols=3, fontsize=6)
+    known: dict[str, object] = {}
+    for ax in axes:
+        for handle, text in zip(*ax.get_legend_handles_labels()):
+            known.setdefault(text, handle)  # a method's first line is its filled one
+    shown = [name for name in map(style.display, methods) if name in known]
+    fig.legend([known[name] for name in shown], shown, loc="outside upper center", ncols=4, fontsize=6)
     bases = ", ".join(style.display(base) for base in frame.base.dropna().unique())
+    how = "; ".join(f"{LINES[dash]}: {what}" for dash, what in STAGES.values())
     style.caption(
         fig,
         frame,
-        f"Over {bases}. Bands: 95% over rounds. Below 1: slower than dense. Paper: Figure 6 prints no values.",
+        f"Over {bases}. {how}. Bands: 95% over rounds. Below 1: slower than dense. "
+        "Paper: Figure 6 prints no values.",
     )
     return fig
