@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 import re
 import string
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +38,7 @@ FIELDS = ("input", "context", "answers", "length", "all_classes")
 BUCKETS = (("0-4k", 4000), ("4-8k", 8000), ("8k+", None))
 # Left of the model's positions for the answer, as the SeerAttention authors' evaluation has it.
 ANSWER_ROOM = 500
+FRAMES = 1000  # Python's limit of recursion, under which the official scorer runs the package `rouge`
 
 
 @dataclass(frozen=True)
@@ -178,14 +181,19 @@ def f1(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
 def rouge(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
     """ROUGE-L's F, from the package `rouge` that the data set's scorer calls; another ROUGE is another number.
 
-    Texts that the package cannot mark (empty, or a sentence too long for its recursion) score 0, as there.
+    Texts that the package cannot mark (empty, or a sentence too long for its recursion) score 0, as there: under
+    Python's own limit of recursion, which other packages raise.
     """
     from rouge import Rouge
 
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + FRAMES)
     try:
         marks = Rouge(metrics=["rouge-l"], stats=["f"]).get_scores([prediction], [answer])
     except (ValueError, RecursionError):
         return 0.0
+    finally:
+        sys.setrecursionlimit(before)
     return marks[0]["rouge-l"]["f"]
 
 

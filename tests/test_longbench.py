@@ -1,6 +1,7 @@
 """LongBench-E: hand-worked scores for each of the 13 tasks, prompts as its authors wrote them, clear refusals."""
 
 import json
+import sys
 import zipfile
 
 import pytest
@@ -78,7 +79,14 @@ def test_a_class_inside_the_right_class_is_no_other_answer():
 
 def test_a_sentence_too_long_for_the_rouge_package_scores_nothing():
     long = " ".join(f"w{number}" for number in range(1100))
-    assert score(asked("gov_report", [long]), long) == 0.0
+    before = sys.getrecursionlimit()
+    try:
+        for limit in (1000, 5000):  # torch.compile and others raise it; the score may not depend on them
+            sys.setrecursionlimit(limit)
+            assert score(asked("gov_report", [long]), long) == 0.0
+            assert sys.getrecursionlimit() == limit
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_buckets_are_the_data_sets_words():
