@@ -5,7 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from test_artefacts import longbench_rows, timings
+from test_artefacts import longbench_rows, perplexity, timings
 from typer.testing import CliRunner
 
 from seerbench import claims
@@ -46,6 +46,18 @@ def kernel_run(folder, ms, context=32768, driver="600.1", started="2026-11-24T01
     write_rows(folder / "cells" / "a.parquet", "cells", cells, run)
     write_rows(folder / "samples" / "a.parquet", "samples", samples, run)
     return Run(folder)
+
+
+def test_minference_at_its_own_sparsity_meets_the_next_gate_that_skips_as_much(tmp_path):
+    run = provenance("perplexity", preset="test", scale="small scale: a test", seed=0, device="cpu")
+    cells = [("dense", None, "none", None, 0.0), ("minference", "searched", "none", None, 0.0)]
+    cells += [("seer", "long:v1", "post", sparsity, 1.0) for sparsity in (0.5, 0.7, 0.9)]
+    rows = perplexity(run["run_id"], "contexts", cells, (1024,))
+    rows = [{**row, "sparsity_realised": 0.6} if row["method"] == "minference" else row for row in rows]
+    write_rows(tmp_path / "perplexity" / "contexts.parquet", "perplexity", rows, run)
+    (part,) = claims.below_minference(Run(tmp_path), None).parts
+    assert part.what == "1k, 0.68 against 0.60 skipped"  # not the gate at 50%, nor that at 90%
+    assert part.contradicts  # it loses 0.7 ** 3 nats, MInference here nothing
 
 
 def first(*runs):
