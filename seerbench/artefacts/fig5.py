@@ -59,9 +59,9 @@ def draw(frame: pd.DataFrame) -> Figure:
     others = frame[(frame.panel == OTHERS) & frame.y.notna()]
     count = others.method.nunique()
     if count:
-        fig = Figure(figsize=(style.WIDTH, 4.0 + 0.2 * count), layout="constrained")
+        fig = Figure(figsize=(style.WIDTH, 4.2 + 0.2 * count), layout="constrained")
         # Figures of their own, so that the long names below take no width from the panels above.
-        above, below = fig.subfigures(2, 1, height_ratios=[3, 0.6 + 0.2 * count])
+        above, below = fig.subfigures(2, 1, height_ratios=[3, 0.8 + 0.2 * count])
         left, right = above.subplots(1, 2, width_ratios=[3, 2])
         _draw_others(below.subplots(), others)
     else:
@@ -120,8 +120,7 @@ def _draw_others(ax: Axes, others: pd.DataFrame) -> None:
         ax.plot(values["total"], len(names), "|", color="black", markersize=8, label=None if names else "as one")
         names.append(f"{style.display(method)}, {bar.x.iloc[0]:.0%} skipped")
     ax.set_yticks(range(len(names)), names)
-    ax.invert_yaxis()
     ax.grid(False, axis="y")
     ax.set(xlabel="time (ms)", title="(c) the other methods")
+    ax.set_ylim(len(names) + 0.6, -0.6)  # room for the legend below the last bar
     ax.legend(loc="lower right", ncols=3)
-    ax.set_xlim(right=1.15 * ax.get_xlim()[1])
