@@ -164,11 +164,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
 
 
-def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
+def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer, whole: bool = True) -> Tensor:
     """Scores [B, Hq, n, n] of one layer's gate, from the q and k that its config asks for.
 
     q and k are the rotated ones; the gate with RoPE reads those before RoPE from `layer`. On a GPU, where no
     gradient is wanted (torch.no_grad), all of it runs in kernels for square blocks (attn_gate.py).
+    whole=False: for `select_top_k` and `select_threshold` alone, which do not read above the diagonal; what is
+    there may be anything.
     """
     if gate.config.rope:
         if layer.q_unrotated is None or layer.k_unrotated is None or layer.rope is None:
@@ -179,14 +181,13 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
         return gate(pool_blocks(q, config.query_block), pool_blocks(k, config.block), layer.rope)
     from seerbench.kernels import attn_gate
 
-    starts = torch.arange(block_count(q.shape[2], config.block), device=q.device) * config.block
-    tables = layer.rope(starts) if config.rope else None
-
-    def projected(x: Tensor, pooling: str, weight: Tensor | None) -> Tensor:
-        operators = [name for name in OPERATORS if name in pooling]
-        return attn_gate.project(attn_gate.pool_side_by_side(x, config.block, operators), weight, tables)
-
-    return attn_gate.block_scores(projected(q, config.q_pool, gate.wq), projected(k, config.k_pool, gate.wk))
+    tables = None
+    if config.rope:
+        tables = layer.rope(block_starts(block_count(q.shape[2], config.block), config.block, q.device))
+    operators = ([name for name in OPERATORS if name in pooling] for pooling in (config.q_pool, config.k_pool))
+    pools = attn_gate.pool_side_by_side(list(zip((q, k), operators, strict=True)), config.block)
+    projected = attn_gate.project(list(zip(pools, (gate.wq, gate.wk), strict=True)), tables)
+    return attn_gate.block_scores(*projected, whole=whole)
 
 
 # The target and the losses

@@ -14,6 +14,7 @@ Wrong: further from the float64 oracle than attention.py's tolerance allows, in 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -495,8 +496,12 @@ MASK_KINDS = {"random": random_mask, "gate-shaped": gate_shaped_mask}
 
 
 def plain_rope(head_dim: int, theta: float = 500_000.0) -> Rope:
-    """Llama 3's rotary embedding without its length scaling: int positions [n] -> cos, sin [n, D]."""
+    """Llama 3's rotary embedding without its length scaling: int positions [n] -> cos, sin [n, D].
 
+    Like a model's (models.rope_of) it makes the tables of one tensor of positions once.
+    """
+
+    @functools.lru_cache(maxsize=1)
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
         powers = torch.arange(0, head_dim, 2, device=positions.device) / head_dim
         angles = positions[:, None] * theta**-powers

@@ -55,8 +55,8 @@ class SeerAttention(BlockSparse):
         return self.select(self.score(q, k, layer), q.shape[2])
 
     def score(self, q: Tensor, k: Tensor, layer: Layer) -> Tensor:
-        """The gate: fp32 [B, Hq, nq, nk]."""
-        return gate_scores(self.gates[layer.index], q, k, layer)
+        """The gate: fp32 [B, Hq, nq, nk], for `select` alone: above the diagonal they may be anything."""
+        return gate_scores(self.gates[layer.index], q, k, layer, whole=False)
 
     def select(self, scores: Tensor, tokens: int) -> BlockMask:
         """Scores -> block mask: top-k or threshold."""

@@ -31,6 +31,7 @@ else:
         assert torch.equal(ours.to_dense(), theirs.to_dense())
         width = theirs.kv_indices.shape[-1]
         assert torch.equal(ours.kv_indices[..., :width], theirs.kv_indices)
+        assert not ours.kv_indices[..., width:].any()
 
     @pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -45,6 +46,16 @@ else:
         assert list(alone) == ["min"]
         assert torch.equal(alone["min"], ours["min"])
 
+    def test_pooling_of_two_in_one_launch():
+        """Their strides differ, as those of slices of one projection do."""
+        wide = torch.randn(2, 6, 130, 16)
+        q, k = wide[:, :4], wide[:, 4:].transpose(1, 2).contiguous().transpose(1, 2)
+        ours = kernel.pool_side_by_side([(q, ["avg"]), (k, ["max", "min"])], 64)
+        alone = *kernel.pool_side_by_side([(q, ["avg"])], 64), *kernel.pool_side_by_side([(k, ["max", "min"])], 64)
+        for one, other, x, pooling in zip(ours, alone, (q, k), ("avg", "maxmin"), strict=True):
+            assert torch.equal(one, other)
+            torch.testing.assert_close(one, gate.concat_pools(gate.pool_blocks(x, 64), pooling))
+
     @pytest.mark.parametrize(("n", "dtype"), [(5, torch.float16), (70, torch.float32)])
     @pytest.mark.parametrize(
         "options",
@@ -58,22 +69,40 @@ else:
         tables = rope(torch.arange(n) * one.config.block) if one.config.rope else None
         with torch.no_grad():
             ours = (
-                kernel.project(gate.concat_pools(q_pools, one.config.q_pool), one.wq, tables),
-                kernel.project(gate.concat_pools(k_pools, one.config.k_pool), one.wk, tables),
+                *kernel.project([(gate.concat_pools(q_pools, one.config.q_pool), one.wq)], tables),
+                *kernel.project([(gate.concat_pools(k_pools, one.config.k_pool), one.wk)], tables),
             )
             rounded = one.project(q_pools, k_pools, rope)
             doubles = ({name: x.double() for name, x in pools.items()} for pools in (q_pools, k_pools))
             exact = one.double().project(*doubles, rope)
-        for actual, right, other in zip(ours, exact, rounded, strict=True):
+            together = kernel.project(
+                [
+                    (gate.concat_pools(q_pools, one.config.q_pool), one.wq),
+                    (gate.concat_pools(k_pools, one.config.k_pool), one.wk),
+                ],
+                tables,
+            )
+        for actual, right, other, same in zip(ours, exact, rounded, together, strict=True):
             assert_no_worse_than_rounding(actual, right, other)
+            assert torch.equal(actual, same)
 
-    @pytest.mark.parametrize("n", [1, 5, 70])
+    @pytest.mark.parametrize("n", [1, 5, 64, 70, 130, 260])
     @pytest.mark.parametrize("group", [1, 2])
-    def test_scores(n, group):
-        q, k = torch.randn(2, 4, n, 16), torch.randn(2, 4 // group, n, 16)
+    def test_scores(n, group, monkeypatch):
+        q, k = torch.randn(1, 4, n, 16), torch.randn(1, 4 // group, n, 16)
         exact = (q.double() @ k.double().repeat_interleave(group, 1).mT) * 16**-0.5
         exact = exact.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
-        torch.testing.assert_close(kernel.block_scores(q, k).double(), exact, rtol=1e-5, atol=1e-5)
+        whole = kernel.block_scores(q, k)
+        torch.testing.assert_close(whole.double(), exact, rtol=1e-5, atol=1e-5)
+        monkeypatch.setattr(torch, "empty", lambda *size, **kind: torch.full(size, 77.0, **kind))
+        half = kernel.block_scores(q, k, whole=False)
+        monkeypatch.undo()
+        seen = exact > -torch.inf
+        assert torch.equal(half[seen], whole[seen])
+        # What lies above the diagonal is read by no selection.
+        for top in (1, n // 3 + 1, n):
+            same(kernel.select_top_k(half, top, n * 64, 64), kernel.select_top_k(whole, top, n * 64, 64))
+        same(kernel.select_threshold(half, 0.02, n * 64, 64), kernel.select_threshold(whole, 0.02, n * 64, 64))
 
     @pytest.mark.parametrize("ties", [False, True])
     @pytest.mark.parametrize(("n", "sparsity"), [(1, 0.5), (16, 0.9), (21, 0.5), (33, 0.0), (70, 0.7)])

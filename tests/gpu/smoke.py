@@ -26,11 +26,12 @@ for block in (64, 128):
 pools = attn_gate.pool_blocks(q, 64), attn_gate.pool_blocks(k, 64)
 tables = plain_rope(128)(torch.arange(5, device="cuda") * 64)
 projected = [
-    attn_gate.project(pool["avg"].contiguous(), torch.randn(h, 128, 128, device="cuda"), tables)
+    attn_gate.project([(pool["avg"].contiguous(), torch.randn(h, 128, 128, device="cuda"))], tables)[0]
     for pool, h in zip(pools, (4, 2), strict=True)
 ]
 scores = attn_gate.block_scores(*projected)
 attn_gate.select_top_k(scores, 2, 300, 64)
+attn_gate.select_top_k(attn_gate.block_scores(*projected, whole=False), 2, 300, 64, last_rows_dense=1)
 attn_gate.select_threshold(scores, 0.3, 300, 64)
 attn_gate.select_relative(scores, 0.3, 300, 64)
 torch.cuda.synchronize()
