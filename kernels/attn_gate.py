@@ -17,8 +17,8 @@ Four launches make a plan, since the host takes longer than the GPU for a short 
 top-k without a sort: a row looks for a score that exactly k are as large as, by counting how many are as large as a
 guess. The first guess is where k would fall if the scores were normal, with mean and deviation from 64 of them;
 until the k-th is known to lie between two guesses the next one follows that normal density, then k's place if the
-scores between were even. Where no float lies between, or one is infinite, or it takes too long, the range of bits
-is halved: a float's, with the sign folded in, order like unsigned integers. The row sits in registers all the while.
+scores between were even. Where no float lies between, or one is infinite, or it takes too long, the range of bits is
+halved: a float's, with the sign folded in, order like unsigned integers. The row sits in registers all the while.
 """
 
 from __future__ import annotations
@@ -71,10 +71,8 @@ def pool_side_by_side(
     return pools
 
 
-def project(
-    layers: Sequence[tuple[Tensor, Tensor | None]], tables: tuple[Tensor, Tensor] | None
-) -> list[Tensor]:
-    """A gate's linear layers and their RoPE in one launch, fp32 inside: each [B, H of its weight, n, D] in x's dtype.
+def project(layers: Sequence[tuple[Tensor, Tensor | None]], tables: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    """A gate's linear layers and RoPE in one launch, fp32 inside: each [B, H of its weight, n, D] in x's dtype.
 
     layers: one or two (x [B, Hk, n, W], weight [H, W, D]): pools side by side, and H a multiple of Hk; or weight
     None, and W = D then. Of two, both have one n and one D. tables: cos and sin [n, D], or None.
@@ -117,7 +115,12 @@ def block_scores(q: Tensor, k: Tensor, whole: bool = True, tile: int = SCORE_TIL
 
 
 def select_top_k(
-    scores: Tensor, k: int, tokens: int, block: int, last_rows_dense: int = 0, per_warp: int = COLUMNS_PER_WARP,
+    scores: Tensor,
+    k: int,
+    tokens: int,
+    block: int,
+    last_rows_dense: int = 0,
+    per_warp: int = COLUMNS_PER_WARP,
     quads: bool = True,
 ) -> BlockMask:
     """The k best blocks of each row (all, where a row sees fewer); ties go to the lower index."""
@@ -326,8 +329,8 @@ def _write_list(kept, columns, list_ptr, QUADS: tl.constexpr):
     """The columns where `kept`, ascending. The rest of the list is not touched."""
     at = list_ptr + (tl.cumsum(kept.to(tl.int32), 0) - 1)
     if QUADS:
-        # Not true, and for the layout's sake: a lane then keeps the four neighbours that it loaded, and the scan takes
-        # a quarter of the shuffles. What is stored is one entry at a time all the same, each under its own mask.
+        # Not true, and for the layout's sake: a lane then keeps the four neighbours that it loaded, and the scan
+        # takes a quarter of the shuffles. Stores are of one entry all the same, since the mask changes at each.
         at = tl.max_contiguous(tl.multiple_of(at, 16), 4)
     tl.store(at, columns, mask=kept)
 
