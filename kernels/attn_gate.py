@@ -17,8 +17,8 @@ Four launches make a plan, since the host takes longer than the GPU for a short 
 top-k without a sort: a row looks for a score that exactly k are as large as, by counting how many are as large as a
 guess. The first guess is where k would fall if the scores were normal, with mean and deviation from 64 of them;
 until the k-th is known to lie between two guesses the next one follows that normal density, then k's place if the
-scores between were even. Where no float lies between, or one is infinite, or it takes too long, the range of bits is
-halved: a float's, with the sign folded in, order like unsigned integers. The row sits in registers all the while.
+scores between were even. Where no float lies between, or one is infinite, or it takes too long, the range of bits
+is halved: a float's, with the sign folded in, order like integers. The row sits in registers all the while.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def block_scores(q: Tensor, k: Tensor, whole: bool = True, tile: int = SCORE_TIL
     batch, heads, n, head_dim = q.shape
     q, k = q.contiguous(), k.contiguous()
     scores = torch.empty(batch, heads, n, n, dtype=torch.float32, device=q.device)
+    tile = tile if q.element_size() == 2 else 64  # fp32 would take 128 KiB of shared memory
     tiles = block_count(n, tile)
     # Half of the square: the first row of tiles goes with the last, and so on.
     grid = (tiles, tiles) if whole else (tiles + 1, (tiles + 1) // 2)
