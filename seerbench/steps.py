@@ -523,7 +523,10 @@ def _named(arms: Iterable[Arm], block: int) -> list[tuple[str, Any]]:
     named = []
     for method in (arm.method for arm in arms):
         size = getattr(method, "block", block)
-        parts = [method.name, *filter(None, [getattr(method, "variant", None)]), *[str(size)] * (size != block)]
+        other = (
+            size != block and method.name not in latency.DENSE
+        )  # FlexAttention's own block says nothing of dense
+        parts = [method.name, *filter(None, [getattr(method, "variant", None)]), *[str(size)] * other]
         named.append(("-".join(parts), method))
     return named
 
