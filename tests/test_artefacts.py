@@ -606,6 +606,17 @@ def test_figure_6_draws_a_method_that_nobody_knows(tmp_path):
     assert content.startswith(b"\x89PNG")
 
 
+def test_table_1_says_where_a_sparser_plan_of_moa_is_better(run_dir):
+    frame = collected("table1", Run(run_dir))
+    assert not [said for said in table1.remarks(frame) if said.startswith("MoA at")]  # its loss grows with sparsity
+    at = (frame.method == "moa") & (frame.source == "measured")
+    denser = at & (frame.sparsity_requested == 0.4) & (frame.context == 1024)
+    frame.loc[denser, ["delta", "delta_low", "delta_high"]] = 0.9, 0.8, 1.0
+    said = table1.remarks(frame)[-1]
+    assert said.startswith("MoA at 40% loses more than its plan at ")
+    assert "(1k: +0.900 against" in said
+
+
 def test_the_bounds_are_in_the_table_of_methods_and_in_no_figure_of_speed(tmp_path):
     stages = {"plan": 0.5, "attend": 1.0, "total": 1.5}
     methods = [
