@@ -68,7 +68,7 @@ def _moa_out_of_order(frame: pd.DataFrame) -> list[str]:
     worst = pairs.loc[pairs.delta.idxmax()]
     return [
         f"MoA at {worst.sparsity_requested:.0%} loses more than its plan at {worst.sparsity_requested_sparser:.0%} "
-        f"({style.size(worst.context)}: {worst.delta:+.3f} against {worst.delta_sparser:+.3f} nats): a plan must use 0.9 to 1 "
-        "of its budget, as upstream's, and so may not be the sparser one (docs/LOG.md). Read MoA at a sparsity as "
-        "the best of its plans there or above."
+        f"({style.size(worst.context)}: {worst.delta:+.3f} against {worst.delta_sparser:+.3f} nats): a plan must "
+        "use 0.9 to 1 of its budget, as upstream's, and so may not be the sparser one (docs/LOG.md). Read MoA at a "
+        "sparsity as the best of its plans there or above."
     ]
