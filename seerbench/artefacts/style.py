@@ -50,6 +50,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "flash-attn": ("FlashAttention-2, its package", "#222222", "h"),
     "flex": ("FlexAttention", "#AAAAAA", "p"),
     "seer": ("SeerAttention", "#D55E00", "o"),
+    "seer-v2": ("SeerAttention v2", "#B36A00", "o"),
     "seer-128": ("SeerAttention, 128", "#8A3C00", "o"),
     "moa": ("MoA", "#009E73", "^"),
     "minference": ("MInference", "#0072B2", "s"),
