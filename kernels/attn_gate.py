@@ -35,8 +35,7 @@ from seerbench.attention import BlockMask, block_count
 # Rows of up to this many blocks fit a program's registers (2M tokens of 64-token blocks).
 MOST_BLOCKS = 32768
 # Chosen by the ladder in docs/LOG.md.
-POOL_WARPS = 2  # of a program, which pools one block
-SCORE_TILE = 128  # side of the tile of scores that a program computes
+SCORE_TILE = 64  # side of the tile of scores that a program computes; `select` reads to the end of the diagonal's
 COLUMNS_PER_WARP = 2048  # scores of a row that one warp holds, 64 a lane
 
 
@@ -46,9 +45,7 @@ def pool_blocks(x: Tensor, block: int, operators: Sequence[str] = ("max", "min",
     return dict(zip(operators, pooled.chunk(len(operators), -1), strict=True))
 
 
-def pool_side_by_side(
-    tensors: Sequence[tuple[Tensor, Sequence[str]]], block: int, num_warps: int = POOL_WARPS
-) -> list[Tensor]:
+def pool_side_by_side(tensors: Sequence[tuple[Tensor, Sequence[str]]], block: int) -> list[Tensor]:
     """One or two (x [B, H, N, D], operators) in one launch -> each in one tensor, [B, H, n, D * operators].
 
     That is what a gate's linear layer reads. The two may differ in heads, operators and strides only.
@@ -66,7 +63,7 @@ def pool_side_by_side(
         sizes[f"WIDTH_{at}"] = len(operators) * head_dim
     _pool[(blocks, all_heads, batch)](
         *sources, pools[0], pools[-1], n, heads, all_heads - heads,
-        HEAD_DIM=head_dim, BLOCK=block, **sizes, num_warps=num_warps,
+        HEAD_DIM=head_dim, BLOCK=block, **sizes, num_warps=1,
     )  # fmt: skip
     return pools
 
@@ -95,35 +92,26 @@ def project(layers: Sequence[tuple[Tensor, Tensor | None]], tables: tuple[Tensor
     return outs
 
 
-def block_scores(q: Tensor, k: Tensor, whole: bool = True, tile: int = SCORE_TILE) -> Tensor:
+def block_scores(q: Tensor, k: Tensor, whole: bool = True) -> Tensor:
     """q [B, Hq, n, D], k [B, Hq or Hk, n, D], one dtype -> fp32 scores [B, Hq, n, n], -inf above the diagonal.
 
-    whole=False: beyond the diagonal's tile of 64 x 64 a row is left as the allocator found it, half the bytes
+    whole=False: beyond the diagonal's tile (SCORE_TILE) a row is left as the allocator found it, half the bytes
     to write. Only the select functions here may read such scores.
     """
     batch, heads, n, head_dim = q.shape
     q, k = q.contiguous(), k.contiguous()
     scores = torch.empty(batch, heads, n, n, dtype=torch.float32, device=q.device)
-    tile = tile if q.element_size() == 2 else 64  # fp32 would take 128 KiB of shared memory
-    tiles = block_count(n, tile)
+    tiles = block_count(n, SCORE_TILE)
     # Half of the square: the first row of tiles goes with the last, and so on.
     grid = (tiles, tiles) if whole else (tiles + 1, (tiles + 1) // 2)
     _score[(*grid, batch * heads)](
         q, k, scores, n, tiles, heads // k.shape[1], head_dim**-0.5,
-        HEAD_DIM=head_dim, TILE=tile, WHOLE=whole, VECTOR=_vector(n), num_warps=tile // 16,
+        HEAD_DIM=head_dim, TILE=SCORE_TILE, WHOLE=whole, VECTOR=_vector(n), num_warps=4,
     )  # fmt: skip
     return scores
 
 
-def select_top_k(
-    scores: Tensor,
-    k: int,
-    tokens: int,
-    block: int,
-    last_rows_dense: int = 0,
-    per_warp: int = COLUMNS_PER_WARP,
-    quads: bool = True,
-) -> BlockMask:
+def select_top_k(scores: Tensor, k: int, tokens: int, block: int, last_rows_dense: int = 0) -> BlockMask:
     """The k best blocks of each row (all, where a row sees fewer); ties go to the lower index."""
     batch, heads, n, _ = scores.shape
     width = n if last_rows_dense else min(k, n)
@@ -132,7 +120,7 @@ def select_top_k(
     columns = _columns(n)
     _select_top_k[(heads * batch, n)](
         scores.contiguous(), counts, indices, n, k, width, last_rows_dense,
-        COLUMNS=columns, VECTOR=_vector(n), QUADS=quads, num_warps=max(1, columns // per_warp),
+        COLUMNS=columns, TILE=SCORE_TILE, VECTOR=_vector(n), num_warps=max(1, columns // COLUMNS_PER_WARP),
     )  # fmt: skip
     return BlockMask(counts, indices, tokens, block, block)
 
@@ -326,20 +314,15 @@ def _score_of(key):
 
 
 @triton.jit
-def _write_list(kept, columns, list_ptr, QUADS: tl.constexpr):
+def _write_list(kept, columns, list_ptr):
     """The columns where `kept`, ascending. The rest of the list is not touched."""
-    at = list_ptr + (tl.cumsum(kept.to(tl.int32), 0) - 1)
-    if QUADS:
-        # Not true, and for the layout's sake: a lane then keeps the four neighbours that it loaded, and the scan
-        # takes a quarter of the shuffles. Stores are of one entry all the same, since the mask changes at each.
-        at = tl.max_contiguous(tl.multiple_of(at, 16), 4)
-    tl.store(at, columns, mask=kept)
+    tl.store(list_ptr + (tl.cumsum(kept.to(tl.int32), 0) - 1), columns, mask=kept)
 
 
 @triton.jit(do_not_specialize=["n", "k", "width", "dense_rows"])
 def _select_top_k(
-    scores_ptr, counts_ptr, indices_ptr, n, k, width, dense_rows, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
-    QUADS: tl.constexpr,
+    scores_ptr, counts_ptr, indices_ptr, n, k, width, dense_rows,
+    COLUMNS: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     i = n - 1 - tl.program_id(1)  # the longest rows of all heads first
     row = tl.program_id(0).to(tl.int64) * n + i
@@ -354,22 +337,22 @@ def _select_top_k(
         row_ptr = scores_ptr + tl.multiple_of(row * n, VECTOR)
         SHORT: tl.constexpr = COLUMNS // 4 if COLUMNS >= 256 else COLUMNS
         if i < SHORT:
-            _top_k_of_row(row_ptr, list_ptr, i, want, n, SHORT, VECTOR, QUADS)
+            _top_k_of_row(row_ptr, list_ptr, i, want, n, SHORT, TILE, VECTOR)
         elif i < 2 * SHORT:
-            _top_k_of_row(row_ptr, list_ptr, i, want, n, 2 * SHORT, VECTOR, QUADS)
+            _top_k_of_row(row_ptr, list_ptr, i, want, n, 2 * SHORT, TILE, VECTOR)
         else:
-            _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS, VECTOR, QUADS)
+            _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS, TILE, VECTOR)
         if want < width:  # few rows: none without dense ones
             columns = tl.arange(0, COLUMNS)
             tl.store(list_ptr + columns, 0, mask=(columns >= want) & (columns < width))
 
 
 @triton.jit
-def _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, QUADS: tl.constexpr):
+def _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr):
     """List the `want` best, fewer than all i + 1, of a row of fewer than COLUMNS + 1 scores."""
     columns = tl.arange(0, COLUMNS)
     # Whole vectors, to the end of the diagonal's tile: -inf above the diagonal there.
-    read = columns // VECTOR * VECTOR < tl.minimum((i // 64 + 1) * 64, n)
+    read = columns // VECTOR * VECTOR < tl.minimum((i // TILE + 1) * TILE, n)
     s = tl.load(row_ptr + columns, mask=read, other=-float("inf"))
 
     # 64 scores of the row, evenly spaced, for a normal distribution's quantile.
@@ -422,7 +405,7 @@ def _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS: tl.constexpr, VECTOR: 
         tied = s == least
         room = want - tl.sum(larger.to(tl.int32), 0)
         kept = larger | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
-    _write_list(kept, columns, list_ptr, QUADS)
+    _write_list(kept, columns, list_ptr)
 
 
 @triton.jit(do_not_specialize=["n", "width", "dense_rows"])
@@ -444,6 +427,6 @@ def _select_above(
     kept = tl.where(none, columns == first_best, kept)
     kept = tl.where(i >= n - dense_rows, seen, kept)
     if FILL:
-        _write_list(kept, columns, indices_ptr + row * width, False)
+        _write_list(kept, columns, indices_ptr + row * width)
     else:
         tl.store(counts_ptr + row, tl.sum(kept.to(tl.int32), 0))
