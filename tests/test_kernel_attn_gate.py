@@ -114,7 +114,7 @@ else:
     @pytest.mark.parametrize(("n", "sparsity"), [(1, 0.5), (16, 0.9), (21, 0.5), (33, 0.0), (70, 0.7)])
     @pytest.mark.parametrize("dense_rows", [0, 2])
     def test_top_k(n, sparsity, ties, dense_rows):
-        scores = causal(n, ties)
+        scores = causal(n, ties)[:, : 1 if n == 70 else 2]  # the interpreter takes long for 70 rows
         same(
             kernel.select_top_k(scores, gate.top_k_count(n, sparsity), n * 64, 64, dense_rows),
             gate.select_top_k(scores, sparsity, n * 64, 64, dense_rows),
