@@ -54,7 +54,7 @@ STAGES = {(64, 64): 3, (128, 64): 5, (128, 128): 3}  # of K; V has one less, Q t
 # producer's warpgroup share them, or two programs of one consumer each do.
 CONSUMER_REGISTERS = {1: 216, 2: 232}
 PRODUCER_REGISTERS = 40
-SCAN = True  # walk the keys of a head together; the order of a row's sums then depends on timing
+SCAN = False  # walk the keys of a head together; the order of a row's sums then depends on timing
 
 
 def launch(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, o: Tensor, lse: Tensor) -> None:
@@ -98,13 +98,11 @@ def _multiprocessors(device: torch.device) -> int:
 def _locate(item, heads, group, tiles):
     """item -> (batch, head, row of tiles).
 
-    Query heads of a group side by side, then rows, the longest first, then key/value heads: the K and V in use
-    at one time are one head's, and stay in L2, and the work ends with short rows.
+    Head by head, the longest rows first. The programs start a head together, since one ends with its shortest
+    rows, and walk its keys side by side: what one reads the others find in L2, also where K and V are larger.
     """
-    kv = item // (group * tiles)
-    rest = item % (group * tiles)
-    kv_heads = heads // group
-    return kv // kv_heads, (kv % kv_heads) * group + rest % group, tiles - 1 - rest // group
+    line = item // tiles
+    return line // heads, line % heads, tiles - 1 - item % tiles
 
 
 @gluon.jit
@@ -302,12 +300,16 @@ def _consume(
             count -= 1
             q = q_smem.index(place).reshape([64, HEAD_DIM])
             s = warpgroup_mma(q, _keys(k_smem, k_slot, KEYS, HEAD_DIM), no_scores, use_acc=False, is_async=True)
+            acc = _scale_here(acc, gl.expand_dims(gl.convert_layout(shrink, ROW_O), 1))  # while S is on its way
             mbarrier.wait(v_full.index(v_slot), v_phase)
             acc = warpgroup_mma(p, v_smem.index(v_slot).reshape([KEYS, HEAD_DIM]), acc, is_async=True)
             s = warpgroup_mma_wait(1, deps=[s])
             if 64 * CONSUMERS > KEYS:  # the second tile may cross the diagonal too
                 s = _mask(s, first, gl.load(list_ptr + count - 1), KEYS, S)
             p_next, m, l, shrink = _softmax_step(s, m, l, scale)  # noqa: E741
+            p_next = gl.convert_layout(
+                _round_here(p_next, dtype), P
+            )  # here, so that the next S need not wait for it
             # The branch in this wait keeps ptxas from moving the end of P V up, before the softmax.
             done = k_slot
             if count > 1:
@@ -316,8 +318,7 @@ def _consume(
             acc = warpgroup_mma_wait(0, deps=[acc])
             mbarrier.arrive(used.index(done), count=1)
             v_slot, v_phase = _advance(v_slot, v_phase, STAGES - 1)
-            acc = acc * gl.expand_dims(gl.convert_layout(shrink, ROW_O), 1)
-            p = gl.convert_layout(p_next.to(dtype), P)
+            p = p_next
 
         # From one item to the next the same: S of the next item's first tile beside P V of this one's last. After
         # the last item the slots hold old tiles, and nobody looks at that S.
@@ -340,11 +341,13 @@ def _consume(
             count = 0
         q = q_smem.index(slot * CONSUMERS + consumer).reshape([64, HEAD_DIM])
         s = warpgroup_mma(q, _keys(k_smem, k_slot, KEYS, HEAD_DIM), no_scores, use_acc=False, is_async=True)
+        acc = _scale_here(acc, gl.expand_dims(gl.convert_layout(shrink, ROW_O), 1))
         mbarrier.wait(v_full.index(v_slot), v_phase)
         acc = warpgroup_mma(p, v_smem.index(v_slot).reshape([KEYS, HEAD_DIM]), acc, is_async=True)
         s = warpgroup_mma_wait(1, deps=[s])
         s = _mask(s, row * (64 * CONSUMERS) + consumer * 64, last_block, KEYS, S)
         p_next, m_next, l_next, shrink = _softmax_step(s, lowest, no_sums, scale)
+        p_next = gl.convert_layout(_round_here(p_next, dtype), P)
         done = k_slot
         if count > 1:
             k_slot, k_phase = _advance(k_slot, k_phase, STAGES)
@@ -377,8 +380,31 @@ def _consume(
         acc = no_output
         m = m_next
         l = l_next  # noqa: E741
-        p = gl.convert_layout(p_next.to(dtype), P)
+        p = p_next
         turn += 1
+
+
+@gluon.jit
+def _scale_here(x, factor):
+    """x * factor, in this place: LLVM moves a plain product up, before the wgmma that it should run beside."""
+    x, factor = gl.broadcast(x, factor)
+    return gl.inline_asm_elementwise(
+        "mul.f32 $0, $1, $2;", "=f,f,f", [x, factor], dtype=gl.float32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def _round_here(x, dtype: gl.constexpr):
+    """x.to(dtype), in this place: LLVM moves a plain conversion into the next turn of the loop."""
+    if dtype == gl.bfloat16:
+        y = gl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=gl.bfloat16, is_pure=False, pack=2
+        )
+    else:
+        y = gl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=gl.float16, is_pure=False, pack=2
+        )
+    return y
 
 
 @gluon.jit
