@@ -98,11 +98,16 @@ def _multiprocessors(device: torch.device) -> int:
 def _locate(item, heads, group, tiles):
     """item -> (batch, head, row of tiles).
 
-    Head by head, the longest rows first. The programs start a head together, since one ends with its shortest
-    rows, and walk its keys side by side: what one reads the others find in L2, also where K and V are larger.
+    The longest rows first, so that the work ends with short ones; key/value head by key/value head. Short contexts:
+    query heads of a group side by side, which balances better. Long ones, whose K and V fill L2: query head by
+    query head. A head ends with its shortest rows, so that the programs start the next together and walk its keys
+    side by side: what one reads the others find in L2.
     """
-    line = item // tiles
-    return line // heads, line % heads, tiles - 1 - item % tiles
+    side = gl.where(tiles < 512, group, 1)
+    kv = item // (side * tiles)
+    rest = item % (side * tiles)
+    sides = heads // side
+    return kv // sides, (kv % sides) * side + rest % side, tiles - 1 - rest // side
 
 
 @gluon.jit
