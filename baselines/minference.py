@@ -24,7 +24,7 @@ import copy
 import importlib.util
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -223,6 +223,10 @@ class MInferenceUpstream(_Patterns):
         for other in ("sgl_kernel", "vllm_flash_attn", "vllm"):
             if importlib.util.find_spec(other):
                 return f"with {other} installed MInference silently runs that package's kernel under its own name"
+        try:
+            _upstream_kernel()
+        except ImportError as error:  # 0.1.6 with transformers 5: "No module named 'kivi_gemv'"
+            return f"minference is installed and cannot be imported: {error}"
         return None
 
     def plan(self, q: Tensor, k: Tensor, layer: Layer) -> UpstreamPlan:
@@ -237,16 +241,18 @@ class MInferenceUpstream(_Patterns):
         return UpstreamPlan(picks, columns, diagonals)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: UpstreamPlan) -> Tensor:
-        from minference.ops.pit_sparse_flash_attention_v2 import vertical_slash_sparse_attention
-
-        group = q.shape[1] // k.shape[1]
+        group, kernel = q.shape[1] // k.shape[1], _upstream_kernel()
         heads = [  # one launch a head, as upstream's forward has it
-            vertical_slash_sparse_attention(
-                q[:, h : h + 1], k[:, h // group, None], v[:, h // group, None], *plan.picks[h]
-            )
+            kernel(q[:, h : h + 1], k[:, h // group, None], v[:, h // group, None], *plan.picks[h])
             for h in range(q.shape[1])
         ]
         return torch.cat(heads, 1)
+
+
+def _upstream_kernel() -> Callable[..., Tensor]:
+    from minference.ops.pit_sparse_flash_attention_v2 import vertical_slash_sparse_attention
+
+    return vertical_slash_sparse_attention
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 What      the top-k rule on the true max-pooled, row-normalised attention map
 Source    the target of SeerAttention (arXiv:2410.13276), section 3.2
 Fidelity  not a published method: an upper bound, which costs more than dense attention
-Timed     never as a competitor
+Timed     plan (the whole attention with its pooled map) and attend, as a bound: attend is what a gate that never
+          errs would leave to do, total what nobody would run
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ What      each row keeps its diagonal block and k - 1 visible blocks drawn at ra
 Source    the authors' kernel benchmark uses random masks (microsoft/SeerAttention, eval/efficiency);
           there one mask serves all heads and the diagonal is not kept
 Fidelity  not a published method
-Timed     attend (our block-sparse kernel); its plan is no part of any comparison
+Timed     plan (drawing and top-k) and attend (our block-sparse kernel), as a bound
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def flex_block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tenso
 
     Cost is proportional to the blocks kept. Rows without a block give zeros.
     """
-    return _run(q, k, v, mask.to_flex())
+    return flex_attention(q, k, v, mask.to_flex())
 
 
 class Flex(BlockSparse):
@@ -52,11 +52,15 @@ class Flex(BlockSparse):
         return mask.to_flex()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: Any) -> Tensor:
-        return _run(q, k, v, plan)
+        return flex_attention(q, k, v, plan)
 
 
-def _run(q: Tensor, k: Tensor, v: Tensor, flex_mask: Any) -> Tensor:
-    tiles = dict(zip(("BLOCK_M", "BLOCK_N"), flex_mask.BLOCK_SIZE)) if q.is_cuda else None
+def flex_attention(q: Tensor, k: Tensor, v: Tensor, flex_mask: Any) -> Tensor:
+    """`flex_block_sparse` with a mask that `BlockMask.to_flex` has made already."""
+    # A tile must divide a block. At 128 PyTorch's own choice for the head dimension does.
+    block_q, block_k = flex_mask.BLOCK_SIZE
+    small = q.is_cuda and min(block_q, block_k) < 128
+    tiles = {"BLOCK_M": block_q, "BLOCK_N": block_k} if small else None
     gqa = k.shape[1] != q.shape[1]
     with torch.no_grad():
         return _compiled_flex()(q, k, v, block_mask=flex_mask, enable_gqa=gqa, kernel_options=tiles)

@@ -52,9 +52,12 @@ NAIVE_MAPS = 4.25
 # Share of the free main memory that one call may take: other processes live here too.
 MEMORY_SHARE = 0.5
 DENSE = ("dense", "fa2", "cudnn", "fa4", "flash-attn", "flex")
+# The dense methods of every cell: a speed-up is taken over the reference or the fastest. Others are timed once.
+IN_EVERY_CELL = ("dense", "fa2", "cudnn", "fa4")
 MASKS = dict.fromkeys(DENSE, "dense") | {"seer": "gate", "random": "random"}  # by method; all others: "pattern"
 # Methods that choose by what q and k hold: on random ones their choice and their sparsity mean nothing.
 DYNAMIC = ("minference", "minference-aligned", "minference-upstream", "flexprefill", "xattention", "flashprefill")
+DYNAMIC += ("oracle",)
 MEANINGLESS = "random: a dynamic method's choice and sparsity mean nothing on them"
 
 
@@ -252,7 +255,8 @@ def methods_sweep(
 
     inputs: what these tensors are, for the rows. methods: (name, method) pairs. Each sparsity among them is
     a cell with the dense methods in it; methods that take no sparsity share a cell. block: of methods without one.
-    Stages: plan, attend, total (timed together, not summed), and score and select where defined.
+    Stages: plan, attend, total (timed together, not summed), and score and select where defined. A dense method
+    has attend alone: it plans nothing, so that its attend is its total.
     """
     q, k, v, seen = attention
     case = case_of(q, k, block)
@@ -265,9 +269,10 @@ def methods_sweep(
                     method = method.settled(q, k, seen)  # looking for the threshold is no part of the method
                 error = check_method(method, q, k, v, seen)
                 plan = method.plan(q, k, seen)
+                stages = method_stages(method, q, k, v, seen, plan)
                 return Ready(
-                    method_stages(method, q, k, v, seen, plan),
-                    "total",
+                    stages,
+                    next(reversed(stages)),  # total, or the attend that is all of a dense method
                     realised_sparsity(plan),
                     flops(plan, case),
                     *error,
@@ -404,8 +409,9 @@ class Settled:
 def by_sparsity(methods: Iterable[tuple[str, Method]]) -> dict[float | None, dict[str, Method]]:
     """The cells of (name, method) pairs: who runs at which sparsity, dense methods in all of them.
 
-    The cell None holds the sparse methods that take no sparsity; dense alone, if there is nothing else.
-    ValueError when two of a cell have the same name.
+    The cell None holds the sparse methods that take no sparsity; dense alone, if there is nothing else. Dense
+    methods that no speed-up is taken over (IN_EVERY_CELL) are in the first cell only. ValueError when two of a
+    cell have the same name.
     """
     methods = list(methods)
     dense = [pair for pair in methods if _mask_kind(pair[1]) == "dense"]
@@ -413,7 +419,8 @@ def by_sparsity(methods: Iterable[tuple[str, Method]]) -> dict[float | None, dic
     asked = {method.sparsity for _, method in sparse}
     cells: dict[float | None, dict[str, Method]] = {}
     for sparsity in sorted(asked, key=lambda s: -1.0 if s is None else s) or [None]:
-        group = dense + [(name, method) for name, method in sparse if method.sparsity == sparsity]
+        beside = [pair for pair in dense if not cells or pair[1].name in IN_EVERY_CELL]
+        group = beside + [(name, method) for name, method in sparse if method.sparsity == sparsity]
         cells[sparsity] = dict(group)
         if len(cells[sparsity]) < len(group):
             raise ValueError(f"two methods of one cell have the same name: {', '.join(name for name, _ in group)}")
@@ -551,6 +558,8 @@ def case_of_model(model: Any, context: int, block: int, batch: int = 1) -> Case:
 def method_stages(method: Method, q: Tensor, k: Tensor, v: Tensor, layer: Layer, plan: Any) -> dict[str, Call]:
     """The stages of a method on given inputs; `plan` is what `attend` alone is timed with."""
     stages: dict[str, Call] = {}
+    if plan is None:
+        return {"attend": lambda: method.attend(q, k, v, None)}
     if hasattr(method, "score"):
         scores = method.score(q, k, layer)
         stages["score"] = lambda: method.score(q, k, layer)

@@ -467,8 +467,10 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
         file = preset.gates(job)
         for name in gate_set_names(file) if gate_set == "all" else [gate_set]:
             gates = [gate.to(preset.config["device"]) for gate in load_gates(file, name)]
-            method = variant(create(one["method"], gates=gates, **options), one)
-            arms.append(Arm(method, f"{job}:{name}", recipe))
+            method = create(one["method"], gates=gates, **options)
+            if name != "v1":  # the paper's gate; timings add another set to the method's name
+                method.variant = name
+            arms.append(Arm(variant(method, one), f"{job}:{name}", recipe))
     return arms
 
 
@@ -523,7 +525,10 @@ def _named(arms: Iterable[Arm], block: int) -> list[tuple[str, Any]]:
     named = []
     for method in (arm.method for arm in arms):
         size = getattr(method, "block", block)
-        parts = [method.name, *filter(None, [getattr(method, "variant", None)]), *[str(size)] * (size != block)]
+        other = (
+            size != block and method.name not in latency.DENSE
+        )  # FlexAttention's own block says nothing of dense
+        parts = [method.name, *filter(None, [getattr(method, "variant", None)]), *[str(size)] * other]
         named.append(("-".join(parts), method))
     return named
 

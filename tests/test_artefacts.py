@@ -13,6 +13,7 @@ import pytest
 
 from seerbench import artefacts, results
 from seerbench.artefacts import fig1, fig6, fig8, sources, style, summaries, table1, table2, table4, tables
+from seerbench.artefacts import methods as methods_table
 from seerbench.results import ROOT, ResultsError, Run, provenance, publish, write_rows
 
 PAPER = ROOT / "results" / "paper"
@@ -345,7 +346,7 @@ def test_tables_show_both_sources_and_their_labels(name, made):
     assert r"\toprule" in latex
     assert "commit abc1234" in latex
     assert "nan" not in markdown.lower()
-    if name not in ("recall", "ablation"):  # beyond the paper
+    if name not in ("recall", "ablation", "methods"):  # beyond the paper
         assert "arXiv 2410.13276" in markdown
         assert "| paper" in markdown
         assert "| measured" in markdown
@@ -603,6 +604,47 @@ def test_figure_6_draws_a_method_that_nobody_knows(tmp_path):
     write_timings(tmp_path, "methods", 1024, methods)
     content = io.BytesIO(style.image(fig6.draw(collected("fig6", Run(tmp_path))), "png")).getvalue()
     assert content.startswith(b"\x89PNG")
+
+
+def test_table_1_says_where_a_sparser_plan_of_moa_is_better(run_dir):
+    frame = collected("table1", Run(run_dir))
+    assert not [said for said in table1.remarks(frame) if said.startswith("MoA at")]  # its loss grows with sparsity
+    at = (frame.method == "moa") & (frame.source == "measured")
+    denser = at & (frame.sparsity_requested == 0.4) & (frame.context == 1024)
+    frame.loc[denser, ["delta", "delta_low", "delta_high"]] = 0.9, 0.8, 1.0
+    said = table1.remarks(frame)[-1]
+    assert said.startswith("MoA at 40% loses more than its plan at ")
+    assert "(1k: +0.900 against" in said
+
+
+def test_the_bounds_are_in_the_table_of_methods_and_in_no_figure_of_speed(tmp_path):
+    stages = {"plan": 0.5, "attend": 1.0, "total": 1.5}
+    methods = [
+        ("fa2", None, {"attend": 6.0}, 1.0),
+        ("cudnn", None, {"attend": 3.0}, 1.0),
+        ("flash-attn", None, {}, 1.0),
+        *(("seer", sparsity, stages, 1.0) for sparsity in (0.5, 0.9)),
+        ("oracle", 0.9, stages | {"plan": 7.0, "total": 8.0}, 1.0),
+        ("random", 0.9, stages, 1.0),
+    ]
+    for context in (1024, 2048):
+        write_timings(
+            tmp_path, "methods", context, methods, {"flash-attn": "not installed; pip install it"}.items()
+        )
+    frame = collected("methods", Run(tmp_path))
+    shown = methods_table.render(frame)
+    oracle = shown[shown.method == "Oracle top-k (upper bound)"]["2k"].tolist()  # times, speed-ups
+    assert float(oracle[0].split(" + ")[0]) == pytest.approx(7, rel=0.2)
+    assert oracle[0].endswith("(0.89)")
+    assert float(oracle[1].split("x; ")[0]) == pytest.approx(6 / 8, rel=0.1)
+    assert oracle[1].endswith("x cuDNN")
+    assert shown[shown.method == "FlashAttention-2, its package"]["1k"].tolist() == ["refused, note 1"]
+    assert (shown.method == "FlashAttention-2").sum() == 2  # times and speed-ups, once for all cells
+    assert any("pip install it" in note for note in tables.notes(frame))
+    for name in ("fig5", "fig6"):
+        drawn = collected(name, Run(tmp_path))
+        assert "seer" in set(drawn.method)
+        assert not {"oracle", "random"} & set(drawn.method)
 
 
 def test_pareto_joins_loss_and_speed_of_one_method_and_sparsity(made, run_dir):

@@ -513,6 +513,15 @@ def test_gpu_kernels_refuse_a_cpu_by_name(name):
     assert create(name).implementation(replace(case, device="cuda")) in names
 
 
+def test_a_package_that_cannot_be_imported_is_a_refusal(tmp_path, monkeypatch):
+    """minference 0.1.6 beside transformers 5: found, and its import fails."""
+    (tmp_path / "minference").mkdir()
+    (tmp_path / "minference" / "__init__.py").write_text("import kivi_gemv_that_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    case = Case("cuda", "bfloat16", 1, 4, 2, 64, 500)
+    assert "cannot be imported: No module named 'kivi_gemv" in create("minference-upstream").refuses(case)
+
+
 def test_a_method_on_another_kernel_gives_the_same(qkv):
     """`flex-sparse` is FlexAttention with its mask made in `plan`; the oracle's budget holds for it too."""
     method = variant(create("streaming", sparsity=0.7, block=BLOCK), {"kernel": "flex-sparse"})

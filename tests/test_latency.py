@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 import torch
+import yaml
 
-from seerbench import latency
+from seerbench import config, latency, steps
 from seerbench.attention import BlockMask, BlockSparse, Case
 from seerbench.baselines.minference import MInference
 from seerbench.gate import AttnGate, GateConfig
@@ -19,8 +20,8 @@ from seerbench.latency import (
 )
 from seerbench.models import attention_layers, rope_of
 from seerbench.random_weights import random_model
-from seerbench.registry import create
-from seerbench.results import to_table
+from seerbench.registry import catalogue, create
+from seerbench.results import ROOT, to_table
 from seerbench.timing import Timing, peak_mib
 
 QUICK = Timing(rounds=10, cap_s=0.0)
@@ -219,7 +220,8 @@ def test_methods_sweep_has_every_stage_and_captured_inputs(model, uncompiled):
     assert 0.3 < cells.sparsity_realised["seer"] < 0.7
     stages = samples.groupby("method").stage.unique().map(list).to_dict()
     assert stages["seer"] == ["score", "select", "plan", "attend", "total"]
-    assert stages["streaming"] == stages["dense"] == ["plan", "attend", "total"]
+    assert stages["streaming"] == ["plan", "attend", "total"]
+    assert stages["dense"] == ["attend"]  # which is all of it
     assert "odd" not in stages
 
 
@@ -337,6 +339,44 @@ def test_a_cell_a_sparsity_with_dense_in_each():
     }
     with pytest.raises(ValueError, match="same name"):
         latency.by_sparsity([*methods, ("r", sparse[2])])
+    cells = latency.by_sparsity([*methods, ("flex", create("flex"))])  # no speed-up is taken over it: once
+    assert [list(group) for group in cells.values()] == [["dense", "flex", "r", "s"], ["dense", "s"]]
+
+
+@pytest.mark.parametrize("preset", ["speed", "gpu"])
+def test_the_gpu_presets_time_every_method(preset):
+    arms = yaml.safe_load((ROOT / "config" / f"{preset}.yaml").read_text())["latency"]["sweeps"]["methods"]["arms"]
+    ours = {card.name for card in catalogue().values() if card.module.startswith("seerbench.")}
+    assert ours - {arm["method"] for arm in arms} == {"dense"}  # which is fa2 on a GPU
+    assert any(arm.get("kernel") == "fa4-sparse" for arm in arms)
+    gates = {arm["gate"] for arm in arms if "gate" in arm}
+    assert preset == "speed" or gates == {"long:v1", "block128:v1", "long:v2"}  # speed's are untrained, as v1
+    assert any(arm.get("mean_correction") for arm in arms)
+
+
+def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch, uncompiled):
+    """The arms of `speed` at a toy shape: each is measured with its stages, or refused with a reason."""
+    monkeypatch.setattr(
+        flex_attention, "flex_attention", lambda q, k, v, _: flex_attention.masked_attention(q, k, v)
+    )
+    preset = config.load_preset("speed", tmp_path)
+    arms = preset.config["latency"]["sweeps"]["methods"]["arms"]
+    case = Case("cpu", "float32", 1, 4, 2, 16, 600)
+    named = steps._named(steps.random_arms(preset, arms, case), 64)
+    attention = latency.random_attention(case, 0)
+    cells, samples = frames(methods_sweep("random", attention, named, Timing(rounds=1, min_rounds=1), "run"))
+    refused = cells[cells.status == "refused"]
+    assert set(refused.method) == {
+        *("fa2", "cudnn", "fa4", "flash-attn", "minference-upstream", "seer+fa4-128"),
+    }
+    assert refused.reason.str.len().gt(10).all()
+    measured = cells[cells.status != "refused"]
+    assert set(measured.status) == {"measured"}
+    stages = samples.groupby("method").stage.agg(set)
+    for method in measured.method:
+        assert stages[method] >= ({"attend"} if method == "flex" else {"plan", "attend", "total"}), method
+    assert (cells.method == "flex").sum() == 1
+    assert set(cells[cells.method == "oracle"].inputs) == {latency.MEANINGLESS}
 
 
 def test_a_dynamic_method_is_timed_at_its_threshold_and_says_what_random_inputs_mean(monkeypatch):

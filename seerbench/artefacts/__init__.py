@@ -55,6 +55,7 @@ ARTEFACTS: dict[str, Artefact] = {
     "pareto": Artefact(
         "Loss against speed-up at the same masks", "figure", (("perplexity", "contexts"), *_timed("methods"))
     ),
+    "methods": Artefact("Time of every method: plan, attention and both", "table", _timed("methods")),
     "ablation": Artefact("What a gate is made of", "table", (("perplexity", "gates"),)),
     "recall": Artefact("Block recall at equal sparsity", "table", (("recall", "gates"),)),
 }

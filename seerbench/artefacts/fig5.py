@@ -47,7 +47,8 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
 def _others(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """Stages of every sparse method but SeerAttention, one cell each: the one of the highest requested sparsity."""
-    rest = cells[~cells.apply(summaries.is_dense, axis=1) & (cells.method != "seer") & (cells.status == "measured")]
+    rest = cells[~cells.apply(summaries.is_dense, axis=1) & ~cells.method.isin(["seer", *summaries.BOUNDS])]
+    rest = rest[rest.status == "measured"]
     last = rest.sort_values("sparsity_requested", na_position="first").drop_duplicates("method", keep="last")
     times = summaries.latencies(last, samples)
     return times[times.stage.isin(["plan", "attend", "total"])]
@@ -87,7 +88,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             left.errorbar(len(names), whole.y, spread, fmt="_", color="black", markersize=9, label=label)
             named.add("total")
         names.append(f"{sparsity:.0%}")
-    left.set_xticks(range(len(names)), names, rotation=30)
+    left.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
     context = style.size(measured.context.max())
     left.set(ylabel="time (ms)", xlabel="blocks skipped (realised)", title=f"(a) attention of one layer, {context}")
     left.grid(False, axis="x")

@@ -20,6 +20,9 @@ CELL = ["model", "corpus", "context", "method", "gate", "recipe", "sparsity_requ
 # The paper's baseline is FlashAttention-2; where it does not run (a CPU), it is torch's own dense kernel.
 REFERENCES = ("fa2", "dense")
 
+# Bounds and no competitors: the best choice and the worst. Figures 5 and 6 leave them to the table `methods`.
+BOUNDS = ("oracle", "random")
+
 # A dense method chooses nothing, so that its attend and its total are the same thing.
 DENSE_STAGES = ("attend", "total", "forward", "ttft")
 

@@ -48,9 +48,27 @@ def _loss(entry: pd.Series) -> str:
 
 
 def remarks(frame: pd.DataFrame) -> list[str]:
-    """How to read the cells."""
+    """How to read the cells, and where a sparser plan of MoA's loses less than a denser one."""
     return [
         "Perplexity [95% bootstrap interval over documents] (realised sparsity).",
         "Sparsity: as requested; own: the method takes none.",
         "Delta NLL: nats a token above dense on the same documents [95% paired interval].",
+        *_moa_out_of_order(frame),
+    ]
+
+
+def _moa_out_of_order(frame: pd.DataFrame) -> list[str]:
+    """A note for the worst denser plan with a sparser one that is clearly better: its interval lies below."""
+    moa = frame[(frame.source == "measured") & (frame.method == "moa") & frame.sparsity_requested.notna()]
+    pairs = moa.merge(moa, on=["model", "corpus", "context"], suffixes=("", "_sparser"))
+    sparser = pairs.sparsity_requested_sparser > pairs.sparsity_requested
+    pairs = pairs[sparser & (pairs.delta_high_sparser < pairs.delta_low)]
+    if pairs.empty:
+        return []
+    worst = pairs.loc[pairs.delta.idxmax()]
+    return [
+        f"MoA at {worst.sparsity_requested:.0%} loses more than its plan at {worst.sparsity_requested_sparser:.0%} "
+        f"({style.size(worst.context)}: {worst.delta:+.3f} against {worst.delta_sparser:+.3f} nats): a plan must "
+        "use 0.9 to 1 of its budget, as upstream's, and so may not be the sparser one (docs/LOG.md). Read MoA at a "
+        "sparsity as the best of its plans there or above."
     ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_cases import draw
 
-from seerbench.attention import BlockMask, Layer, assert_no_worse_than_rounding, oracle
+from seerbench.attention import BlockMask, Case, Layer, assert_no_worse_than_rounding, oracle
 from seerbench.baselines import xattention
 from seerbench.baselines.flashprefill import pooled_scores
 from seerbench.baselines.moa import save_plan
@@ -12,7 +12,9 @@ from seerbench.gate import pool_blocks
 from seerbench.kernels.antidiagonal_mass import antidiagonal_mass
 from seerbench.kernels.lists import ascending_lists
 from seerbench.kernels.pooled_scores import log_sums
+from seerbench.latency import check_method
 from seerbench.registry import create
+from seerbench.variants import variant
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 METHODS = ["streaming", "random", "moa", "minference", "minference-aligned", "flexprefill", "xattention"]
@@ -65,3 +67,27 @@ def test_attention_over_the_plan(name, n, tmp_path):
     if hasattr(method, "settled"):
         settled = method.settled(q, k, Layer()).plan(q, k, Layer())
         assert abs(settled.density() - plan.density()) < 1e-3
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("name", ["fa2", "cudnn", "fa4", "flex", "flash-attn"])
+def test_dense_kernels(name, head_dim):
+    q, k, v = draw(1000, 8, 2, head_dim, torch.bfloat16, "cuda", 1)
+    method = create(name)
+    if reason := method.refuses(Case("cuda", "bfloat16", 1, 8, 2, head_dim, 1000)):
+        pytest.skip(reason)
+    exact, rounded = oracle(q, k, v)[0], oracle(q, k, v, dtype=q.dtype)[0]
+    assert_no_worse_than_rounding(method.attend(q, k, v, None), exact, rounded)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(
+    "arm", [{"kernel": "fa4-sparse"}, {"kernel": "flex-sparse"}, {"mean_correction": True}], ids=str
+)
+def test_another_kernel_or_means(arm, head_dim):
+    q, k, v = draw(1000, 8, 2, head_dim, torch.bfloat16, "cuda", 1)
+    method = variant(create("flashprefill", sparsity=0.5, block=128), arm)
+    if reason := method.refuses(Case("cuda", "bfloat16", 1, 8, 2, head_dim, 1000, 128, 128)):
+        pytest.skip(reason)
+    error, budget = check_method(method, q, k, v, Layer())
+    assert error <= budget
