@@ -96,16 +96,16 @@ def launch(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, d: Tensor) -
     64 keys where c = ceil(N / 64), of 128 where c = ceil(N / 128).
     """
     batch, heads, n, head_dim = q.shape
-    # O of less than a tile has no room for the scratch.
-    spare = o if n >= 128 else o.new_empty(batch, heads, 128, head_dim)
+    # An O of less than a tile has no room for it.
+    scratch = o if n >= 128 else o.new_empty(batch, heads, 128, head_dim)
     programs, pieces, apart = schedule(batch * heads, max(n, 128), head_dim, _multiprocessors(q.device))
-    wide = d.shape[-1] == block_count(n, 64)
+    block = 64 if d.shape[-1] == block_count(n, 64) else 128
     _forward[(programs,)](
-        _descriptor(q, 64), _descriptor(k, 128), _descriptor(v, 128), o, lse, d, spare.view(torch.float32),
-        *o.stride()[:3], *(stride // 2 for stride in spare.stride()[:3]),
+        _descriptor(q, 64), _descriptor(k, 128), _descriptor(v, 128), o, lse, d, scratch.view(torch.float32),
+        *o.stride()[:3], *(stride // 2 for stride in scratch.stride()[:3]),
         n, batch * heads, heads, heads // k.shape[1], block_count(n, 128), *d.shape[-2:], pieces, apart,
         head_dim**-0.5 * LOG2_E,
-        HEAD_DIM=head_dim, BLOCK=64 if wide else 128, STAGES=STAGES,
+        HEAD_DIM=head_dim, BLOCK=block, STAGES=STAGES,
         CONSUMER_REGISTERS=CONSUMER_REGISTERS, PRODUCER_REGISTERS=PRODUCER_REGISTERS, num_warps=4,
     )  # fmt: skip
 
