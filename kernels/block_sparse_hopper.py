@@ -8,9 +8,10 @@ a row of tiles of one head. In a program:
                  tensor memory accelerator (TMA) copy Q, K and V tiles into rings in shared memory, running
                  ahead of the consumers, so that one item's epilogue hides behind the next one's loads.
     consumers    2 warpgroups for a 128-row block, 1 for a 64-row block. Each owns 64 query rows:
-                 S = Q K^T and O += P V on the tensor cores (wgmma), softmax on its own registers. S of the
-                 next tile is issued before the softmax of this one, so that tensor cores and exponentials
-                 overlap, and warpgroups drift apart and fill each other's gaps.
+                 S = Q K^T and O += P V on the tensor cores (wgmma), softmax on its own registers. P V of a
+                 tile runs while the next tile's softmax does, and O is rescaled while the next S runs, so
+                 that little is left for the tensor cores to wait for; warpgroups drift apart and fill each
+                 other's gaps.
 
 A ring slot is handed back and forth by two barriers, `full` (it was written) and `empty` (all consumers
 are done with it); a barrier knows its phase only as odd or even. Two consumers of one program own the two
@@ -217,6 +218,15 @@ def _consume(
     P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O, k_width=2)
     ROW_S: gl.constexpr = gl.SliceLayout(1, S)
     ROW_O: gl.constexpr = gl.SliceLayout(1, O)
+    # O for the stores: a quad writes 32 contiguous bytes, a whole sector; as wgmma leaves O it would write 16.
+    # Elements move only between the threads of a quad, by shuffles.
+    WIDE: gl.constexpr = gl.DistributedLinearLayout(
+        [[0, 1], [0, 2], [8, 0], [0, 16], [0, 32]] + ([[0, 64]] if HEAD_DIM == 128 else []),
+        [[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]],
+        [[16, 0], [32, 0]],
+        [],
+        [64, HEAD_DIM],
+    )
     q = q_smem.index(consumer).reshape([64, HEAD_DIM])
     no_scores = gl.zeros([64, KEYS], gl.float32, S)
 
@@ -255,12 +265,16 @@ def _consume(
                 count -= 1
                 k = _keys(k_smem, k_slot, KEYS, HEAD_DIM)
                 s = warpgroup_mma(q, k, no_scores, use_acc=False, is_async=True)
+                # O is rescaled beside S, not before it.
+                acc = _scale_here(acc, gl.expand_dims(gl.convert_layout(shrink, ROW_O), 1))
                 mbarrier.wait(v_full.index(v_slot), v_phase)
                 acc = warpgroup_mma(p, v_smem.index(v_slot).reshape([KEYS, HEAD_DIM]), acc, is_async=True)
                 s = warpgroup_mma_wait(1, deps=[s])
                 if 64 * CONSUMERS > KEYS:  # the second tile may cross the diagonal too
                     s = _mask(s, first, gl.load(list_ptr + count - 1), KEYS, S)
                 p_next, m, l, shrink = _softmax_step(s, m, l, scale)  # noqa: E741
+                # P is rounded beside P V, so that the next S need not wait for it.
+                p_next = gl.convert_layout(_round_here(p_next, dtype), P)
                 # The next tile's K is waited for here and not where it is used: the branch in a wait keeps ptxas
                 # from moving the end of P V up, before the softmax, which would undo the overlap (seen in the
                 # SASS of Triton 3.6's ptxas). After the last tile it is this tile's K, which has come.
@@ -272,10 +286,10 @@ def _consume(
                 mbarrier.arrive(k_empty.index(used), count=1)
                 mbarrier.arrive(v_empty.index(v_slot), count=1)
                 v_slot, v_phase = _advance(v_slot, v_phase, STAGES)
-                acc = acc * gl.expand_dims(gl.convert_layout(shrink, ROW_O), 1)
-                p = gl.convert_layout(p_next.to(dtype), P)
+                p = p_next
             k_slot, k_phase = _advance(k_slot, k_phase, STAGES)
             mbarrier.arrive(q_empty.index(consumer), count=1)
+            acc = _scale_here(acc, gl.expand_dims(gl.convert_layout(shrink, ROW_O), 1))
             mbarrier.wait(v_full.index(v_slot), v_phase)
             acc = warpgroup_mma(p, v_smem.index(v_slot).reshape([KEYS, HEAD_DIM]), acc)
             mbarrier.arrive(v_empty.index(v_slot), count=1)
@@ -288,14 +302,42 @@ def _consume(
         lse = gl.where(seen, (m + gl.log2(total)) / 1.4426950408889634, float("-inf"))
         gl.store(lse_ptr + (batch * heads + head).to(gl.int64) * n + rows, lse, mask=rows < n)
         acc = acc * gl.expand_dims(gl.convert_layout(1.0 / total, ROW_O), 1)
-        rows = gl.arange(0, 64, ROW_O)
-        columns = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, O))
+        rows = gl.arange(0, 64, gl.SliceLayout(1, WIDE))
+        columns = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, WIDE))
         o_base = o_ptr + batch.to(gl.int64) * o_b + head.to(gl.int64) * o_h + first.to(gl.int64) * o_n
         where = gl.expand_dims(rows * o_n, 1) + gl.expand_dims(columns, 0)
-        gl.store(o_base + where, acc.to(dtype), mask=gl.expand_dims(first + rows < n, 1))
+        out = gl.convert_layout(acc.to(dtype), WIDE)
+        gl.store(o_base + where, out, mask=gl.expand_dims(first + rows < n, 1))
         turn += 1
         mbarrier.wait(work_full.index(turn & 1), (turn // 2) & 1)
         item = _receive(work, turn & 1, 0)
+
+
+# The next two are PTX and not plain Gluon, and volatile (is_pure=False), to stay where they are written: LLVM is
+# free to move plain arithmetic past a wgmma or its wait, and moved both back to where nothing runs beside them.
+
+
+@gluon.jit
+def _scale_here(x, factor):
+    """x * factor, in float32. LLVM moves a plain product up, before the wgmma that it should run beside."""
+    x, factor = gl.broadcast(x, factor)
+    return gl.inline_asm_elementwise(
+        "mul.f32 $0, $1, $2;", "=f,f,f", [x, factor], dtype=gl.float32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def _round_here(x, dtype: gl.constexpr):
+    """x.to(dtype), two at a time. LLVM moves a plain conversion down behind the wait, into the next tile's turn."""
+    if dtype == gl.bfloat16:
+        rounded = gl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=gl.bfloat16, is_pure=False, pack=2
+        )
+    else:
+        rounded = gl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=gl.float16, is_pure=False, pack=2
+        )
+    return rounded
 
 
 @gluon.jit

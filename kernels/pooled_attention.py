@@ -9,7 +9,7 @@ D is not row-normalised here; the loss does that (its target is D[I, :] / sum_J 
 Paper   SeerAttention (arXiv:2410.13276), Algorithm 1; Figure 8 times it beside FA-2 and the naive form.
 Oracle  `naive_pooled_attention` in float64: it materialises P.
 CPU     `streamed`: one row of blocks at a time, O(N * block) memory a head.
-Hopper  one pass, pooled_hopper.py, with a scratch of one row of tiles a program.
+Hopper  one pass, pooled_hopper.py, with a scratch of one row of tiles a program, in parts of O not yet written.
 GPU     two passes, no scratch: the forward (block_sparse_attention.py, whose rows all share one full list),
         then Q K^T again in `_pool`, where the final log-sum-exp is known, so that
             D[I, J] = exp(max_{i, j} (s_ij - LSE_i))

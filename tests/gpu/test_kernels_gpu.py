@@ -5,7 +5,7 @@ import torch
 from kernel_cases import MASKS, build_mask, check_attention, draw
 
 from seerbench import gate
-from seerbench.attention import BlockMask, Layer, assert_no_worse_than_rounding, oracle
+from seerbench.attention import BlockMask, Layer, assert_no_worse_than_rounding, block_count, oracle
 from seerbench.kernels import attn_gate, pooled_attention, vertical_slash
 from seerbench.kernels import block_sparse_attention as sparse
 from seerbench.latency import plain_rope
@@ -145,19 +145,28 @@ def test_pooled_attention_of_views_in_a_batch(n, block, head_dim, name):
 
 @pytest.mark.skipif("hopper" not in kernels(), reason="needs a Hopper GPU")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", [1, 65, 300, 1000, 4095])
-def test_one_pass_writes_all_that_it_returns_and_reads_only_what_it_wrote(n, dtype):
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("n", [1, 65, 127, 300, 1000, 4095, 5000])
+def test_one_pass_writes_all_that_it_returns_and_reads_only_what_it_wrote(n, block, dtype):
     from seerbench.kernels import pooled_hopper
 
-    # Many items a program at 4095: each finds in the scratch what the longer row before it left there.
-    q, k, v = draw(n, 8, 2, 128, dtype, "cuda", 1)
-    exact = pooled_attention.naive_pooled_attention(q, k, v, 64, torch.float64)
-    rounded = pooled_attention.naive_pooled_attention(q, k, v, 64)
-    outputs = [torch.full_like(x, torch.nan) for x in (rounded[0], exact[1].float(), rounded[2])]
-    scratch = pooled_hopper.new_scratch(q).fill_(torch.inf)  # a maximum would ignore NaN
-    pooled_hopper.launch(q, k, v, *outputs, scratch)
-    for actual, right, other in zip(outputs, exact, rounded, strict=True):
+    # Many items a program at 4095, and a scratch of two pieces at 5000: each item finds in the scratch, which
+    # is part of O, what the longer row before it left there.
+    q, k, v = draw(n, 16, 4, 128, dtype, "cuda", 1)
+    exact = pooled_attention.naive_pooled_attention(q, k, v, block, torch.float64)
+    rounded = pooled_attention.naive_pooled_attention(q, k, v, block)
+    o, lse = torch.empty_like(q), torch.full(q.shape[:3], torch.nan, device="cuda")
+    o.view(torch.float32).fill_(torch.inf)  # a maximum would ignore NaN
+    columns = block_count(n, block)
+    d = torch.full((1, 16, columns * (block // 64), columns), torch.nan, dtype=dtype, device="cuda")
+    torch.full((2**24,), torch.inf, device="cuda")  # and gone: what the allocator hands out next
+    pooled_hopper.launch(q, k, v, o, lse, d)
+    if block == 128:
+        assert not d.isnan().any()
+        d = d.unflatten(-2, (-1, 2)).amax(-2)
+    for actual, right, other in zip((o, lse, d), exact, rounded, strict=True):
         assert_no_worse_than_rounding(actual, right, other)
+    assert (d.triu(1) == 0).all()
 
 
 @pytest.mark.parametrize("n", [1, 63, 65, 1000, 8192])
