@@ -34,7 +34,7 @@ from seerbench.attention import BlockMask, block_count
 
 # Rows of up to this many blocks fit a program's registers (2M tokens of 64-token blocks).
 MOST_BLOCKS = 32768
-# Chosen by the ladder in docs/LOG.md.
+# Chosen by measurement: docs/LOG.md.
 SCORE_TILE = 64  # side of the tile of scores that a program computes; `select` reads to the end of the diagonal's
 COLUMNS_PER_WARP = 2048  # scores of a row that one warp holds, 64 a lane
 
