@@ -143,7 +143,7 @@ def choose_rules(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray
     values = np.array([_values(costs, plan) for plan in alone])
     steps = [np.linspace(high, low, INTERVALS + 1) for low, high in zip(values.min(0), values.max(0))]
     # From the loosest ceilings to the tightest: the best plan under looser ones stays the best while it fits, and
-    # where there is none, tighter ceilings have none.
+    # where none was found, none is sought under tighter ones.
     solved: list[tuple[np.ndarray, np.ndarray]] = []  # (ceilings, values of the best plan under them)
     found = [*alone]
     for ceiling in map(np.array, product(*steps[1:])):
@@ -233,7 +233,7 @@ def solve(
 
 
 def _unbeaten(layer: Candidates, most: np.ndarray, target: int, ceilings: bool) -> Candidates:
-    """The ways of a layer that no other beats in the costs and the densities that are bounded; one of equal ones."""
+    """The ways of a layer that no other beats in the costs and the bounded densities; one of equal ones."""
     costs = [layer.costs[[target]], *([layer.costs[1:]] if ceilings else [])]
     counts = np.concatenate([*costs, layer.density[most < 1]]).T
     counts, first = np.unique(counts, axis=0, return_index=True)
