@@ -36,6 +36,7 @@ PAIRS = 2  # of rules that are kept for each price
 SPLITS = 8  # numbers of heads with the longer rule, beside none
 GAP = 0.01  # HiGHS may stop this near to the optimum, or after NODES
 NODES = 1000
+FEASIBLE = 1e-9  # rounding of densities and costs
 
 
 def layer_influence(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, block: int) -> Tensor:
@@ -141,7 +142,8 @@ def choose_rules(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray
         raise RuntimeError(f"no plan of MoA keeps at most {limits.most} of the blocks; ask for less sparsity")
     values = np.array([_values(costs, plan) for plan in alone])
     steps = [np.linspace(high, low, INTERVALS + 1) for low, high in zip(values.min(0), values.max(0))]
-    # From the loosest ceilings to the tightest: the best plan under looser ones stays the best while it fits.
+    # From the loosest ceilings to the tightest: the best plan under looser ones stays the best while it fits, and
+    # where none was found, none is sought under tighter ones.
     solved: list[tuple[np.ndarray, np.ndarray]] = []  # (ceilings, values of the best plan under them)
     found = [*alone]
     for ceiling in map(np.array, product(*steps[1:])):
@@ -150,7 +152,7 @@ def choose_rules(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray
         plan = solve(pool, limits.most, least, 0, ceiling)
         if plan is not None:
             found.append(plan)
-            solved.append((ceiling, _values(costs, plan)))
+        solved.append((ceiling, np.full(len(costs), -np.inf) if plan is None else _values(costs, plan)))
     found = list({plan.tobytes(): plan for plan in found}.values())
     values = np.array([_values(costs, plan) for plan in found])
     return [plan for plan, value in zip(found, values) if not _beaten(value, values)]
@@ -217,8 +219,32 @@ def solve(
 ) -> np.ndarray | None:
     """The plan, int [layers, heads], of least cost at the target length within the bounds; None if there is none.
 
-    Binary Z[layer, way], one way a layer; ceilings: of the costs at the second, third, ... length.
+    ceilings: of the costs at the second, third, ... length. First without the least densities: then a way that
+    another of its layer beats in all that counts is not needed, and what is best is so with them, if it has them.
     """
+    few = [_unbeaten(layer, most, target, bool(len(ceilings))) for layer in pool]
+    ways = _choose(few, most, np.zeros_like(least), target, ceilings)
+    if ways is None:
+        return None
+    kept = np.mean([layer.density[:, way] for layer, way in zip(few, ways)], 0)
+    if (kept < least - FEASIBLE).any():
+        few, ways = pool, _choose(pool, most, least, target, ceilings)
+    return None if ways is None else np.stack([layer.rules[way] for layer, way in zip(few, ways)])
+
+
+def _unbeaten(layer: Candidates, most: np.ndarray, target: int, ceilings: bool) -> Candidates:
+    """The ways of a layer that no other beats in the costs and the bounded densities; one of equal ones."""
+    costs = [layer.costs[[target]], *([layer.costs[1:]] if ceilings else [])]
+    counts = np.concatenate([*costs, layer.density[most < 1]]).T
+    counts, first = np.unique(counts, axis=0, return_index=True)
+    keep = first[[not _beaten(way, counts) for way in counts]]
+    return Candidates(layer.rules[keep], layer.costs[:, keep], layer.density[:, keep])
+
+
+def _choose(
+    pool: Sequence[Candidates], most: np.ndarray, least: np.ndarray, target: int, ceilings: Sequence[float]
+) -> list[int] | None:
+    """One way a layer by HiGHS: binary Z[layer, way]; None if no choice is within the bounds."""
     from scipy.optimize import Bounds as Between
     from scipy.optimize import LinearConstraint, milp
     from scipy.sparse import block_diag
@@ -227,10 +253,10 @@ def solve(
     density = np.concatenate([layer.density for layer in pool], 1) / len(pool)
     constraints = [
         LinearConstraint(block_diag([np.ones((1, len(layer.rules))) for layer in pool]).tocsr(), 1, 1),
-        LinearConstraint(density, least - 1e-9, most + 1e-9),
+        LinearConstraint(density, least - FEASIBLE, most + FEASIBLE),
     ]
     if len(ceilings):
-        limit = np.asarray(ceilings) * (1 + 1e-6) + 1e-9
+        limit = np.asarray(ceilings) * (1 + 1e-6) + FEASIBLE
         constraints.append(LinearConstraint(costs[1:], -np.inf, limit))
     answer = milp(
         costs[target],
@@ -243,4 +269,4 @@ def solve(
         return None
     ends = np.cumsum([len(layer.rules) for layer in pool])
     parts = np.split(answer.x, ends[:-1])
-    return np.stack([layer.rules[part.argmax()] for layer, part in zip(pool, parts)])
+    return [int(part.argmax()) for part in parts]

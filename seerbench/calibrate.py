@@ -10,6 +10,7 @@ Between models and the plan files that the methods read (baselines/moa.py, basel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +64,13 @@ def moa_plans(
     extension = int(EXTENSION * lengths[-1])
     rules = moa_plan.rule_grid(lengths, extension, block)
     costs = [np.stack([moa_plan.rule_costs(layer, rules, block) for layer in layers]) for layers in influence]
+    limits_of = {
+        sparsity: moa_plan.bounds(rules, [*lengths, extension], block, sparsity) for sparsity in sparsities
+    }
+    with ThreadPoolExecutor() as pool:  # HiGHS, nearly all of it, runs outside the interpreter's lock
+        choices_of = list(pool.map(lambda limits: moa_plan.choose_rules(costs, limits), limits_of.values()))
     plans = {}
-    for sparsity in sparsities:
-        limits = moa_plan.bounds(rules, [*lengths, extension], block, sparsity)
-        choices = moa_plan.choose_rules(costs, limits)
+    for (sparsity, limits), choices in zip(limits_of.items(), choices_of):
         losses = [_loss(model, validation, rules[choice], block, sparsity) for choice in choices]
         best = choices[int(np.argmin(losses))]
         about = {
@@ -76,6 +80,7 @@ def moa_plans(
             "most": limits.most.tolist(),
             "reached": limits.density[:, best].mean((1, 2)).tolist(),
             "pareto_plans": len(choices),
+            "mip_rel_gap": moa_plan.GAP,
             "validation_nll": min(losses),
         }
         plans[sparsity] = MoAPlan(rules[best][..., 0], rules[best][..., 1], about)
