@@ -9,7 +9,7 @@ which the paper puts it. The rules:
 - Sentences about time stand on rows of a GPU at the paper's contexts, against FlashAttention-2; those
   about quality on any model, at that run's contexts: the label says how large it was.
 - Of several runs that can judge a claim, the one whose evidence reaches the longest context counts, then
-  the latest: a GPU run takes the place of a small one by itself.
+  one that is not at small scale, then the latest: a GPU run takes the place of a small one by itself.
 
 `CLAIMS.md` is `page()` of the published runs; `seerbench check claims` compares the two.
 """
@@ -34,6 +34,7 @@ PAPER = ROOT / "results" / "paper"
 PUBLISHED = ROOT / "results" / "published"
 REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = "reproduced", "not reproduced", "not testable here"
 
+SMALL = "small scale"  # how the scale of a preset begins whose models are trained here
 PAPER_GATE = "v1"  # the gate set with the paper's pooling, projection and loss
 PAPER_BLOCK = 64
 GATE_SHARE = 0.03  # C11: "1-3% at 32k"
@@ -564,14 +565,16 @@ def _judge(claim, runs: Sequence[Run], paper: pd.DataFrame) -> Verdict:
         else:
             steps = run.table("runs")
             steps = steps[steps.run_id.isin(evidence.rows.run_id.unique())]
-            found.append((evidence.rows.context.max(), steps.started.max(), len(found), run, evidence, steps))
+            large = not steps.scale.str.startswith(SMALL).any()
+            rank = evidence.rows.context.max(), large, steps.started.max(), len(found)
+            found.append((rank, run, evidence, steps))
     check = CHECKS[claim.id]
     about = {"id": claim.id, "claim": claim.claim, "where": claim.where, "scope": claim.scope}
     about["check"] = f"seerbench/claims.py, {check.__name__}"
     if not found:
         reasons = "; ".join(dict.fromkeys(lacking)) or "any run"
         return Verdict(**about, verdict=NOT_TESTABLE, finding=f"missing: {reasons}.", label="")
-    *_, run, evidence, steps = max(found, key=lambda one: one[:3])
+    _, run, evidence, steps = max(found, key=lambda one: one[0])
     verdict, why = decide(evidence)
     return Verdict(
         **about,

@@ -456,7 +456,7 @@ def gpu_facts() -> dict[str, Any]:
 def publish(fresh: Path, published: Path) -> Path:
     """Copy a fresh run to `published`, one file a table, with a manifest of hashes; the folder's path.
 
-    Refuses rows that were measured from a dirty or unknown tree, since no reader could check them out.
+    The plans that rows name (MoA, MInference) go with them. Refuses rows that were measured from a dirty or unknown tree, since no reader could check them out.
     Measured rows of an earlier publication there are replaced table by table.
     """
     run = Run(fresh)
@@ -477,6 +477,10 @@ def publish(fresh: Path, published: Path) -> Path:
             continue
         path = published / table / "all.parquet"
         write_rows(path, table, frame, [_plain(by_id[name]) for name in frame.run_id.unique()])
+        manifest[str(path.relative_to(published))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for plan in sorted(fresh.glob("plans/*.json")):
+        path = published / "plans" / plan.name
+        atomically(path, lambda part, plan=plan: part.write_bytes(plan.read_bytes()))
         manifest[str(path.relative_to(published))] = hashlib.sha256(path.read_bytes()).hexdigest()
     atomically(published / "MANIFEST.json", lambda part: part.write_text(json.dumps(manifest, indent=1) + "\n"))
     return published

@@ -166,12 +166,14 @@ def test_publishing_is_deliberate_and_checked(tmp_path):
     for number in range(2):
         run = a_run(run_id=f"run-{number}")
         write_rows(fresh / "cells" / f"{'ab'[number]}.parquet", "cells", rows_for("cells", run), run)
+    (fresh / "plans").mkdir()
+    (fresh / "plans" / "moa.json").write_text("{}")
     publish(fresh, published)
     assert len(Run(published).table("cells")) == 6
     assert Run(published).table("runs").run_id.tolist() == ["run-0", "run-1"]
     assert stale(published) == []
     manifest = json.loads((published / "MANIFEST.json").read_text())
-    assert list(manifest) == ["cells/all.parquet"]
+    assert list(manifest) == ["cells/all.parquet", "plans/moa.json"]
     old = a_run(source_digest="older")
     write_rows(published / "cells" / "all.parquet", "cells", rows_for("cells", old), old)
     problems = stale(published)

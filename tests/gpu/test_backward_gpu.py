@@ -9,6 +9,7 @@ from seerbench import distill
 from seerbench.gate import GateConfig
 from seerbench.kernels import block_sparse_backward
 from seerbench.kernels.block_sparse_attention import block_sparse_attention
+from seerbench.models import using
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LENGTHS = [1, 63, 64, 65, 1000, 4095]
@@ -72,8 +73,9 @@ def test_a_joint_step_reaches_model_and_gates():
     gates = distill.fresh_gates(model, {"v1": GateConfig(block=64)}, 0)["v1"].cuda()
     joint = distill._Joint(gates, 0.5, 64)
     tokens = torch.randint(0, 512, (2, 1000), device="cuda")
-    loss = distill._token_losses(model, tokens, joint, 1024, "cuda").mean() + joint.loss
-    loss.backward()
+    with using(model, joint):
+        loss = distill._token_losses(model, tokens, 1024, "cuda").mean() + joint.loss
+        loss.backward()
     for name, parameter in [*model.named_parameters(), *gates.named_parameters()]:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
