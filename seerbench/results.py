@@ -456,8 +456,9 @@ def gpu_facts() -> dict[str, Any]:
 def publish(fresh: Path, published: Path) -> Path:
     """Copy a fresh run to `published`, one file a table, with a manifest of hashes; the folder's path.
 
-    The plans that rows name (MoA, MInference) go with them. Refuses rows that were measured from a dirty or unknown tree, since no reader could check them out.
-    Measured rows of an earlier publication there are replaced table by table.
+    The plans that rows name (MoA, MInference) go with them. Refuses rows that were measured from a dirty or
+    unknown tree, since no reader could check them out. Measured rows of an earlier publication there are
+    replaced table by table.
     """
     run = Run(fresh)
     runs = run.table("runs")

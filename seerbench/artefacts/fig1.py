@@ -77,7 +77,7 @@ def _perplexities(run: Run) -> pd.DataFrame:
     rows = sources.experiments(run, "perplexity", "yarn", "perplexity")
     dense = rows[(rows.method == "dense") & (rows.recipe == "yarn")]
     cells = summaries.perplexities(rows, dense)
-    cells = cells[cells.method != "dense"]
+    cells = cells[(cells.method != "dense") & (cells.context == summaries.longest(cells))]
     # exp of the paired delta is the ratio of the two perplexities, with the paired interval.
     ratios = np.exp(cells[summaries.DELTAS])
     x = cells.sparsity_realised.fillna(cells.sparsity_requested)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from seerbench.artefacts import sources, style, summaries
 from seerbench.results import Run
 
+CUT = 3.0  # a bar of (c) that is so many times the next longest is cut, and says how long it is
 # stage -> (name, colour), bottom to top. `plan` stands in where score and select were not timed apart.
 STAGES = {
     "score": ("AttnGate", style.colour("seer")),
@@ -112,14 +113,20 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 def _draw_others(ax: Axes, others: pd.DataFrame) -> None:
     """A bar a method: planning, then attention; the mark is both timed together."""
-    names = []
+    names, ends = [], []
     for method, bar in sorted(others.groupby("method"), key=lambda pair: style.rank(pair[0])):
         values = bar.set_index("stage").y
+        ends.append(values["plan"] + values["attend"])
         ax.barh(len(names), values["plan"], color="#F0E442", label=None if names else "plan")
         ax.barh(len(names), values["attend"], left=values["plan"], color=style.colour("block_sparse"),
                 label=None if names else "attention")  # fmt: skip
         ax.plot(values["total"], len(names), "|", color="black", markersize=8, label=None if names else "as one")
         names.append(f"{style.display(method)}, {bar.x.iloc[0]:.0%} skipped")
+    *_, second, first = 0.0, *sorted(ends)
+    if first > CUT * second > 0:
+        ax.set_xlim(0, 1.25 * second)
+        place = ends.index(first)
+        ax.annotate(f"to {first:.0f} ms", (1.24 * second, place), ha="right", va="center", fontsize=7)
     ax.set_yticks(range(len(names)), names)
     ax.grid(False, axis="y")
     ax.set(xlabel="time (ms)", title="(c) the other methods")
