@@ -153,6 +153,8 @@ show("fig6")
 # %%
 show("fig5")
 # %%
+show("methods")
+# %%
 show("table4")
 # %%
 show("fig8")
