@@ -36,6 +36,8 @@ def app(arguments, standalone_mode):
     with open("ran", "a") as log:
         log.write(" ".join(arguments) + "\\n")
     time.sleep(0.3)
+    if "model-b" in arguments and Path("full").exists():
+        raise MemoryError("the GPU is full")
     for name in arguments:
         Path(name).touch()
 """
@@ -80,6 +82,19 @@ def test_a_step_that_writes_nothing_or_waits_for_nobody_ends_the_script(start):
     assert "wait for: model" in orphan.communicate()[1]
     assert silent.returncode
     assert orphan.returncode
+
+
+def test_a_step_that_fails_is_named_and_the_others_go_on(start, tmp_path):
+    (tmp_path / "full").touch()
+    worker = start(PRINTED.replace("input: model-a, model-b", "input: model-a"))
+    errors = worker.communicate()[1]
+    assert "MemoryError: the GPU is full" in errors
+    assert errors.splitlines()[-1] == "failed: model-b"
+    assert worker.returncode == 1
+    assert (tmp_path / "ran").read_text().splitlines()[1:] == ["model-a", "model-b", "figure"]
+    (tmp_path / "full").unlink()
+    assert start().wait() == 0  # started again it is tried again, and nothing else
+    assert (tmp_path / "ran").read_text().splitlines()[4:] == ["model-b"]
 
 
 def test_a_print_without_steps_is_refused():

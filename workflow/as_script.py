@@ -6,10 +6,13 @@ r"""The DAG of a preset as one Python script, for a machine that has a GPU but n
 
 The same steps in an order that the DAG allows, in one process (torch is imported once); one whose outputs are
 all there is skipped, so that the script may be ended and started again (a training continues from its
-checkpoint), and a step that fails ends it. It needs the package's dependencies (jsonschema among them).
+checkpoint). A step that fails is reported, the others go on, and the exit status says so. It needs the package's
+dependencies (jsonschema among them).
 
-On a machine with several GPUs start it once a GPU (CUDA_VISIBLE_DEVICES=0, 1, ...): each takes the first step
-whose inputs are there and that no other is at. One a GPU and no more, or a timing would share its device.
+Several may run at once, on one GPU or many (CUDA_VISIBLE_DEVICES=0, 1, ...): each takes the first step whose
+inputs are there and that no other is at, and one that failed elsewhere once again. Most steps of the preset gpu
+wait for the host, so that several share a GPU well (docs/gpu-preset.md). Where timings are among the steps start
+one a GPU and no more, or a timing would share its device; or take their lines out and run them alone afterwards.
 Nothing is drawn there: that needs no GPU. To go on another day, bring back results/fresh/<preset>, but for
 corpora/, in parts, and join them there with cat:
 
@@ -30,8 +33,10 @@ LOCKS = "logs/steps"
 RUNNER = '''"""Written by workflow/as_script.py: the steps of a preset in order, those that are done left out."""
 
 import fcntl
+import gc
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from seerbench.cli import app
@@ -42,8 +47,18 @@ STEPS = [  # inputs, outputs, command
 ]
 
 
+FAILED = {{}}  # number -> command of the steps that failed here
+
+
 def there(files):
     return all(Path(file).exists() for file in files)
+
+
+def release():
+    """Give the GPU's memory back: another worker may need it for the next step."""
+    gc.collect()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
 
 
 def claimed(number):
@@ -61,7 +76,7 @@ def work():
     """Run the first step that can be; whether one was run, another worker is at one, or nothing is left."""
     elsewhere, waiting = False, []
     for number, (inputs, outputs, arguments) in enumerate(STEPS):
-        if there(outputs):
+        if there(outputs) or number in FAILED:
             continue
         lock = claimed(number)
         if lock is None:
@@ -76,20 +91,27 @@ def work():
             sys.argv = ["seerbench", *arguments]  # provenance quotes it
             started = time.time()
             print(*arguments, flush=True)
-            app(arguments, standalone_mode=False)
-            if not there(outputs):
-                raise SystemExit("this step ended without " + ", ".join(outputs))
-            print(f"  {{time.time() - started:.1f}} s: {{arguments}}", flush=True)
+            try:
+                app(arguments, standalone_mode=False)
+                if not there(outputs):
+                    raise RuntimeError("this step ended without " + ", ".join(outputs))
+                print(f"  {{time.time() - started:.1f}} s: {{arguments}}", flush=True)
+            except Exception:  # of whatever kind: it is reported, and the other steps do not need this one
+                traceback.print_exc()
+                FAILED[number] = " ".join(arguments)
             return "ran"
     if waiting and not elsewhere:
-        raise SystemExit("no step makes what these wait for: " + "; ".join(waiting))
+        FAILED.setdefault(-1, "no step makes what these wait for: " + "; ".join(waiting))
     return "elsewhere" if elsewhere else "done"
 
 
 LOCKS.mkdir(parents=True, exist_ok=True)
 while (state := work()) != "done":
+    release()
     if state == "elsewhere":
         time.sleep(1)
+if FAILED:
+    raise SystemExit("failed: " + "; ".join(FAILED.values()))
 '''
 
 
