@@ -27,6 +27,7 @@ import pandas as pd
 from seerbench import statistics
 from seerbench.artefacts import sources, style, summaries
 from seerbench.artefacts.fig10 import PAPER_BEST
+from seerbench.config import PAPER_GATE
 from seerbench.results import ROOT, ResultsError, Run
 from seerbench.statistics import Interval
 
@@ -35,7 +36,6 @@ PUBLISHED = ROOT / "results" / "published"
 REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = "reproduced", "not reproduced", "not testable here"
 
 SMALL = "small scale"  # how the scale of a preset begins whose models are trained here
-PAPER_GATE = "v1"  # the gate set with the paper's pooling, projection and loss
 PAPER_BLOCK = 64
 GATE_SHARE = 0.03  # C11: "1-3% at 32k"
 # C12 says "same" and "near-equal" without a number; Figure 8 prints none. Within a tenth counts as that.

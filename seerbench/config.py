@@ -23,6 +23,7 @@ SCHEMA = Path(__file__).with_name("config.schema.json")
 FRESH = Path("results/fresh")
 TRAINING_SWEEP = "training_kernel"  # the sweeps by the names that artefacts know them by
 SEARCHED = "searched"  # MInference's patterns as `seerbench patterns` found them for the model
+PAPER_GATE = "v1"  # the gate set with the paper's pooling, projection and loss
 SWEEPS = ("kernel", "methods", TRAINING_SWEEP, "ttft")
 
 

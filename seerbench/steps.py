@@ -32,7 +32,7 @@ from seerbench.accuracy import Arm
 from seerbench.attention import Case
 from seerbench.baselines.minference import save_patterns
 from seerbench.baselines.moa import save_plan
-from seerbench.config import SEARCHED, ConfigError, Preset, at_context, expand
+from seerbench.config import PAPER_GATE, SEARCHED, ConfigError, Preset, at_context, expand
 from seerbench.gate import AttnGate, GateConfig, gate_set_names, load_gates, save_gates
 from seerbench.registry import create
 from seerbench.released_gates import read_released
@@ -467,10 +467,8 @@ def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> 
         file = preset.gates(job)
         for name in gate_set_names(file) if gate_set == "all" else [gate_set]:
             gates = [gate.to(preset.config["device"]) for gate in load_gates(file, name)]
-            method = create(one["method"], gates=gates, **options)
-            if name != "v1":  # the paper's gate; timings add another set to the method's name
-                method.variant = name
-            arms.append(Arm(variant(method, one), f"{job}:{name}", recipe))
+            method = variant(create(one["method"], gates=gates, **options), one)
+            arms.append(Arm(method, f"{job}:{name}", recipe))
     return arms
 
 
@@ -521,15 +519,22 @@ def _options(preset: Preset, arm: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(arms: Iterable[Arm], block: int) -> list[tuple[str, Any]]:
-    """(name, method) for the timings: other patterns or blocks than the usual ones say so, as "seer-128"."""
+    """(name, method) for the timings: other patterns or blocks than the usual ones say so, as "seer-128".
+
+    So does a gate set other than the paper's v1, as "seer-v2", where there are several in the sweep.
+    """
+    arms = list(arms)
+    sets = [arm.gate.partition(":")[2] if arm.gate and arm.method.name.startswith("seer") else "" for arm in arms]
+    several = len({name for name in sets if name}) > 1
     named = []
-    for method in (arm.method for arm in arms):
-        size = getattr(method, "block", block)
-        other = (
-            size != block and method.name not in latency.DENSE
-        )  # FlexAttention's own block says nothing of dense
-        parts = [method.name, *filter(None, [getattr(method, "variant", None)]), *[str(size)] * other]
-        named.append(("-".join(parts), method))
+    for arm, gate_set in zip(arms, sets, strict=True):
+        size = getattr(arm.method, "block", block)
+        parts = [arm.method.name, getattr(arm.method, "variant", None)]
+        if several and gate_set != PAPER_GATE:
+            parts.append(gate_set)
+        if size != block and arm.method.name not in latency.DENSE:  # FlexAttention's own says nothing of dense
+            parts.append(str(size))
+        named.append(("-".join(filter(None, parts)), arm.method))
     return named
 
 

@@ -1,11 +1,14 @@
 """The sweeps end to end at toy size: statuses, rows that fit the schema, memory, what is not timed."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
 import yaml
 
 from seerbench import config, latency, steps
+from seerbench.accuracy import Arm
 from seerbench.attention import BlockMask, BlockSparse, Case
 from seerbench.baselines.minference import MInference
 from seerbench.gate import AttnGate, GateConfig
@@ -341,6 +344,16 @@ def test_a_cell_a_sparsity_with_dense_in_each():
         latency.by_sparsity([*methods, ("r", sparse[2])])
     cells = latency.by_sparsity([*methods, ("flex", create("flex"))])  # no speed-up is taken over it: once
     assert [list(group) for group in cells.values()] == [["dense", "flex", "r", "s"], ["dense", "s"]]
+
+
+def test_a_gate_set_is_named_where_there_are_several():
+    def names(*gates):
+        arms = [Arm(SimpleNamespace(name="seer", block=block), gate) for gate, block in gates]
+        return [name for name, _ in steps._named(arms, 64)]
+
+    assert names(("released:v2", 64)) == ["seer"]
+    assert names(("long:v1", 64), ("block128:v1", 128)) == ["seer", "seer-128"]
+    assert names(("long:v1", 64), ("long:v2", 64), ("wide:v2", 128)) == ["seer", "seer-v2", "seer-v2-128"]
 
 
 @pytest.mark.parametrize("preset", ["speed", "gpu"])
