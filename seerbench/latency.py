@@ -57,8 +57,10 @@ DENSE = ("dense", "fa2", "cudnn", "fa4", "flash-attn", "flex")
 IN_EVERY_CELL = ("dense", "fa2", "cudnn", "fa4")
 MASKS = dict.fromkeys(DENSE, "dense") | {"seer": "gate", "random": "random"}  # by method; all others: "pattern"
 # Methods that choose by what q and k hold: on random ones their choice and their sparsity mean nothing.
-DYNAMIC = ("minference", "minference-aligned", "minference-upstream", "flexprefill", "xattention", "flashprefill")
-DYNAMIC += ("oracle",)
+DYNAMIC = (
+    *("minference", "minference-aligned", "minference-upstream"),
+    *("flexprefill", "xattention", "flashprefill", "oracle"),
+)
 MEANINGLESS = "random: a dynamic method's choice and sparsity mean nothing on them"
 
 
