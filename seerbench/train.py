@@ -394,11 +394,16 @@ def initialise(model: LlamaForCausalLM, config: Mapping) -> None:
 
 
 def schedule(stages: Sequence[Mapping]) -> list[Mapping]:
-    """The stage of every step. A stage has context, batch_tokens, and tokens or steps."""
+    """The stage of every step, with one context each.
+
+    A stage has context (tokens of a window, or a list that its steps take in turn: a model that sees long windows
+    alone forgets how to look things up at the first positions), batch_tokens, and tokens or steps.
+    """
     plan: list[Mapping] = []
     for stage in stages:
         steps = stage.get("steps") or math.ceil(stage["tokens"] / stage["batch_tokens"])
-        plan += [stage] * steps
+        contexts = stage["context"] if isinstance(stage["context"], list) else [stage["context"]]
+        plan += [{**stage, "context": contexts[step % len(contexts)]} for step in range(steps)]
     return plan
 
 

@@ -136,6 +136,15 @@ def test_a_killed_run_resumes_and_ends_the_same(setting, undisturbed):
         torch.testing.assert_close(weights(out)[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_steps_take_the_contexts_of_a_stage_in_turn(setting):
+    """Two lengths of window, the same tokens a step; the second stage starts with its own first."""
+    stages = [{"context": [64, 32], "steps": 3}, {"context": 56, "steps": 1}]
+    turns = {**CONFIG, "stages": [{**stage, "batch_tokens": 128} for stage in stages]}
+    rows = train.pretrain(turns, setting / "tokens.parquet", setting / "tokenizer", setting / "turns", seed=3)
+    assert rows["context"].tolist() == [64, 32, 64, 56]
+    assert rows["tokens"].tolist() == [128, 256, 384, 384 + 112]
+
+
 def test_init_continues_a_model(setting, undisturbed):
     longer = {**CONFIG, "model": {**MODEL, "positions": 128}}
     longer["stages"] = [{"context": 128, "steps": 1, "batch_tokens": 512}]

@@ -3,9 +3,14 @@
 import sys
 
 import torch
-from kernel_cases import build_mask, check_attention, draw
+from kernel_cases import build_mask, check_attention, check_gradients, draw
 
+from seerbench.gate import pool_blocks
 from seerbench.kernels import attn_gate, block_sparse_attention, block_sparse_hopper, pooled_attention
+from seerbench.kernels.antidiagonal_mass import antidiagonal_mass
+from seerbench.kernels.lists import ascending_lists
+from seerbench.kernels.pooled_scores import log_sums
+from seerbench.kernels.vertical_slash import tile_attention, vertical_slash_tiles
 from seerbench.latency import plain_rope
 
 for blocks in block_sparse_attention.HOPPER_BLOCKS:
@@ -36,3 +41,20 @@ attn_gate.select_threshold(scores, 0.3, 300, 64)
 attn_gate.select_relative(scores, 0.3, 300, 64)
 torch.cuda.synchronize()
 print("pooled and gate ok")
+
+for blocks in block_sparse_attention.HOPPER_BLOCKS:
+    leaves = [x.requires_grad_() for x in draw(300, 4, 2, 128, torch.bfloat16, "cuda", 1)]
+    mask = build_mask("random", 300, 1, 4, *blocks, "cuda")
+    o = block_sparse_attention.block_sparse_attention(*leaves, mask)
+    do = torch.randn_like(o)
+    check_gradients(*leaves, mask, do, torch.autograd.grad(o, leaves, do))
+    print("backward", blocks, "ok")
+
+ascending_lists(torch.ones(1, 4, 5, 5, dtype=torch.bool, device="cuda").tril())
+antidiagonal_mass(q, k, 64, 8)
+log_sums(q, pool_blocks(k, 64)["avg"], 64)
+columns, diagonals = torch.rand(2, 1, 4, 300, device="cuda") < 0.1
+diagonals[..., 0] = True
+tile_attention(q, k, v, vertical_slash_tiles(columns, diagonals))
+torch.cuda.synchronize()
+print("the baselines' kernels ok")
