@@ -12,7 +12,7 @@ appendix; the description followed is in the card of moa.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -25,6 +25,7 @@ from seerbench.baselines.moa import block_density, reserve_for, window_blocks
 from seerbench.gate import top_k_density
 
 KV_DENSITY = 0.5  # upstream's default bound
+FINEST = 0.25  # of a bound: what a rule keeps at least (upstream: an eighth of the context for a bound of a half)
 SLACK = 0.9  # a plan uses at least this share of its bound
 NEAR = 1.5
 RULES_A_LAYER = 2
@@ -126,10 +127,19 @@ def bounds(rules: np.ndarray, lengths: Sequence[int], block: int, sparsity: floa
 def choose_rules(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray]:
     """Pareto-optimal plans, each int [layers, heads] of rules, for costs [layers, heads, R] at each length.
 
-    Each length alone gives the range of every objective; then the first is minimised with the others bounded at
-    the ends of INTERVALS of their ranges. RuntimeError when the bounds admit no plan at all.
+    Rules that keep less than FINEST of a bound are left out: influence, which is first-order, underrates what a
+    head loses that keeps hardly a block, and a budget of a half would give some heads everything and others nothing
+    (docs/LOG.md). Each length alone gives the range of every objective; then the first is minimised with the others
+    bounded at the ends of INTERVALS of their ranges. RuntimeError when the bounds admit no plan at all.
     """
-    costs = [np.asarray(cost) / max(float(np.abs(cost).max()), 1e-30) for cost in costs]
+    fine = np.flatnonzero((limits.density >= FINEST * limits.most[:, None])[limits.most < 1].all(0))
+    few = replace(limits, density=limits.density[:, fine])
+    return [fine[plan] for plan in _pareto([np.asarray(cost)[..., fine] for cost in costs], few)]
+
+
+def _pareto(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray]:
+    """`choose_rules` among all rules that there are."""
+    costs = [cost / max(float(np.abs(cost).max()), 1e-30) for cost in costs]
     pool = candidates(costs, limits)
     for least in (
         limits.least,
@@ -265,7 +275,7 @@ def _choose(
         bounds=Between(0, 1),
         options={"mip_rel_gap": GAP, "node_limit": NODES},
     )
-    if answer.x is None:
+    if answer.x is None:  # infeasible, or nothing found in NODES
         return None
     ends = np.cumsum([len(layer.rules) for layer in pool])
     parts = np.split(answer.x, ends[:-1])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from seerbench.models import using, visit
 
 # Upstream's lengths are 2k, 4k and 8k, bounded at 16k too and validated at 12k: shares of the longest.
 LENGTHS, EXTENSION, VALIDATION = (0.25, 0.5, 1.0), 2.0, 1.5
-FINEST = 0.25  # of a bound: what a rule keeps at least (upstream: an eighth of the context for a bound of a half)
 ANSWER = 1 / 32  # of the longest length: tokens that the model continues; about a summary's 256 at 8k
 
 
@@ -69,7 +68,7 @@ def moa_plans(
         sparsity: moa_plan.bounds(rules, [*lengths, extension], block, sparsity) for sparsity in sparsities
     }
     with ThreadPoolExecutor() as pool:  # HiGHS, nearly all of it, runs outside the interpreter's lock
-        choices_of = list(pool.map(lambda limits: _choices(costs, limits), limits_of.values()))
+        choices_of = list(pool.map(lambda limits: moa_plan.choose_rules(costs, limits), limits_of.values()))
     plans = {}
     for (sparsity, limits), choices in zip(limits_of.items(), choices_of):
         losses = [_loss(model, validation, rules[choice], block, sparsity) for choice in choices]
@@ -86,18 +85,6 @@ def moa_plans(
         }
         plans[sparsity] = MoAPlan(rules[best][..., 0], rules[best][..., 1], about)
     return plans
-
-
-def _choices(costs: Sequence[np.ndarray], limits: moa_plan.Bounds) -> list[np.ndarray]:
-    """`choose_rules` among the rules that are fine enough for these bounds, and no finer.
-
-    First-order influence underrates what a head loses that keeps hardly a block: with the whole grid, budgets of
-    a half give some heads everything and others nothing, and lose more than plans of a fifth (docs/LOG.md).
-    """
-    usable = (limits.density >= FINEST * limits.most[:, None])[limits.most < 1].all(0)
-    few = replace(limits, density=limits.density[:, usable])
-    choices = moa_plan.choose_rules([cost[..., usable] for cost in costs], few)
-    return [np.flatnonzero(usable)[choice] for choice in choices]
 
 
 def random_plan(heads: int, sparsity: float | None, block: int, seed: int, longest: int = 8192) -> MoAPlan:

@@ -297,6 +297,20 @@ def test_moa_s_plans_are_not_beaten_by_any_choice_of_rules():
         moa_plan.choose_rules(costs, moa_plan.Bounds(density, np.array([0.1, 0.1]), np.zeros(2)))
 
 
+def test_no_head_keeps_less_than_a_quarter_of_a_bound():
+    """Costs that are blind to near keys: the grid's shortest rule would win wherever it may be chosen."""
+    lengths, block = [256, 512, 1024], 16
+    rules = moa_plan.rule_grid(lengths, 2048, block)
+    costs = [np.broadcast_to(-np.arange(len(rules)) / n, (2, 4, len(rules))) for n in lengths]
+    for sparsity in (None, 0.5, 0.8):
+        limits = moa_plan.bounds(rules, [*lengths, 2048], block, sparsity)
+        kept = np.concatenate([limits.density[:, choice] for choice in moa_plan.choose_rules(costs, limits)], 1)
+        bound = limits.most < 1
+        assert (kept[bound] >= 0.25 * limits.most[bound, None, None]).all()
+        assert (kept[bound].mean((1, 2)) <= limits.most[bound] + 1e-6).all()
+        assert (limits.density[bound] < 0.25 * limits.most[bound, None]).any()  # there was something to leave out
+
+
 def test_moa_s_plan_goes_through_upstream_s_format(tmp_path):
     save_plan(tmp_path / "mine.json", [[0.0, -1024.0]], [[0.5, 0.875]], {"model": "toy"})
     assert load_plan(tmp_path / "mine.json") == ([[0.0, -1024.0]], [[0.5, 0.875]])
