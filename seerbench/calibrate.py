@@ -9,6 +9,7 @@ Between models and the plan files that the methods read (baselines/moa.py, basel
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,8 +68,7 @@ def moa_plans(
     limits_of = {
         sparsity: moa_plan.bounds(rules, [*lengths, extension], block, sparsity) for sparsity in sparsities
     }
-    with ThreadPoolExecutor() as pool:  # HiGHS, nearly all of it, runs outside the interpreter's lock
-        choices_of = list(pool.map(lambda limits: moa_plan.choose_rules(costs, limits), limits_of.values()))
+    choices_of = _choose_all(costs, list(limits_of.values()))
     plans = {}
     for (sparsity, limits), choices in zip(limits_of.items(), choices_of):
         losses = [_loss(model, validation, rules[choice], block, sparsity) for choice in choices]
@@ -85,6 +85,20 @@ def moa_plans(
         }
         plans[sparsity] = MoAPlan(rules[best][..., 0], rules[best][..., 1], about)
     return plans
+
+
+def _choose_all(costs: Sequence[np.ndarray], limits_of: Sequence[moa_plan.Bounds]) -> list[list[np.ndarray]]:
+    """`choose_rules` under each of the bounds, side by side: HiGHS, nearly all of it, needs no interpreter's lock.
+
+    Warning filters are one for all threads, and scipy makes errors of warnings while it looks at a constraint:
+    where another thread only warns meanwhile, it fails. Those are chosen again, alone.
+    """
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        futures = [pool.submit(moa_plan.choose_rules, costs, limits) for limits in limits_of]
+    return [
+        moa_plan.choose_rules(costs, limits) if isinstance(future.exception(), Warning) else future.result()
+        for future, limits in zip(futures, limits_of)
+    ]
 
 
 def random_plan(heads: int, sparsity: float | None, block: int, seed: int, longest: int = 8192) -> MoAPlan:

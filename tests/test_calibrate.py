@@ -1,5 +1,8 @@
 """Offline calibration: gradients through a model, MoA's plans and MInference's patterns of a small one."""
 
+import threading
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +88,25 @@ def test_moa_s_plans_of_a_model_run_in_it(model, windows, tmp_path, monkeypatch)
     assert plans[None].about["bound"] == "KV density"
     again = calibrate.moa_plans(model, windows, windows[256], [0.5], BLOCK)
     assert np.array_equal(again[0.5].alphas, plans[0.5].alphas)
+
+
+def test_a_warning_that_another_thread_made_an_error_costs_no_plan(monkeypatch):
+    """scipy's filters as they may be left by threads that cross; what is wrong otherwise is still raised."""
+
+    def choose(costs, limits):
+        if threading.current_thread() is threading.main_thread():
+            return [limits]
+        warnings.simplefilter("error")
+        if limits == "wrong":
+            raise RuntimeError("no plan")
+        warnings.warn("about to change", DeprecationWarning, stacklevel=1)
+
+    monkeypatch.setattr(moa_plan, "choose_rules", choose)
+    before = list(warnings.filters)
+    assert calibrate._choose_all([], ["a", "b"]) == [["a"], ["b"]]
+    assert warnings.filters == before
+    with pytest.raises(RuntimeError, match="no plan"):
+        calibrate._choose_all([], ["a", "wrong"])
 
 
 def test_a_random_plan_stands_for_no_model():
