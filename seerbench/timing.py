@@ -29,8 +29,8 @@ Timer = Callable[[Call], float]  # runs the call and says how many ms it took
 # What is overwritten before each timed GPU call: several times the largest L2 (50 MiB on an H200, 126 MiB
 # on a B200), as triton.testing.do_bench does.
 FLUSH_BYTES = 256 * 2**20
-# Two milliseconds or so of a GPU's clock: longer than a busy host takes for the launches of one method (half a
-# millisecond was not, docs/LOG.md), and less than the layer before takes in an 8B model at 8k.
+# Two milliseconds or so of a GPU's clock: more than the host takes for the launches of one method, and no more than
+# an 8B model's layer leaves queued at 8k. Half a millisecond flattered plans that wait for the GPU (docs/LOG.md).
 PAUSE_CYCLES = 4_000_000
 
 
