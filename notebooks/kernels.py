@@ -14,6 +14,7 @@
 
 # %%
 import ast
+import re
 
 import pandas as pd
 import torch
@@ -260,10 +261,11 @@ if trainers:
 # %% [markdown]
 # ## 8. What did not work
 #
-# The log keeps what was tried, predicted and measured, and the failures with it. Its headings that say so:
+# [docs/LOG.md](../docs/LOG.md) keeps every experiment with its prediction and its result. The kernel experiments whose
+# outcome is negative:
 
 # %%
-headings = [
-    line.removeprefix("## ") for line in (ROOT / "docs" / "LOG.md").read_text().splitlines() if line[:3] == "## "
-]
-display(Markdown("\n".join(f"- {heading}" for heading in headings if "negative" in heading or "slower" in heading)))
+index = re.findall(
+    r"^\| ([\d-]+) \| (.*?) \| \[(.*?)\]\(#.*\) \| - \|$", (ROOT / "docs" / "LOG.md").read_text(), re.M
+)
+display(Markdown("\n".join(f"- {date}: {title}" for date, tags, title in index if "[kernel]" in tags)))
