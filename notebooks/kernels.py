@@ -261,7 +261,7 @@ if trainers:
 # %% [markdown]
 # ## 8. What did not work
 #
-# [docs/LOG.md](../docs/LOG.md) keeps every experiment with its prediction and its result. The kernel experiments whose
+# [docs/LOG.md](../docs/LOG.md) keeps every experiment with its prediction and result. The kernel experiments whose
 # outcome is negative:
 
 # %%
