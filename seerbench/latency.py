@@ -42,7 +42,8 @@ from seerbench.baselines.random_blocks import RandomBlocks
 from seerbench.gate import rotate, select_top_k
 from seerbench.kernels import pooled_attention
 from seerbench.models import Refused, attention_layers, chunked_mlps, using, visit
-from seerbench.results import cpu_name, source_digest
+from seerbench.results import cpu_name
+from seerbench.source_digest import source_digest
 from seerbench.timing import Call, Contender, Parts, Timing, available_mib, claim, peak_mib, sample, timer_for
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)

@@ -31,6 +31,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seerbench.source_digest import UnknownCommit, changed_since, source_digest
+
 SCHEMA_VERSION = 1
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -389,15 +391,6 @@ def commit_and_dirty() -> tuple[str | None, bool | None]:
     return head.stdout.strip(), bool(status.stdout.strip())
 
 
-def source_digest() -> str:
-    """Hash of the code that is measured: kernels, baselines, SeerAttention itself."""
-    own = Path(__file__).parent
-    files = sorted([*(ROOT / "kernels").glob("*.py"), *(ROOT / "baselines").glob("*.py")])
-    if not files:  # installed as a wheel: the two folders are inside the package
-        files = sorted([*(own / "kernels").glob("*.py"), *(own / "baselines").glob("*.py")])
-    return files_digest([*files, own / "attention.py", own / "gate.py", own / "seer.py"])
-
-
 def files_digest(files: Iterable[Path]) -> str:
     """Hash of files by name and content, in the order of their names."""
     whole = hashlib.sha256()
@@ -493,7 +486,11 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stale(folder: Path) -> list[str]:
-    """What is wrong with a published run: changed files, rows measured with other kernels. Empty if nothing."""
+    """Return what is wrong with a published run: changed files, timings of other kernels. Empty if nothing.
+
+    A timing is up to date while this tree still has every definition that the commit that measured it had
+    (source_digest.changed_since).
+    """
     manifest = folder / "MANIFEST.json"
     if not manifest.exists():
         return [f"{folder} has no MANIFEST.json; publish it with seerbench publish"]
@@ -502,9 +499,19 @@ def stale(folder: Path) -> list[str]:
         path = folder / name
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             problems.append(f"{path} is not the file that was published")
-    runs = Run(folder).table("runs")
-    timed = set(Run(folder).table("cells").run_id)
-    older = runs[runs.run_id.isin(timed) & (runs.source_digest != source_digest())]
-    if len(older):
-        problems.append(f"{folder}: {len(older)} timing steps were measured with older kernels")
+    run = Run(folder)
+    runs = run.table("runs")
+    timed = runs[runs.run_id.isin(set(run.table("cells").run_id))]
+    for (commit, recorded, dirty), steps in timed.groupby(["commit", "source_digest", "dirty"], dropna=False):
+        commit = None if pd.isna(commit) else commit
+        which = f"{len(steps)} timing steps at {f'commit {commit[:9]}' if commit else 'an unknown commit'}"
+        try:
+            changed = changed_since(commit, recorded, pd.isna(dirty) or bool(dirty))
+        except UnknownCommit as unknown:
+            problems.append(f"{folder}: cannot tell whether kernels have changed since {which}: {unknown}")
+            continue
+        if changed:
+            others = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            names = f"{', '.join(changed[:3])}{others}"
+            problems.append(f"{folder}: {which} were measured with older kernels; changed since: {names}")
     return problems

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seerbench import artefacts, results
+from seerbench import artefacts
 from seerbench.artefacts import fig1, fig6, fig8, sources, style, summaries, table1, table2, table4, tables
 from seerbench.artefacts import methods as methods_table
 from seerbench.results import ROOT, ResultsError, Run, provenance, publish, write_rows
+from seerbench.source_digest import source_digest
 
 PAPER = ROOT / "results" / "paper"
 SCALE = "synthetic rows of a test"
@@ -417,7 +418,7 @@ def test_a_published_run_gives_the_same_numbers(run_dir, tmp_path):
         pd.testing.assert_frame_equal(fresh.sort_index(axis=1), again.sort_index(axis=1))
 
 
-def test_labels():
+def test_labels(monkeypatch):
     class Fake:
         def __init__(self, *runs):
             self.runs = pd.DataFrame(runs)
@@ -426,7 +427,7 @@ def test_labels():
             return self.runs
 
     rows = pd.DataFrame({"run_id": ["x-0", "x-1"]})
-    digest = results.source_digest()
+    digest = source_digest()
 
     def text(*changes, timed=False):
         runs = [origin("x", number, source_digest=digest, **change) for number, change in enumerate(changes)]
@@ -439,7 +440,9 @@ def test_labels():
     later = {"started": "2026-11-24T01:00:00+00:00", "commit": "fff0000"}
     assert text({}, later).endswith("2026-11-22 to 2026-11-24; commit abc1234, commit fff0000")
     digest = "another"
-    assert text({}, {}, timed=True).endswith("with other kernels than this tree's")
+    assert "perhaps with other kernels than this tree's" in text({}, {}, timed=True)
+    monkeypatch.setattr(sources, "changed_since", lambda commit, recorded, dirty: ["attend"])
+    assert text({}, {}, timed=True).endswith("; with other kernels than this tree's")
     assert text({}, {}) == LABEL
 
 

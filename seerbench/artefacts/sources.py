@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from seerbench import results
 from seerbench.results import ROOT, ResultsError, Run
+from seerbench.source_digest import UnknownCommit, changed_since
 
 PAPER = "SeerAttention, arXiv 2410.13276 v1"
 PAPER_GPU = "GPU not named there (its v4: one A100)"
@@ -180,9 +180,22 @@ def label(run: Run, *rows: pd.DataFrame, timed: bool = False) -> str:
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     commits = sorted({_commit(commit, dirty) for commit, dirty in zip(runs.commit, runs.dirty)})
     parts = [*dict.fromkeys(runs.scale), *dict.fromkeys(runs.device), when, ", ".join(commits)]
-    if timed and (runs.source_digest != results.source_digest()).any():
-        parts.append("with other kernels than this tree's")
+    if timed:
+        parts += _kernels(runs)
     return "measured: " + "; ".join(parts)
+
+
+def _kernels(runs: pd.DataFrame) -> list[str]:
+    """Return a remark where the runs were timed, or may have been, with other kernels than this tree's."""
+    unknown = False
+    for commit, recorded, dirty in set(zip(runs.commit, runs.source_digest, runs.dirty)):
+        try:
+            commit = commit if isinstance(commit, str) else None
+            if changed_since(commit, recorded, pd.isna(dirty) or bool(dirty)):
+                return ["with other kernels than this tree's"]
+        except UnknownCommit:
+            unknown = True
+    return ["perhaps with other kernels than this tree's (the repository here lacks that commit)"] * unknown
 
 
 def _commit(commit: str | None, dirty: bool | None) -> str:

@@ -1,7 +1,8 @@
 # What the rules share: the command, what makes a result stale, and the lists of files.
 from pathlib import Path
 
-from seerbench.results import ROOT, TABLES, files_digest, source_digest
+from seerbench.results import ROOT, TABLES, files_digest
+from seerbench.source_digest import source_digest
 
 WHERE = f"{config.get('preset', 'cpu')} --results {RUN.parent}"
 LOGS = f"logs/{PRESET.name}"
@@ -15,7 +16,7 @@ WHOLE_MACHINE = (
 COMPARED = config.get("compare", "")
 COMPARED_FILE = COMPARED.partition(":")[0]
 COMPARED_NAME = config.get("compare_name", Path(COMPARED_FILE).stem or "none")
-TIMED = source_digest()  # measured again when kernels, baselines or the gate change
+TIMED = source_digest()  # measured again when what kernels or methods compute changes
 
 
 wildcard_constraints:
