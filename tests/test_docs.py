@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from seerbench.cli import app
-from seerbench.results import ROOT
+from seerbench.paths import ROOT
 
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<kind>sh|bash|python)\n(?P<code>.*?)```", re.S
@@ -66,10 +66,11 @@ def test_block(reason, kind, code, copy):
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / folder / "README.md" for folder in ("baselines", "config", "figures", "kernels", "results/paper")]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     dead = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert dead == []
@@ -79,6 +80,38 @@ def test_the_index_names_every_page():
     index = (ROOT / "docs" / "README.md").read_text()
     missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index]
     assert missing == ["README.md"]
+
+
+TREE = re.compile(r"<!-- tree: [^\n]+ -->\n```text\n(.*?)```", re.S)
+CODE = ("seerbench", "kernels", "baselines")
+
+
+def tree_of(page):
+    """Return the files of the tree in a page: each line is indented by two spaces per folder above it."""
+    folders, files = [], set()
+    for line in TREE.search(page)[1].splitlines():
+        name = line.split()[0]
+        folders[(len(line) - len(line.lstrip())) // 2 :] = []
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            files.add("".join(folders) + name)
+    return files
+
+
+def test_the_tree_in_the_architecture_page_names_every_module():
+    named = tree_of((ROOT / "docs" / "architecture.md").read_text())
+    there = {
+        path.relative_to(ROOT).as_posix()
+        for folder in CODE
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py" and not path.is_relative_to(ROOT / "seerbench" / "kernels")
+        if not path.is_relative_to(ROOT / "seerbench" / "baselines")  # links to the top-level folders
+    }
+    assert {"not in the tree": sorted(there - named), "not in the code": sorted(named - there)} == {
+        "not in the tree": [],
+        "not in the code": [],
+    }
 
 
 def test_a_block_with_an_unknown_target_fails():
