@@ -4,7 +4,7 @@ A definition is a function, a class or a constant at the top of a module. Its no
 and of references to other definitions of the same modules. It has no comments, docstrings, annotations
 (except Triton's constexpr) or error messages; local names are numbers, in the order of their appearance;
 names of other packages are full dotted paths. A class is its members, inherited ones included, without those
-that compute nothing: IGNORED_MEMBERS, and hooks that are empty or only return None.
+that compute nothing: IGNORED_MEMBERS, and hooks that are empty or only return None or an argument.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 # Members that say whether and as what a method runs, not what it computes.
 IGNORED_MEMBERS = ("refuses", "implementation", "__repr__")
+# Old to new names of members, attributes and keywords that were renamed with nothing else about them changed.
+# Both are written as the new one, so timings of commits before the renaming stay up to date.
+RENAMED = {"settled": "with_threshold_for"}
 ABSTRACT_BASES = ("abc.ABC", "typing.Protocol", "typing.Generic")
 # Fields of syntax nodes that do not change what is computed.
 IGNORED_FIELDS = ("ctx", "kind", "type_comment", "type_params", "returns", "annotation", "msg")
@@ -116,7 +119,7 @@ class Project:
             parts = ["class", *rest]
             for members in (fields, dict(sorted(functions.items()))):  # the order of fields counts
                 for name, member in members.items():
-                    parts += [f" {name}=", *member] if member else []
+                    parts += [f" {_renamed(name)}=", *member] if member else []
             if '"super"' in parts:
                 bases = [self.base(key.module, base) for base in node.bases]
                 parts += [base for base in bases if isinstance(base, Key)]
@@ -194,6 +197,7 @@ class _Writer:
         self.count = 0  # of local names so far
 
     def text(self, *parts: str | Key) -> None:
+        """Append texts and references as they are."""
         self.parts += parts
 
     def write(self, value: Any) -> None:
@@ -215,14 +219,19 @@ class _Writer:
             self.text(repr(value))
 
     def fields(self, node: ast.AST) -> None:
+        """Write a syntax node's type and those of its fields that count."""
         self.text(f"{type(node).__name__}(")
         for name, value in ast.iter_fields(node):
             if name not in IGNORED_FIELDS and value is not None and value != []:
                 self.text(f" {name}=")
-                self.name(value) if name == "name" and isinstance(value, str) else self.write(value)
+                if name == "name" and isinstance(value, str):
+                    self.name(value)
+                else:
+                    self.write(_renamed(value) if name in ("attr", "arg") else value)
         self.text(")")
 
     def inside(self, scope: Scope, node: ast.AST) -> None:
+        """Write a syntax node's fields within a scope of its own."""
         self.scopes.append(scope)
         self.fields(node)
         self.scopes.pop()
@@ -256,7 +265,7 @@ class _Writer:
         elif name in scope.imports:
             self.meanings([self.project.resolve(path) for path in scope.imports[name]])
         elif scope.is_class:
-            self.text(f"member {name} ")
+            self.text(f"member {_renamed(name)} ")
         else:
             if name not in scope.numbers:
                 scope.numbers[name], self.count = self.count, self.count + 1
@@ -268,6 +277,7 @@ class _Writer:
         return next((scope for scope in reversed(visible) if name in scope.names | scope.imports.keys()), None)
 
     def meanings(self, meanings: Iterable[Key | str]) -> None:
+        """Write what a name refers to; a module stands for all its public definitions."""
         for meaning in meanings:
             whole_module = isinstance(meaning, str) and meaning in self.project.sources
             self.text(Key(meaning, "*") if whole_module else meaning)
@@ -358,7 +368,7 @@ def _scope(body: Iterable[ast.AST], module: str) -> Scope:
             todo += [node.iter, *node.ifs]
         elif not isinstance(node, ast.Lambda):
             todo += ast.iter_child_nodes(node)
-    scope.imports = {name: sorted(set(paths)) for name, paths in scope.imports.items()}
+    scope.imports = {name: list(dict.fromkeys(paths)) for name, paths in scope.imports.items()}
     scope.names -= outside
     return scope
 
@@ -368,6 +378,7 @@ def _stores(node: ast.AST) -> bool:
 
 
 def is_register(mark: ast.expr) -> bool:
+    """Return whether a decorator is `@register(...)`, which puts a method into the catalogue."""
     return isinstance(mark, ast.Call) and getattr(mark.func, "id", None) == "register"
 
 
@@ -386,9 +397,13 @@ def _is_empty(value: ast.expr) -> bool:
 
 
 def _computes_nothing(function: Any) -> bool:
-    """Return whether a function is empty, only returns None, False or (), or only raises."""
+    """Return whether a function is empty, only returns an argument, None, False or (), or only raises."""
     body = [statement for statement in function.body if not _says_nothing(statement)]
-    if len(body) != 1:
-        return not body
-    returns = isinstance(body[0], ast.Return) and (body[0].value is None or _is_empty(body[0].value))
-    return returns or isinstance(body[0], ast.Raise)
+    if len(body) != 1 or not isinstance(body[0], ast.Return):
+        return not body or (len(body) == 1 and isinstance(body[0], ast.Raise))
+    value, arguments = body[0].value, {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)}
+    return value is None or _is_empty(value) or (isinstance(value, ast.Name) and value.id in arguments)
+
+
+def _renamed(name: str) -> str:
+    return RENAMED.get(name, name)

@@ -7,9 +7,10 @@ definition's digest. Names of definitions, files and folders therefore do not ma
 error messages, nor code that nothing reaches. Timings are fresh while every definition of the commit that
 measured them still exists (`changed_since`), so a method that is added makes nothing stale.
 
-Limits: a renamed attribute, keyword or class member counts as a change, and so does code that is arranged
-differently; then measure again. Two arguments that exchange their names are not noticed, nor are statements
-at the top of a module that bind no name, nor code that is reached only through an object handed in.
+Limits: a renamed attribute, keyword or class member counts as a change unless normal_form.RENAMED lists it,
+and so does code that is arranged differently; then measure again. Two arguments that exchange their names are
+not noticed, nor are statements at the top of a module that bind no name, nor code that is reached only through
+an object handed in (ROOT_NAMES lists what is handed in).
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def sources_at(commit: str, root: Path = ROOT) -> dict[str, str]:
     except FileNotFoundError:
         raise UnknownCommit(f"commit {commit[:9]} cannot be read, since git is not installed") from None
     if archive.returncode:
-        raise UnknownCommit(f"commit {commit[:9]} is not in this repository; fetch the whole history")
+        said = archive.stderr.decode(errors="replace").strip()
+        raise UnknownCommit(f"commit {commit[:9]} is not in this repository; fetch the whole history (git: {said})")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         files = [file for file in tar if file.isfile() and file.name.endswith(".py")]
         return {module_name(PurePosixPath(file.name)): tar.extractfile(file).read().decode() for file in files}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seerbench import results, source_digest
+from seerbench import normal_form, results, source_digest
 from seerbench.registry import catalogue
 from seerbench.results import ROOT, stale
 from seerbench.source_digest import (
@@ -201,7 +201,8 @@ SAME = {
             SHARED,
             "class BlockSparse:\n",
             "class Method:\n    exact = None\n    name: str\n\n"
-            "    def score(self, q):\n        return None\n\n    def plan(self, q, k, layer):\n"
+            "    def score(self, q):\n        return None\n\n    def layout(self, mask):\n        return mask\n\n"
+            "    def plan(self, q, k, layer):\n"
             "        raise NotImplementedError\n\n\nclass BlockSparse(Method):\n",
         ),
     ),
@@ -224,7 +225,7 @@ DIFFERENT = {
     "another definition": edited((KERNEL, "num_warps=TILES[64][0]", "num_warps=LOG2_E")),
     "order of fields": edited((SHARED, "    counts: int\n    width: int", "    width: int\n    counts: int")),
     "field's default": edited((SHARED, "width: int = 3", "width: int = 4")),
-    "overridden": edited((METHOD, "    def plan", "    def attend(self, *a):\n        return None\n\n    def plan")),
+    "overridden": edited((METHOD, "    def plan", "    def attend(self):\n        return None\n\n    def plan")),
     "class constant": edited((METHOD, "sparsity = None", "sparsity = 0.5")),
     "another base": edited((METHOD, "class Mine(BlockSparse)", "class Mine")),
 }  # fmt: skip
@@ -306,6 +307,19 @@ def pooled_attention(w, x):
     table = dict(zip("wxyz", names))
     renamed = ast.unparse(ast.fix_missing_locations(Rename().visit(ast.parse(text))))
     assert definitions({"seerbench.a": text}).keys() == definitions({"seerbench.a": renamed}).keys()
+
+
+def test_a_listed_renaming_of_a_member_is_the_same(tmp_path, monkeypatch):
+    text = PROJECT[METHOD] + "\n    def attend(self, q, k, v, plan):\n        return plan.total(scale=2)\n"
+    files = PROJECT | {METHOD: text}
+    renamed = files | {
+        METHOD: text.replace("total(scale", "summed(by"),
+        SHARED: PROJECT[SHARED].replace("total", "summed"),
+    }
+    before, after = of(tmp_path / "before", files), of(tmp_path / "after", renamed)
+    assert before.keys() != after.keys()
+    monkeypatch.setattr(normal_form, "RENAMED", {"total": "summed", "scale": "by"})
+    assert of(tmp_path / "before", files).keys() == after.keys()
 
 
 def test_files_become_modules():
