@@ -1,4 +1,4 @@
-"""The code blocks of README.md and docs/*.md work.
+"""The code blocks, links and the module tree of the documentation are right.
 
 A fenced `sh` or `python` block is run, in a copy of the tree. One that is too long or stands for the reader's
 own files has `<!-- not run: reason -->` above it; its make targets and seerbench commands must then exist.
@@ -23,10 +23,15 @@ COMMANDS = {command.name or command.callback.__name__ for command in app.registe
 COMMANDS |= {group.name for group in app.registered_groups}
 
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / folder / "README.md" for folder in ("baselines", "config", "figures", "kernels", "results/paper")]
+
+
 def blocks():
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in PAGES:
         for number, found in enumerate(BLOCK.finditer(path.read_text())):
-            yield pytest.param(found["reason"], found["kind"], found["code"], id=f"{path.name}-{number}")
+            name = f"{path.relative_to(ROOT)}-{number}"
+            yield pytest.param(found["reason"], found["kind"], found["code"], id=name)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +70,6 @@ def test_block(reason, kind, code, copy):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES += [ROOT / folder / "README.md" for folder in ("baselines", "config", "figures", "kernels", "results/paper")]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 
