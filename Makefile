@@ -29,7 +29,7 @@ lint: $(BIN)/.installed
 
 # The smoke preset through --executor slurm, on daemons of its own: apt-get install slurm-wlm munge.
 test-slurm: $(BIN)/.installed
-	$(BIN)/python -m pytest tests/slurm/on_slurm.py
+	$(BIN)/python -m pytest tests/workflow/slurm/on_slurm.py
 
 # A GPU if there is one. To guard a change: make bench BENCH=--benchmark-autosave, change, then
 # make bench BENCH="--benchmark-compare --benchmark-compare-fail=median:10%"

@@ -5,7 +5,7 @@ from snakemake.utils import min_version
 min_version("9.25")
 
 from seerbench.artefacts import ARTEFACTS
-from seerbench.config import load_preset
+from seerbench.presets.preset import load_preset
 
 PRESET = load_preset(
     config.get("preset", "cpu"), config.get("results", "results/fresh")

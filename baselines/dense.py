@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from seerbench.attention import BlockMask, Case, Layer, block_count
-from seerbench.registry import register
+from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.problem import AttentionProblem, LayerContext
+from seerbench.methods.registry import register
 
 
 @register("dense", cites="arXiv:2307.08691", fidelity="upstream kernel through PyTorch's SDPA")
@@ -32,15 +33,15 @@ class Dense:
 
     sparsity = None
 
-    def implementation(self, case: Case) -> str:
+    def implementation(self, case: AttentionProblem) -> str:
         return "sdpa-flash" if case.device == "cuda" else "sdpa"
 
-    def refuses(self, case: Case) -> str | None:
+    def refuses(self, case: AttentionProblem) -> str | None:
         if case.device == "cuda" and case.dtype == "float32":
             return "the FlashAttention-2 kernel takes float16 and bfloat16"
         return None
 
-    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> None:
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> None:
         return None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
@@ -56,10 +57,10 @@ class _OnGpu(Dense):
 
     backend = "sdpa-flash"
 
-    def implementation(self, case: Case) -> str:
+    def implementation(self, case: AttentionProblem) -> str:
         return self.backend
 
-    def refuses(self, case: Case) -> str | None:
+    def refuses(self, case: AttentionProblem) -> str | None:
         if case.device != "cuda":
             return f"{self.backend} runs on a GPU only"
         if case.dtype == "float32":
@@ -99,7 +100,7 @@ class FlashAttnPackage(_OnGpu):
 
     backend = "flash-attn"
 
-    def refuses(self, case: Case) -> str | None:
+    def refuses(self, case: AttentionProblem) -> str | None:
         # FlashAttention-4 has a folder of the same name, without this module.
         if find_spec("flash_attn") is None or find_spec("flash_attn.flash_attn_interface") is None:
             return "flash-attn is not installed; pip install flash-attn"
@@ -118,15 +119,15 @@ class Flex:
     sparsity = None
     block = 128  # FlexAttention's own default
 
-    def implementation(self, case: Case) -> str:
+    def implementation(self, case: AttentionProblem) -> str:
         return "flex" if case.device == "cuda" else "flex-cpu"
 
-    def refuses(self, case: Case) -> str | None:
+    def refuses(self, case: AttentionProblem) -> str | None:
         from seerbench.kernels import flex_attention
 
         return flex_attention.refuses(replace(case, block_q=self.block, block_k=self.block))
 
-    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> None:
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> None:
         return None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Case, Layer, block_count
-from seerbench.registry import register
+from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.problem import AttentionProblem, LayerContext
+from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.registry import register
 
 
 @register(
@@ -34,13 +36,13 @@ class FlashAttention4:
 
     sparsity = None
 
-    def implementation(self, case: Case) -> str:
+    def implementation(self, case: AttentionProblem) -> str:
         return "flash-attn-4"
 
-    def refuses(self, case: Case) -> str | None:
+    def refuses(self, case: AttentionProblem) -> str | None:
         return _refuses(case)
 
-    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> None:
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> None:
         return None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
@@ -50,10 +52,10 @@ class FlashAttention4:
 class FlashAttention4Sparse(BlockSparse):
     """Any BlockMask by FlashAttention-4's block-sparse kernel."""
 
-    def implementation(self, case: Case) -> str:
+    def implementation(self, case: AttentionProblem) -> str:
         return "flash-attn-4-block-sparse"
 
-    def refuses(self, case: Case) -> str | None:
+    def refuses(self, case: AttentionProblem) -> str | None:
         if (case.block_q, case.block_k) not in ((64, 64), (128, 128)):
             blocks = f"{case.block_q} x {case.block_k}"
             return f"FlashAttention-4's block-sparse kernel is run here with blocks of 64 or 128, not {blocks}"
@@ -73,7 +75,7 @@ class FlashAttention4Sparse(BlockSparse):
         return _run(q, k, v, mask_mod=_causal(), block_sparse_tensors=plan, pack_gqa=False)
 
 
-def _refuses(case: Case) -> str | None:
+def _refuses(case: AttentionProblem) -> str | None:
     if case.device != "cuda":
         return "FlashAttention-4 runs on an NVIDIA GPU"
     if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:

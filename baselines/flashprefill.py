@@ -22,9 +22,13 @@ import math
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, causal_blocks, oracle, repeat_kv
-from seerbench.gate import budget_limit, pool_blocks, select_budget
-from seerbench.registry import register
+from seerbench.core.block_mask import BlockMask
+from seerbench.core.problem import LayerContext
+from seerbench.core.reference import repeat_kv
+from seerbench.methods.block_selection import budget_limit, select_budget
+from seerbench.methods.gate import pool_blocks
+from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.registry import register
 
 ALPHA = 0.1  # V2's evaluations; V1's code has 0.7 as its default
 SINKS, WINDOW, LAST_ROWS = 2, 4, 2  # blocks; V1's code
@@ -40,12 +44,12 @@ class FlashPrefill(BlockSparse):
         """sparsity: in place of alpha, when given."""
         self.sparsity, self.block, self.alpha = sparsity, block, alpha
 
-    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> FlashPrefill:
+    def settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> FlashPrefill:
         """The same at the alpha that a requested sparsity comes to on this input: what a timing runs."""
         limit = float(budget_limit(self._cost(q, k), self.sparsity).max())
         return FlashPrefill(block=self.block, alpha=max(math.exp(-limit), SMALLEST))
 
-    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         cost = self._cost(q, k)
         if self.sparsity is not None:
             return select_budget(cost, self.sparsity, q.shape[2], self.block)
@@ -68,10 +72,10 @@ def always_kept(n: int, device: torch.device | str = "cpu") -> Tensor:
 def pooled_scores(q: Tensor, k: Tensor, block: int) -> Tensor:
     """log of the sum over a block's queries of exp(q . mean(k) / sqrt(D)), fp32 [B, Hq, n, n]; -inf: not seen."""
     if q.is_cuda:
-        from seerbench.kernels import attn_gate
+        from seerbench.kernels.attn_gate import pool as attn_gate_pool
         from seerbench.kernels.pooled_scores import log_sums
 
-        return log_sums(q, attn_gate.pool_blocks(k, block, ["avg"])["avg"], block)
+        return log_sums(q, attn_gate_pool.pool_blocks(k, block, ["avg"])["avg"], block)
     tokens, head_dim = q.shape[2], q.shape[3]
     pooled = repeat_kv(pool_blocks(k, block)["avg"], q.shape[1])
     n = pooled.shape[2]
@@ -86,45 +90,3 @@ def pooled_scores(q: Tensor, k: Tensor, block: int) -> Tensor:
         first = start // block
         scores[:, :, first : first + part.shape[2] // block] = part.unflatten(2, (-1, block)).logsumexp(-2)
     return scores
-
-
-def mean_corrected(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """Attention over a mask's blocks and, for each skipped causal block, its mean key and value: any BlockMask.
-
-    q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D] in q's dtype.
-    """
-    if q.is_cuda:
-        from seerbench.kernels.block_sparse_attention import block_sparse_attention_with_lse
-
-        kept = block_sparse_attention_with_lse(q, k, v, mask)
-    else:
-        kept = oracle(q, k, v, mask, torch.float32)
-    return _with_means(q, k, v, mask, *kept, torch.float32).to(q.dtype)
-
-
-def mean_corrected_exactly(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, dtype: torch.dtype) -> Tensor:
-    """The same in `dtype` throughout: what `mean_corrected` is checked against. O(N^2) memory."""
-    return _with_means(q, k, v, mask, *oracle(q, k, v, mask, dtype), dtype)
-
-
-def _with_means(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, out: Tensor, lse: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Merge attention over the kept blocks, out and lse, with the means of the skipped ones, by chunks of rows."""
-    pooled_k, pooled_v = (repeat_kv(pool_blocks(x, mask.block_k)["avg"], q.shape[1]).to(dtype) for x in (k, v))
-    tokens, n = mask.tokens, block_count(mask.tokens, mask.block_k)
-    sizes = (tokens - torch.arange(n, device=q.device) * mask.block_k).clamp(max=mask.block_k)
-    skipped = causal_blocks(tokens, mask.block_q, mask.block_k, q.device) & ~mask.to_dense()
-    result = torch.empty(q.shape, dtype=dtype, device=q.device)
-    for start in range(0, tokens, CHUNK):
-        rows = torch.arange(start, min(start + CHUNK, tokens), device=q.device)
-        # A skipped block on the diagonal holds keys that the query may not see: it stays out.
-        whole = (torch.arange(n, device=q.device) + 1) * mask.block_k - 1 <= rows[:, None]
-        seen = skipped[:, :, rows // mask.block_q] & whole
-        logits = q[:, :, rows].to(dtype) @ pooled_k.mT * q.shape[-1] ** -0.5 + sizes.to(dtype).log()
-        logits = logits.masked_fill(~seen, -torch.inf)
-        total = torch.logaddexp(logits.logsumexp(-1), lse[:, :, rows])
-        weights = (logits - total[..., None]).exp().nan_to_num(0.0)
-        kept = (lse[:, :, rows] - total).exp().nan_to_num(0.0)[..., None]
-        result[:, :, rows] = kept * out[:, :, rows].to(dtype) + weights @ pooled_v
-    return result

@@ -17,18 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import (
-    BlockMask,
-    BlockSparse,
-    Layer,
-    block_count,
-    causal_blocks,
-    grouped_products,
-    repeat_kv,
-)
-from seerbench.baselines.minference import diagonal_sums
-from seerbench.gate import pool_blocks, top_k_density
-from seerbench.registry import register
+from seerbench.core.block_mask import BlockMask, block_count, causal_blocks
+from seerbench.core.block_sums import diagonal_sums
+from seerbench.core.problem import LayerContext
+from seerbench.core.reference import grouped_products, repeat_kv
+from seerbench.methods.block_selection import top_k_density
+from seerbench.methods.gate import pool_blocks
+from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.registry import register
 
 GAMMA, TAU = 0.9, 0.1  # upstream's README
 LEAST_TOKENS = 512  # min_budget there, at blocks of 128
@@ -45,12 +41,12 @@ class FlexPrefill(BlockSparse):
         """sparsity: in place of gamma, when given."""
         self.sparsity, self.block, self.gamma, self.tau = sparsity, block, gamma, tau
 
-    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> FlexPrefill:
+    def settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> FlexPrefill:
         """The same at the gamma that a requested sparsity comes to on this input: what a timing runs."""
         gamma = self._gamma(estimate_blocks(q, k, self.block), q.shape[2])
         return FlexPrefill(block=self.block, gamma=gamma, tau=self.tau)
 
-    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         estimate = estimate_blocks(q, k, self.block)
         gamma = self.gamma if self.sparsity is None else self._gamma(estimate, q.shape[2])
         return self._mask(estimate, gamma, q.shape[2])

@@ -31,8 +31,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count
-from seerbench.registry import register
+from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.problem import LayerContext
+from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.registry import register
 
 RESERVE = 16  # blocks: upstream plans for 1024 tokens to be generated, at blocks of 64
 LEAST = 2  # blocks of the shortest span: sink and diagonal
@@ -48,7 +50,7 @@ class MoA(BlockSparse):
         self.alphas, self.betas = load_plan(plan)
         self.source = Path(plan).stem
 
-    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         if layer.index >= len(self.alphas) or len(self.alphas[layer.index]) != q.shape[1]:
             shape = f"{len(self.alphas)} layers of {len(self.alphas[0])} heads"
             raise ValueError(f"the plan {self.source} is for {shape}; layer {layer.index} has {q.shape[1]} heads")

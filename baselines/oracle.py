@@ -12,9 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, causal_blocks
-from seerbench.gate import gate_target, select_top_k
-from seerbench.registry import register
+from seerbench.core.block_mask import BlockMask, causal_blocks
+from seerbench.core.problem import LayerContext
+from seerbench.methods.block_selection import select_top_k
+from seerbench.methods.gate_losses import gate_target
+from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.registry import register
 
 
 @register("oracle", cites="arXiv:2410.13276", fidelity="not a published method: upper bound")
@@ -24,8 +27,8 @@ class OracleTopK(BlockSparse):
     def __init__(self, sparsity: float = 0.9, block: int = 64) -> None:
         self.sparsity, self.block = sparsity, block
 
-    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
-        from seerbench.kernels.pooled_attention import pooled_attention
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
+        from seerbench.kernels.pooled.api import pooled_attention
 
         # The map does not depend on v; k stands in for it.
         target = gate_target(pooled_attention(q, k, k, self.block)[2]).float()

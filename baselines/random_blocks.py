@@ -12,9 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, causal_blocks
-from seerbench.gate import select_top_k
-from seerbench.registry import register
+from seerbench.core.block_mask import BlockMask, block_count, causal_blocks
+from seerbench.core.problem import LayerContext
+from seerbench.methods.block_selection import select_top_k
+from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.registry import register
 
 
 @register("random", cites="none", fidelity="not a published method: lower bound")
@@ -24,7 +26,7 @@ class RandomBlocks(BlockSparse):
     def __init__(self, sparsity: float = 0.9, block: int = 64, seed: int = 0) -> None:
         self.sparsity, self.block, self.seed = sparsity, block, seed
 
-    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         n = block_count(q.shape[2], self.block)
         generator = torch.Generator(q.device).manual_seed(self.seed * 1_000 + layer.index)
         scores = torch.rand(q.shape[0], q.shape[1], n, n, generator=generator, device=q.device)

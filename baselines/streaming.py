@@ -13,9 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count
-from seerbench.gate import top_k_count
-from seerbench.registry import register
+from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.problem import LayerContext
+from seerbench.methods.block_selection import top_k_count
+from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.registry import register
 
 
 @register("streaming", cites="arXiv:2309.17453", fidelity="our port to prefill blocks")
@@ -25,7 +27,7 @@ class StreamingLLM(BlockSparse):
     def __init__(self, sparsity: float = 0.9, block: int = 64) -> None:
         self.sparsity, self.block = sparsity, block
 
-    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         n = block_count(q.shape[2], self.block)
         budget = top_k_count(n, self.sparsity)
         rows = torch.arange(n, device=q.device)

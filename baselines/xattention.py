@@ -22,9 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Layer, block_count, grouped_products
-from seerbench.gate import budget_limit, select_budget
-from seerbench.registry import register
+from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.problem import LayerContext
+from seerbench.core.reference import grouped_products
+from seerbench.methods.block_selection import budget_limit, select_budget
+from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.registry import register
 
 STRIDE = 8  # upstream's default; 16 is its faster setting
 TAU = 0.9  # upstream's default threshold
@@ -47,12 +50,12 @@ class XAttention(BlockSparse):
             raise ValueError(f"blocks of {block} do not hold whole strides of {stride}")
         self.sparsity, self.block, self.tau, self.stride = sparsity, block, tau, stride
 
-    def settled(self, q: Tensor, k: Tensor, layer: Layer) -> XAttention:
+    def settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> XAttention:
         """The same at the tau that a requested sparsity comes to on this input: what a timing runs."""
         limit = budget_limit(mass_before(antidiagonal_mass(q, k, self.block, self.stride)), self.sparsity)
         return XAttention(block=self.block, tau=math.nextafter(float(limit.max()), math.inf), stride=self.stride)
 
-    def plan(self, q: Tensor, k: Tensor, layer: Layer) -> BlockMask:
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         before = mass_before(antidiagonal_mass(q, k, self.block, self.stride))
         if self.sparsity is not None:
             return select_budget(before, self.sparsity, q.shape[2], self.block)

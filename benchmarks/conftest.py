@@ -7,13 +7,13 @@ not interleaved and pytest-benchmark reads the host's clock. Numbers for a figur
 import pytest
 import torch
 
-from seerbench.attention import Case
-from seerbench.latency import random_inputs
+from seerbench.core.problem import AttentionProblem
+from seerbench.measure.inputs import random_inputs
 
 CASE = (
-    Case("cuda", "bfloat16", batch=1, q_heads=32, kv_heads=8, head_dim=128, context=8192)
+    AttentionProblem("cuda", "bfloat16", batch=1, q_heads=32, kv_heads=8, head_dim=128, context=8192)
     if torch.cuda.is_available()
-    else Case("cpu", "float32", batch=1, q_heads=4, kv_heads=2, head_dim=64, context=2048)
+    else AttentionProblem("cpu", "float32", batch=1, q_heads=4, kv_heads=2, head_dim=64, context=2048)
 )
 
 

@@ -3,10 +3,10 @@
 import pytest
 from conftest import CASE
 
-from seerbench.attention import BlockSparse
 from seerbench.baselines.dense import Dense
-from seerbench.kernels.pooled_attention import pooled_attention
-from seerbench.latency import random_mask
+from seerbench.kernels.pooled.api import pooled_attention
+from seerbench.measure.inputs import random_mask
+from seerbench.methods.protocol import BlockSparse
 
 
 def test_dense(timed, inputs):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from conftest import CASE
 
-from seerbench.attention import Layer
-from seerbench.gate import AttnGate, GateConfig
-from seerbench.registry import create
+from seerbench.core.problem import LayerContext
+from seerbench.methods.gate import AttnGate
+from seerbench.methods.gate_config import GateConfig
+from seerbench.methods.registry import create
 
 
 def no_rotation(positions):
@@ -20,5 +21,5 @@ def test_plan(timed, inputs, name):
     q, k, _ = inputs
     gate = AttnGate(GateConfig(), CASE.q_heads, CASE.kv_heads, CASE.head_dim).to(CASE.device)
     method = create(name, sparsity=0.9, **({"gates": [gate]} if name == "seer" else {}))
-    layer = Layer(0, q, k, no_rotation)
+    layer = LayerContext(0, q, k, no_rotation)
     timed(lambda: method.plan(q, k, layer), sparsity=0.9)

@@ -11,7 +11,7 @@ import torch
 
 
 def attention(q, k, v, mask):
-    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]. mask: seerbench.attention.BlockMask."""
+    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]. mask: seerbench.core.block_mask.BlockMask."""
     out = torch.zeros_like(q)  # rows without a block stay 0
     batch, heads, n, head_dim = q.shape
     group = heads // k.shape[1]  # query heads that share a key/value head

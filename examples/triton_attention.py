@@ -51,7 +51,7 @@ def refuses(case):
 
 
 def attention(q, k, v, mask):
-    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]. mask: seerbench.attention.BlockMask."""
+    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]. mask: seerbench.core.block_mask.BlockMask."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     batch, heads, n, d = q.shape
     out, indices = torch.empty_like(q), mask.kv_indices.contiguous()

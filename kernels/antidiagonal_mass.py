@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seerbench.attention import block_count
+from seerbench.core.block_mask import block_count
 
 ROWS, KEYS = 128, 64  # strided, of a tile: 8 warps, 48 KiB of q and k a stage at head_dim 128
 

@@ -4,7 +4,7 @@
                      really skips; on a GPU it is Triton and a competitor of ours. Forward only.
 `masked_attention`   the same maths as masked SDPA. Skips nothing, but has a backward and takes
                      padding masks: training and padded batches use it, timings never do.
-Oracle               seerbench.attention.oracle, float64.
+Oracle               seerbench.core.reference.reference_attention, float64.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.attention import BlockMask, BlockSparse, Case, repeat_kv
+from seerbench.core.block_mask import BlockMask
+from seerbench.core.problem import AttentionProblem
+from seerbench.core.reference import repeat_kv
 
 
-def refuses(case: Case) -> str | None:
+def refuses(case: AttentionProblem) -> str | None:
     """Why FlexAttention cannot run `case`, or None."""
     if case.q_heads % case.kv_heads:
         return f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads"
@@ -36,23 +38,6 @@ def flex_block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tenso
     Cost is proportional to the blocks kept. Rows without a block give zeros.
     """
     return flex_attention(q, k, v, mask.to_flex())
-
-
-class Flex(BlockSparse):
-    """Compiled FlexAttention as a kernel of its own, its masks made before it is timed."""
-
-    def implementation(self, case: Case) -> str:
-        return f"flex-{case.device}"
-
-    def refuses(self, case: Case) -> str | None:
-        return refuses(case)
-
-    def layout(self, mask: BlockMask) -> Any:
-        """The mask as torch.nn.attention.flex_attention.BlockMask."""
-        return mask.to_flex()
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: Any) -> Tensor:
-        return flex_attention(q, k, v, plan)
 
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, flex_mask: Any) -> Tensor:

@@ -23,9 +23,9 @@ from IPython.display import display
 from matplotlib import rc_context
 from matplotlib.colors import ListedColormap, LogNorm
 
-from seerbench import notebooks
-from seerbench.artefacts import sources, style
-from seerbench.gate import top_k_count
+from seerbench.artefacts import colors, frames, style
+from seerbench.methods.block_selection import top_k_count
+from seerbench.report import notebooks
 
 runs = notebooks.runs()
 run, maps = notebooks.with_rows(runs, "maps")
@@ -97,7 +97,7 @@ with rc_context(style.STYLE):
     for ax in axes:
         ax.grid(False)
     figure.colorbar(drawn, ax=list(axes[:2]), shrink=0.7, label="share of the row")
-    notebooks.caption(figure, f"{about}. {sources.label(run, maps)}")
+    notebooks.caption(figure, f"{about}. {frames.label(run, maps)}")
 notebooks.picture(figure, f"Target, gate and choice of {about}")
 
 # %% [markdown]
@@ -186,7 +186,7 @@ asked = sorted(recall.sparsity_requested.dropna().unique())
 at = min(asked, key=lambda sparsity: abs(sparsity - SPARSITY))
 here = recall[(recall.sparsity_requested == at) & (recall.context == recall.context.max())]
 names = {
-    key: style.display(*key)
+    key: colors.display(*key)
     for key in here[["method", "gate"]].drop_duplicates().itertuples(index=False, name=None)
 }
 with rc_context(style.STYLE):
@@ -210,7 +210,7 @@ with rc_context(style.STYLE):
     axes[len(names)].set_ylabel("kept mass\nlayer")
     figure.colorbar(drawn, ax=list(axes), shrink=0.8)
     about_rows = (
-        f"{at:.0%} asked for, context {style.size(here.context.max())}. {sources.label(run_of_recall, here)}"
+        f"{at:.0%} asked for, context {style.size(here.context.max())}. {frames.label(run_of_recall, here)}"
     )
     notebooks.caption(figure, about_rows)
 notebooks.picture(figure, "Recall and kept mass by layer and head, a column a method")
@@ -238,8 +238,8 @@ with rc_context(style.STYLE):
         for place, (method, gate) in enumerate(names):
             same_gate = by_document.gate == gate if isinstance(gate, str) else by_document.gate.isna()
             points = by_document[(by_document.method == method) & same_gate][value]
-            ax.plot([points.min(), points.max()], [place, place], color=style.colour(method), linewidth=0.8)
-            ax.plot(points, np.full(len(points), place), style.marker(method), color=style.colour(method))
+            ax.plot([points.min(), points.max()], [place, place], color=colors.colour(method), linewidth=0.8)
+            ax.plot(points, np.full(len(points), place), colors.marker(method), color=colors.colour(method))
         ax.set_yticks(range(len(names)), names.values())
         ax.set_xlabel({"recall": "recall", "mass": "kept mass"}[value])
     axes[1].set_yticklabels([])

@@ -21,10 +21,12 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib import rc_context
 
-from seerbench import notebooks
-from seerbench.artefacts import sources, style, summaries
-from seerbench.attention import BlockMask, error_and_budget, oracle, repeat_kv
-from seerbench.results import ROOT
+from seerbench.artefacts import aggregates, colors, frames, style
+from seerbench.core.block_mask import BlockMask
+from seerbench.core.reference import reference_attention, repeat_kv
+from seerbench.core.tolerance import error_and_budget
+from seerbench.paths import ROOT
+from seerbench.report import notebooks
 
 torch.manual_seed(0)
 runs = notebooks.runs()
@@ -51,7 +53,7 @@ notebooks.overview(runs).style.hide()
 # takes memory with the square of the length; it is right, and every kernel is judged against it.
 
 # %%
-listing("seerbench/attention.py", "oracle")
+listing("seerbench/core/reference.py", "reference_attention")
 
 # %% [markdown]
 # ## 2. What is kept: lists
@@ -101,7 +103,7 @@ def walk(q, k, v, mask):
 
 
 q, k, v = torch.randn(1, 4, 60, 32), torch.randn(1, 2, 60, 32), torch.randn(1, 2, 60, 32)
-exact, rounded = oracle(q, k, v, mask)[0], oracle(q, k, v, mask, torch.float32)[0]
+exact, rounded = reference_attention(q, k, v, mask)[0], reference_attention(q, k, v, mask, torch.float32)[0]
 error, budget = error_and_budget(walk(q, k, v, mask), exact, rounded)
 print(f"error {error:.2e}, budget {budget:.2e}: {'right' if error <= budget else 'wrong'}")
 
@@ -123,7 +125,7 @@ print(f"keys off by 2%: error {error:.2e}, budget {budget:.2e}: {'right' if erro
 # entries can cross the diagonal, so that the first of two loops compares no positions.
 
 # %%
-listing("kernels/block_sparse_attention.py", "_walk")
+listing("kernels/block_sparse/triton.py", "_walk")
 
 # %% [markdown]
 # ## 5. Hopper
@@ -132,7 +134,7 @@ listing("kernels/block_sparse_attention.py", "_walk")
 # the two jobs to different warps:
 
 # %%
-card("kernels/block_sparse_hopper.py")
+card("kernels/block_sparse/hopper.py")
 
 # %% [markdown]
 # ## 6. The ladder, measured
@@ -153,7 +155,7 @@ samples = samples[samples.run_id.isin(cells.run_id)]
 notebooks.overview([run]).style.hide()
 
 # %% tags=["hide-input"]
-faster = summaries.speedups(cells, samples, "attend")
+faster = aggregates.speedups(cells, samples, "attend")
 median = samples.groupby(["run_id", "cell", "method"]).ms.median().rename("ms").reset_index()
 keys = ["context", "method", "sparsity_requested", "sparsity_realised"]
 ladder = cells.merge(median, on=["run_id", "cell", "method"])
@@ -174,7 +176,7 @@ rungs = ladder[(ladder.context == context) & (ladder.sparsity_requested.isin([mo
 rungs = rungs.drop_duplicates(["method"]).sort_values("ms", ascending=False)
 shown = pd.DataFrame(
     {
-        "rung": [style.display(method) for method in rungs.method],
+        "rung": [colors.display(method) for method in rungs.method],
         "implementation": rungs.implementation,
         "skipped": rungs.sparsity_realised.map("{:.0%}".format),
         "ms": rungs.ms.map("{:.3g}".format),
@@ -201,12 +203,12 @@ with rc_context(style.STYLE):
     figure, (left, right) = style.figure(1, 2, 3.0)
     for method, line in plain[plain["mask"] != "dense"].groupby("method", sort=False):
         line = line.sort_values("sparsity_realised")
-        look = {"color": style.colour(method), "marker": style.marker(method), "label": style.display(method)}
+        look = {"color": colors.colour(method), "marker": colors.marker(method), "label": colors.display(method)}
         left.plot(line.sparsity_realised, line.tflops, **look)
         right.plot(line.sparsity_realised, line.value, **look)
         right.fill_between(line.sparsity_realised, line.low, line.high, color=look["color"], alpha=style.BAND)
     for method, line in plain[plain["mask"] == "dense"].groupby("method", sort=False):
-        left.axhline(line.tflops.median(), color=style.colour(method), linestyle=":", label=style.display(method))
+        left.axhline(line.tflops.median(), color=colors.colour(method), linestyle=":", label=colors.display(method))
     skipped = torch.linspace(0, float(plain.sparsity_realised.max()), 50)
     right.plot(skipped, 1 / (1 - skipped), "--", color="0.6", label="1 / (1 - skipped)")
     left.set(
@@ -218,7 +220,7 @@ with rc_context(style.STYLE):
     right.set(xlabel="blocks skipped", ylabel="speed-up (x)", title=f"over {base} ({kernel_of[base]})")
     left.legend(fontsize=5)
     right.legend(fontsize=5)
-    notebooks.caption(figure, sources.label(run, cells, timed=True))
+    notebooks.caption(figure, frames.label(run, cells, timed=True))
 notebooks.picture(figure, "Rate on kept blocks and speed-up against sparsity, a line a kernel")
 
 # %% [markdown]
@@ -226,7 +228,7 @@ notebooks.picture(figure, "Rate on kept blocks and speed-up against sparsity, a 
 # kernel alone.
 
 # %%
-table = ladder[ladder.sparsity_requested == most].assign(rung=lambda frame: frame.method.map(style.display))
+table = ladder[ladder.sparsity_requested == most].assign(rung=lambda frame: frame.method.map(colors.display))
 table = table.pivot_table(index="rung", columns="context", values="value")
 table.columns = [style.size(context) for context in table.columns]
 display(table.map("{:.2f}x".format).reset_index().style.hide().set_caption(f"speed-up at {most:.0%}"))
@@ -243,12 +245,12 @@ if trainers:
     one = next((one for one in trainers if one is run or one.folder == run.folder), trainers[0])
     of_training = one.table("cells")
     of_training = of_training[of_training.sweep == "training_kernel"]
-    times = summaries.latencies(of_training, one.table("samples"))
+    times = aggregates.latencies(of_training, one.table("samples"))
     memory = of_training.set_index(["method", "context"]).peak_mib
     lines = [
         {
             "context": style.size(line.context),
-            "kernel": style.display(line.method),
+            "kernel": colors.display(line.method),
             "implementation": line.implementation,
             "ms": "" if pd.isna(line.value) else f"{line.value:.3g} [{line.low:.3g}, {line.high:.3g}]",
             "peak MiB": "" if pd.isna(line.value) else f"{memory[line.method, line.context]:,.0f}",
@@ -256,7 +258,7 @@ if trainers:
         }
         for line in times.sort_values(["context", "value"]).itertuples()
     ]
-    display(pd.DataFrame(lines).style.hide().set_caption(sources.label(one, of_training, timed=True)))
+    display(pd.DataFrame(lines).style.hide().set_caption(frames.label(one, of_training, timed=True)))
 
 # %% [markdown]
 # ## 8. What did not work

@@ -20,12 +20,13 @@ from functools import cache
 import pandas as pd
 from IPython.display import Markdown, display
 
-from seerbench import claims, notebooks
-from seerbench.artefacts import ARTEFACTS, sources, style, summaries, tables
-from seerbench.results import ResultsError
+from seerbench.artefacts import ARTEFACTS, aggregates, colors, frames, table_format
+from seerbench.errors import ResultsError
+from seerbench.report import notebooks
+from seerbench.report import verdicts as report_verdicts
 
 runs = notebooks.runs()
-paper = sources.paper_values()
+paper = frames.paper_values()
 notebooks.overview(runs).style.hide()
 
 # %% [markdown]
@@ -62,9 +63,9 @@ def show(name):
             if not (frame.source == source).any():
                 continue
             block = module.render(frame[frame.source == source])
-            said = [column for column in block if not block[column].isin([tables.ABSENT, ""]).all()]
+            said = [column for column in block if not block[column].isin([table_format.ABSENT, ""]).all()]
             display(block[said].style.hide().set_caption(f"{entry.title}: {source}"))
-        display(Markdown("\n".join(f"- {note}" for note in [*module.remarks(frame), *tables.notes(frame)])))
+        display(Markdown("\n".join(f"- {note}" for note in [*module.remarks(frame), *table_format.notes(frame)])))
     if not measured(name):
         print(f"no run here has rows for {name}")
 
@@ -92,7 +93,7 @@ BEARABLE = 0.02  # nats a token, 2% in perplexity; choose your own
 for run, frame in measured("table1"):
     known = frame[(frame.source == "measured") & (frame.metric == "perplexity") & frame.delta.notna()]
     fine = known[(known.delta_high <= BEARABLE) & (known.method != "dense")]
-    fine = fine.assign(method=[style.display(method, gate) for method, gate in zip(fine.method, fine.gate)])
+    fine = fine.assign(method=[colors.display(method, gate) for method, gate in zip(fine.method, fine.gate)])
     furthest = fine.pivot_table(index="method", columns="context", values="sparsity_realised", aggfunc="max")
     shares = furthest.map(lambda share: "" if pd.isna(share) else f"{share:.0%}").reset_index()
     display(shares.style.hide().set_caption(f"{run.folder.name}: skipped at a loss of at most {BEARABLE} nats"))
@@ -175,7 +176,7 @@ for run in runs:
         here = cells[cells.sweep == sweep]
         if here.empty:
             continue
-        speed = summaries.speedups(here, samples[samples.run_id.isin(here.run_id)], stage)
+        speed = aggregates.speedups(here, samples[samples.run_id.isin(here.run_id)], stage)
         speed = speed[(speed.status == "measured") & speed.sparsity_requested.notna()]
         for (context, method), group in speed.groupby(["context", "method"], sort=False):
             pays, most = group[group.low > 1], group.loc[group.sparsity_requested.idxmax()]
@@ -185,7 +186,7 @@ for run in runs:
                     "run": run.folder.name,
                     "sweep": sweep,
                     "context": context,
-                    "method": style.display(method),
+                    "method": colors.display(method),
                     "over": most.base,
                     "pays from": f"{pays.sparsity_requested.min():.0%}" if len(pays) else "never",
                     "at most": f"{most.sparsity_requested:.0%}: {interval}",
@@ -209,12 +210,12 @@ show("pareto")
 # %% [markdown]
 # ## The paper's claims
 #
-# Each sentence of the paper with a number or an ordering in it, judged by code (`seerbench/claims.py`) from the
+# Each sentence of the paper with a number or an ordering in it, judged by code (`seerbench/report/verdicts.py`) from the
 # rows of the run that reaches the longest context. "Not reproduced" holds the undecided ones too: an interval
 # across the bound.
 
 # %%
-verdicts = claims.judge(runs)
+verdicts = report_verdicts.judge(runs)
 display(pd.Series([one.verdict for one in verdicts]).value_counts().rename("claims").to_frame())
 pd.DataFrame(
     [{"claim": f"{one.id}: {one.claim}", "verdict": one.shown, "finding": one.finding} for one in verdicts]

@@ -12,9 +12,10 @@ from typing import Annotated
 
 import typer
 
-from seerbench.config import FRESH, SWEEPS, ConfigError, known_presets, load_preset
-from seerbench.registry import UnknownMethod, catalogue
-from seerbench.results import ROOT, ResultsError
+from seerbench.errors import ConfigError, ResultsError, UnknownMethod
+from seerbench.methods.registry import catalogue
+from seerbench.paths import FRESH, ROOT
+from seerbench.presets.preset import SWEEPS, known_presets, load_preset
 
 app = typer.Typer(
     help="""Sparse attention for long-context prefill: how much can be skipped, at what loss, for how much time.
@@ -191,7 +192,7 @@ def compare(
     """Check a kernel or method of your own against the oracle, then time it beside the baselines.
 
     A kernel is a function `(q, k, v, mask) -> o` with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
-    `seerbench.attention.BlockMask`; a method is a class under `@register`. One that is wrong is not timed: the
+    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. One that is wrong is not timed: the
     report says in which case, where, and a guess why.
 
     Baselines of a kernel: dense, fa2, cudnn, fa4, flash-attn, flex; block_sparse, fa4-sparse, flex-sparse; other
@@ -206,20 +207,21 @@ def compare(
 
     Exit code: 0 right, 1 the comparison cannot be made, 3 wrong, 4 slower than `--fail-below`.
     """
-    from seerbench import compare as comparing
-    from seerbench import verify
-    from seerbench.attention import Case
-    from seerbench.registry import has_gpu
-    from seerbench.timing import Timing
+    from seerbench.compare import check as compare_check
+    from seerbench.compare import present as comparing
+    from seerbench.compare import run as compare_run
+    from seerbench.core.problem import AttentionProblem
+    from seerbench.devices import has_gpu
+    from seerbench.measure.sampler import Timing
 
     device = device or ("cuda" if has_gpu() else "cpu")
     gpu = device == "cuda"
-    outcome = comparing.run(
+    outcome = compare_run.run(
         target,
         against=[part for part in against.split(",") if part],
         contexts=_numbers(contexts or ("8192,32768" if gpu else "2048"), int, "--contexts"),
         sparsities=_numbers(sparsity, float, "--sparsity"),
-        case=Case(
+        case=AttentionProblem(
             device,
             dtype or ("bfloat16" if gpu else "float32"),
             batch,
@@ -238,7 +240,7 @@ def compare(
     )
     if outcome.findings:
         typer.echo(f"{outcome.name} is wrong and was not timed: {len(outcome.findings)} trials fail\n")
-        typer.echo(verify.explain(outcome.findings))
+        typer.echo(compare_check.explain(outcome.findings))
         raise typer.Exit(3)
     if outcome.trials:
         typer.echo(f"{outcome.name} agrees with the float64 oracle in all {outcome.trials} trials\n")
@@ -276,7 +278,7 @@ def advise(
 
     Example: `seerbench advise --context 32768 --gpu H200`
     """
-    from seerbench import advise as advice
+    from seerbench.report import advise as advice
 
     for line in advice.advise(context, gpu, advice.runs_in(published, results)):
         typer.echo(line)
@@ -317,11 +319,11 @@ def report(
 
     Example: `seerbench report --run results/published/cpu-xeon-2-cores --out report.html`
     """
-    from seerbench import claims
-    from seerbench import report as page
-    from seerbench.results import Run, atomically
+    from seerbench.report import html as page
+    from seerbench.report import verdicts
+    from seerbench.rows.store import Run, atomically
 
-    text = page.html(Run(run), claims.published_runs(published))
+    text = page.html(Run(run), verdicts.published_runs(published))
     atomically(out, lambda part: part.write_text(text))
     typer.echo(out)
 
@@ -336,7 +338,7 @@ def notebook(
 
     Example: `seerbench notebook notebooks/gates.py --run results/published/cpu-xeon-2-cores`
     """
-    from seerbench import notebooks
+    from seerbench.report import notebooks
 
     for path in notebooks.execute(source, out, run):
         typer.echo(path)
@@ -353,7 +355,7 @@ def publish(
 
     Example: `seerbench publish cpu cpu-xeon-2-cores`
     """
-    from seerbench.results import publish as copy
+    from seerbench.rows.publish import publish as copy
 
     typer.echo(copy(load_preset(preset, results).folder, published / machine))
 
@@ -375,7 +377,7 @@ def check(
         raise ConfigError(
             f"check {what}{' --write' if write else ''}: there are `published` and `claims [--write]`"
         )
-    from seerbench.results import stale
+    from seerbench.rows.staleness import stale
 
     folders = sorted(path for path in published.glob("*") if path.is_dir())
     problems = [problem for folder in folders for problem in stale(folder)]
@@ -387,9 +389,9 @@ def check(
 
 
 def _check_claims(published: Path, page: Path, write: bool) -> None:
-    from seerbench import claims
+    from seerbench.report import claims_page, verdicts
 
-    said = claims.page(claims.published_runs(published))
+    said = claims_page.page(verdicts.published_runs(published))
     if write:
         page.write_text(said)
         typer.echo(page)
@@ -424,7 +426,7 @@ def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", r
 
     Example: `seerbench doctor gpu`
     """
-    from seerbench import doctor as checks
+    from seerbench.report import doctor as checks
 
     for line in checks.report(load_preset(preset, results)):
         typer.echo(line)
@@ -433,9 +435,11 @@ def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", r
 def _step(name: str, preset: str, results: Path, *arguments: str | int) -> None:
     """Run one function of steps.py; the preset is checked before anything heavy is imported."""
     checked = load_preset(preset, results)
-    from seerbench import steps
 
-    getattr(steps, name)(checked, *arguments)
+    from seerbench.steps import accuracy, data, latency, search, training
+
+    steps = {**vars(data), **vars(training), **vars(search), **vars(accuracy), **vars(latency)}
+    steps[name](checked, *arguments)
 
 
 def main() -> None:

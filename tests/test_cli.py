@@ -11,7 +11,9 @@ import typer
 import yaml
 
 from seerbench.cli import app
-from seerbench.results import ROOT, finish, provenance, write_rows
+from seerbench.paths import ROOT
+from seerbench.rows.provenance import finish, provenance
+from seerbench.rows.store import write_rows
 
 SMOKE = ROOT / "tests" / "smoke.yaml"
 
@@ -105,7 +107,8 @@ def test_no_rows_yet(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
-    from seerbench import cli, config
+    from seerbench import cli
+    from seerbench.presets import preset
 
     def no_space(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "results/fresh/x.parquet")
@@ -116,7 +119,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
         cli.main()
     assert stop.value.code == 1
     assert "the disk is full" in capsys.readouterr().err
-    assert config.known_presets()
+    assert preset.known_presets()
 
 
 def test_publish_refuses_a_run_that_is_not_there(tmp_path):

@@ -11,7 +11,8 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from seerbench.results import ResultsError, Run, atomically
+from seerbench.errors import ResultsError
+from seerbench.rows.store import Run, atomically
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,18 @@ def make(name: str, run_dir: Path | str, paper_dir: Path | str, out_dir: Path | 
 
     Nothing is written if anything is wrong: every file is made first, then renamed into place.
     """
-    from seerbench.artefacts.sources import paper_values
+    from seerbench.artefacts.frames import paper_values
 
     entry = artefact(name)
     module = importlib.import_module(f"seerbench.artefacts.{name}")
     frame = module.collect(Run(run_dir), paper_values(paper_dir))
     contents = {".csv": frame.to_csv(index=False).encode()}
     if entry.kind == "table":
-        from seerbench.artefacts import tables
+        from seerbench.artefacts import table_format
 
-        shown, notes = module.render(frame), [*module.remarks(frame), *tables.notes(frame)]
-        contents[".md"] = tables.markdown(entry.title, shown, notes).encode()
-        contents[".tex"] = tables.latex(name, entry.title, shown, notes).encode()
+        shown, notes = module.render(frame), [*module.remarks(frame), *table_format.notes(frame)]
+        contents[".md"] = table_format.markdown(entry.title, shown, notes).encode()
+        contents[".tex"] = table_format.latex(name, entry.title, shown, notes).encode()
     else:
         from seerbench.artefacts import style
 

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import sources, style, summaries
-from seerbench.results import ResultsError, Run
+from seerbench.artefacts import aggregates, colors, frames, style
+from seerbench.errors import ResultsError
+from seerbench.rows.store import Run
 
 LOSS, QUALITY, SPEED = "a", "b", "c"
 SMOOTHED = 5  # training steps in the running mean of (a)
@@ -31,11 +32,11 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
             reason = f"not in this run: {str(error).removeprefix(str(run.folder)).lstrip(' ')}"
             gap = {"panel": panel, "source": "measured", "series": None, "status": "missing", "reason": reason}
             parts.append(pd.DataFrame([gap]))
-    return sources.tidy(*parts)
+    return frames.tidy(*parts)
 
 
 def _paper(paper: pd.DataFrame) -> pd.DataFrame:
-    quality = sources.printed(paper, "table3")
+    quality = frames.printed(paper, "table3")
     dense = quality[quality.method == "dense"].set_index("corpus").value
     quality = quality[quality.method != "dense"]
     quality = quality.assign(
@@ -44,16 +45,16 @@ def _paper(paper: pd.DataFrame) -> pd.DataFrame:
         x=quality.sparsity_requested,
         y=quality.value / quality.corpus.map(dense),
     )
-    speed = sources.printed(paper, "fig1c")
+    speed = frames.printed(paper, "fig1c")
     speed = speed.assign(panel=SPEED, x=speed.sparsity_requested, y=speed.value)
-    return sources.tidy(quality, speed)
+    return frames.tidy(quality, speed)
 
 
 def _losses(run: Run) -> pd.DataFrame:
     rows = run.table("training")
     rows = rows[(rows.kind == "finetune") & rows.lm_loss.notna()]
     if rows.empty:
-        raise sources.unmeasured(run, "training rows of the kind 'finetune'", "finetune PRESET yarn")
+        raise frames.unmeasured(run, "training rows of the kind 'finetune'", "finetune PRESET yarn")
     named = [
         "YaRN, dense" if recipe == "yarn" else f"{recipe}, {sparsity:.0%} skipped"
         for recipe, sparsity in zip(rows.recipe, rows.sparsity_requested)
@@ -69,30 +70,30 @@ def _losses(run: Run) -> pd.DataFrame:
     smooth = rows.sort_values("step").groupby("name").lm_loss.rolling(SMOOTHED, min_periods=1).mean()
     loss = smooth.droplevel(0).reindex(rows.index)
     return kept.assign(
-        **columns, series=named, method="seer", x=rows.step, y=loss, label=sources.label(run, rows)
+        **columns, series=named, method="seer", x=rows.step, y=loss, label=frames.label(run, rows)
     ).sort_values(["recipe", "sparsity_requested", "x"], ascending=[False, True, True])
 
 
 def _perplexities(run: Run) -> pd.DataFrame:
-    rows = sources.experiments(run, "perplexity", "yarn", "perplexity")
+    rows = frames.experiments(run, "perplexity", "yarn", "perplexity")
     dense = rows[(rows.method == "dense") & (rows.recipe == "yarn")]
-    cells = summaries.perplexities(rows, dense)
-    cells = cells[(cells.method != "dense") & (cells.context == summaries.longest(cells))]
+    cells = aggregates.perplexities(rows, dense)
+    cells = cells[(cells.method != "dense") & (cells.context == aggregates.longest(cells))]
     # exp of the paired delta is the ratio of the two perplexities, with the paired interval.
-    ratios = np.exp(cells[summaries.DELTAS])
+    ratios = np.exp(cells[aggregates.DELTAS])
     x = cells.sparsity_realised.fillna(cells.sparsity_requested)
     cells = cells.assign(x=x, y=ratios.delta, low=ratios.delta_low, high=ratios.delta_high)
-    return cells.assign(metric="perplexity over dense YaRN", unit="ratio", label=sources.label(run, rows))
+    return cells.assign(metric="perplexity over dense YaRN", unit="ratio", label=frames.label(run, rows))
 
 
 def _speedups(run: Run) -> pd.DataFrame:
-    cells, samples = sources.timed(run, "kernel")
+    cells, samples = frames.timed(run, "kernel")
     cells = cells[cells["mask"] != "gate-shaped"]  # as fast as random ones within a few percent; in the rows
-    faster = summaries.speedups(cells, samples, "attend")
-    faster = faster[~faster.method.isin(summaries.REFERENCES)]
-    faster = faster[faster.context == summaries.longest(cells)]
+    faster = aggregates.speedups(cells, samples, "attend")
+    faster = faster[~faster.method.isin(aggregates.REFERENCES)]
+    faster = faster[faster.context == aggregates.longest(cells)]
     x = faster.sparsity_realised.fillna(faster.sparsity_requested)
-    label = sources.label(run, cells, timed=True)
+    label = frames.label(run, cells, timed=True)
     return faster.rename(columns={"value": "y"}).assign(x=x, label=label)
 
 
@@ -126,7 +127,7 @@ def _panel(ax, frame: pd.DataFrame, panel: str, title: str, x: str, y: str) -> N
 def _draw_loss(ax, rows: pd.DataFrame) -> None:
     series = list(rows.series.dropna().unique())
     sparse = [name for name in series if not name.startswith("YaRN")]
-    tints = dict(zip(sparse, style.shades(style.colour("seer"), len(sparse))))
+    tints = dict(zip(sparse, colors.shades(colors.colour("seer"), len(sparse))))
     for name in series:
         points = rows[rows.series == name]
         ax.plot(points.x, points.y, color=tints.get(name, "black"), label=name, linewidth=1)
@@ -155,7 +156,7 @@ def _draw_speed(ax, rows: pd.DataFrame) -> None:
     if pd.notna(measured):
         ax.set_title(f"(c) attention kernel only, {style.size(measured)}")
     for (source, method), points in rows.groupby(["source", "method"], sort=False):
-        label = style.display(method)
+        label = colors.display(method)
         if source == "paper":
             label = f"paper, {style.size(points.context.max())}"
         style.line(ax, points, label, method)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import sources, style, summaries
-from seerbench.results import Run
+from seerbench.artefacts import aggregates, colors, frames, style
+from seerbench.rows.store import Run
 
 POOLS = ("max", "min", "avg", "maxmin", "maxavg", "minavg", "maxminavg")
 PAPER_BEST = "Qavg_Kmaxmin"  # v1's choice
@@ -16,11 +16,11 @@ BEST = 15  # the paper draws as many
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """Delta NLL of every combination and sparsity; `place` is its rank at the highest sparsity."""
-    rows = sources.experiment(run, "perplexity", "pooling", "perplexity")
-    cells = summaries.perplexities(rows, summaries.dense_rows(run, rows))
+    rows = frames.experiment(run, "perplexity", "pooling", "perplexity")
+    cells = aggregates.perplexities(rows, aggregates.dense_rows(run, rows))
     cells = cells[cells.method == "seer"]
     if not cells.delta.notna().any():
-        raise sources.unmeasured(run, "gates beside dense in the experiment 'pooling'", "perplexity PRESET pooling")
+        raise frames.unmeasured(run, "gates beside dense in the experiment 'pooling'", "perplexity PRESET pooling")
     cells = cells.assign(series=cells.gate.str.split(":").str[-1])
     highest = cells[cells.sparsity_requested == cells.sparsity_requested.max()]
     places = highest.set_index("series").delta.rank(method="first")
@@ -29,8 +29,8 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     )
     x = cells.sparsity_realised.fillna(cells.sparsity_requested)
     cells = cells.assign(metric="delta NLL", unit="nats a token", x=x, place=cells.series.map(places))
-    cells = cells.assign(label=sources.label(run, rows)).sort_values(["place", "series", "x"])
-    return sources.tidy(cells, extra=["place", "perplexity"])
+    cells = cells.assign(label=frames.label(run, rows)).sort_values(["place", "series", "x"])
+    return frames.tidy(cells, extra=["place", "perplexity"])
 
 
 @style.styled
@@ -39,12 +39,12 @@ def draw(frame: pd.DataFrame) -> Figure:
     fig, (left, right) = style.figure(1, 2, 3.9, width_ratios=[4, 5])
     drawn = [name for name in frame.series.unique() if frame.place[frame.series == name].min() <= BEST]
     drawn += [PAPER_BEST] if PAPER_BEST not in drawn and (frame.series == PAPER_BEST).any() else []
-    tints = style.shades("#888888", len(drawn))
+    tints = colors.shades("#888888", len(drawn))
     for name, tint in zip(drawn, tints):
         points = frame[frame.series == name].sort_values("x")
         mine = name == PAPER_BEST
         label = f"{points.place.iloc[0]:.0f}. {name}" + ("\n(the paper's best)" if mine else "")
-        color, width = (style.colour("seer"), 2.0) if mine else (tint, 0.9)
+        color, width = (colors.colour("seer"), 2.0) if mine else (tint, 0.9)
         left.plot(points.x, points.y, color=color, linewidth=width, zorder=3 if mine else 2, label=label)
         if mine:
             left.fill_between(points.x, points.low, points.high, color=color, alpha=style.BAND, linewidth=0)

@@ -9,49 +9,49 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import sources, style, summaries
-from seerbench.results import Run
+from seerbench.artefacts import aggregates, colors, frames, style
+from seerbench.rows.store import Run
 
 CUT = 3.0  # a bar of (c) that is so many times the next longest is cut, and says how long it is
 # stage -> (name, colour), bottom to top. `plan` stands in where score and select were not timed apart.
 STAGES = {
-    "score": ("AttnGate", style.colour("seer")),
+    "score": ("AttnGate", colors.colour("seer")),
     "select": ("top-k", "#F0E442"),
-    "plan": ("AttnGate and top-k", style.colour("seer")),
-    "attend": ("block-sparse attention", style.colour("block_sparse")),
+    "plan": ("AttnGate and top-k", colors.colour("seer")),
+    "attend": ("block-sparse attention", colors.colour("block_sparse")),
 }
 BREAKDOWN, SPEED, OTHERS = "a", "b", "c"
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """Medians of the stages (panel a) and the speed-up of their total (panel b), sparsity by sparsity."""
-    cells, samples = sources.timed(run, "methods")
+    cells, samples = frames.timed(run, "methods")
     if not (cells.method == "seer").any():
-        raise sources.unmeasured(
+        raise frames.unmeasured(
             run, "cells of SeerAttention in the sweep 'methods'", "latency PRESET methods CONTEXT"
         )
-    cells = cells[cells.context == summaries.longest(cells[cells.method == "seer"])]
-    times = summaries.latencies(cells[cells.method == "seer"], samples)
+    cells = cells[cells.context == aggregates.longest(cells[cells.method == "seer"])]
+    times = aggregates.latencies(cells[cells.method == "seer"], samples)
     split = {"score", "select"} <= set(times.stage)
     times = times[times.stage != ("plan" if split else "score")].assign(panel=BREAKDOWN)
-    dense = summaries.dense_latencies(cells, samples).assign(panel=BREAKDOWN)
-    faster = summaries.speedups(cells, samples, "total")
+    dense = aggregates.dense_latencies(cells, samples).assign(panel=BREAKDOWN)
+    faster = aggregates.speedups(cells, samples, "total")
     faster = faster[faster.method == "seer"].assign(panel=SPEED)
-    printed = sources.printed(paper, "fig5").assign(panel=SPEED)
-    frame = sources.tidy(printed, dense, times, faster, _others(cells, samples).assign(panel=OTHERS))
-    frame.loc[frame.source == "measured", "label"] = sources.label(run, cells, timed=True)
+    printed = frames.printed(paper, "fig5").assign(panel=SPEED)
+    frame = frames.tidy(printed, dense, times, faster, _others(cells, samples).assign(panel=OTHERS))
+    frame.loc[frame.source == "measured", "label"] = frames.label(run, cells, timed=True)
     frame["x"] = frame.sparsity_realised.fillna(frame.sparsity_requested)
-    frame["rank"] = frame.method.map(style.rank)
+    frame["rank"] = frame.method.map(colors.rank)
     frame = frame.rename(columns={"value": "y"})
-    return sources.tidy(frame.sort_values(["panel", "rank", "source", "x"], kind="stable"))
+    return frames.tidy(frame.sort_values(["panel", "rank", "source", "x"], kind="stable"))
 
 
 def _others(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """Stages of every sparse method but SeerAttention, one cell each: the one of the highest requested sparsity."""
-    rest = cells[~cells.apply(summaries.is_dense, axis=1) & ~cells.method.isin(["seer", *summaries.BOUNDS])]
+    rest = cells[~cells.apply(aggregates.is_dense, axis=1) & ~cells.method.isin(["seer", *aggregates.BOUNDS])]
     rest = rest[rest.status == "measured"]
     last = rest.sort_values("sparsity_requested", na_position="first").drop_duplicates("method", keep="last")
-    times = summaries.latencies(last, samples)
+    times = aggregates.latencies(last, samples)
     return times[times.stage.isin(["plan", "attend", "total"])]
 
 
@@ -72,8 +72,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     bars = measured[(measured.panel == BREAKDOWN) & measured.y.notna()]
     names = []
     for method, bar in bars[bars.method != "seer"].groupby("method", sort=False):
-        left.bar(len(names), bar.y, color=style.colour(method), width=0.7)
-        names.append(style.display(method))
+        left.bar(len(names), bar.y, color=colors.colour(method), width=0.7)
+        names.append(colors.display(method))
     named: set[str] = set()
     for sparsity, bar in bars[bars.method == "seer"].groupby("x"):
         height = 0.0
@@ -99,7 +99,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     for (source, base), points in frame[frame.panel == SPEED].groupby(["source", "base"], dropna=False):
         who = "paper" if source == "paper" else "measured"
         over = (
-            "FlashAttention-2" if source == "paper" else style.display(base if isinstance(base, str) else "dense")
+            "FlashAttention-2" if source == "paper" else colors.display(base if isinstance(base, str) else "dense")
         )
         label = f"{who}, {style.size(points.context.max())}, over {over}"
         style.line(right, points, label, "seer")
@@ -114,14 +114,14 @@ def draw(frame: pd.DataFrame) -> Figure:
 def _draw_others(ax: Axes, others: pd.DataFrame) -> None:
     """A bar a method: planning, then attention; the mark is both timed together."""
     names, ends = [], []
-    for method, bar in sorted(others.groupby("method"), key=lambda pair: style.rank(pair[0])):
+    for method, bar in sorted(others.groupby("method"), key=lambda pair: colors.rank(pair[0])):
         values = bar.set_index("stage").y
         ends.append(values["plan"] + values["attend"])
         ax.barh(len(names), values["plan"], color="#F0E442", label=None if names else "plan")
-        ax.barh(len(names), values["attend"], left=values["plan"], color=style.colour("block_sparse"),
+        ax.barh(len(names), values["attend"], left=values["plan"], color=colors.colour("block_sparse"),
                 label=None if names else "attention")  # fmt: skip
         ax.plot(values["total"], len(names), "|", color="black", markersize=8, label=None if names else "as one")
-        names.append(f"{style.display(method)}, {bar.x.iloc[0]:.0%} skipped")
+        names.append(f"{colors.display(method)}, {bar.x.iloc[0]:.0%} skipped")
     *_, second, first = 0.0, *sorted(ends)
     if first > CUT * second > 0:
         ax.set_xlim(0, 1.25 * second)

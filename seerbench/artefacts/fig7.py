@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import sources, style
-from seerbench.results import Run
+from seerbench.artefacts import frames, style
+from seerbench.rows.store import Run
 
 FLOOR = 1e-3  # of a row's mass: paler than this is nothing
 
@@ -17,13 +17,13 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """A line a block of each head that the run kept: target and predicted, rows summing to 1."""
     rows = run.table("maps")
     if rows.empty:
-        raise sources.unmeasured(run, "maps", "maps PRESET")
+        raise frames.unmeasured(run, "maps", "maps PRESET")
     rows = rows.assign(
-        source="measured", method="seer", status="measured", reason=None, label=sources.label(run, rows)
+        source="measured", method="seer", status="measured", reason=None, label=frames.label(run, rows)
     )
     keep = ["document", "block", "layer", "head", "row", "column", "target", "predicted"]
     rows = rows.sort_values(["layer", "head", "row", "column"], ignore_index=True)
-    return sources.tidy(rows.drop(columns="run_id"), extra=keep)
+    return frames.tidy(rows.drop(columns="run_id"), extra=keep)
 
 
 @style.styled

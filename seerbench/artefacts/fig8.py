@@ -5,26 +5,26 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import sources, style, summaries
-from seerbench.results import Run
+from seerbench.artefacts import aggregates, colors, frames, style
+from seerbench.rows.store import Run
 
 LATENCY, MEMORY = "a", "b"
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """Median latency (panel a) and peak memory (panel b) of each kernel at each context."""
-    cells, samples = sources.timed(run, "training_kernel")
-    times = summaries.latencies(cells, samples)
+    cells, samples = frames.timed(run, "training_kernel")
+    times = aggregates.latencies(cells, samples)
     times = times.rename(columns={"value": "y"}).assign(panel=LATENCY)
     peaks = cells.assign(source="measured", panel=MEMORY, metric="peak memory", unit="MiB", y=cells.peak_mib)
     peaks["model"] = peaks.inputs
     # On a CPU torch does not count what it allocates: an empty peak of a measured cell has no bar.
     peaks = peaks[peaks.y.notna() | (peaks.status != "measured")]
     peaks = peaks.reindex(columns=[name for name in times if name in peaks])
-    frame = sources.tidy(times, peaks).assign(label=sources.label(run, cells, timed=True))
+    frame = frames.tidy(times, peaks).assign(label=frames.label(run, cells, timed=True))
     frame["x"] = frame.context
-    frame["rank"] = frame.method.map(style.rank)
-    return sources.tidy(frame.sort_values(["panel", "rank", "method", "context"]))
+    frame["rank"] = frame.method.map(colors.rank)
+    return frames.tidy(frame.sort_values(["panel", "rank", "method", "context"]))
 
 
 @style.styled
@@ -40,7 +40,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             style.say(ax, "this run did not count memory")
             continue
         for method, points in rows.groupby("method", sort=False):
-            style.line(ax, points, style.display(method), method)
+            style.line(ax, points, colors.display(method), method)
         style.context_axis(ax, frame.context)
         style.log_axis(ax)
         ax.set(title=title, ylabel=unit)

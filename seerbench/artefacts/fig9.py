@@ -5,20 +5,20 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import sources, style, summaries
-from seerbench.results import Run
+from seerbench.artefacts import aggregates, colors, frames, style
+from seerbench.rows.store import Run
 
 ARMS = {"with": "gate with RoPE", "without": "gate without RoPE"}
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """Perplexity over context of both gates, and of dense; `trained_at` is the gate's training length."""
-    rows = sources.experiment(run, "perplexity", "rope", "perplexity")
-    dense = summaries.dense_rows(run, rows)
+    rows = frames.experiment(run, "perplexity", "rope", "perplexity")
+    dense = aggregates.dense_rows(run, rows)
     dense = dense[dense.context.isin(rows.context.unique())]
     if not len(rows[rows.method == "dense"]):
         rows = pd.concat([dense, rows], ignore_index=True)
-    cells = summaries.perplexities(rows)
+    cells = aggregates.perplexities(rows)
     bare = cells.gate.astype(str).str.contains("norope")
     cells["panel"] = bare.map({True: ARMS["without"], False: ARMS["with"]})
     cells.loc[cells.method == "dense", "panel"] = None  # drawn in both panels
@@ -27,9 +27,9 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     cells["trained_at"] = [
         lengths.get(gate.split(":")[0]) if isinstance(gate, str) else None for gate in cells.gate
     ]
-    cells = cells.rename(columns={"value": "y"}).assign(x=cells.context, label=sources.label(run, rows))
+    cells = cells.rename(columns={"value": "y"}).assign(x=cells.context, label=frames.label(run, rows))
     cells = cells.sort_values(["panel", "sparsity_requested", "context"], na_position="first")
-    return sources.tidy(cells, extra=["trained_at"])
+    return frames.tidy(cells, extra=["trained_at"])
 
 
 @style.styled
@@ -37,7 +37,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """Two panels on one axis."""
     fig, axes = style.figure(1, 2, 3.0, sharey=True)
     sparsities = sorted(frame.sparsity_requested[frame.method != "dense"].dropna().unique())
-    tints = dict(zip(sparsities, style.shades(style.colour("seer"), len(sparsities))))
+    tints = dict(zip(sparsities, colors.shades(colors.colour("seer"), len(sparsities))))
     for ax, name in zip(axes, ARMS.values()):
         arm = frame[frame.panel == name]
         style.line(ax, frame[frame.method == "dense"], "Dense", "dense")

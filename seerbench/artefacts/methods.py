@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from seerbench.artefacts import sources, style, summaries, tables
-from seerbench.results import Run
+from seerbench.artefacts import aggregates, colors, frames, style, table_format
+from seerbench.rows.store import Run
 
 PARTS = ("plan", "attend", "total")
 PLACE = ["method", "sparsity_requested", "context"]
@@ -22,20 +22,20 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
     A dense method is in many cells and plans nothing: one line a context, its attend.
     """
-    cells, samples = sources.timed(run, "methods")
-    dense = cells.apply(summaries.is_dense, axis=1)
-    times = summaries.latencies(cells[~dense], samples)
-    parts = [summaries.dense_latencies(cells, samples), times[times.stage.isin(PARTS) | times.stage.isna()]]
+    cells, samples = frames.timed(run, "methods")
+    dense = cells.apply(aggregates.is_dense, axis=1)
+    times = aggregates.latencies(cells[~dense], samples)
+    parts = [aggregates.dense_latencies(cells, samples), times[times.stage.isin(PARTS) | times.stage.isna()]]
     for against in AGAINST:
-        faster = summaries.speedups(cells[cells.status == "measured"], samples, "total", against)
+        faster = aggregates.speedups(cells[cells.status == "measured"], samples, "total", against)
         parts.append(faster.assign(metric=f"speedup over {against}"))
-    frame = sources.tidy(*parts).drop_duplicates([*PLACE, "metric", "stage"])
+    frame = frames.tidy(*parts).drop_duplicates([*PLACE, "metric", "stage"])
     frame = frame.merge(cells[[*PLACE, "gate"]].drop_duplicates(PLACE), on=PLACE, how="left")
     nothing = frame.method.isin(cells.method[dense])
     frame = frame.assign(
-        label=sources.label(run, cells, timed=True), series=nothing.map({True: "dense", False: None})
+        label=frames.label(run, cells, timed=True), series=nothing.map({True: "dense", False: None})
     )
-    return sources.tidy(tables.ordered(frame, "sparsity_requested", "context"))
+    return frames.tidy(table_format.ordered(frame, "sparsity_requested", "context"))
 
 
 def render(frame: pd.DataFrame) -> pd.DataFrame:
@@ -48,10 +48,10 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
         if len(faster):
             lines.append({**first, "what": FASTER, "text": _speedups(faster)})
     shown = pd.DataFrame(lines)
-    shown["shown_method"] = shown.apply(tables.method, axis=1)
-    shown["asked"] = shown.apply(lambda entry: "" if entry.series == "dense" else tables.asked(entry), axis=1)
+    shown["shown_method"] = shown.apply(table_format.method, axis=1)
+    shown["asked"] = shown.apply(lambda entry: "" if entry.series == "dense" else table_format.asked(entry), axis=1)
     rows = {"shown_method": "method", "asked": "sparsity asked", "what": "quantity"}
-    return tables.grid(shown, rows, "context", lambda entry: entry.text, style.size)
+    return table_format.grid(shown, rows, "context", lambda entry: entry.text, style.size)
 
 
 def _times(times: pd.DataFrame, first: pd.Series) -> str:
@@ -61,7 +61,7 @@ def _times(times: pd.DataFrame, first: pd.Series) -> str:
         text = f"{ms['plan']:.3g} + {ms['attend']:.3g}; {ms['total']:.3g}"
     else:
         text = "; ".join(f"{value:.3g}" for value in ms)
-    return text + tables.share(first.sparsity_realised)
+    return text + table_format.share(first.sparsity_realised)
 
 
 def _speedups(faster: pd.DataFrame) -> str:
@@ -71,7 +71,7 @@ def _speedups(faster: pd.DataFrame) -> str:
     for against in AGAINST:
         name = f"speedup over {against}"
         if name in by.index and pd.notna(by.value[name]):
-            base = f" {style.display(by.base[name])}" if against == "fastest" else ""
+            base = f" {colors.display(by.base[name])}" if against == "fastest" else ""
             said.append(f"{by.value[name]:.3g}x{base}")
     return "; ".join(said)
 
@@ -79,7 +79,7 @@ def _speedups(faster: pd.DataFrame) -> str:
 def remarks(frame: pd.DataFrame) -> list[str]:
     """How to read the cells, and what the inputs were."""
     bases = ", ".join(
-        style.display(base) for base in frame[frame.metric == f"speedup over {AGAINST[0]}"].base.dropna().unique()
+        colors.display(base) for base in frame[frame.metric == f"speedup over {AGAINST[0]}"].base.dropna().unique()
     )
     inputs = frame[frame.model.notna()].groupby("model").context.unique()
     said = "; ".join(f"{name} ({', '.join(map(style.size, sorted(at)))})" for name, at in inputs.items())

@@ -9,9 +9,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import sources, style, summaries
+from seerbench.artefacts import aggregates, colors, frames, style
 from seerbench.artefacts.fig6 import STAGES
-from seerbench.results import Run
+from seerbench.rows.store import Run
 
 GATE = ":v1"  # the paper's gate; the sweep times one gate a block size
 KEY = ["method", "sparsity_requested"]
@@ -19,14 +19,14 @@ KEY = ["method", "sparsity_requested"]
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """A line a method, sparsity and stage at the longest context that has both: x the speed-up, y the delta NLL."""
-    rows = sources.experiment(run, "perplexity", "contexts", "perplexity")
-    losses = summaries.perplexities(rows, summaries.dense_rows(run, rows))
+    rows = frames.experiment(run, "perplexity", "contexts", "perplexity")
+    losses = aggregates.perplexities(rows, aggregates.dense_rows(run, rows))
     losses = losses[(losses.method != "seer") | losses.gate.astype(str).str.endswith(GATE)]
-    cells, samples = sources.timed(run, "methods")
+    cells, samples = frames.timed(run, "methods")
     of_model = cells.inputs.isin([f"captured:{model}" for model in losses.model.unique()])
     both = sorted(set(losses.context) & set(cells[of_model].context))
     if not both:
-        raise sources.unmeasured(
+        raise frames.unmeasured(
             run,
             "timings of `methods` on the model and at a context of `contexts`",
             "latency PRESET methods CONTEXT",
@@ -37,16 +37,16 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     losses = losses[["model", "corpus", "context", "gate", *KEY, "y", "low", "high"]]
     parts = []
     for stage in STAGES:
-        fast = summaries.speedups(cells, samples, stage)
+        fast = aggregates.speedups(cells, samples, stage)
         fast = fast[fast.sparsity_requested.notna()].drop(columns=["model", "context"])
         fast = fast.rename(columns={"value": "x", "low": "x_low", "high": "x_high"})
         parts.append(losses.merge(fast, on=KEY).assign(panel=stage))
-    frame = pd.concat(parts).assign(label=sources.label(run, rows, cells, timed=True))
-    frame["rank"] = frame.method.map(style.rank)
+    frame = pd.concat(parts).assign(label=frames.label(run, rows, cells, timed=True))
+    frame["rank"] = frame.method.map(colors.rank)
     frame = frame.sort_values(
         ["panel", "rank", "method", "sparsity_requested"], ascending=[False, True, True, True]
     )
-    return sources.tidy(frame, extra=("x_low", "x_high"))
+    return frames.tidy(frame, extra=("x_low", "x_high"))
 
 
 @style.styled
@@ -56,7 +56,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     for ax, (stage, (_, how)) in zip(axes, STAGES.items()):
         for method, points in frame[frame.panel == stage].groupby("method", sort=False):
             points = points.sort_values("sparsity_requested")
-            colour = style.colour(method)
+            colour = colors.colour(method)
             known = points[points.x.notna() & points.y.notna()]
             ax.errorbar(
                 known.x,
@@ -64,9 +64,9 @@ def draw(frame: pd.DataFrame) -> Figure:
                 xerr=[known.x - known.x_low, known.x_high - known.x],
                 yerr=[known.y - known.low, known.high - known.y],
                 color=colour,
-                marker=style.marker(method),
+                marker=colors.marker(method),
                 elinewidth=0.6,
-                label=style.display(method),
+                label=colors.display(method),
             )
             for point in known.itertuples():
                 ax.annotate(
@@ -83,7 +83,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     axes[0].set_ylabel("delta NLL (nats a token)")
     known = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels())}
     fig.legend(known.values(), known.keys(), loc="outside upper center", ncols=4, fontsize=6)
-    bases = ", ".join(style.display(base) for base in frame.base.dropna().unique())
+    bases = ", ".join(colors.display(base) for base in frame.base.dropna().unique())
     place = f"{', '.join(frame.model.unique())} at {style.size(frame.context.max())}"
     style.caption(
         fig,

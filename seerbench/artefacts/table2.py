@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from seerbench import statistics
-from seerbench.artefacts import sources, summaries, tables
-from seerbench.results import Run
+from seerbench.artefacts import aggregates, frames, table_format
+from seerbench.rows import bootstrap
+from seerbench.rows.store import Run
 
 CELL = ["model", "corpus", "method", "gate", "sparsity_requested", "bucket", "context"]
 MEAN = "mean over tasks"
@@ -18,13 +18,13 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """A line a cell and task, and one for the unweighted mean over tasks."""
     every = run.table("tasks")
     name = next((name for name in EXPERIMENTS if (every.experiment == name).any()), EXPERIMENTS[-1])
-    rows = sources.experiment(run, "tasks", name, "tasks")
-    printed = sources.printed(paper, "table2").assign(task=MEAN)
+    rows = frames.experiment(run, "tasks", name, "tasks")
+    printed = frames.printed(paper, "table2").assign(task=MEAN)
     lines = _retrieval(rows) if name == "retrieval" else _longbench(rows)
-    measured = pd.DataFrame(lines).assign(label=sources.label(run, rows))
-    missing = sources.absent(printed, measured).assign(task=MEAN)
-    frame = sources.tidy(printed, measured, missing, extra=["definition", "cut"])
-    return tables.ordered(frame, "sparsity_requested", "context", "bucket", "task")
+    measured = pd.DataFrame(lines).assign(label=frames.label(run, rows))
+    missing = frames.absent(printed, measured).assign(task=MEAN)
+    frame = frames.tidy(printed, measured, missing, extra=["definition", "cut"])
+    return table_format.ordered(frame, "sparsity_requested", "context", "bucket", "task")
 
 
 def _retrieval(rows: pd.DataFrame) -> list[dict]:
@@ -34,8 +34,8 @@ def _retrieval(rows: pd.DataFrame) -> list[dict]:
         line = _line(key, cell)
         counts = {task: (int(part.correct.sum()), len(part)) for task, part in cell.groupby("task")}
         for task, count in counts.items():
-            lines.append(line | {"task": task, "count": count[1]} | _percent(statistics.proportion(*count)))
-        whole = statistics.mean_proportion(list(counts.values()))
+            lines.append(line | {"task": task, "count": count[1]} | _percent(bootstrap.proportion(*count)))
+        whole = bootstrap.mean_proportion(list(counts.values()))
         lines.append(line | {"task": MEAN, "count": len(cell)} | _percent(whole))
     return lines
 
@@ -52,8 +52,8 @@ def _longbench(rows: pd.DataFrame) -> list[dict]:
             continue
         scores = {task: part.score.to_numpy() for task, part in scored.groupby("task")}
         for task, values in scores.items():
-            lines.append(line | {"task": task, "count": len(values)} | _percent(statistics.mean(values)))
-        whole = statistics.mean_of_means(list(scores.values()))
+            lines.append(line | {"task": task, "count": len(values)} | _percent(bootstrap.mean(values)))
+        whole = bootstrap.mean_of_means(list(scores.values()))
         lines.append(line | {"task": MEAN, "count": len(scored)} | _percent(whole))
     for line in lines:
         line |= {"metric": "score", "definition": rows.definition.iloc[0], "cut": float(rows["cut"].mean())}
@@ -65,21 +65,23 @@ def _line(key: tuple, cell: pd.DataFrame) -> dict:
     return line | {"sparsity_realised": cell.sparsity_realised.mean(), "status": "measured", "reason": None}
 
 
-def _percent(interval: statistics.Interval) -> dict[str, float]:
-    return {name: 100 * part for name, part in zip(summaries.NUMBERS, interval)}
+def _percent(interval: bootstrap.Interval) -> dict[str, float]:
+    return {name: 100 * part for name, part in zip(aggregates.NUMBERS, interval)}
 
 
 def render(frame: pd.DataFrame) -> pd.DataFrame:
     """The means over tasks, a column a bucket; single tasks stand in the CSV."""
     frame = frame[frame.task == MEAN]
-    frame = frame.assign(shown_method=frame.apply(tables.method, axis=1), asked=frame.apply(tables.asked, axis=1))
+    frame = frame.assign(
+        shown_method=frame.apply(table_format.method, axis=1), asked=frame.apply(table_format.asked, axis=1)
+    )
     lines = {"source": "source", "model": "model", "shown_method": "method", "asked": "sparsity"}
-    return tables.grid(frame, lines, "bucket", _accuracy)
+    return table_format.grid(frame, lines, "bucket", _accuracy)
 
 
 def _accuracy(entry: pd.Series) -> str:
-    realised = "" if entry.method == "dense" else tables.share(entry.sparsity_realised)
-    return tables.number(entry.value, entry.low, entry.high) + realised
+    realised = "" if entry.method == "dense" else table_format.share(entry.sparsity_realised)
+    return table_format.number(entry.value, entry.low, entry.high) + realised
 
 
 def remarks(frame: pd.DataFrame) -> list[str]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pandas as pd
 
-from seerbench.artefacts import sources, style, summaries, tables
-from seerbench.results import Run
+from seerbench.artefacts import aggregates, frames, style, table_format
+from seerbench.rows.store import Run
 
 RECIPES = {"yarn": "YaRN, dense", "post": "gates trained after YaRN", "joint": "YaRN with SeerAttention"}
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """A line a corpus, recipe and sparsity; the delta is against the dense YaRN model for all recipes."""
-    rows = sources.experiments(run, "perplexity", "yarn", "perplexity")
+    rows = frames.experiments(run, "perplexity", "yarn", "perplexity")
     dense = rows[(rows.method == "dense") & (rows.recipe == "yarn")]
-    measured = summaries.perplexities(rows, dense).assign(label=sources.label(run, rows))
-    printed = sources.printed(paper, "table3")
-    frame = sources.tidy(printed, measured, _gaps(printed, measured))
+    measured = aggregates.perplexities(rows, dense).assign(label=frames.label(run, rows))
+    printed = frames.printed(paper, "table3")
+    frame = frames.tidy(printed, measured, _gaps(printed, measured))
     frame.loc[frame.method == "dense", "sparsity_requested"] = 0.0
     order = frame.recipe.map(lambda recipe: list(RECIPES).index(recipe) if recipe in RECIPES else len(RECIPES))
     frame = frame.assign(order=order, paper=frame.source != "paper")
@@ -42,15 +42,15 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
         named=[RECIPES.get(recipe, recipe) for recipe in frame.recipe], length=frame.context.map(style.size)
     )
     lines = {"source": "source", "corpus": "corpus", "length": "context", "named": "recipe"}
-    return tables.grid(frame, lines, "sparsity_requested", _perplexity, lambda sparsity: f"{sparsity:.2f}")
+    return table_format.grid(frame, lines, "sparsity_requested", _perplexity, lambda sparsity: f"{sparsity:.2f}")
 
 
 def _perplexity(entry: pd.Series) -> str:
-    realised = "" if entry.method == "dense" else tables.share(entry.sparsity_realised)
-    shown = tables.number(entry.value, entry.low, entry.high) + realised
+    realised = "" if entry.method == "dense" else table_format.share(entry.sparsity_realised)
+    shown = table_format.number(entry.value, entry.low, entry.high) + realised
     if entry.method == "dense" or pd.isna(entry.get("delta")):
         return shown
-    return f"{shown}, {tables.number(entry.delta, entry.delta_low, entry.delta_high, sign=True)}"
+    return f"{shown}, {table_format.number(entry.delta, entry.delta_low, entry.delta_high, sign=True)}"
 
 
 def remarks(frame: pd.DataFrame) -> list[str]:

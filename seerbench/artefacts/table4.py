@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from seerbench.artefacts import sources, style, summaries, tables
-from seerbench.results import Run
+from seerbench.artefacts import aggregates, colors, frames, style, table_format
+from seerbench.rows.store import Run
 
 # The stages inside a forward, and what is left of it: the metrics of the breakdown, in the order they are shown.
 PARTS = {"attend": "attention", "plan": "planning", "rest": "rest"}
@@ -14,31 +14,31 @@ METRICS = ["seconds", *PARTS.values(), "speedup", "speedup_over_fastest_dense", 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """A line a method, context and metric: METRICS."""
-    cells, every = sources.timed(run, "ttft")
+    cells, every = frames.timed(run, "ttft")
     samples = every[every.stage == "ttft"]
-    printed = sources.printed(paper, "table4")
-    skips = ~cells.apply(summaries.is_dense, axis=1)
-    parts = [summaries.dense_latencies(cells, samples), summaries.latencies(cells[skips], samples)]
-    seconds = sources.tidy(*parts).assign(metric="seconds", unit="s")
-    seconds[summaries.NUMBERS] = seconds[summaries.NUMBERS] / 1000
-    faster = _once(summaries.speedups(cells, samples, "ttft"))
-    best = _once(summaries.speedups(cells, samples, "ttft", "fastest"))
+    printed = frames.printed(paper, "table4")
+    skips = ~cells.apply(aggregates.is_dense, axis=1)
+    parts = [aggregates.dense_latencies(cells, samples), aggregates.latencies(cells[skips], samples)]
+    seconds = frames.tidy(*parts).assign(metric="seconds", unit="s")
+    seconds[aggregates.NUMBERS] = seconds[aggregates.NUMBERS] / 1000
+    faster = _once(aggregates.speedups(cells, samples, "ttft"))
+    best = _once(aggregates.speedups(cells, samples, "ttft", "fastest"))
     best = best.assign(metric="speedup_over_fastest_dense")
     measured = [seconds, faster, best, _parts(cells, every), _peaks(cells)]
     if set(best.base) <= set(faster.base):  # one dense kernel only: the same comparison twice
         measured.pop(2)
-    label = sources.label(run, cells, timed=True)
+    label = frames.label(run, cells, timed=True)
     measured = [part.assign(label=label) for part in measured if len(part)]
     # The paper's dense kernel is FlashAttention-2.
     named = printed.assign(method=printed.method.replace("dense", "fa2")) if "fa2" in set(cells.method) else printed
-    missing = sources.absent(named, measured[0])
-    frame = sources.tidy(printed, _ratios(printed), *measured, missing)
+    missing = frames.absent(named, measured[0])
+    frame = frames.tidy(printed, _ratios(printed), *measured, missing)
     # At one length a method may be timed at several sparsities, and at others than at the next length: its
     # lines are the lowest of each length, then the second ...
     frame = frame.sort_values("sparsity_requested", kind="stable")
     frame["variant"] = frame.groupby(["source", "method", "metric", "context"], dropna=False).cumcount()
     frame["place"] = frame.metric.map(METRICS.index)
-    return tables.ordered(frame, "variant", "place", "context").drop(columns="place")
+    return table_format.ordered(frame, "variant", "place", "context").drop(columns="place")
 
 
 def _parts(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
@@ -49,14 +49,14 @@ def _parts(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     wide["rest"] = wide.ttft - wide.plan - wide.attend
     long = wide[list(PARTS)].rename_axis(columns="stage").stack().rename("ms").reset_index()
-    lines = summaries.latencies(cells[cells.status == "measured"], long)
-    lines[summaries.NUMBERS] = lines[summaries.NUMBERS] / 1000
+    lines = aggregates.latencies(cells[cells.status == "measured"], long)
+    lines[aggregates.NUMBERS] = lines[aggregates.NUMBERS] / 1000
     return _once(lines).assign(metric=lambda frame: frame.stage.map(PARTS), unit="s")
 
 
 def _peaks(cells: pd.DataFrame) -> pd.DataFrame:
     """GiB that one forward takes beyond the weights: the cache and the largest layer."""
-    lines = summaries.cell_lines(cells[cells.peak_mib.notna()])
+    lines = aggregates.cell_lines(cells[cells.peak_mib.notna()])
     lines = lines.assign(metric="peak_memory", unit="GiB", value=cells.peak_mib.dropna().to_numpy() / 1024)
     return _once(lines)
 
@@ -77,7 +77,7 @@ def _ratios(printed: pd.DataFrame) -> pd.DataFrame:
 
 def render(frame: pd.DataFrame) -> pd.DataFrame:
     """One line a method and metric, one column a context."""
-    frame = _joined(frame).assign(shown_method=lambda joined: joined.apply(tables.method, axis=1))
+    frame = _joined(frame).assign(shown_method=lambda joined: joined.apply(table_format.method, axis=1))
     frame["what"] = frame.apply(_what, axis=1)
     lines = {
         "source": "source",
@@ -86,7 +86,7 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
         "variant": "variant",
         "what": "quantity",
     }
-    shown = tables.grid(frame, lines, "context", _cell, style.size)
+    shown = table_format.grid(frame, lines, "context", _cell, style.size)
     return shown.drop(columns="variant")
 
 
@@ -113,7 +113,7 @@ def _what(entry: pd.Series) -> str:
         return "peak memory beyond the weights, GiB"
     if entry.metric == PARTS["attend"]:
         return "attention + planning + the rest, seconds"
-    base = style.display("fa2" if entry.source == "paper" else entry.base)
+    base = colors.display("fa2" if entry.source == "paper" else entry.base)
     return f"speed-up over {base}{', the fastest dense' if entry.metric != 'speedup' else ''}"
 
 
@@ -122,11 +122,11 @@ def _cell(entry: pd.Series) -> str:
         return entry.text
     if entry.metric == "peak_memory":
         return f"{entry.value:.3g}"
-    text = tables.number(entry.value, entry.low, entry.high)
+    text = table_format.number(entry.value, entry.low, entry.high)
     if entry.metric != "seconds":
         return f"{text}x"
     realised = entry.sparsity_realised if pd.notna(entry.sparsity_realised) else entry.sparsity_requested
-    return text + ("" if entry.method == "dense" else tables.share(realised))
+    return text + ("" if entry.method == "dense" else table_format.share(realised))
 
 
 def remarks(frame: pd.DataFrame) -> list[str]:

@@ -9,7 +9,9 @@ import sys
 import torch
 from torch import Tensor
 
-from seerbench.attention import BlockMask, assert_no_worse_than_rounding, block_count, oracle, repeat_kv
+from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.reference import reference_attention, repeat_kv
+from seerbench.core.tolerance import assert_no_worse_than_rounding
 
 LENGTHS = [1, 63, 64, 65, 1000]
 MASKS = ["diagonal", "full", "empty-rows", "one-far-block", "random", "no-diagonal", "gate"]
@@ -55,8 +57,8 @@ def build_mask(
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, o: Tensor, lse: Tensor) -> None:
     """o and lse against the float64 oracle, by what the same maths in q's dtype misses."""
-    exact_o, exact_lse = oracle(q, k, v, mask)
-    rounded_o, rounded_lse = oracle(q, k, v, mask, dtype=q.dtype)
+    exact_o, exact_lse = reference_attention(q, k, v, mask)
+    rounded_o, rounded_lse = reference_attention(q, k, v, mask, dtype=q.dtype)
     assert_no_worse_than_rounding(o, exact_o, rounded_o)
     assert_no_worse_than_rounding(lse, exact_lse, rounded_lse)
     unseen = exact_lse == -torch.inf
@@ -68,7 +70,7 @@ def check_gradients(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, do: Tensor
 
     def reference(dtype: torch.dtype) -> tuple[Tensor, ...]:
         leaves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
-        return torch.autograd.grad(oracle(*leaves, mask, dtype=dtype)[0], leaves, do.to(dtype))
+        return torch.autograd.grad(reference_attention(*leaves, mask, dtype=dtype)[0], leaves, do.to(dtype))
 
     if q.shape[2] > 1:
         for actual, exact, rounded in zip(gradients, reference(torch.float64), reference(q.dtype), strict=True):

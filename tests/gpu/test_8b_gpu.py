@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from seerbench import distill
-from seerbench.config import load_preset
-from seerbench.gate import GateConfig
-from seerbench.random_weights import random_model
+from seerbench.methods.gate_config import GateConfig
+from seerbench.models.random_weights import random_model
+from seerbench.presets.preset import load_preset
+from seerbench.training import distill
 
 GIB = 2**30
 LARGE = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory > 75 * GIB

@@ -5,11 +5,11 @@ import torch
 from kernel_cases import MASKS, build_mask, check_gradients, draw
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from seerbench import distill
-from seerbench.gate import GateConfig
-from seerbench.kernels import block_sparse_backward
-from seerbench.kernels.block_sparse_attention import block_sparse_attention
-from seerbench.models import using
+from seerbench.kernels.block_sparse import triton_backward
+from seerbench.kernels.block_sparse.api import block_sparse_attention
+from seerbench.methods.gate_config import GateConfig
+from seerbench.models.hugging_face import attention_method
+from seerbench.training import distill, finetune
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LENGTHS = [1, 63, 64, 65, 1000, 4095]
@@ -54,7 +54,7 @@ def test_views_and_the_same_bits_again():
 
 
 def test_no_recompile_for_a_new_length_or_sparsity():
-    kernels = (block_sparse_backward._query_gradient, block_sparse_backward._key_gradients)
+    kernels = (triton_backward._query_gradient, triton_backward._key_gradients)
     for n, kind in [(1000, "random"), (2048, "full"), (64, "diagonal"), (777, "empty-rows"), (1, "full")]:
         check(n, 4, kind, torch.bfloat16, (128, 128), kv_heads=2)
         sizes = [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]
@@ -71,10 +71,10 @@ def test_a_joint_step_reaches_model_and_gates():
     )  # fmt: skip
     model = LlamaForCausalLM(config).cuda()
     gates = distill.fresh_gates(model, {"v1": GateConfig(block=64)}, 0)["v1"].cuda()
-    joint = distill._Joint(gates, 0.5, 64)
+    joint = finetune._Joint(gates, 0.5, 64)
     tokens = torch.randint(0, 512, (2, 1000), device="cuda")
-    with using(model, joint):
-        loss = distill._token_losses(model, tokens, 1024, "cuda").mean() + joint.loss
+    with attention_method(model, joint):
+        loss = finetune._token_losses(model, tokens, 1024, "cuda").mean() + joint.loss
         loss.backward()
     for name, parameter in [*model.named_parameters(), *gates.named_parameters()]:
         assert parameter.grad is not None, name

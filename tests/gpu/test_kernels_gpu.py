@@ -4,11 +4,20 @@ import pytest
 import torch
 from kernel_cases import MASKS, build_mask, check_attention, draw
 
-from seerbench import gate
-from seerbench.attention import BlockMask, Layer, assert_no_worse_than_rounding, block_count, oracle
-from seerbench.kernels import attn_gate, pooled_attention, vertical_slash
-from seerbench.kernels import block_sparse_attention as sparse
-from seerbench.latency import plain_rope
+from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.problem import LayerContext
+from seerbench.core.reference import reference_attention
+from seerbench.core.rope import plain_rope
+from seerbench.core.tolerance import assert_no_worse_than_rounding
+from seerbench.kernels.attn_gate import pool as attn_gate_pool
+from seerbench.kernels.attn_gate import score as attn_gate_score
+from seerbench.kernels.attn_gate import select as attn_gate_select
+from seerbench.kernels.block_sparse import api as sparse
+from seerbench.kernels.block_sparse import triton as block_sparse_triton
+from seerbench.kernels.pooled import reference as pooled_reference
+from seerbench.kernels.pooled import triton as pooled_triton
+from seerbench.kernels.vertical_slash import attention, convert
+from seerbench.methods import block_selection, gate, gate_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LENGTHS = [1, 63, 64, 65, 1000, 4095, 8192]
@@ -27,10 +36,10 @@ def kernels():
 def run(name, q, k, v, mask):
     if name == "hopper" and (mask.block_q, mask.block_k) not in sparse.HOPPER_BLOCKS:
         pytest.skip(f"the Gluon twin takes blocks of {sparse.HOPPER_BLOCKS}")
-    from seerbench.kernels import block_sparse_hopper
+    from seerbench.kernels.block_sparse import hopper as block_sparse_hopper
 
     o, lse = torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan, device=q.device)
-    {"triton": sparse.launch, "hopper": block_sparse_hopper.launch}[name](q, k, v, mask, o, lse)
+    {"triton": block_sparse_triton.launch, "hopper": block_sparse_hopper.launch}[name](q, k, v, mask, o, lse)
     return o, lse
 
 
@@ -96,9 +105,9 @@ def test_tensors_that_are_views(name, blocks):
 @pytest.mark.parametrize("block", [64, 128])
 def test_no_recompile_for_a_new_length_or_sparsity(block):
     if "hopper" in kernels():
-        from seerbench.kernels.block_sparse_hopper import _forward as compiled
+        from seerbench.kernels.block_sparse.hopper import _forward as compiled
     else:
-        from seerbench.kernels.block_sparse_attention import _forward as compiled
+        from seerbench.kernels.block_sparse.triton import _forward as compiled
     for n, kind in [(1000, "random"), (2048, "full"), (64, "diagonal"), (777, "empty-rows"), (1, "full")]:
         q, k, v = draw(n, 8, 2, 128, torch.bfloat16, "cuda", 1)
         sparse.block_sparse_attention(q, k, v, build_mask(kind, n, 1, 8, block, block, "cuda"))
@@ -114,11 +123,11 @@ def pooled_kernels():
 
 
 def check_pooled(name, q, k, v, block):
-    exact = pooled_attention.naive_pooled_attention(q, k, v, block, torch.float64)
-    rounded = pooled_attention.naive_pooled_attention(q, k, v, block)
-    from seerbench.kernels import pooled_hopper
+    exact = pooled_reference.naive_pooled_attention(q, k, v, block, torch.float64)
+    rounded = pooled_reference.naive_pooled_attention(q, k, v, block)
+    from seerbench.kernels.pooled import hopper as pooled_hopper
 
-    kernel = {"two-pass": pooled_attention.two_passes, "one-pass": pooled_hopper.pooled_attention}[name]
+    kernel = {"two-pass": pooled_triton.two_passes, "one-pass": pooled_hopper.pooled_attention}[name]
     for actual, right, other in zip(kernel(q, k, v, block), exact, rounded, strict=True):
         assert_no_worse_than_rounding(actual, right, other)
 
@@ -148,13 +157,13 @@ def test_pooled_attention_of_views_in_a_batch(n, block, head_dim, name):
 @pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize("n", [1, 65, 127, 300, 1000, 4095, 5000])
 def test_one_pass_writes_all_that_it_returns_and_reads_only_what_it_wrote(n, block, dtype):
-    from seerbench.kernels import pooled_hopper
+    from seerbench.kernels.pooled import hopper as pooled_hopper
 
     # Many items a program at 4095, and a scratch of two pieces at 5000: each item finds in the scratch, which
     # is part of O, what the longer row before it left there.
     q, k, v = draw(n, 16, 4, 128, dtype, "cuda", 1)
-    exact = pooled_attention.naive_pooled_attention(q, k, v, block, torch.float64)
-    rounded = pooled_attention.naive_pooled_attention(q, k, v, block)
+    exact = pooled_reference.naive_pooled_attention(q, k, v, block, torch.float64)
+    rounded = pooled_reference.naive_pooled_attention(q, k, v, block)
     o, lse = torch.empty_like(q), torch.full(q.shape[:3], torch.nan, device="cuda")
     o.view(torch.float32).fill_(torch.inf)  # a maximum would ignore NaN
     columns = block_count(n, block)
@@ -173,7 +182,11 @@ def test_one_pass_writes_all_that_it_returns_and_reads_only_what_it_wrote(n, blo
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gate_pooling(n, dtype):
     x = torch.randn(2, 3, n, 128, device="cuda").to(dtype)
-    ours, exact, rounded = attn_gate.pool_blocks(x, 64), gate.pool_blocks(x.double(), 64), gate.pool_blocks(x, 64)
+    ours, exact, rounded = (
+        attn_gate_pool.pool_blocks(x, 64),
+        gate.pool_blocks(x.double(), 64),
+        gate.pool_blocks(x, 64),
+    )
     for name, pooled in ours.items():
         assert_no_worse_than_rounding(pooled, exact[name], rounded[name])
 
@@ -181,7 +194,7 @@ def test_gate_pooling(n, dtype):
 @pytest.mark.parametrize("n", [1, 70, 512])
 def test_gate_scores(n):
     q, k = (torch.randn(2, h, n, 128, device="cuda").bfloat16() for h in (8, 2))
-    ours = attn_gate.block_scores(q, k)
+    ours = attn_gate_score.block_scores(q, k)
     exact = q.double() @ k.double().repeat_interleave(4, 1).mT * 128**-0.5
     exact = exact.masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
     assert_no_worse_than_rounding(ours, exact, exact.float())
@@ -194,8 +207,8 @@ def test_gate_top_k(n, sparsity, ties):
     scores = torch.randn(2, 3, n, n, device="cuda")
     scores = (scores * 2).round() / 2 if ties else scores
     scores = scores.masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
-    ours = attn_gate.select_top_k(scores, gate.top_k_count(n, sparsity), n * 64, 64)
-    theirs = gate.select_top_k(scores.cpu(), sparsity, n * 64, 64)  # on a GPU it is the kernel
+    ours = attn_gate_select.select_top_k(scores, block_selection.top_k_count(n, sparsity), n * 64, 64)
+    theirs = block_selection.select_top_k(scores.cpu(), sparsity, n * 64, 64)  # on a GPU it is the kernel
     assert torch.equal(ours.kv_num_blocks.cpu(), theirs.kv_num_blocks)
     assert torch.equal(ours.kv_indices.cpu(), theirs.kv_indices)
 
@@ -204,9 +217,9 @@ def test_gate_top_k(n, sparsity, ties):
 def test_the_whole_gate(single):
     """gate_scores on a GPU (kernels) against the same gate in float64 torch."""
     options = {"q_pool": "avg", "k_pool": "maxminavg", "projection": "single", "recipe": "v2"} if single else {}
-    one = gate.AttnGate(gate.GateConfig(**options), 8, 2, 64).cuda()
+    one = gate.AttnGate(gate_config.GateConfig(**options), 8, 2, 64).cuda()
     q, k, _ = draw(1000, 8, 2, 64, torch.bfloat16, "cuda")
-    layer = Layer(q_unrotated=q, k_unrotated=k, rope=plain_rope(64))
+    layer = LayerContext(q_unrotated=q, k_unrotated=k, rope=plain_rope(64))
     learning = gate.gate_scores(one, q, k, layer)
     assert learning.requires_grad  # joint fine-tuning trains the gate through it: no kernel there
     with torch.no_grad():
@@ -225,12 +238,12 @@ def test_vertical_slash(n, chance, dtype):
     q, k, v = draw(n, 4, 1, 128, dtype, "cuda", 1)
     columns, diagonals = (torch.rand(1, 4, n, device="cuda") < chance for _ in range(2))
     diagonals[..., 0] = True
-    mask = vertical_slash.vertical_slash_tiles(columns, diagonals)
-    same = vertical_slash.vertical_slash_tiles(columns.cpu(), diagonals.cpu())
+    mask = convert.vertical_slash_tiles(columns, diagonals)
+    same = convert.vertical_slash_tiles(columns.cpu(), diagonals.cpu())
     for name in ("tile_counts", "tile_starts", "column_counts", "columns"):
         assert torch.equal(getattr(mask, name).cpu(), getattr(same, name))
     o = torch.full_like(q, torch.nan)
-    vertical_slash.launch(q, k, v, mask, o)
-    exact, rounded = oracle(q, k, v, mask)[0], oracle(q, k, v, mask, q.dtype)[0]
+    attention.launch(q, k, v, mask, o)
+    exact, rounded = reference_attention(q, k, v, mask)[0], reference_attention(q, k, v, mask, q.dtype)[0]
     assert_no_worse_than_rounding(o, exact, rounded)
-    assert len(vertical_slash._forward.device_caches[torch.cuda.current_device()][0]) <= len(DTYPES)
+    assert len(attention._forward.device_caches[torch.cuda.current_device()][0]) <= len(DTYPES)

@@ -4,17 +4,20 @@ import pytest
 import torch
 from kernel_cases import draw
 
-from seerbench.attention import BlockMask, Case, Layer, assert_no_worse_than_rounding, oracle
 from seerbench.baselines import xattention
 from seerbench.baselines.flashprefill import pooled_scores
 from seerbench.baselines.moa import save_plan
-from seerbench.gate import pool_blocks
+from seerbench.core.block_mask import BlockMask
+from seerbench.core.problem import AttentionProblem, LayerContext
+from seerbench.core.reference import reference_attention
+from seerbench.core.tolerance import assert_no_worse_than_rounding
 from seerbench.kernels.antidiagonal_mass import antidiagonal_mass
-from seerbench.kernels.lists import ascending_lists
+from seerbench.kernels.index_lists import ascending_lists
 from seerbench.kernels.pooled_scores import log_sums
-from seerbench.latency import check_method
-from seerbench.registry import create
-from seerbench.variants import variant
+from seerbench.measure.correctness import check_method
+from seerbench.methods.gate import pool_blocks
+from seerbench.methods.registry import create
+from seerbench.methods.wrappers import variant
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 METHODS = ["streaming", "random", "moa", "minference", "minference-aligned", "flexprefill", "xattention"]
@@ -61,11 +64,11 @@ def test_attention_over_the_plan(name, n, tmp_path):
         save_plan(tmp_path / "plan.json", [[0.0] * 8], [[0.125, 0.5] * 4])
         options["plan"] = tmp_path / "plan.json"
     method = create(name, sparsity=0.5, **options)
-    plan = method.plan(q, k, Layer())
-    exact, rounded = oracle(q, k, v, plan)[0], oracle(q, k, v, plan, q.dtype)[0]
+    plan = method.plan(q, k, LayerContext())
+    exact, rounded = reference_attention(q, k, v, plan)[0], reference_attention(q, k, v, plan, q.dtype)[0]
     assert_no_worse_than_rounding(method.attend(q, k, v, plan), exact, rounded)
     if hasattr(method, "settled"):
-        settled = method.settled(q, k, Layer()).plan(q, k, Layer())
+        settled = method.settled(q, k, LayerContext()).plan(q, k, LayerContext())
         assert abs(settled.density() - plan.density()) < 1e-3
 
 
@@ -74,9 +77,9 @@ def test_attention_over_the_plan(name, n, tmp_path):
 def test_dense_kernels(name, head_dim):
     q, k, v = draw(1000, 8, 2, head_dim, torch.bfloat16, "cuda", 1)
     method = create(name)
-    if reason := method.refuses(Case("cuda", "bfloat16", 1, 8, 2, head_dim, 1000)):
+    if reason := method.refuses(AttentionProblem("cuda", "bfloat16", 1, 8, 2, head_dim, 1000)):
         pytest.skip(reason)
-    exact, rounded = oracle(q, k, v)[0], oracle(q, k, v, dtype=q.dtype)[0]
+    exact, rounded = reference_attention(q, k, v)[0], reference_attention(q, k, v, dtype=q.dtype)[0]
     assert_no_worse_than_rounding(method.attend(q, k, v, None), exact, rounded)
 
 
@@ -87,7 +90,7 @@ def test_dense_kernels(name, head_dim):
 def test_another_kernel_or_means(arm, head_dim):
     q, k, v = draw(1000, 8, 2, head_dim, torch.bfloat16, "cuda", 1)
     method = variant(create("flashprefill", sparsity=0.5, block=128), arm)
-    if reason := method.refuses(Case("cuda", "bfloat16", 1, 8, 2, head_dim, 1000, 128, 128)):
+    if reason := method.refuses(AttentionProblem("cuda", "bfloat16", 1, 8, 2, head_dim, 1000, 128, 128)):
         pytest.skip(reason)
-    error, budget = check_method(method, q, k, v, Layer())
+    error, budget = check_method(method, q, k, v, LayerContext())
     assert error <= budget

@@ -60,8 +60,7 @@ rule write_report:
         source=files_digest(
             [
                 *(ROOT / "seerbench/artefacts").glob("*.py"),
-                ROOT / "seerbench/claims.py",
-                ROOT / "seerbench/report.py",
+                *(ROOT / "seerbench/report").glob("*.py"),
             ]
         ),
     shell:
@@ -86,7 +85,7 @@ rule execute_notebook:
         out=subpath(output[0], parent=True),
         source=files_digest(
             [
-                *(ROOT / "seerbench").glob("*.py"),
+                *(ROOT / "seerbench/report").glob("*.py"),
                 *(ROOT / "seerbench/artefacts").glob("*.py"),
             ]
         ),

@@ -1,8 +1,9 @@
 # What the rules share: the command, what makes a result stale, and the lists of files.
 from pathlib import Path
 
-from seerbench.results import ROOT, TABLES, files_digest
-from seerbench.source_digest import source_digest
+from seerbench.paths import ROOT
+from seerbench.rows.schema import TABLES
+from seerbench.rows.source_digest import files_digest, source_digest
 
 WHERE = f"{config.get('preset', 'cpu')} --results {RUN.parent}"
 LOGS = f"logs/{PRESET.name}"

@@ -11,6 +11,6 @@ rule corpus:
         where=WHERE,
         corpora=PRESET.config["corpora"],
         tokenizer=PRESET.config["tokenizer"],
-        source=trains_with("corpus.py"),
+        source=trains_with("data/texts.py", "data/tokens.py"),
     shell:
         "seerbench corpus {params.where} 2> {log}"

@@ -14,7 +14,7 @@ rule import_gates:
     params:
         where=WHERE,
         settings=lambda wildcards: PRESET.config["gates"][wildcards.gates],
-        source=trains_with("released_gates.py"),
+        source=trains_with("models/released_gates.py"),
     shell:
         "seerbench import-gates {params.where} {wildcards.gates} 2> {log}"
 
@@ -37,7 +37,7 @@ rule distill:
     params:
         where=WHERE,
         settings=lambda wildcards: PRESET.config["gates"][wildcards.gates],
-        source=trains_with("distill.py", "gate.py", "sharded.py"),
+        source=trains_with("training/distill.py", "methods/gate.py", "methods/gate_losses.py", "training/fsdp.py"),
         launcher=lambda wildcards: launcher(processes(wildcards.gates)),
     shell:
         "{params.launcher}seerbench distill {params.where} {wildcards.gates} 2> {log}"

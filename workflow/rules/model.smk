@@ -23,7 +23,7 @@ rule train:
     params:
         where=WHERE,
         settings=lambda wildcards: PRESET.config["models"][wildcards.model],
-        source=trains_with("train.py", "tasks.py"),
+        source=trains_with("training/pretrain.py", "training/batches.py", "data/lookups.py"),
     shell:
         "seerbench train {params.where} {wildcards.model} 2> {log}"
 
@@ -46,7 +46,7 @@ rule finetune:
     params:
         where=WHERE,
         settings=PRESET.config.get("extend"),
-        source=trains_with("train.py", "distill.py", "tasks.py", "sharded.py"),
+        source=trains_with("training/finetune.py", "training/batches.py", "data/lookups.py", "training/fsdp.py"),
         launcher=launcher(PROCESSES),
     shell:
         "{params.launcher}seerbench finetune {params.where} {wildcards.model} 2> {log}"

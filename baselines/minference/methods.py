@@ -1,0 +1,259 @@
+"""MInference: a pattern for each head found offline, its indices estimated online.
+
+What      per head one of three patterns. Vertical-slash: the key columns and the diagonals that the last 64
+          queries attend to most. A-shape: first keys and a window. Block-sparse: top-k blocks of mean-pooled
+          q and k. `minference` takes a head's pattern and budget from one of upstream's two configurations for
+          Llama-3.1-8B-Instruct, v2 (its default since 2024-09: (512, 2048) for every head) or v1 (a mix of six
+          budgets), from a search for the model at hand (`search_patterns`), or from a file in upstream's format
+Source    arXiv:2407.02490, section 3, algorithms 1 to 3, appendix C
+Upstream  microsoft/MInference (MIT), read at fb56c917 (after v0.1.6)
+Fidelity  `minference`: our port, the estimation and the index conversion entry for entry (tiles at unaligned
+          tokens, gathered columns: kernels/vertical_slash.py). Departures: all heads in one launch, keys and
+          values of a group are not repeated, any batch (upstream: head by head, batch 1); A-shape and
+          block-sparse heads run through the same tiles, so that a window ends on whole tiles; with blocks that
+          are not 64 the budgets of the default, the forced runs and the tiles scale with the block
+          `minference-aligned`: simplified. Columns and diagonals rounded outwards to whole blocks on our
+          block-sparse kernel; one pattern for all heads, its budgets scaled together to the requested sparsity
+          `minference-upstream`: upstream's kernels and conversion, unmodified, on our (equal) estimates
+Timed     plan (estimation, ranking, conversion) and attend
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seerbench.baselines.minference.estimate import (
+    _ranks,
+    pattern_tiles,
+    select_vertical_slash,
+    vertical_slash_scores,
+)
+from seerbench.baselines.minference.patterns import (
+    ABSENT,
+    SLASH,
+    V1,
+    VERTICAL,
+    Pattern,
+    _scaled,
+    _times,
+    load_patterns,
+)
+from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.problem import AttentionProblem, LayerContext
+from seerbench.kernels.vertical_slash.convert import vertical_slash_tiles
+from seerbench.kernels.vertical_slash.tile_mask import TileMask
+from seerbench.methods.block_selection import budget_limit, select_budget, top_k_density
+from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.registry import register
+
+BISECTIONS = 14  # of the factor on the budgets, where a sparsity is asked for
+
+
+class _Patterns:
+    """What the port and the upstream package share: whose patterns they follow."""
+
+    def __init__(self, patterns: Path | str | None = None, block: int = 64, sparsity: float | None = None) -> None:
+        """patterns: a JSON file of `load_patterns`, or v1; None or v2 for (512, 2048) at blocks of 64.
+
+        sparsity: None follows the budgets, whatever they come to on an input. A number scales all budgets of a
+        layer by one factor, found anew for each input by bisection: for accuracy at equal sparsity. The
+        search is part of the plan, so timings give no sparsity.
+        """
+        self.block, self.sparsity, self.factor = block, sparsity, 1.0
+        if patterns in (None, "v2"):
+            self.layers, self.source = None, f"v2 ({VERTICAL}, {SLASH})"
+        elif patterns == "v1":
+            with as_file(files("seerbench.baselines") / "configs" / V1) as file:
+                self.layers, self.source = load_patterns(file), "v1 (mix)"
+        else:
+            self.layers, self.source = load_patterns(patterns), Path(patterns).stem
+
+    def patterns(self, layer: int, heads: int) -> list[Pattern]:
+        """One layer's patterns by head."""
+        if self.layers is None:
+            default = Pattern("vertical_and_slash", _scaled(VERTICAL, self.block), _scaled(SLASH, self.block))
+            return [default] * heads
+        if layer >= len(self.layers):
+            raise ValueError(f"the configuration {self.source} has {len(self.layers)} layers, no layer {layer}")
+        return [self.layers[layer].get(head, ABSENT) for head in range(heads)]
+
+
+@register(
+    "minference",
+    cites="arXiv:2407.02490",
+    fidelity="our port: unaligned tiles, gathered columns, both official configurations or a search",
+)
+class MInference(_Patterns):
+    """Vertical-slash, A-shape and block-sparse heads, estimated online, on unaligned tiles and gathered columns."""
+
+    def implementation(self, case: AttentionProblem) -> str:
+        from seerbench.kernels.vertical_slash import attention
+
+        return attention.implementation(case)
+
+    def refuses(self, case: AttentionProblem) -> str | None:
+        from seerbench.kernels.vertical_slash import attention
+
+        return attention.refuses(case)
+
+    def settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> MInference:
+        """The same with its budgets scaled as a requested sparsity comes to on this input: what a timing runs."""
+        fixed = copy.copy(self)
+        fixed.sparsity, fixed.factor = None, self._factor(q, k, layer)
+        return fixed
+
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> TileMask:
+        factor = self.factor if self.sparsity is None else self._factor(q, k, layer)
+        return self._tiles(q, k, layer, factor)
+
+    def _tiles(self, q: Tensor, k: Tensor, layer: LayerContext, factor: float) -> TileMask:
+        patterns = self.patterns(layer.index, q.shape[1])
+        return pattern_tiles(q, k, patterns if factor == 1 else _times(patterns, factor), self.block)
+
+    def _factor(self, q: Tensor, k: Tensor, layer: LayerContext) -> float:
+        """The largest factor on all budgets whose tiles are at most as many as the top-k rule's blocks."""
+        low, high = 0.0, float(q.shape[2])  # at the upper end every head keeps all
+        if self.sparsity == 0:
+            return high
+        budget = top_k_density(block_count(q.shape[2], self.block), self.sparsity)
+        for _ in range(BISECTIONS):
+            factor = (low * high) ** 0.5 if low else high / 16
+            fits = self._tiles(q, k, layer, factor).density() <= budget
+            low, high = (factor, high) if fits else (low, factor)
+        return low
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: TileMask) -> Tensor:
+        from seerbench.kernels.vertical_slash.attention import tile_attention
+
+        return tile_attention(q, k, v, plan)
+
+
+@register(
+    "minference-aligned",
+    cites="arXiv:2407.02490",
+    fidelity="simplified: the same estimate rounded outwards to blocks",
+)
+class MInferenceAligned(BlockSparse):
+    """Vertical-slash sparsity estimated from the last queries, rounded outwards to blocks."""
+
+    def __init__(self, sparsity: float | None = None, block: int = 64, scale: float = 1.0) -> None:
+        """sparsity: None keeps what the budgets (512, 2048) times `scale` touch; a number finds the scale."""
+        self.sparsity, self.block, self.scale = sparsity, block, scale
+        self.source = f"v2 ({VERTICAL}, {SLASH})"
+
+    def settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> MInferenceAligned:
+        """The same at the scale that a requested sparsity comes to on this input: what a timing runs."""
+        limit = float(budget_limit(self._cost(q, k), self.sparsity).max())
+        return MInferenceAligned(block=self.block, scale=math.nextafter(max(limit, 0.0), math.inf))
+
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
+        cost = self._cost(q, k)
+        if self.sparsity is None:
+            return BlockMask.from_dense(cost.double() < self.scale, q.shape[2], self.block, self.block)
+        return select_budget(cost, self.sparsity, q.shape[2], self.block)
+
+    def _cost(self, q: Tensor, k: Tensor) -> Tensor:
+        """The scale of the budgets from which on a block is touched, [B, Hq, n, n]."""
+        block, n = self.block, block_count(q.shape[2], self.block)
+        columns, diagonals = vertical_slash_scores(q, k, block / 64)
+        # A rank in units of its budget: at scale r the head keeps ranks below r in both lists.
+        return torch.minimum(
+            _best_of_blocks(_ranks(columns) / _scaled(VERTICAL, block), n, block)[..., None, :],
+            _slash_cost(_ranks(diagonals) / _scaled(SLASH, block), n, block),
+        )
+
+
+@register(
+    "minference-upstream",
+    cites="arXiv:2407.02490",
+    needs=("cuda", "minference"),
+    fidelity="upstream package's kernels, where installed; not yet run",
+)
+class MInferenceUpstream(_Patterns):
+    """MInference's own kernels, where its package is installed; vertical-slash heads only."""
+
+    def implementation(self, case: AttentionProblem) -> str:
+        return "minference"
+
+    def refuses(self, case: AttentionProblem) -> str | None:
+        if case.device != "cuda" or case.dtype not in ("float16", "bfloat16"):
+            return "MInference's kernels run on a GPU in float16 and bfloat16"
+        if case.batch != 1:
+            return f"MInference takes batch 1, not {case.batch}"
+        if importlib.util.find_spec("minference") is None:
+            return "minference is not installed; pip install minference"
+        for other in ("sgl_kernel", "vllm_flash_attn", "vllm"):
+            if importlib.util.find_spec(other):
+                return f"with {other} installed MInference silently runs that package's kernel under its own name"
+        try:
+            _upstream_kernel()
+        except ImportError as error:  # 0.1.6 with transformers 5: "No module named 'kivi_gemv'"
+            return f"minference is installed and cannot be imported: {error}"
+        return None
+
+    def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> UpstreamPlan:
+        patterns = self.patterns(layer.index, q.shape[1])
+        if any(pattern.kind != "vertical_and_slash" for pattern in patterns):
+            raise ValueError("minference-upstream runs vertical-slash heads only; take minference for this file")
+        columns, diagonals = select_vertical_slash(q, k, patterns, self.block)
+        picks = [
+            [chosen[0, head].nonzero()[:, 0].int()[None, None] for chosen in (columns, diagonals)]
+            for head in range(q.shape[1])
+        ]
+        return UpstreamPlan(picks, columns, diagonals)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: UpstreamPlan) -> Tensor:
+        group, kernel = q.shape[1] // k.shape[1], _upstream_kernel()
+        heads = [  # one launch a head, as upstream's forward has it
+            kernel(q[:, h : h + 1], k[:, h // group, None], v[:, h // group, None], *plan.picks[h])
+            for h in range(q.shape[1])
+        ]
+        return torch.cat(heads, 1)
+
+
+def _upstream_kernel() -> Callable[..., Tensor]:
+    from minference.ops.pit_sparse_flash_attention_v2 import vertical_slash_sparse_attention
+
+    return vertical_slash_sparse_attention
+
+
+@dataclass(frozen=True)
+class UpstreamPlan:
+    """Columns and diagonals of each head as upstream takes them: int32 [1, 1, count] a head."""
+
+    picks: list[list[Tensor]]
+    columns: Tensor
+    diagonals: Tensor
+
+    def density(self) -> float:
+        """By our conversion, which is upstream's."""
+        return vertical_slash_tiles(self.columns, self.diagonals).density()
+
+
+def _best_of_blocks(ranks: Tensor, n: int, block: int) -> Tensor:
+    """[B, H, N] -> [B, H, n]: the best rank in each block."""
+    padded = F.pad(ranks, (0, n * block - ranks.shape[-1]), value=torch.inf)
+    return padded.unflatten(-1, (n, block)).amin(-1)
+
+
+def _slash_cost(ranks: Tensor, n: int, block: int) -> Tensor:
+    """[B, H, N] -> [B, H, n, n]: the best rank among the diagonals that cross block (I, J)."""
+    best = _best_of_blocks(ranks, n, block)
+    # Block (I, J) is crossed by offsets (I-J) * block - (block-1) .. (I-J) * block + block-1. The lower part
+    # belongs to the previous group of `block` diagonals (without that group's offset 0).
+    inner = F.pad(ranks, (0, n * block - ranks.shape[-1]), value=torch.inf).unflatten(-1, (n, block))
+    lower = inner[..., 1:].amin(-1) if block > 1 else torch.full_like(best, torch.inf)
+    crossing = torch.minimum(best, F.pad(lower, (1, 0), value=torch.inf)[..., :n])
+    offset = torch.arange(n, device=ranks.device)
+    offset = (offset[:, None] - offset[None, :]).clamp_min(0)
+    return crossing[..., offset]

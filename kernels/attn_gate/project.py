@@ -1,0 +1,90 @@
+"""project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from seerbench.core.block_mask import block_count
+
+
+def project(layers: Sequence[tuple[Tensor, Tensor | None]], tables: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    """A gate's linear layers and RoPE in one launch, fp32 inside: each [B, H of its weight, n, D] in x's dtype.
+
+    layers: one or two (x [B, Hk, n, W], weight [H, W, D]): pools side by side, and H a multiple of Hk; or weight
+    None, and W = D then. Of two, both have one n and one D. tables: cos and sin [n, D], or None.
+    """
+    inputs, outs, sizes, all_heads = [], [], {}, 0
+    for at, (x, weight) in enumerate((layers[0], layers[-1]), 1):
+        batch, kv_heads, n, width = x.shape
+        heads, _, head_dim = weight.shape if weight is not None else (kv_heads, width, width)
+        inputs += [x.contiguous(), weight.contiguous() if weight is not None else x, heads // kv_heads]
+        if at <= len(layers):
+            outs.append(x.new_empty(batch, heads, n, head_dim))
+            all_heads += heads
+        sizes |= {f"WIDTH_{at}": width, f"LINEAR_{at}": weight is not None}
+    cos, sin = (t.contiguous() for t in tables) if tables is not None else (x, x)
+    first = outs[0].shape[1]
+    _project[(block_count(n, 64), all_heads, batch)](
+        *inputs, outs[0], outs[-1], cos, sin, n, first, all_heads - first,
+        HEAD_DIM=head_dim, TILE=64, **sizes, ROPE=tables is not None, num_warps=4,
+    )  # fmt: skip
+    return outs
+
+
+@triton.jit(do_not_specialize=["group_1", "group_2", "n", "heads_1", "heads_2"])
+def _project(
+    x_1, w_1, group_1, x_2, w_2, group_2, out_1, out_2, cos_ptr, sin_ptr, n, heads_1, heads_2,
+    HEAD_DIM: tl.constexpr, TILE: tl.constexpr, WIDTH_1: tl.constexpr, LINEAR_1: tl.constexpr,
+    WIDTH_2: tl.constexpr, LINEAR_2: tl.constexpr, ROPE: tl.constexpr,
+):  # fmt: skip
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    if head < heads_1:
+        x_row, out_row = (batch * (heads_1 // group_1) + head // group_1) * n, (batch * heads_1 + head) * n
+        _project_tile(
+            x_1 + x_row * WIDTH_1, w_1 + head * WIDTH_1 * HEAD_DIM, cos_ptr, sin_ptr, out_1 + out_row * HEAD_DIM, n,
+            WIDTH_1, HEAD_DIM, TILE, LINEAR_1, ROPE,
+        )  # fmt: skip
+    else:
+        head -= heads_1
+        x_row, out_row = (batch * (heads_2 // group_2) + head // group_2) * n, (batch * heads_2 + head) * n
+        _project_tile(
+            x_2 + x_row * WIDTH_2, w_2 + head * WIDTH_2 * HEAD_DIM, cos_ptr, sin_ptr, out_2 + out_row * HEAD_DIM, n,
+            WIDTH_2, HEAD_DIM, TILE, LINEAR_2, ROPE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _project_tile(
+    x_ptr, w_ptr, cos_ptr, sin_ptr, out_ptr, n,
+    WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr, LINEAR: tl.constexpr, ROPE: tl.constexpr,
+):  # fmt: skip
+    """Tile program_id(0) of one head."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    real = (rows < n)[:, None]
+    left = tl.arange(0, HALF)[None, :]  # RoPE turns a dimension of the left half with its twin on the right
+    x_rows = x_ptr + rows[:, None] * WIDTH
+    if LINEAR:
+        a = tl.zeros([TILE, HALF], tl.float32)
+        b = tl.zeros([TILE, HALF], tl.float32)
+        for start in tl.static_range(0, WIDTH, HEAD_DIM):
+            inputs = start + tl.arange(0, HEAD_DIM)
+            x = tl.load(x_rows + inputs[None, :], mask=real, other=0.0)
+            w = w_ptr + inputs[:, None] * HEAD_DIM + left
+            a = tl.dot(x, tl.load(w).to(x.dtype), a, input_precision="ieee")
+            b = tl.dot(x, tl.load(w + HALF).to(x.dtype), b, input_precision="ieee")
+    else:
+        a = tl.load(x_rows + left, mask=real, other=0.0).to(tl.float32)
+        b = tl.load(x_rows + left + HALF, mask=real, other=0.0).to(tl.float32)
+    if ROPE:
+        at = rows[:, None] * HEAD_DIM + left
+        cos_a, cos_b = (tl.load(cos_ptr + at, mask=real), tl.load(cos_ptr + at + HALF, mask=real))
+        sin_a, sin_b = (tl.load(sin_ptr + at, mask=real), tl.load(sin_ptr + at + HALF, mask=real))
+        a, b = a * cos_a - b * sin_a, b * cos_b + a * sin_b
+    out = out_ptr + rows[:, None] * HEAD_DIM + left
+    tl.store(out, a.to(out_ptr.dtype.element_ty), mask=real)
+    tl.store(out + HALF, b.to(out_ptr.dtype.element_ty), mask=real)

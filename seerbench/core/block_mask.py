@@ -1,0 +1,177 @@
+"""What every method and kernel speaks: block masks, the method protocol, the oracle, the tolerance.
+
+Shapes, everywhere: B batch, Hq query heads, Hk key/value heads, N tokens, D head_dim,
+nq = ceil(N / block_q) query blocks, nk = ceil(N / block_k) key blocks. Query head h reads
+key/value head h // (Hq / Hk). Attention is causal prefill: as many queries as keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def block_count(tokens: int, block: int) -> int:
+    """Blocks of `block` tokens that cover `tokens` (the tail block may be partial)."""
+    return -(-tokens // block)
+
+
+def causal_blocks(tokens: int, block_q: int, block_k: int, device: torch.device | str = "cpu") -> Tensor:
+    """bool [nq, nk]: the key blocks that hold at least one key visible to the query block."""
+    last_query = torch.arange(block_count(tokens, block_q), device=device) * block_q + block_q - 1
+    first_key = torch.arange(block_count(tokens, block_k), device=device) * block_k
+    return first_key[None, :] <= last_query.clamp(max=tokens - 1)[:, None]
+
+
+@dataclass(frozen=True)
+class BlockMask:
+    """Which key blocks each query block reads, per query head, as lists.
+
+    kv_num_blocks: int32 [B, Hq, nq], blocks kept in a row; zero is allowed (that row's output is 0).
+    kv_indices:    int32 [B, Hq, nq, width], the first `kv_num_blocks` of a row ascending and distinct,
+                   the rest zero. Width is the longest row, so a sparse mask is small at 128k.
+    tokens:        N. Only causal blocks may be listed; inside a listed block attention is causal.
+    """
+
+    kv_num_blocks: Tensor
+    kv_indices: Tensor
+    tokens: int
+    block_q: int = 64
+    block_k: int = 64
+
+    def __post_init__(self) -> None:
+        rows = block_count(self.tokens, self.block_q)
+        if self.kv_num_blocks.dtype != torch.int32 or self.kv_indices.dtype != torch.int32:
+            raise TypeError("BlockMask takes int32 kv_num_blocks and kv_indices; convert them with .int()")
+        if self.kv_num_blocks.shape[-1] != rows or self.kv_indices.shape[:-1] != self.kv_num_blocks.shape:
+            raise ValueError(
+                f"BlockMask of {self.tokens} tokens has {rows} query blocks of {self.block_q}; got "
+                f"kv_num_blocks {tuple(self.kv_num_blocks.shape)}, kv_indices {tuple(self.kv_indices.shape)}"
+            )
+
+    @classmethod
+    def from_dense(cls, kept: Tensor, tokens: int, block_q: int = 64, block_k: int = 64) -> BlockMask:
+        """From bool [B, Hq, nq, nk]; blocks above the diagonal are dropped."""
+        kept = kept & causal_blocks(tokens, block_q, block_k, kept.device)
+        if kept.is_cuda:
+            from seerbench.kernels.index_lists import ascending_lists
+
+            return cls(*ascending_lists(kept), tokens, block_q, block_k)
+        counts = kept.sum(-1, dtype=torch.int32)
+        width = max(1, int(counts.max()))
+        # A stable sort of "not kept" puts the kept columns first and keeps them ascending.
+        order = torch.sort((~kept).to(torch.uint8), dim=-1, stable=True).indices[..., :width].int()
+        listed = torch.arange(width, device=kept.device) < counts[..., None]
+        return cls(counts, torch.where(listed, order, 0).contiguous(), tokens, block_q, block_k)
+
+    def to_dense(self) -> Tensor:
+        """bool [B, Hq, nq, nk]."""
+        columns = block_count(self.tokens, self.block_k)
+        listed = self._listed()
+        dense = torch.zeros(*self.kv_num_blocks.shape, columns + 1, dtype=torch.bool, device=self.kv_indices.device)
+        # Unlisted entries go to a spare last column, so that a padding zero cannot clear block 0.
+        target = torch.where(listed, self.kv_indices, columns).long()
+        return dense.scatter_(-1, target, True)[..., :columns]
+
+    def to_token_mask(self) -> Tensor:
+        """bool [B, Hq, N, N]: the (query, key) pairs that are computed, causality included."""
+        n = self.tokens
+        dense = self.to_dense().repeat_interleave(self.block_q, -2)[..., :n, :]
+        dense = dense.repeat_interleave(self.block_k, -1)[..., :n]
+        return dense & torch.ones(n, n, dtype=torch.bool, device=dense.device).tril()
+
+    def split_diagonal(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(partial_num, partial_indices, full_num, full_indices), each int32 like the mask's own lists.
+
+        Partial blocks cross the diagonal and need the causal comparison inside; full blocks lie
+        wholly below it and skip it. FlexAttention and FlashAttention-4 take the two apart.
+        """
+        first_query = torch.arange(self.kv_num_blocks.shape[-1], device=self.kv_indices.device) * self.block_q
+        last_key = self.kv_indices * self.block_k + self.block_k - 1
+        partial = self._listed() & (last_key > first_query[:, None])
+        partial_num = partial.sum(-1, dtype=torch.int32)
+        full_num = self.kv_num_blocks - partial_num
+        # Rows ascend, so the partial blocks are the tail of each row's list.
+        width = max(1, int(partial_num.max()))
+        slots = full_num[..., None] + torch.arange(width, device=partial.device)
+        slots = slots.clamp(max=self.kv_indices.shape[-1] - 1).long()
+        partial_indices = self.kv_indices.gather(-1, slots)
+        used = torch.arange(width, device=partial.device) < partial_num[..., None]
+        return partial_num, torch.where(used, partial_indices, 0), full_num, self.kv_indices
+
+    def transposed(self, kv_heads: int) -> tuple[Tensor, Tensor]:
+        """(offsets, readers): who reads each key block, for each key/value head.
+
+        readers: int32 [entries]; one is query block * group + query head within the group (group = Hq / Hk).
+        offsets: int32 [B, Hk, nk + 1]; readers[offsets[b, h, j] : offsets[b, h, j + 1]] read block j, ascending.
+
+        All sizes follow from the shapes, so that a GPU is never waited for.
+        """
+        batch, heads, rows, width = self.kv_indices.shape
+        group, columns = heads // kv_heads, block_count(self.tokens, self.block_k)
+        block = torch.where(self._listed(), self.kv_indices, columns)  # unlisted entries: behind the last column
+        block = block.view(batch * kv_heads, group, rows, width).transpose(1, 2)
+        of_head = torch.arange(batch * kv_heads, dtype=torch.int32, device=block.device) * (columns + 1)
+        # One stable sort by (key/value head, key block) keeps the entries of each in the order of their queries.
+        key, place = (block + of_head[:, None, None, None]).flatten().sort(stable=True)
+        starts = torch.arange(batch * kv_heads * (columns + 1), dtype=torch.int32, device=block.device)
+        offsets = torch.searchsorted(key, starts, out_int32=True).view(batch, kv_heads, columns + 1)
+        return offsets, (place // width % (rows * group)).int()
+
+    def to_flex(self) -> Any:
+        """The same mask as torch.nn.attention.flex_attention.BlockMask (no backward lists)."""
+        from torch.nn.attention.flex_attention import BlockMask as FlexMask
+
+        partial_num, partial_indices, full_num, full_indices = self.split_diagonal()
+        # FlexAttention reads the length it covers off the width of its lists.
+        columns = block_count(self.tokens, self.block_k)
+        partial_indices, full_indices = (
+            torch.nn.functional.pad(indices, (0, columns - indices.shape[-1]))
+            for indices in (partial_indices, full_indices)
+        )
+        return FlexMask.from_kv_blocks(
+            partial_num,
+            partial_indices,
+            full_num,
+            full_indices,
+            BLOCK_SIZE=(self.block_q, self.block_k),
+            mask_mod=_causal,
+            seq_lengths=(self.tokens, self.tokens),
+            compute_q_blocks=False,
+        )
+
+    @classmethod
+    def from_flex(cls, mask: Any) -> BlockMask:
+        """From a causal FlexAttention BlockMask: its full and partial blocks together."""
+        tokens, kv_tokens = mask.seq_lengths
+        if tokens != kv_tokens:
+            raise ValueError(f"SeerBench masks are square; this one is {tokens} x {kv_tokens}")
+        return cls.from_dense(mask.to_dense().bool(), tokens, *mask.BLOCK_SIZE)
+
+    def density(self) -> float:
+        """Kept blocks over causal blocks, averaged over batch and heads."""
+        return float(self.head_density().mean())
+
+    def head_density(self) -> Tensor:
+        """The same of each head, float64 [B, Hq]."""
+        rows = torch.arange(block_count(self.tokens, self.block_q))
+        last_query = (rows * self.block_q + self.block_q - 1).clamp(max=self.tokens - 1)
+        causal = int((last_query // self.block_k + 1).sum())
+        return self.kv_num_blocks.sum(-1, dtype=torch.int64).double() / causal
+
+    def flops(self, head_dim: int) -> int:
+        """4 * block_q * block_k * head_dim for each kept block (two matrix products), whole batch."""
+        kept = int(self.kv_num_blocks.sum(dtype=torch.int64))
+        return 4 * self.block_q * self.block_k * head_dim * kept
+
+    def _listed(self) -> Tensor:
+        """bool like kv_indices: the entries that count."""
+        width = self.kv_indices.shape[-1]
+        return torch.arange(width, device=self.kv_indices.device) < self.kv_num_blocks[..., None]
+
+
+def _causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return query >= key

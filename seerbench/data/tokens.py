@@ -1,0 +1,203 @@
+"""tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from seerbench.data.texts import SPLITS
+from seerbench.errors import CorpusError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
+TOKEN_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("tokens", pa.list_(pa.int32()))])
+
+
+def train_tokenizer(texts: Sequence[str], vocab: int, folder: Path | None = None) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with single digits and <bos>, <eos>, <pad>.
+
+    Digits stand alone so that a five-digit code is five tokens, none of which gives away another.
+
+    Args:
+        texts: the train split, and nothing else.
+        vocab: number of tokens, at least 259 (256 bytes and the special tokens).
+        folder: where to save it; AutoTokenizer loads it from there.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab < 256 + len(SPECIAL_TOKENS):
+        raise CorpusError(f"tokenizer.vocab is {vocab}; a byte-level tokenizer needs at least 259")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    bos, eos, pad = SPECIAL_TOKENS
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=bos, eos_token=eos, pad_token=pad)
+    if folder is not None:
+        tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """Load a tokenizer from a local folder, the cache, or the hub (not with HF_HUB_OFFLINE=1).
+
+    Raises:
+        CorpusError: not found, or it has no BOS or EOS token to delimit documents with.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision)
+    except (OSError, ValueError) as error:
+        raise CorpusError(
+            f"tokenizer {name} could not be loaded ({str(error).splitlines()[0]}). Give a folder with"
+            f" tokenizer.json, or on a machine with network: `hf download {name} --local-dir DIR`"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise CorpusError(f"tokenizer {name} has no EOS token; choose one that has")
+    return tokenizer
+
+
+def bos_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Id of the token that opens every window: BOS, or EOS for models without one (Qwen)."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """sha256 of the tokenizer's definition, as 64 hex digits."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """sha256 of the tokens and their ids without the special ones, which models of one family change."""
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()
+
+
+def require_vocabulary(tokens: Path, tokenizer: PreTrainedTokenizerFast, model: str) -> None:
+    """CorpusError unless the tokens at `tokens` are those of a model's own tokenizer."""
+    about = json.loads(Path(tokens).with_suffix(".json").read_text())
+    if about["vocabulary"] != vocabulary_hash(tokenizer):
+        raise CorpusError(
+            f"corpus {about['name']} was tokenised with another vocabulary than the model {model} has; in the"
+            f" preset, give that model a corpus with `tokenizer: {model}`"
+        )
+
+
+def tokenise(
+    texts: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    *,
+    name: str,
+    source: Mapping,
+) -> dict:
+    """Write the corpus as tokens: `out` (parquet: id, split, tokens) and, beside it, `out` as .json.
+
+    Tokens carry no BOS or EOS; windows add them. A document's text is never read as a special token.
+
+    Args:
+        texts: from `read_texts`.
+        out: the parquet file to write; both files appear whole or not at all.
+        name: the corpus' name in rows and figures.
+        source: the config mapping it came from, kept in the JSON.
+
+    Returns:
+        What the JSON holds: name, source, sha256 (over ids, splits and texts), tokenizer and vocabulary
+        (their hashes), documents and tokens by split, longest (tokens of the longest document by split).
+    """
+    digest = hashlib.sha256()
+    counts = {split: {"documents": 0, "tokens": 0, "longest": 0} for split in SPLITS}
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".tmp")
+    backend = tokenizer.backend_tokenizer
+    literal = backend.encode_special_tokens
+    backend.encode_special_tokens = True  # a text that contains "<eos>" does not end there
+    try:
+        with (
+            pq.ParquetWriter(temporary, TOKEN_SCHEMA, compression="zstd") as writer,
+            tqdm(total=len(texts), desc=f"tokenise {name}", unit="doc", mininterval=1) as bar,
+        ):
+            for start in range(0, len(texts), 64):
+                batch = texts.iloc[start : start + 64]
+                encoded = backend.encode_batch_fast(batch["text"].tolist(), add_special_tokens=False)
+                tokens = [np.asarray(item.ids, dtype=np.int32) for item in encoded]
+                for row, ids in zip(batch.itertuples(), tokens, strict=True):
+                    for field in (row.id, row.split, row.text):
+                        data = field.encode("utf-8", "surrogatepass")
+                        digest.update(len(data).to_bytes(8, "big") + data)
+                    count = counts[row.split]
+                    count["documents"] += 1
+                    count["tokens"] += len(ids)
+                    count["longest"] = max(count["longest"], len(ids))
+                columns = [batch["id"].tolist(), batch["split"].tolist(), tokens]
+                writer.write_table(pa.table(columns, schema=TOKEN_SCHEMA))
+                bar.update(len(batch))
+        os.replace(temporary, out)
+    finally:
+        backend.encode_special_tokens = literal
+        temporary.unlink(missing_ok=True)
+    summary = {
+        "name": name,
+        "source": dict(source),
+        "sha256": digest.hexdigest(),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "vocabulary": vocabulary_hash(tokenizer),
+        "documents": {split: counts[split]["documents"] for split in SPLITS},
+        "tokens": {split: counts[split]["tokens"] for split in SPLITS},
+        "longest": {split: counts[split]["longest"] for split in SPLITS},
+    }
+    card = out.with_suffix(".json")
+    temporary = card.with_name(card.name + ".tmp")
+    temporary.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, card)
+    return summary
+
+
+def read_tokens(path: Path, split: str) -> dict[str, np.ndarray]:
+    """The documents of one split of a tokens parquet: id -> int32 tokens, in the file's order.
+
+    Raises:
+        CorpusError: no such file, another schema, or an empty split.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CorpusError(f"tokens file {path} does not exist; make it with `seerbench corpus`")
+    try:
+        table = pq.read_table(path, filters=[("split", "==", split)], schema=TOKEN_SCHEMA)
+        found = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorpusError(f"{path} is not a readable tokens file ({error}); delete it and run again") from None
+    if found.names != TOKEN_SCHEMA.names:
+        raise CorpusError(
+            f"{path} is not a tokens file: columns {', '.join(found.names)}, expected id, split, tokens"
+        )
+    if not len(table):
+        raise CorpusError(f"{path}: the {split} split is empty")
+    column = table.column("tokens").combine_chunks()
+    values, offsets = column.values.to_numpy(), column.offsets.to_numpy()
+    ids = table.column("id").to_pylist()
+    return {name: values[offsets[row] : offsets[row + 1]] for row, name in enumerate(ids)}

@@ -1,0 +1,68 @@
+"""maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seerbench.core.problem import LayerContext
+from seerbench.kernels.pooled.api import pooled_attention
+from seerbench.methods.gate import AttnGate, gate_scores
+from seerbench.methods.gate_losses import gate_target
+from seerbench.models.hugging_face import for_each_layer
+
+
+@torch.no_grad()
+def gate_maps(
+    model: Any, document: str, window: np.ndarray, gates: list[AttnGate], count: int = 5
+) -> list[dict[str, Any]]:
+    """True and predicted maps of `count` heads of one document, one row a visible block.
+
+    The heads are those whose true maps differ most (farthest-point order, starting from the head
+    farthest from the mean map), so that a figure shows the kinds there are and not one kind five times.
+    """
+    found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    device, block = next(model.parameters()).device, gates[0].config.block
+
+    def see(layer: LayerContext, q: Tensor, k: Tensor, v: Tensor) -> None:
+        target = gate_target(pooled_attention(q, k, v, block)[2])[0].float().cpu()
+        predicted = gate_scores(gates[layer.index], q, k, layer).softmax(-1)[0].cpu()
+        for head in range(len(target)):
+            found[layer.index, head] = (target[head], predicted[head])
+
+    for_each_layer(model, torch.from_numpy(window).long()[None].to(device), see)
+    rows = []
+    for layer, head in most_different({key: maps[0] for key, maps in found.items()}, count):
+        target, predicted = found[layer, head]
+        for row, column in torch.ones_like(target).tril().nonzero().tolist():
+            rows.append(
+                {
+                    "document": document,
+                    "context": len(window),
+                    "block": block,
+                    "layer": layer,
+                    "head": head,
+                    "row": row,
+                    "column": column,
+                    "target": target[row, column].item(),
+                    "predicted": predicted[row, column].item(),
+                }
+            )
+    return rows
+
+
+def most_different(maps: Mapping[Any, Tensor], count: int) -> list[Any]:
+    """Keys of `count` maps in farthest-point order by Euclidean distance."""
+    keys, stack = list(maps), torch.stack([each.flatten() for each in maps.values()])
+    nearest = (stack - stack.mean(0)).norm(dim=1)
+    chosen: list[int] = []
+    for _ in range(min(count, len(keys))):
+        pick = int(nearest.argmax())
+        chosen.append(pick)
+        distance = (stack - stack[pick]).norm(dim=1)
+        nearest = distance if len(chosen) == 1 else torch.minimum(nearest, distance)
+    return sorted(keys[index] for index in chosen)

@@ -1,0 +1,59 @@
+"""recall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from seerbench.core.block_mask import causal_blocks
+from seerbench.core.problem import LayerContext
+from seerbench.kernels.pooled.api import pooled_attention
+from seerbench.measure.arm import Arm
+from seerbench.methods.block_selection import select_top_k
+from seerbench.methods.gate_losses import gate_target
+from seerbench.models.hugging_face import for_each_layer
+
+
+@torch.no_grad()
+def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], block: int) -> list[dict[str, Any]]:
+    """How many of the oracle's top-k blocks a method also chose, and how much of the target it keeps.
+
+    For each document, layer, head: recall = |method & oracle| / |oracle| at the same requested
+    sparsity; mass = share of the row-normalised pooled map on the blocks that the method kept.
+    """
+    rows, arms = [], list(arms)
+    device = next(model.parameters()).device
+    for document, window in tqdm(windows.items(), desc="recall", unit="doc", mininterval=1):
+
+        def see(layer: LayerContext, q: Tensor, k: Tensor, v: Tensor, document: str = document) -> None:
+            target = gate_target(pooled_attention(q, k, v, block)[2])
+            hidden = ~causal_blocks(target.shape[-1], 1, 1, q.device)
+            ranked = target.float().masked_fill(hidden, -torch.inf)
+            for arm in arms:
+                best = select_top_k(ranked, arm.method.sparsity, q.shape[2], block).to_dense()
+                plan = arm.method.plan(q, k, layer)
+                skipped = (1 - plan.head_density())[0].tolist()  # each head's own
+                kept = plan.to_dense()
+                hits = ((kept & best).sum((-1, -2)) / best.sum((-1, -2)))[0].tolist()
+                mass = ((target * kept).sum((-1, -2)) / target.shape[-1])[0].tolist()
+                for head, (hit, share, empty) in enumerate(zip(hits, mass, skipped, strict=True)):
+                    rows.append(
+                        {
+                            **arm.labels(),
+                            "context": q.shape[2],
+                            "layer": layer.index,
+                            "head": head,
+                            "document": document,
+                            "sparsity_realised": empty,
+                            "recall": hit,
+                            "mass": share,
+                        }
+                    )
+
+        for_each_layer(model, torch.from_numpy(window).long()[None].to(device), see)
+    return rows

@@ -1,0 +1,128 @@
+"""AttnGate: pooled Q and K, a linear layer a head, RoPE at block starts, scores of key blocks.
+
+    Z[I, J] = <R_I Wq pool_q(Q)_I, R_J Wk pool_k(K)_J> / sqrt(d)   for J <= I, else -inf
+
+Also here, since they belong to the same object: the target it learns, its losses, and the rules that
+turn scores into a block mask. Source: SeerAttention v1 (arXiv:2410.13276v1) and its first code; where
+the later version differs the recipe is called v2, and a gate carries the recipe it was made with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seerbench.core.block_mask import block_count, causal_blocks
+from seerbench.core.problem import LayerContext, Rope
+from seerbench.core.reference import repeat_kv
+from seerbench.core.rope import block_starts, rotate
+from seerbench.methods.gate_config import OPERATORS, GateConfig
+
+
+def pool_blocks(x: Tensor, block: int) -> dict[str, Tensor]:
+    """x [B, H, N, D] -> each operator over windows of `block` tokens, [B, H, n, D].
+
+    A partial tail window is pooled over its real tokens only.
+    """
+    n, tail = block_count(x.shape[2], block), -x.shape[2] % block
+    counts = torch.full((n, 1), block, dtype=x.dtype, device=x.device)
+    counts[-1] -= tail
+
+    def windows(fill: float) -> Tensor:
+        return F.pad(x, (0, 0, 0, tail), value=fill).unflatten(2, (n, block))
+
+    return {
+        "max": windows(-math.inf).amax(3),
+        "min": windows(math.inf).amin(3),
+        "avg": windows(0.0).sum(3) / counts,
+    }
+
+
+def concat_pools(pools: Mapping[str, Tensor], pooling: str) -> Tensor:
+    """[B, H, n, D] for each operator of `pooling` -> [B, H, n, D * operators], in the order max, min, avg."""
+    return torch.cat([pools[name] for name in OPERATORS if name in pooling], dim=-1)
+
+
+class AttnGate(nn.Module):
+    """The gate of one layer: pooled q and k -> block scores.
+
+    Weights are 3-D, one matrix a head, no bias: wq [Hq, |Pq| D, D] (double only) and wk [Hk, |Pk| D, D]
+    (double) or [Hq, |Pk| D, D] (single). The hidden size is the model's head_dim D, as in the paper.
+    """
+
+    def __init__(self, config: GateConfig, q_heads: int, kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.config, self.q_heads, self.head_dim = config, q_heads, head_dim
+        q_width = head_dim * sum(name in config.q_pool for name in OPERATORS)
+        k_width = head_dim * sum(name in config.k_pool for name in OPERATORS)
+        double = config.projection == "double"
+        self.wq = nn.Parameter(torch.empty(q_heads, q_width, head_dim)) if double else None
+        self.wk = nn.Parameter(torch.empty(kv_heads if double else q_heads, k_width, head_dim))
+        for weight in self.parameters():
+            if config.recipe == "v1":
+                nn.init.xavier_uniform_(weight)  # fans of the whole 3-D tensor, as the authors' code has it
+            else:
+                nn.init.normal_(weight, std=0.02)
+
+    def forward(self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope) -> Tensor:
+        """Pools of q [B, Hq, nq, D] and k [B, Hk, nk, D] (`pool_blocks`) -> fp32 scores [B, Hq, nq, nk].
+
+        Blocks above the diagonal score -inf. Nothing else is -inf, so that ranking never wastes a pick.
+        """
+        q, k = self.project(q_pools, k_pools, rope)
+        scores = (q.float() @ repeat_kv(k, self.q_heads).float().transpose(-1, -2)) * self.head_dim**-0.5
+        # In units of key blocks a row of query blocks is `rows` tokens high.
+        rows, columns = self.config.query_block // self.config.block, scores.shape[-1]
+        return scores.masked_fill(~causal_blocks(columns, rows, 1, scores.device), -math.inf)
+
+    def project(
+        self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope
+    ) -> tuple[Tensor, Tensor]:
+        """What the scores are the products of: q [B, Hq, n, D], k [B, Hk (single: Hq), n, D]."""
+        config = self.config
+        q = concat_pools(q_pools, config.q_pool)
+        k = concat_pools(k_pools, config.k_pool)
+        if self.wq is None:
+            k = repeat_kv(k, self.q_heads) @ self.wk.to(k.dtype)
+        else:
+            q = q @ self.wq.to(q.dtype)
+            k = k @ self.wk.to(k.dtype)
+        if config.rope:
+            # Position of a block's first token, the backbone's own frequencies.
+            q, k = (
+                rotate(x, *rope(block_starts(x.shape[2], block, x.device)))
+                for x, block in ((q, config.query_block), (k, config.block))
+            )
+        return q, k
+
+
+def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, whole: bool = True) -> Tensor:
+    """Scores [B, Hq, n, n] of one layer's gate, from the q and k that its config asks for.
+
+    q and k are the rotated ones; the gate with RoPE reads those before RoPE from `layer`. On a GPU, where no
+    gradient is wanted (torch.no_grad), all of it runs in kernels for square blocks (attn_gate.py).
+    whole=False: for `select_top_k` and `select_threshold` alone, which do not read above the diagonal; what is
+    there may be anything.
+    """
+    if gate.config.rope:
+        if layer.q_unrotated is None or layer.k_unrotated is None or layer.rope is None:
+            raise ValueError("the gate reads q and k before RoPE; run it inside a model (models.using)")
+        q, k = layer.q_unrotated, layer.k_unrotated
+    config = gate.config
+    if not q.is_cuda or torch.is_grad_enabled() or config.query_block != config.block:
+        return gate(pool_blocks(q, config.query_block), pool_blocks(k, config.block), layer.rope)
+    from seerbench.kernels.attn_gate import pool as attn_gate_pool
+    from seerbench.kernels.attn_gate import project as attn_gate_project
+    from seerbench.kernels.attn_gate import score as attn_gate_score
+
+    tables = None
+    if config.rope:
+        tables = layer.rope(block_starts(block_count(q.shape[2], config.block), config.block, q.device))
+    operators = ([name for name in OPERATORS if name in pooling] for pooling in (config.q_pool, config.k_pool))
+    pools = attn_gate_pool.pool_side_by_side(list(zip((q, k), operators, strict=True)), config.block)
+    projected = attn_gate_project.project(list(zip(pools, (gate.wq, gate.wk), strict=True)), tables)
+    return attn_gate_score.block_scores(*projected, whole=whole)

@@ -1,0 +1,68 @@
+"""sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from seerbench.errors import ModelError
+from seerbench.methods.gate import AttnGate
+from seerbench.models.yarn import with_yarn
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load(
+    source: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+    yarn: float | None = None,
+) -> Any:
+    """A causal language model from a folder or a hub id, in evaluation mode, its attention dense.
+
+    A folder is used as it is; a hub id honours HF_HUB_OFFLINE. yarn: stretch its RoPE by this factor
+    (`stretched`), weights as they are. ModelError says what is missing.
+    """
+    options = {"revision": revision, "dtype": DTYPES[dtype], "attn_implementation": "sdpa"}
+    try:
+        if yarn is not None:
+            options["config"] = with_yarn(AutoConfig.from_pretrained(source, revision=revision), yarn)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    except OSError as error:
+        at = f" --revision {revision}" if revision else ""
+        raise ModelError(
+            f"no model at {source}: {str(error).splitlines()[0]} Give a local folder in the config, or fetch "
+            f"it with: hf download {source}{at}"
+        ) from None
+    return model.to(device).eval()
+
+
+def check_gates(gates: Sequence[AttnGate], source: str | Path, revision: str | None = None) -> None:
+    """ModelError unless these gates, one a layer, fit the model at `source` (of which only the config is read)."""
+    try:
+        about = AutoConfig.from_pretrained(source, revision=revision)
+    except OSError as error:
+        raise ModelError(f"no model at {source}: {str(error).splitlines()[0]}") from None
+    head_dim = getattr(about, "head_dim", None) or about.hidden_size // about.num_attention_heads
+    wanted = about.num_hidden_layers, about.num_attention_heads, head_dim
+    given = len(gates), gates[0].q_heads, gates[0].head_dim
+    if gates[0].wq is not None:
+        wanted, given = (*wanted, about.num_key_value_heads), (*given, gates[0].wk.shape[0])
+    if given != wanted:
+        raise ModelError(
+            f"these gates are for another model than {source}: layers, heads, head_dim (and key/value heads) are "
+            f"{given}, the model's {wanted}"
+        )
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer beside a model, or in a folder of its own."""
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+    except OSError as error:
+        raise ModelError(f"no tokenizer at {source}: {str(error).splitlines()[0]}") from None

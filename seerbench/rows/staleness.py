@@ -1,0 +1,44 @@
+"""staleness."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from seerbench.rows.source_digest import UnknownCommit, changed_since
+from seerbench.rows.store import Run
+
+
+def stale(folder: Path) -> list[str]:
+    """Return what is wrong with a published run: changed files, timings of other kernels. Empty if nothing.
+
+    A timing is up to date while this tree still has every definition that the commit that measured it had
+    (source_digest.changed_since).
+    """
+    manifest = folder / "MANIFEST.json"
+    if not manifest.exists():
+        return [f"{folder} has no MANIFEST.json; publish it with seerbench publish"]
+    problems = []
+    for name, digest in json.loads(manifest.read_text()).items():
+        path = folder / name
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            problems.append(f"{path} is not the file that was published")
+    run = Run(folder)
+    runs = run.table("runs")
+    timed = runs[runs.run_id.isin(set(run.table("cells").run_id))]
+    for (commit, recorded, dirty), steps in timed.groupby(["commit", "source_digest", "dirty"], dropna=False):
+        commit = None if pd.isna(commit) else commit
+        which = f"{len(steps)} timing steps at {f'commit {commit[:9]}' if commit else 'an unknown commit'}"
+        try:
+            changed = changed_since(commit, recorded, pd.isna(dirty) or bool(dirty))
+        except UnknownCommit as unknown:
+            problems.append(f"{folder}: cannot tell whether kernels have changed since {which}: {unknown}")
+            continue
+        if changed:
+            others = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            names = f"{', '.join(changed[:3])}{others}"
+            problems.append(f"{folder}: {which} were measured with older kernels; changed since: {names}")
+    return problems

@@ -1,0 +1,152 @@
+"""LongBench-E: hand-worked scores for each of the 13 tasks, prompts as its authors wrote them, clear refusals."""
+
+import json
+import sys
+import zipfile
+
+import pytest
+
+from seerbench.data import longbench
+from seerbench.data.longbench import Question, score
+from seerbench.errors import CorpusError
+
+
+def asked(task, answers, classes=(), words=100, context="some text", question="what?"):
+    return Question(task, 0, {"input": question, "context": context}, answers, classes, words)
+
+
+QUESTION_TYPES = ["Abbreviation", "City", "Other location", "Individual", "Date", "Other number"]
+
+
+@pytest.mark.parametrize(
+    ("task", "answers", "prediction", "expected"),
+    [
+        # F1 over words without case, articles, punctuation: {old, bridge} against {bridge}: 2 * 1 / 3.
+        ("qasper", ["Bridge"], "The old bridge.", 2 / 3),
+        # The best of several answers counts: 2 of 2 words.
+        ("multifieldqa_en", ["in 1912", "a fire"], "Fire", 1.0),
+        # {new, york, city} against {new, york}: 2 * 2 / 5.
+        ("hotpotqa", ["New York"], "New York City", 4 / 5),
+        # A word twice counts twice only where it stands twice: {no, no} against {no}: 2 * 1 / 3.
+        ("2wikimqa", ["no"], "No, no.", 2 / 3),
+        # ROUGE-L, sentences joined by their union of common subsequences: "the tax rose" in both, of 3 different
+        # words there and 4 here: 2 * 1 * (3/4) / (7/4).
+        ("gov_report", ["the tax rose"], "the tax rose sharply", 6 / 7),
+        # Two sentences, each word of the reference found in one of them: precision 4/4, recall 4/4.
+        ("multi_news", ["rain fell. wind blew."], "wind blew. rain fell.", 1.0),
+        # Two classes named, the right one among them: 1/2. Lines after the first do not count.
+        ("trec", ["City"], "\nCity or Date\nIndividual", 1 / 2),
+        # First line only: {paris} against {paris}, whatever follows.
+        ("triviaqa", ["Paris"], "Paris\nPassage: Lyon", 1.0),
+        # First line only: "ann meets bob" has 2 of the 3 words of "ann meets tom" in order: 2/3 both ways.
+        ("samsum", ["ann meets tom"], "ann meets bob\nDialogue: ann", 2 / 3),
+        # One of three numbers is right.
+        ("passage_count", ["12"], "12 of 30, or 13", 1 / 3),
+        # One of two numbers is right.
+        ("passage_retrieval_en", ["Paragraph 7"], "Paragraph 7, not Paragraph 17", 1 / 2),
+        # The comment is skipped; "ab" and "abcd" share 2 of 6 characters: 2 * 2 / 6 = 0.67 in whole percent.
+        ("lcc", ["abcd"], "# next\nab", 0.67),
+        # A fence and a C comment are skipped; the line is the wanted one.
+        ("repobench-p", ["return x"], "```\n// so\nreturn x\nreturn y", 1.0),
+    ],
+)
+def test_each_task_scores_what_was_worked_out_by_hand(task, answers, prediction, expected):
+    assert score(asked(task, answers, QUESTION_TYPES), prediction) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_cases_cover_all_thirteen_tasks():
+    mark = test_each_task_scores_what_was_worked_out_by_hand.pytestmark[0]
+    assert [case[0] for case in mark.args[1]] == list(longbench.TASKS)
+    assert len(longbench.TASKS) == 13
+
+
+@pytest.mark.parametrize("task", longbench.TASKS)
+def test_an_empty_answer_scores_nothing(task):
+    answer = {"passage_count": "12", "passage_retrieval_en": "Paragraph 7", "trec": "City"}.get(
+        task, "a right answer"
+    )
+    assert score(asked(task, [answer], QUESTION_TYPES), "") == 0.0
+    assert score(asked(task, [answer], QUESTION_TYPES), answer) == pytest.approx(1.0)
+
+
+def test_a_class_inside_the_right_class_is_no_other_answer():
+    classes = ["number", "Other number", "Date"]
+    assert score(asked("trec", ["Other number"], classes), "Other number") == 1.0
+    assert score(asked("trec", ["Date"], classes), "Other number") == 0.0
+    # The official scorer jumps over the class after a removed one: "Other" stays and halves the score.
+    assert score(asked("trec", ["Other number"], ["number", "Other", "Other number"]), "Other number") == 0.5
+
+
+def test_a_sentence_too_long_for_the_rouge_package_scores_nothing():
+    long = " ".join(f"w{number}" for number in range(1100))
+    before = sys.getrecursionlimit()
+    try:
+        for limit in (1000, 5000):  # torch.compile and others raise it; the score may not depend on them
+            sys.setrecursionlimit(limit)
+            assert score(asked("gov_report", [long]), long) == 0.0
+            assert sys.getrecursionlimit() == limit
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def test_buckets_are_the_data_sets_words():
+    assert [asked("lcc", [], words=n).bucket for n in (0, 3999, 4000, 7999, 8000, 50_000)] == [
+        "0-4k",
+        "0-4k",
+        "4-8k",
+        "4-8k",
+        "8k+",
+        "8k+",
+    ]
+
+
+def line(**changes):
+    row = {"input": "q", "context": "c\u2028d", "answers": ["a"], "length": 10, "all_classes": None}
+    return json.dumps(row | changes, ensure_ascii=False)
+
+
+def test_questions_come_from_the_archive_or_from_files(tmp_path):
+    rows = [line(), line(length=5000), line(input="another")]
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("data/lcc_e.jsonl", "\n".join(rows) + "\n")
+    (tmp_path / "trec_e.jsonl").write_text(line(all_classes=["a", "b"]) + "\n")
+    found = longbench.read_examples(tmp_path, ["lcc", "trec"])
+    assert [(one.task, one.number, one.bucket) for one in found] == [
+        ("lcc", 0, "0-4k"),
+        ("lcc", 1, "4-8k"),
+        ("lcc", 2, "0-4k"),
+        ("trec", 0, "0-4k"),
+    ]
+    assert found[0].fields["context"] == "c\u2028d"
+    assert found[3].classes == ["a", "b"]
+    first = longbench.read_examples(tmp_path, ["lcc"], a_bucket=1)
+    assert [one.number for one in first] == [0, 1]
+
+
+def test_what_is_no_longbench_says_so(tmp_path):
+    with pytest.raises(CorpusError, match=r"neither data\.zip with lcc_e\.jsonl in it, nor lcc_e\.jsonl"):
+        longbench.read_examples(tmp_path, ["lcc"])
+    with pytest.raises(CorpusError, match=r"no LongBench-E task 'narrativeqa'; its tasks are qasper"):
+        longbench.read_examples(tmp_path, ["narrativeqa"])
+    (tmp_path / "lcc_e.jsonl").write_text(json.dumps({"input": "", "context": ""}) + "\n")
+    with pytest.raises(CorpusError, match="line 1: no field answers, length, all_classes"):
+        longbench.read_examples(tmp_path, ["lcc"])
+
+
+def test_a_long_prompt_loses_its_middle_and_chat_tasks_get_a_turn(tmp_path):
+    from standins import make_tokenizer
+
+    from seerbench.data.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(make_tokenizer(tmp_path / "t"))
+    question = asked("hotpotqa", ["a"], context="x " * 600, question="LAST WORDS")
+    ids, cut = longbench.prompt_ids(question, tokenizer, 200)
+    text = tokenizer.decode(ids)
+    assert cut
+    assert len(ids) < 320  # the template's own tokens come on top
+    assert text.count("<|start_header_id|>") == 2
+    assert "Answer the question based on" in text
+    assert "LAST WORDS\nAnswer:" in text
+    ids, cut = longbench.prompt_ids(asked("lcc", ["a"], context="def f():\n"), tokenizer, 500)
+    assert not cut
+    assert tokenizer.decode(ids[1:]) == "Please complete the code given below. \ndef f():\nNext line of code:\n"

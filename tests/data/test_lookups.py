@@ -1,0 +1,147 @@
+"""Retrieval tasks: the answer stands where the example says, only in the context, and never in training."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from seerbench.data import lookups, texts
+from seerbench.data import tokens as data_tokens
+from seerbench.data import windows as data_windows
+from seerbench.errors import CorpusError
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """A tokenizer and tokens of train and test documents, cut from a part of the standard library."""
+    frame = texts.read_texts({"kind": "stdlib"})
+    frame = frame[frame["text"].str.len().between(15_000, 60_000)]
+    frame = pd.concat([part.head(25) for _, part in frame.groupby("split")])
+    train = frame[frame["split"] == "train"]["text"].tolist()
+    tokenizer = data_tokens.train_tokenizer(train, 1024)
+    encode = tokenizer.backend_tokenizer.encode
+    documents = {
+        split: {row.id: np.array(encode(row.text).ids, np.int32) for row in part.itertuples()}
+        for split, part in frame.groupby("split")
+    }
+    return tokenizer, documents
+
+
+@pytest.mark.parametrize("task", ["passkey", "kv", "cloze"])
+def test_examples_hold_their_answer_where_they_say(setting, task):
+    tokenizer, documents = setting
+    examples = lookups.TASKS[task](documents["test"], tokenizer, 512, 12, 3)
+    assert len(examples) == 12
+    for example in examples:
+        assert example.tokens.shape == (512,)
+        assert example.tokens.dtype == np.int32
+        assert example.tokens[0] == tokenizer.bos_token_id
+        assert example.answer_start + example.answer_length == 512
+        source = example.answer_start - example.distance
+        assert source > 0
+        np.testing.assert_array_equal(example.tokens[source : source + example.answer_length], example.answer)
+        cue = example.tokens[example.answer_start - 3 : example.answer_start]
+        np.testing.assert_array_equal(example.tokens[source - 3 : source], cue)
+
+
+@pytest.mark.parametrize("task", ["passkey", "kv", "cloze"])
+def test_same_seed_same_examples(setting, task):
+    tokenizer, documents = setting
+    build, test = lookups.TASKS[task], documents["test"]
+    first, again, other = (build(test, tokenizer, 256, 4, seed) for seed in (1, 1, 2))
+    assert all((a.tokens == b.tokens).all() for a, b in zip(first, again, strict=True))
+    assert any((a.tokens != b.tokens).any() for a, b in zip(first, other, strict=True))
+
+
+def test_passkey_is_five_different_digits_anywhere(setting):
+    tokenizer, documents = setting
+    examples = lookups.passkey(documents["test"], tokenizer, 512, 60, 0)
+    codes = [tokenizer.decode(example.answer.tolist()) for example in examples]
+    assert all(code.isdigit() and len(set(code)) == 5 for code in codes)
+    assert len(set(codes)) > 50
+    distances = [example.distance for example in examples]
+    assert min(distances) < 100
+    assert max(distances) > 400
+
+
+def test_kv_keys_are_unambiguous(setting):
+    tokenizer, documents = setting
+    pieces = lookups.pieces_of(tokenizer)
+    for example in lookups.kv(documents["test"], tokenizer, 512, 20, 0):
+        text = example.tokens.tolist()
+        cue = [*pieces.kv.tolist(), int(example.tokens[-2])]
+        places = [at for at in range(len(text) - 2) if text[at : at + len(cue)] == cue]
+        assert len(places) == 2  # the pair, and the question
+        assert sum(text[at : at + 3] == pieces.kv.tolist() for at in range(len(text))) >= lookups.KV_PAIRS + 1
+
+
+def test_cloze_spans_occur_twice_in_the_window_and_in_no_other_document(setting):
+    tokenizer, documents = setting
+    span = lookups.CLOZE_CUE + lookups.CLOZE_ANSWER
+    for example in lookups.cloze(documents["test"], tokenizer, 512, 12, 0):
+        assert example.distance >= 256
+        wanted = example.tokens[-span:].tobytes()
+        width = example.tokens.itemsize
+
+        def count(tokens, wanted=wanted, width=width):
+            raw = tokens.tobytes()
+            places = range(len(tokens) - span + 1)
+            return sum(raw[at * width : (at + span) * width] == wanted for at in places)
+
+        assert count(example.tokens) == 2
+        assert sum(count(document) > 0 for document in documents["test"].values()) == 1
+
+
+def test_too_little_text_is_refused(setting):
+    tokenizer, documents = setting
+    with pytest.raises(CorpusError, match=r"holds \d+ places for cloze at 512 tokens, 100000 were asked"):
+        lookups.cloze(documents["test"], tokenizer, 512, 100_000, 0)
+    with pytest.raises(CorpusError, match="no document reaches"):
+        lookups.passkey({"a": np.arange(3, 60)}, tokenizer, 512, 1, 0)
+    with pytest.raises(CorpusError, match="pass-key needs a context of"):
+        lookups.passkey(documents["test"], tokenizer, 16, 1, 0)
+
+
+def test_training_lookups_weigh_answers_and_not_what_nothing_predicts(setting):
+    tokenizer, documents = setting
+    pieces = lookups.pieces_of(tokenizer)
+    stream = data_windows.packed(documents["train"], tokenizer.eos_token_id)
+    rng = np.random.default_rng(0)
+    for task, answers in (("passkey", 5), ("kv", 4)):
+        for context in (64, 256):
+            asked = answers if context == 256 or task == "passkey" else 1
+            tokens, weights = lookups.training_lookups(
+                stream, pieces, context, 8, rng, task=task, answer_weight=7.0
+            )
+            assert tokens.shape == weights.shape == (8, context)
+            assert ((weights == 7).sum(1) == asked).all()
+            for row in range(8):
+                answered = set(tokens[row, weights[row] == 7])
+                assert answered <= set(tokens[row, weights[row] == 0])
+
+
+def test_training_repeats_count_only_what_can_be_copied(setting):
+    tokenizer, documents = setting
+    pieces = lookups.pieces_of(tokenizer)
+    stream = data_windows.packed(documents["train"], tokenizer.eos_token_id)
+    for apart in (0.0, 1.0):
+        tokens, weights = lookups.training_repeats(
+            stream, pieces, 129, 16, np.random.default_rng(0), vocab=1024, length=(16, 64), apart=apart
+        )
+        assert weights.any()
+        for row in range(16):
+            last = tokens[row, -8:]
+            windows = np.lib.stride_tricks.sliding_window_view(tokens[row, :-8], 8)
+            assert (windows == last).all(1).any()  # the end stood in the window before
+            assert not weights[row, :17].any()
+
+
+def test_evaluation_codes_are_not_those_of_training(setting):
+    """The two draw from different seed streams, even with the same seed and the same text."""
+    tokenizer, documents = setting
+    pieces = lookups.pieces_of(tokenizer)
+    stream = data_windows.packed(documents["test"], tokenizer.eos_token_id)
+    evaluated = {e.tokens.tobytes() for e in lookups.passkey(documents["test"], tokenizer, 256, 20, 0)}
+    for step in range(20):
+        rng = np.random.default_rng([0, lookups.TRAINING, step])
+        trained, _ = lookups.training_lookups(stream, pieces, 256, 4, rng, task="passkey", answer_weight=1.0)
+        assert not evaluated & {row.tobytes() for row in trained}

@@ -1,0 +1,162 @@
+"""The gate's kernels in Triton's interpreter against seerbench.gate in plain torch."""
+
+import pytest
+import torch
+from gpu.kernel_cases import INTERPRETED, run_in_interpreter
+
+from seerbench.core.rope import plain_rope
+from seerbench.core.tolerance import assert_no_worse_than_rounding
+from seerbench.kernels.attn_gate import pool as attn_gate_pool
+from seerbench.kernels.attn_gate import project as attn_gate_project
+from seerbench.kernels.attn_gate import score as attn_gate_score
+from seerbench.kernels.attn_gate import select as kernel
+from seerbench.methods import block_selection, gate, gate_config
+
+if not INTERPRETED:
+
+    def test_kernels_in_the_interpreter():
+        run_in_interpreter(__file__)
+
+    def test_a_row_that_does_not_fit_is_refused():
+        with pytest.raises(ValueError, match="32768"):
+            kernel._columns(40000)
+
+else:
+
+    def causal(n, ties=False):
+        scores = torch.randn(1, 2, n, n)
+        if ties:
+            scores = (scores * 2).round() / 2  # many equal entries, zeros of both signs among them
+        return scores.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
+
+    def same(ours, theirs):
+        assert torch.equal(ours.kv_num_blocks, theirs.kv_num_blocks)
+        assert torch.equal(ours.to_dense(), theirs.to_dense())
+        width = theirs.kv_indices.shape[-1]
+        assert torch.equal(ours.kv_indices[..., :width], theirs.kv_indices)
+        assert not ours.kv_indices[..., width:].any()
+
+    @pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+    def test_pooling(n, dtype):
+        x = torch.randn(2, 2, n, 16).to(dtype)
+        exact = gate.pool_blocks(x.double(), 64)
+        ours = attn_gate_pool.pool_blocks(x, 64)
+        assert torch.equal(ours["max"].double(), exact["max"])
+        assert torch.equal(ours["min"].double(), exact["min"])
+        assert_no_worse_than_rounding(ours["avg"], exact["avg"], gate.pool_blocks(x, 64)["avg"])
+        alone = attn_gate_pool.pool_blocks(x, 64, ["min"])
+        assert list(alone) == ["min"]
+        assert torch.equal(alone["min"], ours["min"])
+
+    def test_pooling_of_two_in_one_launch():
+        """Their strides differ, as those of slices of one projection do."""
+        wide = torch.randn(2, 6, 130, 16)
+        q, k = wide[:, :4], wide[:, 4:].transpose(1, 2).contiguous().transpose(1, 2)
+        ours = attn_gate_pool.pool_side_by_side([(q, ["avg"]), (k, ["max", "min"])], 64)
+        alone = (
+            *attn_gate_pool.pool_side_by_side([(q, ["avg"])], 64),
+            *attn_gate_pool.pool_side_by_side([(k, ["max", "min"])], 64),
+        )
+        for one, other, x, pooling in zip(ours, alone, (q, k), ("avg", "maxmin"), strict=True):
+            assert torch.equal(one, other)
+            torch.testing.assert_close(one, gate.concat_pools(gate.pool_blocks(x, 64), pooling))
+
+    @pytest.mark.parametrize(("n", "dtype"), [(5, torch.float16), (70, torch.float32)])
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"rope": False}, {"q_pool": "max", "k_pool": "maxminavg", "projection": "single"}],
+        ids=str,
+    )
+    def test_linear_layer_and_rope(n, dtype, options):
+        one = gate.AttnGate(gate_config.GateConfig(**options), 4, 2, 32)
+        rope = plain_rope(32)
+        q_pools, k_pools = (
+            {name: torch.randn(2, h, n, 32).to(dtype) for name in gate_config.OPERATORS} for h in (4, 2)
+        )
+        tables = rope(torch.arange(n) * one.config.block) if one.config.rope else None
+        with torch.no_grad():
+            ours = (
+                *attn_gate_project.project([(gate.concat_pools(q_pools, one.config.q_pool), one.wq)], tables),
+                *attn_gate_project.project([(gate.concat_pools(k_pools, one.config.k_pool), one.wk)], tables),
+            )
+            rounded = one.project(q_pools, k_pools, rope)
+            doubles = ({name: x.double() for name, x in pools.items()} for pools in (q_pools, k_pools))
+            exact = one.double().project(*doubles, rope)
+            together = attn_gate_project.project(
+                [
+                    (gate.concat_pools(q_pools, one.config.q_pool), one.wq),
+                    (gate.concat_pools(k_pools, one.config.k_pool), one.wk),
+                ],
+                tables,
+            )
+        for actual, right, other, same in zip(ours, exact, rounded, together, strict=True):
+            assert_no_worse_than_rounding(actual, right, other)
+            assert torch.equal(actual, same)
+
+    @pytest.mark.parametrize("n", [1, 5, 70, 130, 260])
+    @pytest.mark.parametrize("group", [1, 2])
+    def test_scores(n, group, monkeypatch):
+        q, k = torch.randn(2, 2, n, 16), torch.randn(2, 2 // group, n, 16)
+        exact = (q.double() @ k.double().repeat_interleave(group, 1).mT) * 16**-0.5
+        exact = exact.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
+        whole = attn_gate_score.block_scores(q, k)
+        torch.testing.assert_close(whole.double(), exact, rtol=1e-5, atol=1e-5)
+        monkeypatch.setattr(torch, "empty", lambda *size, **kind: torch.full(size, 77.0, **kind))
+        half = attn_gate_score.block_scores(q, k, whole=False)
+        monkeypatch.undo()
+        seen = exact > -torch.inf
+        assert torch.equal(half[seen], whole[seen])
+
+    @pytest.mark.parametrize("n", [130, 260])
+    def test_selection_does_not_read_above_the_diagonals_tile(n):
+        """Junk there, and at 260 rows in registers of all three sizes."""
+        whole = causal(n)[:, :1]
+        tile = torch.arange(n) // 64
+        junk = torch.where(tile[None, :] > tile[:, None], 77.0, whole)
+        same(
+            kernel.select_top_k(junk, n // 8, n * 64, 64),
+            block_selection.select_top_k(whole, (7 / 8) ** 2, n * 64, 64),
+        )
+        if n < 200:
+            same(
+                kernel.select_threshold(junk, 0.02, n * 64, 64),
+                block_selection.select_threshold(whole, 0.02, n * 64, 64),
+            )
+
+    @pytest.mark.parametrize("ties", [False, True])
+    @pytest.mark.parametrize(("n", "sparsity"), [(1, 0.5), (16, 0.9), (21, 0.5), (33, 0.0), (70, 0.7)])
+    @pytest.mark.parametrize("dense_rows", [0, 2])
+    def test_top_k(n, sparsity, ties, dense_rows):
+        scores = causal(n, ties)[:, : 1 if n == 70 else 2]  # the interpreter takes long for 70 rows
+        same(
+            kernel.select_top_k(scores, block_selection.top_k_count(n, sparsity), n * 64, 64, dense_rows),
+            block_selection.select_top_k(scores, sparsity, n * 64, 64, dense_rows),
+        )
+
+    @pytest.mark.parametrize("kind", ["wild", "infinite", "zeros"])
+    def test_top_k_of_scores_without_a_scale(kind):
+        scores = torch.randn(1, 2, 9, 9)
+        if kind == "wild":
+            scores = (scores * 25).exp() * scores.sign()
+        elif kind == "infinite":
+            scores[torch.rand_like(scores) < 0.3] = torch.inf
+        else:
+            scores = torch.zeros_like(scores)
+            scores[..., ::2] = -0.0
+        scores = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf)
+        k = block_selection.top_k_count(9, 0.5)
+        same(kernel.select_top_k(scores, k, 9 * 64, 64), block_selection.select_top_k(scores, 0.5, 9 * 64, 64))
+
+    @pytest.mark.parametrize("threshold", [0.02, 0.1, 0.9])
+    @pytest.mark.parametrize("dense_rows", [0, 2])
+    def test_threshold(threshold, dense_rows):
+        scores = causal(21)
+        ours = kernel.select_threshold(scores, threshold, 21 * 64, 64, dense_rows)
+        same(ours, block_selection.select_threshold(scores, threshold, 21 * 64, 64, dense_rows))
+
+    def test_threshold_relative_to_the_best():
+        scores = causal(21)
+        p = scores.softmax(-1)
+        kept = kernel.select_relative(scores, 0.3, 21 * 64, 64).to_dense()
+        assert torch.equal(kept, p >= 0.3 * p.amax(-1, keepdim=True))

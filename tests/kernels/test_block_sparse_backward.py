@@ -1,0 +1,64 @@
+"""The backward kernels in Triton's interpreter (fp16 and fp32) against float64 autograd, and the transposed lists.
+
+The interpreter's bf16 is silently wrong, so that bf16 is tested on a GPU only (tests/gpu).
+"""
+
+import pytest
+import torch
+from gpu.kernel_cases import INTERPRETED, MASKS, build_mask, check_gradients, draw, run_in_interpreter
+
+from seerbench.kernels.block_sparse import triton as forward
+
+if not INTERPRETED:
+
+    def test_kernels_in_the_interpreter():
+        run_in_interpreter(__file__)
+
+    @pytest.mark.parametrize("blocks", [(64, 64), (128, 64), (64, 128)])
+    @pytest.mark.parametrize("kind", MASKS)
+    @pytest.mark.parametrize("n", [1, 65, 700])
+    def test_transposed_lists_are_the_columns_of_the_mask(n, kind, blocks):
+        mask = build_mask(kind, n, 2, 6, *blocks)
+        offsets, readers = mask.transposed(2)
+        assert (offsets.dtype, readers.dtype) == (torch.int32, torch.int32)
+        by_group = mask.to_dense().unflatten(1, (2, 3))  # [B, Hk, group, nq, nk]
+        for batch, kv_head, column in torch.cartesian_prod(*map(torch.arange, (2, 2, by_group.shape[-1]))).tolist():
+            first, last = offsets[batch, kv_head, column : column + 2].tolist()
+            want = by_group[batch, kv_head, :, :, column].T.flatten().nonzero().flatten()  # query block, then head
+            assert readers[first:last].tolist() == want.tolist()
+
+else:
+    from seerbench.kernels.block_sparse import triton_backward as backward
+
+    def check(n, group, kind, dtype=torch.float16, head_dim=16, blocks=(64, 64), kv_heads=1, batch=1, views=False):
+        q, k, v = draw(n, group * kv_heads, kv_heads, head_dim, dtype, batch=batch)
+        do = torch.randn(q.shape).to(dtype)
+        if views:  # [B, N, H, D] projections seen as [B, H, N, D], as models hand them over
+            q, k, v, do = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, do))
+        mask = build_mask(kind, n, batch, group * kv_heads, *blocks)
+        o, lse = torch.empty_like(q), torch.empty(q.shape[:3])
+        forward.launch(q, k, v, mask, o, lse)
+        gradients = [torch.full_like(x, torch.nan) for x in (q, k, v)]
+        backward.launch(q, k, v, o, lse, do, mask, *gradients)
+        check_gradients(q, k, v, mask, do, gradients)
+        unread = mask.to_token_mask().any(-1).logical_not()
+        assert (gradients[0][unread] == 0).all()
+
+    @pytest.mark.parametrize("n", [1, 63, 64, 65, 500])
+    @pytest.mark.parametrize("kind", MASKS)
+    def test_every_mask_at_every_length(n, kind):
+        check(n, group=2 if n < 500 else 1, kind=kind)
+
+    @pytest.mark.parametrize("blocks", [(64, 64), (128, 64), (64, 128), (128, 128)])
+    @pytest.mark.parametrize("kind", MASKS)
+    def test_block_sizes(blocks, kind):
+        check(330, group=1, kind=kind, blocks=blocks)
+
+    @pytest.mark.parametrize("group", [1, 4, 8])
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+    def test_grouped_heads_batch_and_views(group, dtype):
+        check(70, group=group, kind="random", dtype=dtype, kv_heads=2, batch=2, views=True)
+
+    @pytest.mark.parametrize("head_dim", [64, 128])
+    def test_head_dims(head_dim):
+        check(200, group=2, kind="random", head_dim=head_dim)

@@ -1,0 +1,130 @@
+"""Pooled attention: the streamed CPU form, and the pooling kernel in Triton's interpreter, against float64; where
+the Hopper kernel, which no interpreter runs, keeps its scratch."""
+
+import numpy as np
+import pytest
+import torch
+from gpu.kernel_cases import INTERPRETED, LENGTHS, draw, run_in_interpreter
+
+from seerbench.core.block_mask import block_count
+from seerbench.core.reference import reference_attention
+from seerbench.core.tolerance import assert_no_worse_than_rounding
+from seerbench.kernels.pooled import api as pooled_api
+from seerbench.kernels.pooled import reference as kernel
+from seerbench.kernels.pooled import triton as pooled_triton
+
+if not INTERPRETED:
+
+    def test_kernel_in_the_interpreter():
+        run_in_interpreter(__file__)
+
+    @pytest.mark.parametrize("n", LENGTHS)
+    @pytest.mark.parametrize("group", [1, 4, 8])
+    def test_streamed_against_the_definition(n, group):
+        q, k, v = draw(n, group * 2, 2, 32, torch.float32)
+        exact = kernel.naive_pooled_attention(q, k, v, dtype=torch.float64)
+        rounded = kernel.naive_pooled_attention(q, k, v)
+        for actual, right, other in zip(pooled_api.pooled_attention(q, k, v), exact, rounded, strict=True):
+            assert actual.dtype == torch.float32
+            assert_no_worse_than_rounding(actual, right, other)
+
+    def test_the_definition_agrees_with_the_oracle():
+        q, k, v = draw(130, 4, 2, 16, torch.float32)
+        o, lse, d = kernel.naive_pooled_attention(q, k, v, dtype=torch.float64)
+        exact_o, exact_lse = reference_attention(q, k, v)
+        torch.testing.assert_close(o, exact_o)
+        torch.testing.assert_close(lse, exact_lse)
+        weights = (q.double() @ k.double().repeat_interleave(2, 1).mT * 16**-0.5).tril()
+        weights = weights.masked_fill(torch.ones(130, 130).triu(1).bool(), -torch.inf).softmax(-1)
+        torch.testing.assert_close(d[..., 1, 0], weights[..., 64:128, :64].amax((-1, -2)))
+        assert (d[..., 0, 1:] == 0).all()
+
+    # batch * Hq, Hq / Hk, N, head_dim, multiprocessors: the paper's shape, other GPUs, few heads and many, lengths
+    # around whole tiles and pieces, the shortest.
+    SCHEDULES = [
+        (32, 4, 131072, 128, 132), (32, 4, 32768, 128, 132), (32, 4, 8192, 128, 114), (4, 4, 131072, 128, 132),
+        (1, 1, 131072, 128, 132), (8, 8, 65535, 64, 132), (28, 7, 20000, 64, 78), (400, 2, 5000, 64, 132),
+        (3, 1, 4097, 128, 132), (6, 2, 4224, 128, 132), (1, 1, 128, 64, 132), (5, 5, 255, 128, 132),
+        (2, 1, 2049, 64, 1),
+    ]  # fmt: skip
+
+    @pytest.mark.parametrize(("lines", "group", "n", "head_dim", "multiprocessors"), SCHEDULES)
+    def test_hopper_does_each_item_once_and_lends_only_memory_it_has_yet_to_write(
+        lines, group, n, head_dim, multiprocessors
+    ):
+        from seerbench.kernels.pooled import hopper
+
+        tiles = block_count(n, 128)
+        programs, pieces, apart = hopper.schedule(lines, n, head_dim, multiprocessors)
+        assert 1 <= programs <= multiprocessors
+        done_by, done_at = np.full((2, lines, tiles), -1)
+        for program in range(programs):
+            shared_turns, turns = hopper._turns.fn(program, programs, lines, tiles, pieces)
+            for turn in range(turns):
+                item = hopper._locate.fn(turn, shared_turns, program, programs, lines, group, tiles, pieces, apart)
+                assert done_by[item] == -1, "done twice"
+                done_by[item], done_at[item] = program, turn
+        assert (done_by >= 0).all()
+        for program in range(programs):
+            rows = program // lines + np.arange(pieces) * apart
+            assert (rows + 1).max() * 128 <= n, "a piece must be a whole tile of O"
+            given_up = done_at[program % lines, rows]
+            assert (done_by[program % lines, rows] == program).all()
+            _, row = np.nonzero(done_by == program)
+            turn = done_at[done_by == program]
+            # Each needs the pieces up to that of its last tile, its own output included: it reads before it writes.
+            needed = row // (head_dim // 4)
+            assert (np.minimum.accumulate(given_up)[needed] >= turn).all()
+
+    @pytest.mark.parametrize("heads_inside", [False, True], ids=["[B, H, N, D]", "[B, N, H, D]"])
+    @pytest.mark.parametrize(("n", "head_dim"), [(128, 64), (128, 128), (5000, 64), (9000, 128)])
+    def test_hopper_keeps_its_row_maxima_in_the_rows_that_are_lent(n, head_dim, heads_inside):
+        from seerbench.kernels.pooled import hopper
+
+        batch, heads, tiles = 2, 3, block_count(n, 128)
+        programs, _, apart = hopper.schedule(batch * heads, n, head_dim, 50)
+        o = torch.empty(batch, heads, n, head_dim)
+        o = torch.empty(batch, n, heads, head_dim).transpose(1, 2) if heads_inside else o
+        strides = [stride // 2 for stride in o.stride()[:3]]
+        # What each fp32 of O's memory belongs to: the line, and the half tile of it.
+        belongs = np.full((o.numel() // 2, 2), -1)
+        line, token, x = np.ogrid[: batch * heads, :n, : head_dim // 2]
+        flat = line // heads * strides[0] + line % heads * strides[1] + token * strides[2] + x
+        belongs[flat] = np.stack(np.broadcast_arrays(line + 0 * x * token, token // 64 + 0 * line * x), -1)
+        block, row = np.ogrid[: 2 * tiles, :64]
+        for program in range(programs):
+            for consumer in range(2):
+                start = hopper._scratch_at.fn(program, batch * heads, heads, *strides, consumer)
+                to_block = hopper._of_block.fn(block, strides[2], apart * 128 * strides[2], head_dim)
+                assert (to_block[1::2] == to_block[::2] + 128 // head_dim * strides[2]).all()
+                at = start + to_block + hopper._of_row.fn(row, strides[2], head_dim)
+                assert len(np.unique(at)) == at.size
+                piece = block // 2 // (head_dim // 4)
+                half_tile = (piece * apart + program // (batch * heads)) * 2 + consumer
+                assert (belongs[at, 0] == program % (batch * heads)).all()
+                assert (belongs[at, 1] == half_tile).all()
+
+else:
+
+    @pytest.mark.parametrize(
+        ("n", "block"), [(1, 64), (63, 64), (65, 64), (300, 64), (130, 32), (130, 128), (300, 128)]
+    )
+    def test_pooled_map(n, block):
+        q, k, v = draw(n, 4, 2, 16, torch.float16, batch=1)
+        _, lse, exact = kernel.naive_pooled_attention(q, k, v, block, torch.float64)
+        _, _, rounded = kernel.naive_pooled_attention(q, k, v, block)
+        d = torch.zeros(1, 4, block_count(n, block), block_count(n, block), dtype=q.dtype)
+        d.masked_fill_(torch.ones_like(d).tril().bool(), torch.nan)  # poison what the kernel must write
+        pooled_triton.launch_pool(q, k, lse.float(), d, block)
+        assert_no_worse_than_rounding(d, exact, rounded)
+
+    def test_forward_over_a_list_that_all_rows_share():
+        from seerbench.kernels.block_sparse import triton as block_sparse_triton
+
+        q, k, v = draw(300, 2, 1, 16, torch.float32)
+        o, lse = torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan)
+        block_sparse_triton.launch(q, k, v, pooled_triton.full_mask(2, 2, 300, 64, q.device), o, lse)
+        exact_o, exact_lse = reference_attention(q, k, v)
+        rounded_o, rounded_lse = reference_attention(q, k, v, dtype=torch.float32)
+        assert_no_worse_than_rounding(o, exact_o, rounded_o)
+        assert_no_worse_than_rounding(lse, exact_lse, rounded_lse)

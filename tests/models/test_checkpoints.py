@@ -1,0 +1,171 @@
+"""Checkpoints in the formats of the real ones, through the steps: loaded, stretched, given gates, timed."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import standins
+import torch
+import yaml
+
+from seerbench.core.rope import rope_of
+from seerbench.errors import ConfigError, ModelError
+from seerbench.kernels import flex_attention
+from seerbench.methods.gate_files import gate_set_names, load_gates
+from seerbench.models.sources import load, load_tokenizer
+from seerbench.presets.preset import load_preset
+from seerbench.steps import data, training
+from seerbench.steps import latency as steps_latency
+
+TOKENS = torch.randint(256, (1, 64), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@torch.no_grad()
+def test_sharded_weights_and_llama3_rope(tmp_path, shards):
+    folder = standins.make_llama_checkpoint(tmp_path / str(shards), shards=shards, instruct=True)
+    assert len(list(folder.glob("*.safetensors"))) == shards
+    model = load(folder)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(index) == set(model.state_dict())
+    assert model.config.rope_parameters["rope_type"] == "llama3"
+    assert model(TOKENS).logits.isfinite().all()
+    assert load_tokenizer(folder)("the quick")["input_ids"][0] == model.config.bos_token_id
+
+
+@torch.no_grad()
+def test_yarn_by_the_config_is_yarn_in_the_checkpoint(tmp_path):
+    """Llama-3 stretched when it is loaded, and the same weights saved with YaRN in their config."""
+    plain = load(standins.make_llama_checkpoint(tmp_path / "plain", rope=None), yarn=4.0)
+    saved = load(standins.make_llama_checkpoint(tmp_path / "saved", rope="yarn"))
+    assert plain.config.max_position_embeddings == saved.config.max_position_embeddings == 2048
+    for one, other in zip(rope_of(plain)(torch.arange(300)), rope_of(saved)(torch.arange(300)), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(plain(TOKENS).logits, saved(TOKENS).logits)
+    with pytest.raises(ModelError, match="scaled already"):
+        load(tmp_path / "saved", yarn=2.0)
+
+
+@torch.no_grad()
+def test_mistral(tmp_path):
+    model = load(standins.make_mistral_checkpoint(tmp_path))
+    assert model.config.model_type == "mistral"
+    assert model.config.sliding_window is None
+    assert model(TOKENS).logits.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Llama-3 checkpoint, released gates for it, and a few texts."""
+    folder = tmp_path_factory.mktemp("paper")
+    standins.make_llama_checkpoint(folder / "llama", rope=None, instruct=True)
+    standins.make_gate_file(folder / "released", "v2", block=32)
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["fox", "dog", "word", "the", "lazy"], 2000)) for _ in range(4)]
+    frame = pd.DataFrame({"id": list("abcd"), "text": texts, "split": ["train", "train", "validation", "test"]})
+    frame.to_parquet(folder / "texts.parquet")
+    return folder
+
+
+def preset_of(folder, tmp_path, **changes):
+    config = {
+        "preset": "tiny",
+        "scale": "stand-ins: random weights, nothing learned",
+        "device": "cpu",
+        "dtype": "float32",
+        "seed": 0,
+        "block": 32,
+        "data": str(folder),
+        "corpora": {"texts": {"kind": "parquet", "path": "texts.parquet"}},
+        "tokenizer": {"source": str(folder / "llama")},
+        "models": {"llama": {"source": "llama", "yarn": 4}},
+        "gates": {
+            "released": {"model": "llama", "source": "released"},
+            "own": {
+                "model": "llama",
+                "corpus": "texts",
+                "sets": {"v1": {}},
+                "context": 256,
+                "batch": 2,
+                "mix": {"repeat": 0.0, "passkey": 0.0, "kv": 0.0, "repeat_length": [16, 32], "repeat_apart": 0.5}
+                | {"answer_weight": 1.0},
+                "steps": 2,
+                "learning_rate": 0.001,
+                "warmup": 1,
+                "checkpoint_seconds": 60,
+            },
+        },
+        "latency": {
+            "rounds": 12,
+            "cap_s": 0,
+            "naive_limit_mib": 100,
+            "shape": {"batch": 1, "q_heads": 4, "kv_heads": 2, "head_dim": 16, "block": 32},
+            "sweeps": {
+                "ttft": {
+                    "model": "llama",
+                    "corpus": "texts",
+                    "contexts": [256, 1024],
+                    "rounds": 5,
+                    "min_rounds": 3,
+                    "arms": [
+                        {"method": "dense"},
+                        {"method": "seer", "gate": "released:v2", "sparsity_by_context": [0.5, 0.8]},
+                        {"method": "streaming", "sparsity_by_context": [0.3, 0.3]},
+                    ],
+                }
+            },
+        },
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config | changes))
+    return load_preset(str(path), tmp_path / "results")
+
+
+def test_released_gates_take_the_place_of_training(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(flex_attention, "flex_block_sparse", flex_attention.masked_attention)  # it would compile
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # a lock of its own
+    preset = preset_of(folder, tmp_path)
+    assert preset.parts("training") == ["distill-own"]
+    assert preset.reads("distill", "released") == []
+    with pytest.raises(ConfigError, match="seerbench import-gates tiny released"):
+        training.distill_gates(preset, "released")
+    with pytest.raises(ConfigError, match="seerbench distill tiny own"):
+        training.import_gates(preset, "own")
+    training.import_gates(preset, "released")
+    assert gate_set_names(preset.gates("released")) == ["v2"]
+
+    data.make_corpora(preset)
+    steps_latency.measure_latency(preset, "ttft", [256, 1024])
+    for context, sparsity in ((256, 0.5), (1024, 0.8)):
+        cells = pd.read_parquet(preset.rows("cells", f"ttft-{context}")).set_index("method")
+        samples = pd.read_parquet(preset.rows("samples", f"ttft-{context}"))
+        assert set(cells.inputs) == {"captured:llama"}
+        assert set(cells.status) == {"measured"}
+        assert cells.sparsity_requested["seer"] == sparsity
+        assert samples["round"].max() == 2  # the sweep's own least number of rounds; a cap of 0 s allows no more
+
+    training.distill_gates(preset, "own")
+    assert len(load_gates(preset.gates("own"))) == 2
+    assert len(pd.read_parquet(preset.rows("training", "distill-own"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"arms": [{"method": "dense"}, {"method": "streaming", "sparsity_by_context": [0.5]}]}, "1 numbers for 2"),
+        ({"corpus": None}, "needs a corpus whose text it reads"),
+    ],
+)
+def test_a_sweep_that_does_not_add_up_is_refused(folder, tmp_path, change, said):
+    latency = preset_of(folder, tmp_path).config["latency"]
+    sweep = {key: value for key, value in (latency["sweeps"]["ttft"] | change).items() if value is not None}
+    with pytest.raises(ConfigError, match=said):
+        preset_of(folder, tmp_path, latency=latency | {"sweeps": {"ttft": sweep}})
+
+
+def test_a_batch_that_does_not_split_over_the_processes_is_refused(folder, tmp_path):
+    gates = preset_of(folder, tmp_path).config["gates"]
+    gates["own"]["processes"] = 3
+    with pytest.raises(ConfigError, match="batch of 2 windows does not split over 3"):
+        preset_of(folder, tmp_path, gates=gates)

@@ -1,0 +1,146 @@
+"""The authors' gate files become ours: names mapped, recipes told apart, what does not fit is refused."""
+
+import json
+
+import pytest
+import standins
+import torch
+from safetensors import safe_open
+
+from seerbench.errors import ModelError
+from seerbench.kernels import flex_attention
+from seerbench.methods.gate import gate_scores
+from seerbench.methods.gate_config import GateConfig
+from seerbench.methods.registry import create
+from seerbench.models.hugging_face import attention_layers, attention_method
+from seerbench.models.released_gates import read_released
+from seerbench.models.sources import check_gates, load
+
+TOKENS = torch.randint(256, (1, 200), generator=torch.Generator().manual_seed(0))
+
+
+def saved(folder):
+    """Every gate weight in a folder by its own name, whichever way it lies there."""
+    if (folder / "attn_gate_weights.pth").exists():
+        return torch.load(folder / "attn_gate_weights.pth", weights_only=True)
+    with safe_open(str(folder / "model-00003-of-00003.safetensors"), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("recipe", "projection", "expected"),
+    [
+        ("v1", "double", GateConfig("avg", "maxmin", "double", block=32, recipe="v1")),
+        ("v1", "single", GateConfig("avg", "maxmin", "single", block=32, recipe="v1")),
+        ("v2", "single", GateConfig("avg", "maxminavg", "single", block=32, recipe="v2")),
+        ("v2", "double", GateConfig("avg", "maxminavg", "double", block=32, recipe="v2")),
+    ],
+)
+@torch.no_grad()
+def test_a_released_gate_is_read_and_runs(tmp_path, monkeypatch, recipe, projection, expected):
+    # Masked SDPA for FlexAttention, which would compile for 20 s.
+    monkeypatch.setattr(flex_attention, "flex_block_sparse", flex_attention.masked_attention)
+    folder = standins.make_gate_file(tmp_path / "gates", recipe, projection, block=32)
+    gates = read_released(folder)
+    assert [gate.config for gate in gates] == [expected, expected]
+    names = saved(folder)
+    for layer, gate in enumerate(gates):
+        prefix = f"model.layers.{layer}.self_attn.attn_gate.mask_linear_"
+        torch.testing.assert_close(gate.wk, names[f"{prefix}k.weight"].float(), rtol=0, atol=0)
+        assert (gate.wq is None) == (f"{prefix}q.weight" not in names)
+    model = load(standins.make_llama_checkpoint(tmp_path / "model"))
+    check_gates(gates, tmp_path / "model")
+    with attention_method(model, create("seer", gates=gates, sparsity=0.5)) as record:
+        model(TOKENS)
+    assert 0.3 < record.mean_sparsity() < 0.7
+
+
+@torch.no_grad()
+def test_its_scores_are_those_of_the_authors_formula(tmp_path):
+    """Written out here from their AttnGate: pool, concatenate, project a head, rotate at block starts, multiply."""
+    folder, block = standins.make_gate_file(tmp_path / "gates", "v2", block=32), 32
+    gates, names = read_released(folder), saved(folder)
+    model = load(standins.make_llama_checkpoint(tmp_path / "model"))
+    seen = {}
+
+    class Look:
+        name, sparsity = "look", None
+
+        def refuses(self, case):
+            return None
+
+        def plan(self, q, k, layer):
+            seen[layer.index] = (gate_scores(gates[layer.index], q, k, layer), layer)
+
+        def attend(self, q, k, v, plan):
+            return q
+
+    with attention_method(model, Look()):
+        model(TOKENS[:, :192])
+    cos, sin = model.model.rotary_emb(torch.zeros(1), torch.arange(0, 192, block)[None])
+    for index, (scores, layer) in seen.items():
+        q = layer.q_unrotated.transpose(1, 2).unflatten(1, (-1, block))  # [B, n, block, H, D], their order
+        k = layer.k_unrotated.transpose(1, 2).unflatten(1, (-1, block))
+        k = torch.cat([k.amax(2), k.amin(2), k.mean(2)], -1).repeat_interleave(2, dim=2)
+        weight = names[f"model.layers.{index}.self_attn.attn_gate.mask_linear_k.weight"].float()
+        k = torch.einsum("bshi,hio->bsho", k, weight)
+        q, k = (x * cos[:, :, None] + turned(x) * sin[:, :, None] for x in (q.mean(2), k))
+        expected = torch.einsum("bihd,bjhd->bhij", q, k) / standins.HEAD_DIM**0.5
+        visible = torch.ones(6, 6, dtype=torch.bool).tril()
+        torch.testing.assert_close(scores[..., visible], expected[..., visible])
+    assert len(seen) == len(attention_layers(model))
+
+
+def turned(x):
+    half = x.shape[-1] // 2
+    return torch.cat([-x[..., half:], x[..., :half]], -1)
+
+
+def change(folder, **entries):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | entries))
+
+
+def without_gates(folder):
+    torch.save({"lm_head.weight": torch.zeros(1)}, folder / "attn_gate_weights.pth")
+
+
+def for_decoding(folder):
+    torch.save(
+        {"model.layers.0.self_attn.attn_gate.attngate_linear_k.weight": torch.zeros(1)}, folder / standins.STATE
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: change(folder, seerattn_gate_type="Qavg_Kmode"), "no gate type such as Qavg_Kmaxmin"),
+        (lambda folder: change(folder, seerattn_gate_hidden_size=64), "hidden size of 64 on heads of 16"),
+        (lambda folder: change(folder, num_hidden_layers=3), "gates for 2 of its 3 layers"),
+        (lambda folder: change(folder, num_attention_heads=8), "heads of 8"),
+        (lambda folder: change(folder, seerattn_gate_type="Qavg_Kmax"), r"is \(4, 48, 16\), not \(4, 16, 16\)"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / standins.STATE).unlink(), "has neither"),
+        (without_gates, "no weights called"),
+        (for_decoding, "for decoding"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, spoil, said):
+    folder = standins.make_gate_file(tmp_path, "v2")
+    spoil(folder)
+    with pytest.raises(ModelError, match=said):
+        read_released(folder)
+
+
+def test_gates_of_another_model_are_refused(tmp_path):
+    gates = read_released(standins.make_gate_file(tmp_path / "gates", "v2"))
+    folder = standins.make_llama_checkpoint(tmp_path / "model")
+    change(folder, num_hidden_layers=3)
+    with pytest.raises(ModelError, match="another model"):
+        check_gates(gates, folder)
+
+
+def test_a_hub_id_offline_gives_the_command(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="hf download SeerAttention/None-such --revision main"):
+        read_released("SeerAttention/None-such", "main")

@@ -1,0 +1,121 @@
+"""Offline calibration: gradients through a model, MoA's plans and MInference's patterns of a small one."""
+
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from seerbench.baselines.moa import save_plan
+from seerbench.kernels.flex_attention import masked_attention
+from seerbench.methods.registry import create
+from seerbench.models.hugging_face import attention_method
+from seerbench.search import minference, moa, moa_solver
+
+BLOCK = 16
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
+    config = LlamaConfig(vocab_size=64, intermediate_size=64, head_dim=16, attn_implementation="sdpa", **shape)
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def windows():
+    rng = np.random.default_rng(0)
+    return {n: [rng.integers(0, 64, n).astype(np.int32) for _ in range(2)] for n in (64, 128, 256)}
+
+
+class Pushed:
+    """Dense attention whose output in one layer is moved by `push`."""
+
+    name, sparsity = "pushed", None
+
+    def __init__(self, layer, push):
+        self.layer, self.push = layer, push
+
+    def refuses(self, case):
+        return None
+
+    def plan(self, q, k, layer):
+        self.index = layer.index
+
+    def attend(self, q, k, v, plan):
+        out = masked_attention(q, k, v)
+        return out + self.push if self.index == self.layer else out
+
+
+def test_the_gradient_is_that_of_the_answer_s_loss(model, windows):
+    """dLoss / dOutput of a layer against the loss when that output is moved a little; no parameter learns."""
+    tokens, answer = torch.from_numpy(windows[64][0]).long()[None], 8
+    seen = {}
+    moa.backward_through(model, tokens, answer, lambda layer, q, k, v, grad: seen.update({layer: grad}))
+    assert list(seen) == [1, 0]
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+    def loss(layer, push):
+        with torch.no_grad(), attention_method(model, Pushed(layer, push)):
+            hidden = model.model(tokens, use_cache=False).last_hidden_state[0, -answer - 1 : -1]
+            return F.cross_entropy(model.lm_head(hidden), tokens[0, -answer:]).item()
+
+    for layer, grad in seen.items():
+        push = 0.02 * grad / grad.norm()
+        change = loss(layer, push) - loss(layer, -push)
+        assert change == pytest.approx(2 * 0.02 * grad.norm().item(), rel=0.05)
+
+
+def test_moa_s_plans_of_a_model_run_in_it(model, windows, tmp_path, monkeypatch):
+    monkeypatch.setattr(moa_solver, "INTERVALS", 1)
+    plans = moa.moa_plans(model, windows, windows[256], [None, 0.5], BLOCK)
+    for sparsity, plan in plans.items():
+        assert plan.alphas.shape == plan.betas.shape == (2, 4)
+        for layer in range(2):
+            assert len(set(zip(plan.alphas[layer], plan.betas[layer]))) <= 2
+        assert all(have <= most + 1e-6 for have, most in zip(plan.about["reached"], plan.about["most"]))
+        save_plan(tmp_path / "moa.json", plan.alphas, plan.betas, plan.about)
+        method = create("moa", plan=tmp_path / "moa.json", sparsity=sparsity, block=BLOCK)
+        with torch.no_grad(), attention_method(model, method) as record:
+            model.model(torch.from_numpy(windows[256][0]).long()[None], use_cache=False)
+        if sparsity:  # its bound is the kept blocks at this very length
+            assert 1 - record.mean_sparsity() == pytest.approx(plan.about["reached"][2], abs=1e-6)
+    assert plans[None].about["bound"] == "KV density"
+    again = moa.moa_plans(model, windows, windows[256], [0.5], BLOCK)
+    assert np.array_equal(again[0.5].alphas, plans[0.5].alphas)
+
+
+def test_a_warning_that_another_thread_made_an_error_costs_no_plan(monkeypatch):
+    """scipy's filters as they may be left by threads that cross; what is wrong otherwise is still raised."""
+
+    def choose(costs, limits):
+        if threading.current_thread() is threading.main_thread():
+            return [limits]
+        warnings.simplefilter("error")
+        if limits == "wrong":
+            raise RuntimeError("no plan")
+        warnings.warn("about to change", DeprecationWarning, stacklevel=1)
+
+    monkeypatch.setattr(moa_solver, "choose_rules", choose)
+    before = list(warnings.filters)
+    assert moa._choose_all([], ["a", "b"]) == [["a"], ["b"]]
+    assert warnings.filters == before
+    with pytest.raises(RuntimeError, match="no plan"):
+        moa._choose_all([], ["a", "wrong"])
+
+
+def test_a_random_plan_stands_for_no_model():
+    plan = moa.random_plan(8, None, 64, seed=0)
+    assert plan.about["influence"] == "random"
+    assert plan.alphas.shape == (1, 8)
+    assert len(set(zip(plan.alphas[0], plan.betas[0]))) == 2  # uneven, as a search makes it
+
+
+def test_every_head_gets_a_pattern(model, windows):
+    found = minference.minference_patterns(model, windows[128][0], BLOCK)
+    assert [len(layer) for layer in found] == [4, 4]
+    assert all(0 < pattern.score <= 1 for layer in found for pattern in layer)

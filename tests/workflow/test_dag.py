@@ -1,0 +1,119 @@
+"""The whole graph on a toy preset: it survives a SIGKILL, draws everything, and then has nothing to do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from seerbench.artefacts import ARTEFACTS
+from seerbench.paths import ROOT
+from seerbench.rows.store import Run
+
+
+def snakemake(folder, *arguments):
+    return [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(folder),
+        "--cores",
+        "2",
+        "--nolock",
+        "--config",
+        f"preset={ROOT / 'tests' / 'smoke.yaml'}",
+        *arguments,
+    ]
+
+
+def kill_when_running(whole, step, name):
+    """SIGKILL the graph and the step as soon as the step runs."""
+    deadline = time.monotonic() + 480
+    while time.monotonic() < deadline and whole.poll() is None:
+        family = psutil.Process(whole.pid).children(recursive=True)
+        for process in family:
+            try:
+                line = process.cmdline()
+            except psutil.NoSuchProcess:
+                continue
+            if any(part.endswith("seerbench") for part in line) and step in line and name in line:
+                time.sleep(2)
+                for each in [psutil.Process(whole.pid), *family]:
+                    if each.is_running():
+                        os.kill(each.pid, signal.SIGKILL)
+                whole.wait()
+                return
+        time.sleep(0.1)
+    pytest.fail(f"{step} {name} never ran")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_graph_from_nothing_through_a_kill_to_every_artefact(tmp_path):
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    whole = subprocess.Popen(snakemake(tmp_path, "--quiet", "all", "--", "figures"), **quiet)
+    kill_when_running(whole, "distill", "pooling")
+    run = tmp_path / "results" / "fresh" / "smoke"
+    assert not (run / "gates" / "pooling.safetensors").exists()
+    done = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
+    assert run / "training" / "pretrain-long.parquet" in done
+
+    again = subprocess.run(
+        snakemake(tmp_path, "--quiet", "rules", "--", "figures"), capture_output=True, text=True, env=environment
+    )
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    redone = [path for path, stamp in done.items() if path.stat().st_mtime_ns != stamp]
+    assert redone == []
+    assert (run / "gates" / "pooling.safetensors").exists()
+
+    runs = Run(run).table("runs")
+    assert runs.step.is_unique  # no finished step ran twice
+    assert (runs.seed == 0).all()
+    assert runs.scale.str.contains("test scale").all()
+    assert runs.corpus_sha256.notna().sum() >= 10
+    for name, about in ARTEFACTS.items():
+        for suffix in about.suffixes:
+            path = tmp_path / "figures" / "smoke" / f"{name}{suffix}"
+            assert path.stat().st_size > 100, path
+        frame = pd.read_csv(tmp_path / "figures" / "smoke" / f"{name}.csv")
+        assert (frame.source == "measured").any(), f"{name} has no measured series"
+
+    report = (tmp_path / "figures" / "smoke" / "report.html").read_text()
+    assert report.count("<img ") == sum(about.kind == "figure" for about in ARTEFACTS.values())
+    assert "measure them with the step" not in report  # every artefact has its rows
+    for notebook in ("results", "kernels", "gates"):
+        page = (tmp_path / "figures" / "smoke" / f"{notebook}.html").read_text()
+        assert "test scale" in page, f"{notebook} does not show the run that it was executed for"
+
+    idle = subprocess.run(
+        snakemake(tmp_path, "--dry-run", "--", "figures"), capture_output=True, text=True, env=environment
+    )
+    said = idle.stdout + idle.stderr
+    assert "Nothing to be done" in said
+    assert "profile profiles/default" in said  # one GPU job at a time; a killed job's whole files are complete
+    a_context_that_no_document_reaches_is_one_line(tmp_path, environment)
+
+
+def a_context_that_no_document_reaches_is_one_line(folder, environment):
+    """Asked of the finished run, since the corpus has to be there to know its longest document."""
+    preset = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
+    preset["recall"]["gates"]["contexts"] = [4_000_000]
+    (folder / "far.yaml").write_text(yaml.safe_dump(preset))
+    rows = folder / "results" / "fresh" / "smoke" / "recall" / "gates.parquet"
+    before = rows.read_bytes()
+    done = subprocess.run(
+        ["seerbench", "recall", "far.yaml", "gates"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "seerbench: no document reaches a context of 4000000 tokens: the longest has" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert rows.read_bytes() == before

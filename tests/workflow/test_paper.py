@@ -1,0 +1,119 @@
+"""The paper preset end to end, on stand-ins: every rule of it runs, every artefact comes out."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import paper_smoke
+import pytest
+import yaml
+
+from seerbench.artefacts import ARTEFACTS
+from seerbench.data import longbench
+from seerbench.errors import ConfigError
+from seerbench.paths import ROOT
+from seerbench.presets.preset import load_preset
+from seerbench.rows.store import Run
+
+# One thread a process: two jobs run side by side, and threads that wait for work burn the other's core.
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+def snakemake(folder, preset, *arguments):
+    command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "2"]
+    done = subprocess.run(
+        [*command, "--nolock", "--config", f"preset={preset}", *arguments, "--", "figures"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-4000:]
+    return said
+
+
+def rules_in(said):
+    """The rules of Snakemake's table of jobs."""
+    table = said[said.index("Job stats:") :]
+    return set(re.findall(r"^(\w+) +\d+$", table[: table.index("total")], re.MULTILINE))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_paper_preset_runs_on_stand_ins(tmp_path):
+    preset = paper_smoke.write(tmp_path)
+    said = snakemake(tmp_path, preset)
+
+    everywhere = snakemake(tmp_path, "paper", "elsewhere=1", "--forceall", "--dry-run")
+    assert rules_in(said) == rules_in(everywhere) >= {"distill", "import_gates", "finetune_jointly", "tasks"}
+
+    run = Run(tmp_path / "results" / "fresh" / "paper-smoke")
+    assert run.table("runs").scale.str.contains("test scale").all()
+    for name, about in ARTEFACTS.items():
+        for suffix in about.suffixes:
+            assert (tmp_path / "figures" / "paper-smoke" / f"{name}{suffix}").stat().st_size > 100
+        frame = pd.read_csv(tmp_path / "figures" / "paper-smoke" / f"{name}.csv")
+        assert (frame.source == "measured").any(), f"{name} has no measured series"
+
+    tasks = run.table("tasks")
+    assert set(tasks.task) == set(longbench.TASKS)
+    assert set(tasks.bucket) == {"0-4k", "4-8k", "8k+"}
+    assert tasks.score.between(0, 1).all()
+    assert tasks["cut"].any()
+    assert not tasks["cut"].all()
+    assert (tasks.definition == longbench.VERSION).all()
+
+    # One filter of length for all: the book that is too short is in no experiment, the others in every one.
+    perplexity = run.table("perplexity")
+    assert set(perplexity[perplexity.corpus == "pg19"].document.str[-1]) == {"0", "1", "3"}
+    assert np.isfinite(perplexity.nll[perplexity.status == "measured"]).all()
+
+
+def test_the_derived_preset_keeps_everything_but_sizes():
+    paper = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())
+    small = paper_smoke.derived(paper, Path("data"))
+    for section in ("corpora", "models", "tokenizer"):
+        assert small[section] == paper[section]
+    for section in ("gates", "perplexity", "tasks", "recall"):
+        assert list(small[section]) == list(paper[section])
+        for name, about in paper[section].items():
+            arms = [arm["method"] for arm in about.get("arms", [])]
+            assert [arm["method"] for arm in small[section][name].get("arms", [])] == arms
+    assert list(small["latency"]["sweeps"]) == list(paper["latency"]["sweeps"])
+    with pytest.raises(KeyError):
+        paper_smoke.derived({"context": 12345}, Path("data"))
+
+
+def test_the_paper_preset_makes_every_artefact_and_names_its_revisions():
+    preset = load_preset("paper")
+    for name, about in ARTEFACTS.items():
+        assert preset.rows_for(about.needs)[1] == [], name
+    pinned = [*preset.config["models"].values(), preset.config["tokenizer"], preset.config["tasks"]["longbench"]]
+    for source in (*pinned, *preset.config["corpora"].values()):
+        assert re.fullmatch(r"[0-9a-f]{40}", source["revision"])
+
+
+def test_without_a_gpu_the_paper_preset_says_what_it_needs(monkeypatch):
+    from seerbench.presets import preset as presets_preset
+
+    monkeypatch.setattr(presets_preset, "has_gpu", lambda: False)
+    with pytest.raises(ConfigError, match="measures on an NVIDIA GPU, this machine has none"):
+        load_preset("paper").drawn_from()
+
+
+def test_without_data_and_network_a_step_says_what_to_type(tmp_path):
+    done = subprocess.run(
+        ["seerbench", "corpus", "paper", "--results", str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"HF_HOME": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "hf download meta-llama/Llama-3.1-8B" in done.stderr
