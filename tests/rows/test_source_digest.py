@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from seerbench.methods.registry import catalogue
 from seerbench.paths import ROOT
-from seerbench.rows import normal_form, source_digest
+from seerbench.rows import normal_form, source_digest, staleness
 from seerbench.rows.source_digest import (
     UnknownCommit,
     changed_since,
