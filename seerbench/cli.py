@@ -276,7 +276,7 @@ def advise(
     Each answer names its machine, date, commit and scale. A context that was not measured is not
     extrapolated: the nearest ones that were are shown.
 
-    Example: `seerbench advise --context 32768 --gpu H200`
+    Example: `seerbench advise --context 32768 --gpu H100`
     """
     from seerbench.report import advise as advice
 

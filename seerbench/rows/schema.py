@@ -23,7 +23,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
     # One method in one cell: what was asked, what came of it.
     "cells": {
         "run_id": TEXT,
-        "sweep": TEXT,  # kernel | breakdown | methods | training_kernel | ttft
+        "sweep": TEXT,  # kernel | methods | training_kernel | ttft
         "cell": TEXT,
         "method": TEXT,
         "implementation": TEXT,
@@ -37,7 +37,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "block_q": WHOLE,
         "block_k": WHOLE,
         "inputs": TEXT,  # random | captured:<model> | random weights:<model>, what else must be known after it
-        "mask": TEXT,  # gate | random | pattern | dense
+        "mask": TEXT,  # gate | random | gate-shaped | pattern | dense
         "?gate": TEXT,  # the plan file or configuration of a method that has one; null before rows said so
         "?sparsity_requested": NUMBER,
         "?sparsity_realised": NUMBER,

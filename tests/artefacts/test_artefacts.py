@@ -476,7 +476,7 @@ def test_the_papers_numbers():
     printed = frames.printed(paper, "table4")
     ratios = table4._ratios(printed)
     seer = ratios[ratios.method == "seer"].value.round(2).tolist()
-    assert seer == [1.15, 1.18, 1.29, 1.31, 2.66]  # spec 5.5
+    assert seer == [1.15, 1.18, 1.29, 1.31, 2.66]  # from the paper's Table 4
     own = frames.printed(paper, "table1").query("method == 'minference'")
     assert own.sparsity_requested.isna().all()
     assert own.sparsity_realised.tolist() == [0.37, 0.55, 0.69, 0.80, 0.90]

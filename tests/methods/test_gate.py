@@ -216,7 +216,7 @@ def test_losses_are_their_formulas():
 
 
 def test_initialisations_are_those_of_their_recipes():
-    """Bounds and deviations as spec 2.5 has them for Llama-3.1-8B's shape."""
+    """The initial weights have the expected bounds and deviations at Llama-3.1-8B's shape."""
     torch.manual_seed(0)
     v1 = AttnGate(GateConfig(), 32, 8, 128)
     assert v1.wq.abs().max().item() == pytest.approx(0.01712, abs=2e-5)
