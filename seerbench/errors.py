@@ -1,25 +1,44 @@
 """The errors that a user can mend. The command line prints each as one line, without a traceback.
 
-The text of each says what was wrong, what was expected and what to do. Code tells them apart by their types alone.
+The text of an error says what was wrong, what was expected and what to do. Code tells errors apart by type and
+field alone, never by their text.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class UserError(Exception):
-    """An error that a user can mend: its text is for her, and the exit code of the command is 1."""
+    """An error that a user can mend. The command line prints its text and exits with code 1."""
 
 
 class ConfigError(UserError, ValueError):
-    """A preset that does not exist or that holds a wrong key or value; the text names the place."""
+    """A preset that does not exist, or that has a wrong key or value; the text names the place."""
 
 
 class UnknownMethod(UserError, ValueError):
-    """No method has this name, or a plug-in takes a name that is taken; the text lists the known names."""
+    """A method name that nobody registered, or that a plug-in may not take; the text lists the known names."""
 
 
 class ResultsError(UserError, ValueError):
     """A file of rows that cannot be used, or rows that do not fit their table; the text names file and field."""
+
+
+class MissingRows(ResultsError):
+    """A run without the rows that an artefact or claim needs.
+
+    Attributes:
+        table: the table that lacks them, a key of rows.schema.TABLES.
+        what: the missing rows in words, e.g. "cells of the sweep 'kernel'".
+        step: the sub-command that measures them, e.g. "latency PRESET kernel CONTEXT"; None if there are several.
+        folder: the folder of the run; None where several runs or no particular one are meant.
+    """
+
+    def __init__(self, table: str, what: str, step: str | None = None, folder: Path | None = None) -> None:
+        self.table, self.what, self.step, self.folder = table, what, step, folder
+        hint = f"; measure them with the step `seerbench {step}`" if step else ""
+        super().__init__(f"{folder or 'the run'} has no {what}{hint}")
 
 
 class CorpusError(UserError, ValueError):
@@ -27,11 +46,19 @@ class CorpusError(UserError, ValueError):
 
 
 class ModelError(UserError, ValueError):
-    """A model that cannot be loaded, or that methods cannot enter; the text says what to do."""
+    """A model that cannot be loaded, or that a method cannot be put into; the text says what to do."""
 
 
 class Refused(UserError, RuntimeError):
-    """A method cannot run what it was given; the text is its reason and becomes a row."""
+    """A method that cannot run its input; the text is the reason, which becomes a row."""
+
+
+class MeasureError(UserError, ValueError):
+    """Inputs or settings that cannot be timed or evaluated together; the text says which and why."""
+
+
+class UnknownCommit(UserError, ValueError):
+    """A commit whose files git cannot give: it is not in this repository, or there is no repository or no git."""
 
 
 class CompareError(UserError, ValueError):

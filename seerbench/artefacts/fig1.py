@@ -54,7 +54,7 @@ def _losses(run: Run) -> pd.DataFrame:
     rows = run.table("training")
     rows = rows[(rows.kind == "finetune") & rows.lm_loss.notna()]
     if rows.empty:
-        raise frames.unmeasured(run, "training rows of the kind 'finetune'", "finetune PRESET yarn")
+        raise frames.unmeasured(run, "training", "training rows of the kind 'finetune'", "finetune PRESET yarn")
     named = [
         "YaRN, dense" if recipe == "yarn" else f"{recipe}, {sparsity:.0%} skipped"
         for recipe, sparsity in zip(rows.recipe, rows.sparsity_requested)

@@ -20,7 +20,9 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     cells = aggregates.perplexities(rows, aggregates.dense_rows(run, rows))
     cells = cells[cells.method == "seer"]
     if not cells.delta.notna().any():
-        raise frames.unmeasured(run, "gates beside dense in the experiment 'pooling'", "perplexity PRESET pooling")
+        raise frames.unmeasured(
+            run, "perplexity", "gates beside dense in the experiment 'pooling'", "perplexity PRESET pooling"
+        )
     cells = cells.assign(series=cells.gate.str.split(":").str[-1])
     highest = cells[cells.sparsity_requested == cells.sparsity_requested.max()]
     places = highest.set_index("series").delta.rank(method="first")

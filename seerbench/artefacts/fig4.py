@@ -25,7 +25,10 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     seer = cells[(cells.method == "seer") & ~cells.gate.astype(str).str.contains("untrained")]
     if seer.empty:
         raise frames.unmeasured(
-            run, "perplexity of SeerAttention in the experiment 'contexts'", "perplexity PRESET contexts"
+            run,
+            "perplexity",
+            "perplexity of SeerAttention in the experiment 'contexts'",
+            "perplexity PRESET contexts",
         )
     parts = []
     for (model, gate), group in seer.groupby(["model", "gate"], dropna=False, sort=True):

@@ -28,7 +28,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     cells, samples = frames.timed(run, "methods")
     if not (cells.method == "seer").any():
         raise frames.unmeasured(
-            run, "cells of SeerAttention in the sweep 'methods'", "latency PRESET methods CONTEXT"
+            run, "cells", "cells of SeerAttention in the sweep 'methods'", "latency PRESET methods CONTEXT"
         )
     cells = cells[cells.context == aggregates.longest(cells[cells.method == "seer"])]
     times = aggregates.latencies(cells[cells.method == "seer"], samples)

@@ -33,7 +33,9 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
         parts.append(kernels.assign(label=frames.label(run, cells, timed=True)))
     frame = frames.tidy(*parts)
     if frame.empty:
-        raise frames.unmeasured(run, "sparse methods in the sweep 'methods'", "latency PRESET methods CONTEXT")
+        raise frames.unmeasured(
+            run, "cells", "sparse methods in the sweep 'methods'", "latency PRESET methods CONTEXT"
+        )
     # A method that could not run says so once, not once a stage; and a dense kernel beside the reference
     # chooses nothing, so that its two stages are one point.
     dense = frame.sparsity_requested.isna() & (frame.sparsity_realised == 0)

@@ -17,7 +17,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """A line a block of each head that the run kept: target and predicted, rows summing to 1."""
     rows = run.table("maps")
     if rows.empty:
-        raise frames.unmeasured(run, "maps", "maps PRESET")
+        raise frames.unmeasured(run, "maps", "maps", "maps PRESET")
     rows = rows.assign(
         source="measured", method="seer", status="measured", reason=None, label=frames.label(run, rows)
     )

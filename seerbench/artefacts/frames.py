@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from seerbench.errors import ResultsError
+from seerbench.errors import MissingRows, ResultsError, UnknownCommit
 from seerbench.paths import ROOT
-from seerbench.rows.source_digest import UnknownCommit, changed_since
+from seerbench.rows.source_digest import changed_since
 from seerbench.rows.store import Run
 
 PAPER = "SeerAttention, arXiv 2410.13276 v1"
@@ -150,7 +150,7 @@ def experiment(run: Run, table: str, name: str, step: str) -> pd.DataFrame:
         if "experiment" in rows:
             rows = rows[rows.experiment == name]
     if rows.empty:
-        raise unmeasured(run, f"{table} rows of the experiment {name!r}", f"{step} PRESET {name}")
+        raise unmeasured(run, table, f"{table} rows of the experiment {name!r}", f"{step} PRESET {name}")
     return rows.reset_index(drop=True)
 
 
@@ -159,14 +159,14 @@ def timed(run: Run, sweep: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     cells = run.table("cells")
     cells = cells[cells.sweep == sweep].reset_index(drop=True)
     if cells.empty:
-        raise unmeasured(run, f"cells of the sweep {sweep!r}", f"latency PRESET {sweep} CONTEXT")
+        raise unmeasured(run, "cells", f"cells of the sweep {sweep!r}", f"latency PRESET {sweep} CONTEXT")
     samples = run.table("samples")
     return cells, samples[samples.run_id.isin(cells.run_id.unique())].reset_index(drop=True)
 
 
-def unmeasured(run: Run, what: str, step: str) -> ResultsError:
-    """The error for an artefact whose rows are not there at all."""
-    return ResultsError(f"{run.folder} has no {what}; measure them with the step `seerbench {step}`")
+def unmeasured(run: Run, table: str, what: str, step: str) -> MissingRows:
+    """Return the error for an artefact whose rows the run lacks; the arguments are those of MissingRows."""
+    return MissingRows(table, what, step, run.folder)
 
 
 def label(run: Run, *rows: pd.DataFrame, timed: bool = False) -> str:

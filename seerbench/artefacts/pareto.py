@@ -28,6 +28,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     if not both:
         raise frames.unmeasured(
             run,
+            "cells",
             "timings of `methods` on the model and at a context of `contexts`",
             "latency PRESET methods CONTEXT",
         )

@@ -1,4 +1,9 @@
-"""schema."""
+"""Define the tables of rows: the one place that says which columns a measurement has.
+
+`store.py` checks rows against these schemas when they are written and when they are read. Steps write the rows
+(measure/ and training/ make them), artefacts and claims read them. A row states one fact, and code downstream
+decides by columns, never by the wording of a text.
+"""
 
 from __future__ import annotations
 
@@ -6,164 +11,178 @@ import pyarrow as pa
 
 from seerbench.errors import ResultsError
 
-SCHEMA_VERSION = 1
-TEXT, NUMBER, WHOLE, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
-# column -> type; a leading "?" on the name marks a column that may be empty (null).
+# Stored in each file. Version 2 added the columns that migration.py fills for files of version 1.
+SCHEMA_VERSION = 2
+TEXT, NUMBER, INTEGER, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+
+# Values of cells.inputs_kind.
+RANDOM, CAPTURED, RANDOM_WEIGHTS = "random", "captured", "random_weights"
+# Values of runs.scale_kind, smallest first.
+SCALE_KINDS = ("toy", "small", "paper")
+
+# table -> column -> type. A leading "?" marks a column that may be empty (null); it is not part of the name.
 TABLES: dict[str, dict[str, pa.DataType]] = {
-    # One timing: how long one stage of one method took in one round of a cell.
+    # Each row is one timing: the milliseconds of one stage of one method in one round of a cell.
     "samples": {
-        "run_id": TEXT,
-        "cell": TEXT,  # the shape, context and sparsity in which all methods ran interleaved
-        "method": TEXT,
-        "stage": TEXT,  # score | select | plan | attend | total | forward | ttft (its plan, attend: all layers')
-        "round": WHOLE,
-        "order": WHOLE,  # the method's place in the shuffled order of that round
-        "ms": NUMBER,
+        "run_id": TEXT,  # The execution that measured the row; it is a key of the table `runs`, here and below.
+        "cell": TEXT,  # The name of the cell, e.g. "kernel-8192-0.90": sweep, context and requested sparsity.
+        "method": TEXT,  # The name of the method in the cell, e.g. "seer" or "seer-128".
+        "stage": TEXT,  # One of score, select, plan, attend, total, forward, ttft. In ttft cells, plan and attend
+        # are sums over all layers of the same forward pass.
+        "round": INTEGER,  # The round, counted from 0.
+        "order": INTEGER,  # The place of the method in the shuffled order of that round, counted from 0.
+        "ms": NUMBER,  # The duration in milliseconds.
     },
-    # One method in one cell: what was asked, what came of it.
+    # Each row is one method in one cell: what was requested, on which inputs, and the outcome.
     "cells": {
         "run_id": TEXT,
-        "sweep": TEXT,  # kernel | methods | training_kernel | ttft
-        "cell": TEXT,
-        "method": TEXT,
-        "implementation": TEXT,
-        "device": TEXT,  # the GPU's or CPU's name
-        "dtype": TEXT,
-        "batch": WHOLE,
-        "q_heads": WHOLE,
-        "kv_heads": WHOLE,
-        "head_dim": WHOLE,
-        "context": WHOLE,
-        "block_q": WHOLE,
-        "block_k": WHOLE,
-        "inputs": TEXT,  # random | captured:<model> | random weights:<model>, what else must be known after it
-        "mask": TEXT,  # gate | random | gate-shaped | pattern | dense
-        "?gate": TEXT,  # the plan file or configuration of a method that has one; null before rows said so
-        "?sparsity_requested": NUMBER,
-        "?sparsity_realised": NUMBER,
-        "seed": WHOLE,
-        "status": TEXT,  # measured | refused | failed | out_of_memory
-        "?reason": TEXT,
-        "?error_vs_oracle": NUMBER,
-        "?error_budget": NUMBER,
-        "?peak_mib": NUMBER,
-        "?flops": NUMBER,
-        "source_digest": TEXT,
+        "sweep": TEXT,  # One of kernel, methods, training_kernel, ttft.
+        "cell": TEXT,  # The name of the cell, as in `samples`.
+        "method": TEXT,  # The name of the method in the cell, as in `samples`.
+        "implementation": TEXT,  # The kernel that the method ran on, e.g. "gluon-hopper" or "sdpa-flash".
+        "device": TEXT,  # The name of the GPU or CPU.
+        "dtype": TEXT,  # The dtype of q, k and v, e.g. "bfloat16".
+        "batch": INTEGER,
+        "q_heads": INTEGER,
+        "kv_heads": INTEGER,
+        "head_dim": INTEGER,
+        "context": INTEGER,  # The number of tokens.
+        "block_q": INTEGER,  # The number of query rows of a block.
+        "block_k": INTEGER,  # The number of key columns of a block.
+        "inputs": TEXT,  # What q, k and v are, in words for labels. Code reads the three columns that follow.
+        "?inputs_kind": TEXT,  # random: drawn from a normal distribution. captured: from a model. random_weights:
+        # from a model with random weights.
+        "?inputs_model": TEXT,  # The name of that model; empty for random inputs.
+        "?inputs_trained_context": INTEGER,  # The model's training length where the context exceeds it, else empty.
+        "mask": TEXT,  # One of gate, random, gate-shaped, pattern, dense: how the blocks were chosen.
+        "?gate": TEXT,  # The gate reference, plan file or configuration that decides the plan, if there is one.
+        "?sparsity_requested": NUMBER,  # Empty for methods that take no sparsity.
+        "?sparsity_realised": NUMBER,  # The share of the causal blocks that the plan skips.
+        "seed": INTEGER,  # The seed of inputs, masks and the order of rounds.
+        "status": TEXT,  # One of measured, refused, failed, out_of_memory.
+        "?reason": TEXT,  # Why the method was not measured; empty if it was.
+        "?error_vs_oracle": NUMBER,  # The largest absolute error against the float64 reference.
+        "?error_budget": NUMBER,  # The largest error that rounding explains (core/tolerance.py).
+        "?peak_mib": NUMBER,  # Peak memory of one untimed call beyond its inputs, in MiB.
+        "?flops": NUMBER,  # Floating-point operations on the kept causal blocks; empty for ttft.
+        "source_digest": TEXT,  # The digest of kernels and methods (source_digest.py), or of a compared file.
     },
-    # One document: mean negative log-likelihood a token, in nats.
+    # Each row is the loss of one method on one document.
     "perplexity": {
         "run_id": TEXT,
-        "experiment": TEXT,
+        "experiment": TEXT,  # The name of the experiment in the preset.
         "model": TEXT,
         "corpus": TEXT,
-        "context": WHOLE,
+        "context": INTEGER,  # The number of tokens of the evaluated window.
         "method": TEXT,
-        "?gate": TEXT,  # e.g. v1:Qavg_Kmaxmin
-        "recipe": TEXT,  # none | post | yarn | joint
+        "?gate": TEXT,  # The gate reference "job:set", or what else decides the plan (as in `cells`).
+        "recipe": TEXT,  # One of none, post, yarn, joint: how model and gates were trained.
         "?sparsity_requested": NUMBER,
-        "?sparsity_realised": NUMBER,
-        "document": TEXT,
-        "?nll": NUMBER,
-        "tokens": WHOLE,
-        "status": TEXT,
-        "?reason": TEXT,
+        "?sparsity_realised": NUMBER,  # The mean over layers and heads.
+        "document": TEXT,  # The identifier of the document in its corpus.
+        "?nll": NUMBER,  # The mean negative log-likelihood in nats per token; empty where the method refused.
+        "tokens": INTEGER,  # The number of tokens that the mean is over.
+        "status": TEXT,  # One of measured, refused.
+        "?reason": TEXT,  # Why the method refused; empty if it did not.
     },
-    # One example: a retrieval task, scored teacher-forced (correct), or LongBench's, answered and marked (score).
+    # Each row is one answered example: a look-up, scored with the correct answer given (`correct`), or a LongBench
+    # question, answered greedily and marked (`score`).
     "tasks": {
         "run_id": TEXT,
         "experiment": TEXT,
         "model": TEXT,
         "corpus": TEXT,
-        "task": TEXT,  # passkey | kv | cloze, or one of longbench.TASKS
-        "context": WHOLE,  # the upper end of the length bucket; LongBench: tokens of the prompt
-        "bucket": TEXT,  # e.g. 256-512; LongBench: 0-4k | 4-8k | 8k+, in words
+        "task": TEXT,  # One of passkey, kv, cloze, or a key of longbench.TASKS.
+        "context": INTEGER,  # Look-ups: the upper end of the length bucket. LongBench: the tokens of the prompt.
+        "bucket": TEXT,  # Look-ups: e.g. "256-512" tokens. LongBench: 0-4k, 4-8k or 8k+ words.
         "method": TEXT,
         "?gate": TEXT,
         "?sparsity_requested": NUMBER,
         "?sparsity_realised": NUMBER,
-        "example": WHOLE,
-        "?distance": WHOLE,  # tokens between the fact and the question
-        "?correct": FLAG,
-        "?score": NUMBER,  # LongBench: 0 to 1; empty where the method refused
-        "?prediction": TEXT,
-        "?cut": FLAG,  # whether the prompt was cut in the middle to fit the model
-        "?definition": TEXT,  # which edition of LongBench's prompts and scorer
-        "?reason": TEXT,
+        "example": INTEGER,  # The number of the example within its task and bucket (LongBench: within its task).
+        "?distance": INTEGER,  # The tokens between the fact and the question; empty for LongBench.
+        "?correct": FLAG,  # Whether every token of the answer had the highest logit; empty for LongBench.
+        "?score": NUMBER,  # LongBench: the mark, from 0 to 1; empty where the method refused.
+        "?prediction": TEXT,  # LongBench: the generated answer.
+        "?cut": FLAG,  # LongBench: whether the middle of the prompt was removed to fit the model.
+        "?definition": TEXT,  # LongBench: the edition of its prompts and scorer; empty for look-ups.
+        "?reason": TEXT,  # Why the method refused; empty if it did not.
     },
-    # One logged training step.
+    # Each row is one logged training step.
     "training": {
         "run_id": TEXT,
-        "name": TEXT,  # the model or gate set in the config
-        "kind": TEXT,  # pretrain | distill | finetune
-        "recipe": TEXT,  # e.g. v1, v2, yarn, joint
-        "?sparsity_requested": NUMBER,
-        "step": WHOLE,
-        "tokens": WHOLE,
-        "context": WHOLE,
-        "?lm_loss": NUMBER,
-        "?gate_loss": NUMBER,
+        "name": TEXT,  # The model or gate job of the preset.
+        "kind": TEXT,  # One of pretrain, distill, finetune.
+        "recipe": TEXT,  # pretrain: none. distill: the gate set. finetune: yarn or joint.
+        "?sparsity_requested": NUMBER,  # finetune: the sparsity of joint training; empty otherwise.
+        "step": INTEGER,
+        "tokens": INTEGER,  # The tokens seen up to and including this step.
+        "context": INTEGER,
+        "?lm_loss": NUMBER,  # The language model's loss in nats per token; empty for distill.
+        "?gate_loss": NUMBER,  # The gates' loss; empty where no gate is trained.
         "learning_rate": NUMBER,
     },
-    # One layer and head on one document: how many of the oracle's top-k blocks a method also chose.
+    # Each row compares the blocks that a method keeps for one layer, head and document with those of the oracle.
     "recall": {
         "run_id": TEXT,
         "experiment": TEXT,
         "model": TEXT,
         "corpus": TEXT,
-        "context": WHOLE,
+        "context": INTEGER,
         "method": TEXT,
         "?gate": TEXT,
-        "layer": WHOLE,
-        "head": WHOLE,
+        "layer": INTEGER,
+        "head": INTEGER,  # The query head.
         "document": TEXT,
         "sparsity_requested": NUMBER,
-        "sparsity_realised": NUMBER,
-        "recall": NUMBER,  # share of the oracle's blocks, at the oracle's own sparsity
-        "mass": NUMBER,  # share of the target (row-normalised pooled attention) that is kept
+        "sparsity_realised": NUMBER,  # The sparsity of this head.
+        "recall": NUMBER,  # The share of the oracle's blocks, at its own sparsity, that the method keeps as well.
+        "mass": NUMBER,  # The share of the row-normalised pooled map on the blocks that the method keeps.
     },
-    # One block of one head's map: what the gate says, what the truth is (Figure 7).
+    # Each row is one causal block of the pooled map of one head, true and predicted (Figure 7).
     "maps": {
         "run_id": TEXT,
         "model": TEXT,
-        "gate": TEXT,
+        "gate": TEXT,  # The gate reference.
         "document": TEXT,
-        "context": WHOLE,
-        "block": WHOLE,
-        "layer": WHOLE,
-        "head": WHOLE,
-        "row": WHOLE,
-        "column": WHOLE,
-        "target": NUMBER,
-        "predicted": NUMBER,
+        "context": INTEGER,
+        "block": INTEGER,  # The block size in tokens.
+        "layer": INTEGER,
+        "head": INTEGER,
+        "row": INTEGER,  # The index of the query block.
+        "column": INTEGER,  # The index of the key block.
+        "target": NUMBER,  # The row-normalised pooled map that the gate is trained to predict.
+        "predicted": NUMBER,  # The softmax of the gate's scores.
     },
-    # One execution of one step: the provenance of every row that names its run_id.
+    # Each row is one execution of one step: the provenance of every row with its run_id.
     "runs": {
         "run_id": TEXT,
-        "step": TEXT,
-        "started": TEXT,  # UTC, ISO 8601
-        "wall_s": NUMBER,
-        "command": TEXT,
+        "step": TEXT,  # What ran, e.g. "latency kernel 8192".
+        "started": TEXT,  # The start in UTC, ISO 8601.
+        "wall_s": NUMBER,  # The wall time of the step in seconds.
+        "command": TEXT,  # The command line that repeats the step.
         "preset": TEXT,
-        "scale": TEXT,  # what the run is, in words, for labels
-        "seed": WHOLE,
-        "?corpus": TEXT,
+        "scale": TEXT,  # The size of the experiment in words, for labels. Code reads scale_kind.
+        "?scale_kind": TEXT,  # toy: numbers mean nothing. small: small models. paper: the paper's shapes or models.
+        "seed": INTEGER,
+        "?corpus": TEXT,  # The corpus that the step read, if it read one.
         "?corpus_sha256": TEXT,
-        "?corpus_split": TEXT,  # train | validation | test: what the step read; null before rows said so
-        "?commit": TEXT,  # null where neither git nor SEERBENCH_COMMIT says it; never guessed
-        "?dirty": FLAG,
-        "source_digest": TEXT,
-        "device": TEXT,
-        "?driver": TEXT,
-        "?sm_clock_mhz": NUMBER,
-        "threads": WHOLE,
+        "?corpus_split": TEXT,  # One of train, validation, test; empty in rows older than the column.
+        "?commit": TEXT,  # The git commit; empty where neither git nor SEERBENCH_COMMIT gives one.
+        "?dirty": FLAG,  # Whether the tree had uncommitted changes; empty where that is unknown.
+        "source_digest": TEXT,  # The digest of what kernels and methods compute (source_digest.py).
+        "device": TEXT,  # The name of the GPU or CPU.
+        "?driver": TEXT,  # The version of the NVIDIA driver; empty on a CPU.
+        "?sm_clock_mhz": NUMBER,  # The clock of the GPU's multiprocessors at the start; empty on a CPU.
+        "threads": INTEGER,  # The threads that torch may use.
         "platform": TEXT,
-        "versions": TEXT,  # JSON: python, torch, triton, transformers, seerbench, ...
+        "versions": TEXT,  # JSON: the versions of Python, torch, triton, transformers, seerbench and others.
     },
 }
 
 
 def schema(table: str) -> pa.Schema:
-    """The pyarrow schema of `table`; ResultsError names the known tables for another."""
+    """Return the pyarrow schema of a table; raise ResultsError, which lists the tables, for an unknown name."""
     if table not in TABLES:
         raise ResultsError(f"no table {table!r}; the tables are {', '.join(TABLES)}")
     return pa.schema(

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import seerbench
+from seerbench.errors import UnknownCommit
 from seerbench.rows.normal_form import IMPORTS, Key, Project, is_register
 
 
@@ -44,10 +45,6 @@ ROOT = PACKAGE.parent
 FOLDERS = ("seerbench", "kernels", "baselines")
 # Roots that no source refers to by name, since callers hand them in or time them directly.
 ROOT_NAMES = ("AttnGate", "pooled_attention", "naive_pooled_attention")
-
-
-class UnknownCommit(ValueError):
-    """A commit whose files git cannot give: not in this repository, or no repository."""
 
 
 def sources_on_disk(package: Path = PACKAGE) -> dict[str, str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from seerbench.rows.source_digest import UnknownCommit, changed_since
+from seerbench.errors import UnknownCommit
+from seerbench.rows.source_digest import changed_since
 from seerbench.rows.store import Run
 
 

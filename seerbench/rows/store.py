@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seerbench.errors import ResultsError
+from seerbench.rows.migration import migrated_rows, migrated_run
 from seerbench.rows.schema import SCHEMA_VERSION, TABLES, schema
 
 
@@ -98,12 +99,15 @@ def read_rows(path: Path, table: str | None = None) -> tuple[pd.DataFrame, list[
     if b"seerbench.table" not in kept:
         raise ResultsError(f"{path} was not written by SeerBench (no field seerbench.table in its metadata)")
     found, version = kept[b"seerbench.table"].decode(), kept[b"seerbench.schema"].decode()
-    if version != str(SCHEMA_VERSION):
+    if version not in ("1", str(SCHEMA_VERSION)):
         raise ResultsError(
-            f"{path} has schema version {version}, this SeerBench reads {SCHEMA_VERSION}; measure it again"
+            f"{path} has schema version {version}, this SeerBench reads 1 and {SCHEMA_VERSION}; measure it again"
         )
     if table is not None and found != table:
         raise ResultsError(f"{path} holds the table {found}, expected {table}")
+    runs = json.loads(kept[b"seerbench.runs"])
+    if version == "1":
+        content, runs = migrated_rows(found, content), [migrated_run(run) for run in runs]
     want = schema(found)
     for field in want:
         if field.name not in content.schema.names and field.nullable:  # younger than the file
@@ -113,7 +117,7 @@ def read_rows(path: Path, table: str | None = None) -> tuple[pd.DataFrame, list[
         if content.schema.field(field.name).type != field.type:
             kind = content.schema.field(field.name).type
             raise ResultsError(f"{path}: column {field.name} is {kind}, expected {field.type}")
-    return content.to_pandas(), json.loads(kept[b"seerbench.runs"]), found
+    return content.select(want.names).to_pandas(), runs, found
 
 
 class Run:

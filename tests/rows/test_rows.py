@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seerbench.errors import ResultsError
+from seerbench.errors import MissingRows, ResultsError
 from seerbench.rows import provenance as rows_provenance
 from seerbench.rows import store
+from seerbench.rows.migration import migrated_run
 from seerbench.rows.provenance import finish, provenance
 from seerbench.rows.publish import publish
 from seerbench.rows.schema import TABLES
@@ -103,7 +104,7 @@ def test_foreign_and_broken_files_are_refused_by_path_and_field(tmp_path):
         Run(tmp_path).table("samples")
     old = {**good.schema.metadata, b"seerbench.schema": b"0"}
     pq.write_table(good.replace_schema_metadata(old), bad)
-    with pytest.raises(ResultsError, match="schema version 0, this SeerBench reads 1"):
+    with pytest.raises(ResultsError, match="schema version 0"):
         Run(tmp_path).table("samples")
 
 
@@ -185,3 +186,52 @@ def test_nan_is_an_empty_value_only_where_the_table_allows_it():
     rows[0] = rows[0] | {"tokens": np.nan}
     with pytest.raises(ResultsError, match="tokens"):
         to_table("perplexity", rows)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind", "model", "trained"),
+    [
+        ("random", "random", None, None),
+        ("random: a dynamic method's choice and sparsity mean nothing on them", "random", None, None),
+        ("captured:long", "captured", "long", None),
+        ("captured:llama, beyond the 8192 tokens of its training", "captured", "llama", 8192),
+        ("random weights:llama-3.1-8b", "random_weights", "llama-3.1-8b", None),
+        ("something else", None, None, None),
+    ],
+)
+def test_rows_of_version_1_get_their_new_columns_from_the_texts(tmp_path, inputs, kind, model, trained):
+    path, run = tmp_path / "cells" / "a.parquet", a_run(scale="small scale: a test")
+    new = ("inputs_kind", "inputs_model", "inputs_trained_context")
+    rows = [row | {"inputs": inputs} for row in rows_for("cells", run)]
+    write_rows(path, "cells", rows, run)
+    content = pq.read_table(path)
+    del run["scale_kind"]
+    old = {b"seerbench.schema": b"1", b"seerbench.runs": json.dumps([run]).encode()}
+    content = content.drop_columns(list(new)).replace_schema_metadata(content.schema.metadata | old)
+    pq.write_table(content, path)
+    frame = Run(tmp_path).table("cells")
+    found = frame[list(new)].astype(object).where(frame[list(new)].notna(), None)
+    assert {tuple(row) for row in found.itertuples(index=False)} == {(kind, model, trained)}
+    assert Run(tmp_path).table("runs").scale_kind.tolist() == ["small"]
+    assert frame.columns.tolist() == [name.lstrip("?") for name in TABLES["cells"]]
+
+
+@pytest.mark.parametrize(
+    ("scale", "kind"),
+    [
+        ("test scale: an untrained toy", "toy"),
+        ("kernels at the paper's shape, random inputs", "paper"),
+        ("the paper's checkpoints, data sets and recipes", "paper"),
+        ("one kernel or method, random inputs", None),
+    ],
+)
+def test_runs_of_version_1_get_the_kind_of_their_scale(scale, kind):
+    assert migrated_run({"scale": scale})["scale_kind"] == kind
+
+
+def test_missing_rows_are_fields_and_a_sentence():
+    error = MissingRows("cells", "cells of the sweep 'kernel'", "latency PRESET kernel CONTEXT", Path("run"))
+    assert isinstance(error, ResultsError)
+    assert (error.table, error.what, error.folder) == ("cells", "cells of the sweep 'kernel'", Path("run"))
+    assert "latency PRESET kernel CONTEXT" in str(error)
+    assert MissingRows("tasks", "marks").step is None
