@@ -25,7 +25,8 @@ from torch import Tensor
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import LayerContext
 from seerbench.core.reference import repeat_kv
-from seerbench.methods.block_selection import budget_limit, select_budget
+from seerbench.core.top_k import budget_limit
+from seerbench.methods.block_selection import mask_from_flags, select_budget
 from seerbench.methods.gate import pool_blocks
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
@@ -53,7 +54,7 @@ class FlashPrefill(BlockSparse):
         cost = self._cost(q, k)
         if self.sparsity is not None:
             return select_budget(cost, self.sparsity, q.shape[2], self.block)
-        return BlockMask.from_dense(cost <= -math.log(self.alpha), q.shape[2], self.block, self.block)
+        return mask_from_flags(cost <= -math.log(self.alpha), q.shape[2], self.block, self.block)
 
     def _cost(self, q: Tensor, k: Tensor) -> Tensor:
         """Distance from the row's best score, in log, [B, Hq, n, n]: kept where at most -log(alpha)."""

@@ -21,7 +21,8 @@ from seerbench.core.block_mask import BlockMask, block_count, causal_blocks
 from seerbench.core.block_sums import diagonal_sums
 from seerbench.core.problem import LayerContext
 from seerbench.core.reference import grouped_products, repeat_kv
-from seerbench.methods.block_selection import top_k_density
+from seerbench.core.top_k import top_k_density
+from seerbench.methods.block_selection import mask_from_flags
 from seerbench.methods.gate import pool_blocks
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
@@ -52,7 +53,7 @@ class FlexPrefill(BlockSparse):
         return self._mask(estimate, gamma, q.shape[2])
 
     def _mask(self, estimate: tuple[Tensor, ...], gamma: float, tokens: int) -> BlockMask:
-        return BlockMask.from_dense(choose(*estimate, gamma, self.tau, self.block), tokens, self.block, self.block)
+        return mask_from_flags(choose(*estimate, gamma, self.tau, self.block), tokens, self.block, self.block)
 
     def _gamma(self, estimate: tuple[Tensor, ...], tokens: int) -> float:
         """The largest gamma that keeps at most as many blocks as the top-k rule, by bisection."""

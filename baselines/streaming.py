@@ -15,7 +15,8 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import LayerContext
-from seerbench.methods.block_selection import top_k_count
+from seerbench.core.top_k import top_k_count
+from seerbench.methods.block_selection import mask_from_flags
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
 
@@ -35,4 +36,4 @@ class StreamingLLM(BlockSparse):
         window = distance < max(1, budget - 1)
         sink = (rows[None, :] == 0).expand(n, n) if budget > 1 else torch.zeros_like(window)
         kept = (window | sink).expand(q.shape[0], q.shape[1], n, n)
-        return BlockMask.from_dense(kept, q.shape[2], self.block, self.block)
+        return mask_from_flags(kept, q.shape[2], self.block, self.block)

@@ -25,7 +25,8 @@ from torch import Tensor
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import LayerContext
 from seerbench.core.reference import grouped_products
-from seerbench.methods.block_selection import budget_limit, select_budget
+from seerbench.core.top_k import budget_limit
+from seerbench.methods.block_selection import mask_from_flags, select_budget
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
 
@@ -59,7 +60,7 @@ class XAttention(BlockSparse):
         before = mass_before(antidiagonal_mass(q, k, self.block, self.stride))
         if self.sparsity is not None:
             return select_budget(before, self.sparsity, q.shape[2], self.block)
-        return BlockMask.from_dense(before.double() < self.tau, q.shape[2], self.block, self.block)
+        return mask_from_flags(before.double() < self.tau, q.shape[2], self.block, self.block)
 
 
 def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:

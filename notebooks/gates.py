@@ -24,7 +24,7 @@ from matplotlib import rc_context
 from matplotlib.colors import ListedColormap, LogNorm
 
 from seerbench.artefacts import colors, frames, style
-from seerbench.methods.block_selection import top_k_count
+from seerbench.core.top_k import top_k_count
 from seerbench.report import notebooks
 
 runs = notebooks.runs()

@@ -165,6 +165,7 @@ def pooled(args):
 
 @torch.no_grad()
 def gate_plan(args):
+    from seerbench.core.top_k import top_k_count
     from seerbench.kernels.attn_gate import pool as attn_gate_pool
     from seerbench.kernels.attn_gate import score as attn_gate_score
     from seerbench.kernels.attn_gate import select as attn_gate_select
@@ -175,7 +176,7 @@ def gate_plan(args):
         n = block_count(context, 64)
         pq, pk = attn_gate_pool.pool_blocks(q, 64)["avg"], attn_gate_pool.pool_blocks(k, 64)["max"]
         scores = attn_gate_score.block_scores(pq, pk)
-        top = block_selection.top_k_count(n, 0.9)
+        top = top_k_count(n, 0.9)
 
         def plan(q=q, k=k, context=context, top=top):
             pooled_q = attn_gate_pool.pool_blocks(q, 64, ["avg"])["avg"]

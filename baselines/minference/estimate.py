@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seerbench.baselines.minference.patterns import Pattern, _scaled
-from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.block_mask import block_count
 from seerbench.core.block_sums import diagonal_sums
 from seerbench.core.reference import grouped_products
 from seerbench.kernels.vertical_slash.convert import vertical_slash_tiles
 from seerbench.kernels.vertical_slash.tile_mask import TileMask
+from seerbench.methods.block_selection import mask_from_flags
 
 LAST_QUERIES = 64  # queries that vote (upstream last_q)
 FORCED_COLUMNS, FORCED_DIAGONALS = 30, 100  # upstream sets these scores to infinity, at blocks of 64
@@ -31,7 +32,7 @@ def pattern_tiles(q: Tensor, k: Tensor, patterns: Sequence[Pattern], block: int 
     kept = torch.stack(
         [_static_blocks(q, k, h, patterns[h], block) for h in range(q.shape[1])], 1
     )  # rows of vertical-slash heads are not used
-    blocks = BlockMask.from_dense(kept, q.shape[2], block, block)
+    blocks = mask_from_flags(kept, q.shape[2], block, block)
     other = torch.tensor([h in listed for h in range(q.shape[1])], device=q.device)[None, :, None]
     width = max(slashed.tile_starts.shape[-1], blocks.kv_indices.shape[-1])
     ours, theirs = (

@@ -50,9 +50,10 @@ from seerbench.baselines.minference.patterns import (
 )
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
+from seerbench.core.top_k import budget_limit, top_k_density
 from seerbench.kernels.vertical_slash.convert import vertical_slash_tiles
 from seerbench.kernels.vertical_slash.tile_mask import TileMask
-from seerbench.methods.block_selection import budget_limit, select_budget, top_k_density
+from seerbench.methods.block_selection import mask_from_flags, select_budget
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
 
@@ -159,7 +160,7 @@ class MInferenceAligned(BlockSparse):
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         cost = self._cost(q, k)
         if self.sparsity is None:
-            return BlockMask.from_dense(cost.double() < self.scale, q.shape[2], self.block, self.block)
+            return mask_from_flags(cost.double() < self.scale, q.shape[2], self.block, self.block)
         return select_budget(cost, self.sparsity, q.shape[2], self.block)
 
     def _cost(self, q: Tensor, k: Tensor) -> Tensor:

@@ -54,12 +54,11 @@ class BlockMask:
 
     @classmethod
     def from_dense(cls, kept: Tensor, tokens: int, block_q: int = 64, block_k: int = 64) -> BlockMask:
-        """From bool [B, Hq, nq, nk]; blocks above the diagonal are dropped."""
-        kept = kept & causal_blocks(tokens, block_q, block_k, kept.device)
-        if kept.is_cuda:
-            from seerbench.kernels.index_lists import ascending_lists
+        """Return the mask of flags `kept`, bool [B, Hq, nq, nk]; flags above the diagonal are dropped.
 
-            return cls(*ascending_lists(kept), tokens, block_q, block_k)
+        Plain torch on any device. Methods that run on a GPU take `methods.block_selection.mask_from_flags`.
+        """
+        kept = kept & causal_blocks(tokens, block_q, block_k, kept.device)
         counts = kept.sum(-1, dtype=torch.int32)
         width = max(1, int(counts.max()))
         # A stable sort of "not kept" puts the kept columns first and keeps them ascending.

@@ -1,87 +1,75 @@
-"""block_selection."""
+"""Select blocks from scores, in a GPU kernel where one applies, else by the torch reference in core/top_k.py.
+
+Methods call these functions, so that no method has to know which device it runs on. Kernels and references
+select the same blocks, entry for entry.
+"""
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
+from seerbench.core import top_k
 from seerbench.core.block_mask import BlockMask, causal_blocks
+from seerbench.core.top_k import top_k_count
+from seerbench.kernels.attn_gate import select as kernel
+from seerbench.kernels.index_lists import ascending_lists
 
 
-def top_k_count(blocks: int, sparsity: float) -> int:
-    """Blocks a row keeps, the same for all rows: k = max(1, floor((1 - sqrt(1 - nz)) n)), nz = 1 - sparsity.
+def mask_from_flags(kept: Tensor, tokens: int, block_q: int, block_k: int) -> BlockMask:
+    """Return the BlockMask of flags, bool [B, Hq, nq, nk]; flags above the diagonal are dropped.
 
-    Rows shorter than k keep all they see, so the sparsity is an average over the causal triangle.
+    On a GPU a kernel writes the lists; `BlockMask.from_dense` would sort the flags there.
     """
-    if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"sparsity is the share of blocks skipped, in [0, 1), not {sparsity}")
-    # 1 - (1 - s) is not s in floating point; rounding keeps floor() from losing an exact integer.
-    return max(1, math.floor(round((1.0 - math.sqrt(sparsity)) * blocks, 9)))
-
-
-def top_k_density(blocks: int, sparsity: float) -> float:
-    """Causal blocks that the rule really keeps: what the other methods get as their budget."""
-    k = top_k_count(blocks, sparsity)
-    return (k * blocks - k * (k - 1) / 2) / (blocks * (blocks + 1) / 2)
+    if not kept.is_cuda:
+        return BlockMask.from_dense(kept, tokens, block_q, block_k)
+    kept = kept & causal_blocks(tokens, block_q, block_k, kept.device)
+    return BlockMask(*ascending_lists(kept), tokens, block_q, block_k)
 
 
 def select_top_k(
     scores: Tensor, sparsity: float, tokens: int, block: int, last_rows_dense: int = 0, block_q: int | None = None
 ) -> BlockMask:
-    """fp32 scores [B, Hq, nq, nk] (-inf where not visible) -> the best k of each row; ties go to the lower index.
+    """Select the best k blocks of each row; on a GPU the kernel takes square blocks.
 
-    block_q: query rows a block, where they are not `block` as well.
+    Args:
+        scores: fp32 [B, Hq, nq, nk]. Visible scores are not -inf; scores above the diagonal are -inf on a CPU
+            and for blocks that are not square, and are not read otherwise.
+        sparsity: decides k (`core.top_k.top_k_count`).
+        tokens: N, the tokens that the rows and columns cover.
+        block: tokens per key block.
+        last_rows_dense: number of block rows at the end that keep every block.
+        block_q: tokens per query block; by default `block`.
     """
-    k = top_k_count(scores.shape[-1], sparsity)
     if scores.is_cuda and block_q in (None, block):
-        from seerbench.kernels.attn_gate import select as attn_gate_select
-
-        return attn_gate_select.select_top_k(scores, k, tokens, block, last_rows_dense)
-    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
-    return _mask(kept, tokens, block, last_rows_dense, block_q)
+        k = top_k_count(scores.shape[-1], sparsity)
+        return kernel.select_top_k(scores, k, tokens, block, last_rows_dense)
+    return mask_from_flags(top_k.keep_top_k(scores, sparsity, last_rows_dense), tokens, block_q or block, block)
 
 
 def select_threshold(
     scores: Tensor, threshold: float, tokens: int, block: int, last_rows_dense: int = 0
 ) -> BlockMask:
-    """Blocks whose softmax(scores) exceeds `threshold` (v2's rule); a row that none does keeps its best one."""
-    if scores.is_cuda:
-        from seerbench.kernels.attn_gate import select as attn_gate_select
+    """Select the blocks whose softmax(scores) exceeds `threshold`; a row without any keeps its best block.
 
-        return attn_gate_select.select_threshold(scores, threshold, tokens, block, last_rows_dense)
-    kept = scores.softmax(-1) > threshold
-    best = torch.zeros_like(kept).scatter_(-1, scores.argmax(-1, keepdim=True), True)
-    kept |= best & ~kept.any(-1, keepdim=True)
-    return _mask(kept, tokens, block, last_rows_dense)
+    Args:
+        scores: fp32 [B, Hq, n, n]; above the diagonal -inf on a CPU, not read on a GPU.
+        threshold: smallest share of a row's softmax, exclusive.
+        tokens: N, the tokens that the rows and columns cover.
+        block: tokens per query block and per key block.
+        last_rows_dense: number of block rows at the end that keep every block.
+    """
+    if scores.is_cuda:
+        return kernel.select_threshold(scores, threshold, tokens, block, last_rows_dense)
+    return top_k.select_threshold(scores, threshold, tokens, block, last_rows_dense)
 
 
 def select_budget(cost: Tensor, sparsity: float, tokens: int, block: int) -> BlockMask:
-    """Blocks by one threshold on fp32 cost [B, Hq, n, n] (low is kept), at most as many as top-k would.
+    """Select the blocks of lowest cost by one threshold for all heads (`core.top_k.keep_budget`).
 
-    The diagonal and blocks of cost -inf are kept always, even over the budget. Blocks of one other cost stand or
-    fall together: where they would pass the budget they fall, and the realised sparsity is above the requested.
+    Args:
+        cost: fp32 [B, Hq, n, n]; low cost is kept, cost -inf and the diagonal always.
+        sparsity: decides the budget (`core.top_k.top_k_density`).
+        tokens: N, the tokens that the rows and columns cover.
+        block: tokens per query block and per key block.
     """
-    diagonal = torch.eye(cost.shape[-1], dtype=torch.bool, device=cost.device)
-    limit = budget_limit(cost, sparsity)[:, None, None, None]
-    return BlockMask.from_dense((cost <= limit) | diagonal, tokens, block, block)
-
-
-def budget_limit(cost: Tensor, sparsity: float) -> Tensor:
-    """The threshold of `select_budget`, fp32 [B]: a block is kept if its cost is at most that."""
-    n = cost.shape[-1]
-    seen = causal_blocks(n, 1, 1, cost.device)
-    cost = cost.masked_fill(torch.eye(n, dtype=torch.bool, device=cost.device), -math.inf)
-    budget = max(1, round(top_k_density(n, sparsity) * int(seen.sum()) * cost.shape[1]))
-    limit = cost[:, :, seen].flatten(1).kthvalue(budget, dim=1).values
-    kept = ((cost <= limit[:, None, None, None]) & seen).flatten(1).sum(1)
-    below = torch.nextafter(limit, torch.full_like(limit, -math.inf))
-    return torch.where(kept <= budget, limit, below)
-
-
-def _mask(kept: Tensor, tokens: int, block: int, last_rows_dense: int, block_q: int | None = None) -> BlockMask:
-    if last_rows_dense:
-        kept[..., -last_rows_dense:, :] = True  # from_dense drops what is above the diagonal
-    return BlockMask.from_dense(kept, tokens, block_q or block, block)
+    return mask_from_flags(top_k.keep_budget(cost, sparsity), tokens, block, block)

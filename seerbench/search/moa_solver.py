@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seerbench.baselines.moa import block_density, reserve_for, window_blocks
 from seerbench.core.block_mask import block_count
-from seerbench.methods.block_selection import top_k_density
+from seerbench.core.top_k import top_k_density
 
 KV_DENSITY = 0.5  # upstream's default bound
 FINEST = 0.25  # of a bound: what a rule keeps at least (upstream: an eighth of the context for a bound of a half)

@@ -14,7 +14,7 @@ from seerbench.core.block_mask import BlockMask, causal_blocks
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.reference import reference_attention
 from seerbench.core.tolerance import assert_no_worse_than_rounding
-from seerbench.methods.block_selection import top_k_density
+from seerbench.core.top_k import top_k_density
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.protocol import realised_sparsity

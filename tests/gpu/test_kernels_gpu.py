@@ -4,6 +4,7 @@ import pytest
 import torch
 from kernel_cases import MASKS, build_mask, check_attention, draw
 
+from seerbench.core import top_k
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import LayerContext
 from seerbench.core.reference import reference_attention
@@ -17,7 +18,7 @@ from seerbench.kernels.block_sparse import triton as block_sparse_triton
 from seerbench.kernels.pooled import reference as pooled_reference
 from seerbench.kernels.pooled import triton as pooled_triton
 from seerbench.kernels.vertical_slash import attention, convert
-from seerbench.methods import block_selection, gate, gate_config
+from seerbench.methods import gate, gate_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LENGTHS = [1, 63, 64, 65, 1000, 4095, 8192]
@@ -207,8 +208,8 @@ def test_gate_top_k(n, sparsity, ties):
     scores = torch.randn(2, 3, n, n, device="cuda")
     scores = (scores * 2).round() / 2 if ties else scores
     scores = scores.masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
-    ours = attn_gate_select.select_top_k(scores, block_selection.top_k_count(n, sparsity), n * 64, 64)
-    theirs = block_selection.select_top_k(scores.cpu(), sparsity, n * 64, 64)  # on a GPU it is the kernel
+    ours = attn_gate_select.select_top_k(scores, top_k.top_k_count(n, sparsity), n * 64, 64)
+    theirs = top_k.select_top_k(scores.cpu(), sparsity, n * 64, 64)
     assert torch.equal(ours.kv_num_blocks.cpu(), theirs.kv_num_blocks)
     assert torch.equal(ours.kv_indices.cpu(), theirs.kv_indices)
 

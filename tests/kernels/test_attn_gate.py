@@ -4,13 +4,14 @@ import pytest
 import torch
 from gpu.kernel_cases import INTERPRETED, run_in_interpreter
 
+from seerbench.core import top_k
 from seerbench.core.rope import plain_rope
 from seerbench.core.tolerance import assert_no_worse_than_rounding
 from seerbench.kernels.attn_gate import pool as attn_gate_pool
 from seerbench.kernels.attn_gate import project as attn_gate_project
 from seerbench.kernels.attn_gate import score as attn_gate_score
 from seerbench.kernels.attn_gate import select as kernel
-from seerbench.methods import block_selection, gate, gate_config
+from seerbench.methods import gate, gate_config
 
 if not INTERPRETED:
 
@@ -116,12 +117,12 @@ else:
         junk = torch.where(tile[None, :] > tile[:, None], 77.0, whole)
         same(
             kernel.select_top_k(junk, n // 8, n * 64, 64),
-            block_selection.select_top_k(whole, (7 / 8) ** 2, n * 64, 64),
+            top_k.select_top_k(whole, (7 / 8) ** 2, n * 64, 64),
         )
         if n < 200:
             same(
                 kernel.select_threshold(junk, 0.02, n * 64, 64),
-                block_selection.select_threshold(whole, 0.02, n * 64, 64),
+                top_k.select_threshold(whole, 0.02, n * 64, 64),
             )
 
     @pytest.mark.parametrize("ties", [False, True])
@@ -130,8 +131,8 @@ else:
     def test_top_k(n, sparsity, ties, dense_rows):
         scores = causal(n, ties)[:, : 1 if n == 70 else 2]  # the interpreter takes long for 70 rows
         same(
-            kernel.select_top_k(scores, block_selection.top_k_count(n, sparsity), n * 64, 64, dense_rows),
-            block_selection.select_top_k(scores, sparsity, n * 64, 64, dense_rows),
+            kernel.select_top_k(scores, top_k.top_k_count(n, sparsity), n * 64, 64, dense_rows),
+            top_k.select_top_k(scores, sparsity, n * 64, 64, dense_rows),
         )
 
     @pytest.mark.parametrize("kind", ["wild", "infinite", "zeros"])
@@ -145,15 +146,15 @@ else:
             scores = torch.zeros_like(scores)
             scores[..., ::2] = -0.0
         scores = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf)
-        k = block_selection.top_k_count(9, 0.5)
-        same(kernel.select_top_k(scores, k, 9 * 64, 64), block_selection.select_top_k(scores, 0.5, 9 * 64, 64))
+        k = top_k.top_k_count(9, 0.5)
+        same(kernel.select_top_k(scores, k, 9 * 64, 64), top_k.select_top_k(scores, 0.5, 9 * 64, 64))
 
     @pytest.mark.parametrize("threshold", [0.02, 0.1, 0.9])
     @pytest.mark.parametrize("dense_rows", [0, 2])
     def test_threshold(threshold, dense_rows):
         scores = causal(21)
         ours = kernel.select_threshold(scores, threshold, 21 * 64, 64, dense_rows)
-        same(ours, block_selection.select_threshold(scores, threshold, 21 * 64, 64, dense_rows))
+        same(ours, top_k.select_threshold(scores, threshold, 21 * 64, 64, dense_rows))
 
     def test_threshold_relative_to_the_best():
         scores = causal(21)

@@ -7,8 +7,8 @@ import torch
 
 from seerbench.core.block_mask import causal_blocks
 from seerbench.core.problem import LayerContext
+from seerbench.core.top_k import select_threshold, select_top_k, top_k_count, top_k_density
 from seerbench.kernels.pooled.api import pooled_attention
-from seerbench.methods.block_selection import select_threshold, select_top_k, top_k_count, top_k_density
 from seerbench.methods.gate import AttnGate, concat_pools, gate_scores, pool_blocks
 from seerbench.methods.gate_config import POOLINGS, GateConfig, all_poolings
 from seerbench.methods.gate_files import gate_set_names, load_gates, save_gates
