@@ -11,28 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
 from seerbench.errors import Refused
 from seerbench.measure.arm import Arm
 from seerbench.models.hugging_face import attention_method
-
-
-def window_nll(model: Any, window: Tensor, chunk: int = 16_384, scored: int | None = None) -> float:
-    """Mean negative log-likelihood, in nats, of the tokens after the first of a window [N].
-
-    scored: only the last so many tokens count. Logits exist for `chunk` positions at a time, in fp32.
-    """
-    hidden = model.model(window[None, :-1], use_cache=False).last_hidden_state[0]
-    wanted = window[1:]
-    if scored is not None:
-        hidden, wanted = hidden[-scored:], wanted[-scored:]
-    total = 0.0
-    for rows, labels in zip(hidden.split(chunk), wanted.split(chunk), strict=True):
-        total += F.cross_entropy(model.lm_head(rows).float(), labels, reduction="sum").item()
-    return total / len(wanted)
+from seerbench.models.likelihood import window_nll
 
 
 @torch.no_grad()

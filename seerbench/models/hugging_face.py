@@ -1,13 +1,19 @@
-"""Models: load one, put a method into it, look at its q, k and v.
+"""Put a method into a Hugging Face model, or show a function the q, k and v of every layer.
 
-A method enters a Hugging Face model through transformers' attention interface, together with the
-mask interface: registering the first alone makes the model drop padding masks without a word. The
-gate needs q and k before RoPE, which that interface does not hand over; forward hooks on the
-projections (on the q/k norms where a model has them) do. Llama, Mistral and Qwen architectures.
+    attention_method   a context in which all attention layers of a model use a method
+    for_each_layer     a dense forward pass that calls a function once per layer
+    chunked_mlps       a context in which long prompts need less memory
 
-Prefill goes through the method; decoding (fewer queries than keys) is dense, as in the paper.
-Batches with padding, or a sliding window, run the method's mask in its exact masked form (same
-numbers, nothing skipped): accuracy may be measured so, time never is.
+This file is between methods and whatever runs a model: training, offline searches and measurements.
+
+A method enters through transformers' attention interface and through its mask interface, since a model drops
+padding masks without a warning if only the first is registered. The gate needs q and k before RoPE, which the
+attention interface does not pass. Forward hooks on the projections, or on the q and k norms of models that have
+them, store both. The Llama, Mistral and Qwen architectures are supported.
+
+Prefill runs the method. Decoding (fewer queries than keys) is dense, as in the paper. Batches with padding, and
+layers with a sliding window, run the method's mask in its masked form, which gives the same numbers and skips
+nothing. Accuracy may be measured in that form, time may not.
 """
 
 from __future__ import annotations
@@ -31,44 +37,49 @@ from seerbench.errors import ModelError, Refused
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.methods.protocol import Method, realised_sparsity
 
-NAME = "seerbench"  # how transformers knows our attention function
-MLP_CHUNK = 16384  # tokens an MLP works on at a time in a long prefill: large enough for any GPU's matrix units
+NAME = "seerbench"  # the name under which our attention function is registered with transformers
+# Tokens that an MLP processes at a time in a long prefill. This many keep the matrix units of any GPU busy.
+MLP_CHUNK = 16384
 
 
 def attention_layers(model: nn.Module) -> list[nn.Module]:
-    """The attention modules in order; ModelError for an architecture whose q and k we cannot see."""
-    found = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "q_proj")]
-    if not found:
+    """Return the attention modules in the order of their layers.
+
+    Raises:
+        ModelError: no module has the projections from which q and k are read.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "q_proj")]
+    if not layers:
         raise ModelError(
             f"{type(model).__name__} has no attention layers with q_proj and k_proj; "
-            "SeerBench knows the Llama, Mistral and Qwen architectures"
+            "SeerBench supports the Llama, Mistral and Qwen architectures"
         )
-    return sorted(found, key=lambda module: module.layer_idx)
+    return sorted(layers, key=lambda module: module.layer_idx)
 
 
 @dataclass
 class Record:
-    """What happened in the layers while a method was in the model."""
+    """The sparsity that the layers realised while a method was in the model."""
 
-    sparsity: list[float] = field(default_factory=list)  # realised, one entry a layer and forward
-    planned: bool = False  # whether any layer had a plan; none has one in a dense method
+    sparsity: list[float] = field(default_factory=list)  # realised, one entry per layer and forward pass
+    planned: bool = False  # whether any layer had a plan; a dense method has none
 
     def mean_sparsity(self) -> float:
-        """Realised sparsity averaged over layers and forwards."""
+        """Return the realised sparsity, averaged over layers and forward passes; 0 if nothing was recorded."""
         return sum(self.sparsity) / len(self.sparsity) if self.sparsity else 0.0
 
 
 @dataclass
-class _Seat:
-    """What an attention module needs to know while a method sits in it."""
+class _LayerState:
+    """Attribute `seerbench` of an attention module while a method is in the model."""
 
     method: Method
     rope: Rope
     record: Record | None
     part: Callable[[str], AbstractContextManager]
-    accepted: set[AttentionProblem]
-    q_unrotated: Tensor | None = None
-    k_unrotated: Tensor | None = None
+    accepted: set[AttentionProblem]  # the problems that the method does not refuse; shared by all layers
+    q_unrotated: Tensor | None = None  # [B, Hq, N, D], from the projection until the layer's plan is made
+    k_unrotated: Tensor | None = None  # [B, Hk, N, D]
 
 
 @contextmanager
@@ -78,21 +89,32 @@ def attention_method(
     count: bool = True,
     part: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> Iterator[Record]:
-    """Put `method` into every attention layer of `model` for the length of the block.
+    """Put `method` into every attention layer of `model` until the block ends.
 
-    Yields the Record that its forwards fill. Without `count` it stays empty: counting waits for a GPU once a
-    layer, which a timed forward must not. part: what is entered around each layer's "plan" and "attend", such as
-    timing.Parts.part. Raises Refused from the forward that the method cannot run.
+    Args:
+        model: a causal language model of transformers.
+        method: used for the prefill of every layer.
+        count: whether to record the realised sparsity. Counting waits for the GPU once per layer, so timed forward
+            passes do without.
+        part: makes the context that is entered around each layer's "plan" and "attend", for timing them.
+
+    Yields:
+        The Record that forward passes fill; it stays empty without `count`.
+
+    Raises:
+        ModelError: the architecture is not supported.
+        Refused: from a forward pass that the method cannot run.
     """
     _register()
     record, rope, accepted, hooks = Record(), rope_of(model), set(), []
     layers = attention_layers(model)
     before = model.config._attn_implementation
     for layer in layers:
-        layer.seerbench = _Seat(method, rope, record if count else None, part, accepted)
+        layer.seerbench = _LayerState(method, rope, record if count else None, part, accepted)
         for name in ("q", "k"):
-            source = getattr(layer, f"{name}_norm", None) or getattr(layer, f"{name}_proj")
-            hooks.append(source.register_forward_hook(functools.partial(_keep, layer, f"{name}_unrotated")))
+            projection = getattr(layer, f"{name}_norm", None) or getattr(layer, f"{name}_proj")
+            store = functools.partial(_store_projection, layer, f"{name}_unrotated")
+            hooks.append(projection.register_forward_hook(store))
     model.set_attn_implementation(NAME)
     try:
         yield record
@@ -107,31 +129,39 @@ def attention_method(
 def for_each_layer(
     model: Any, tokens: Tensor, see: Callable[[LayerContext, Tensor, Tensor, Tensor], Tensor | None]
 ) -> None:
-    """Run a dense forward of tokens [B, N] and show each layer's q, k, v to `see`, layer by layer.
+    """Run a dense forward pass of `tokens` and call `see(layer, q, k, v)` in every layer.
 
-    `see` may return the layer's attention [B, Hq, N, D] if it has computed it; else it is computed here. Nothing
-    is kept, so a model of any depth streams through. The forward runs without gradients; `see` may switch them
-    on for parameters of its own.
+    The activations of one layer exist at a time, so a model of any depth fits. The pass runs without gradients;
+    `see` may enable them for parameters of its own.
+
+    Args:
+        model: a causal language model of transformers.
+        tokens: int64 [B, N].
+        see: receives q [B, Hq, N, D], k and v [B, Hk, N, D] after RoPE. It may return the layer's attention output
+            [B, Hq, N, D]; if it returns None, the output is computed here.
+
+    Raises:
+        ModelError: the architecture is not supported.
     """
-    with torch.no_grad(), attention_method(model, _Visitor(see)), chunked_mlps(model):
+    with torch.no_grad(), attention_method(model, _ActivationTap(see)), chunked_mlps(model):
         model.model(tokens, use_cache=False)
 
 
 @contextmanager
 def chunked_mlps(model: nn.Module, chunk: int = MLP_CHUNK) -> Iterator[None]:
-    """Let every MLP of `model` work on `chunk` tokens at a time for the length of the block (no gradients).
+    """Let every MLP of `model` process `chunk` tokens at a time until the block ends, without gradients.
 
-    The same numbers with less memory: at 128k tokens the hidden activations of one 14336-wide MLP take 3.5 GiB
-    each, and four exist at a time.
+    This saves memory and changes no number: at 128k tokens each hidden activation of a 14336-wide MLP takes
+    3.5 GiB, and four of them exist at a time.
     """
     mlps = [module for module in model.modules() if hasattr(module, "down_proj")]
 
-    def chunked(whole: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    def chunked(forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
         if hidden.shape[1] <= chunk:
-            return whole(hidden)
+            return forward(hidden)
         out = torch.empty_like(hidden)
-        for into, part in zip(out.split(chunk, 1), hidden.split(chunk, 1), strict=True):
-            into.copy_(whole(part))
+        for out_chunk, hidden_chunk in zip(out.split(chunk, 1), hidden.split(chunk, 1), strict=True):
+            out_chunk.copy_(forward(hidden_chunk))
         return out
 
     for mlp in mlps:
@@ -140,13 +170,13 @@ def chunked_mlps(model: nn.Module, chunk: int = MLP_CHUNK) -> Iterator[None]:
         yield
     finally:
         for mlp in mlps:
-            del mlp.forward  # the class's own is behind it
+            del mlp.forward  # this uncovers the method of the class
 
 
-class _Visitor:
-    """Dense attention that shows what it gets."""
+class _ActivationTap:
+    """Dense attention that passes the q, k and v of every layer to a function."""
 
-    name, sparsity = "visitor", None
+    name, sparsity = "activation-tap", None
 
     def __init__(self, see: Callable[[LayerContext, Tensor, Tensor, Tensor], Tensor | None]) -> None:
         self.see = see
@@ -162,13 +192,14 @@ class _Visitor:
         return masked_attention(q, k, v) if out is None else out
 
 
-def _keep(layer: nn.Module, name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-    """Forward hook: [B, N, H * D] or [B, N, H, D] -> [B, H, N, D] on the layer's seat."""
+def _store_projection(layer: nn.Module, name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+    """Store a projection [B, N, H * D] or [B, N, H, D] as [B, H, N, D] in the layer's state: a forward hook."""
     setattr(layer.seerbench, name, output.view(*output.shape[:2], -1, layer.head_dim).transpose(1, 2))
 
 
 @functools.cache
 def _register() -> None:
+    """Make our attention known to transformers, once per process."""
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
@@ -182,8 +213,22 @@ def _attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query [B, Hq, Nq, D], key and value [B, Hk, Nk, D] -> [B, Nq, Hq, D]."""
-    seat: _Seat = module.seerbench
+    """Compute attention as transformers asks for it.
+
+    Args:
+        module: the attention module, whose attribute `seerbench` holds the method.
+        query: [B, Hq, Nq, D] after RoPE.
+        key: [B, Hk, Nk, D] after RoPE; so is `value`, without RoPE.
+        attention_mask: None for a causal prefill, or bool [B, 1, Nq, Nk] for padding and sliding windows.
+        scaling: factor of the scores, which must be 1 / sqrt(D).
+
+    Returns:
+        The output [B, Nq, Hq, D], and None for the attention weights.
+
+    Raises:
+        Refused: another scaling, a method that cannot run this problem, or one that cannot take a mask.
+    """
+    state: _LayerState = module.seerbench
     if scaling is not None and abs(scaling - query.shape[-1] ** -0.5) > 1e-9:
         raise Refused(f"the model scales scores by {scaling}, SeerBench's kernels by 1/sqrt(head_dim)")
     if query.shape[2] != key.shape[2]:  # decoding
@@ -194,42 +239,42 @@ def _attention(
             attn_mask=attention_mask,
         )
         return out.transpose(1, 2).contiguous(), None
-    # RoPE's fp32 tables lift q and k out of autocast's dtype; v stays in it.
+    # RoPE's float32 tables promote q and k out of autocast's dtype, in which v still is.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    with seat.part("plan"):
-        layer = LayerContext(module.layer_idx, seat.q_unrotated, seat.k_unrotated, seat.rope)
-        # Held here they would outlive the layer: 1.25 GiB a layer at 128k with 32/8 heads of 128.
-        seat.q_unrotated = seat.k_unrotated = None
-        plan = seat.method.plan(query, key, layer)
-    with seat.part("attend"):
+    with state.part("plan"):
+        layer = LayerContext(module.layer_idx, state.q_unrotated, state.k_unrotated, state.rope)
+        # Kept here, they would outlive the layer: 1.25 GiB per layer at 128k with 32/8 heads of 128.
+        state.q_unrotated = state.k_unrotated = None
+        plan = state.method.plan(query, key, layer)
+    with state.part("attend"):
         if attention_mask is None:
-            _accept(seat, query, key, plan)
-            out = seat.method.attend(query, key, value, plan)
-        elif hasattr(seat.method, "exact"):
+            _check_once(state, query, key, plan)
+            out = state.method.attend(query, key, value, plan)
+        elif hasattr(state.method, "exact"):
             raise Refused(
-                f"{seat.method.name} computes more than attention over its blocks and takes no padding mask"
+                f"{state.method.name} computes more than attention over its blocks and takes no padding mask"
             )
         elif plan is None or isinstance(plan, BlockMask):
             out = masked_attention(query, key, value, plan, attention_mask)
         else:
-            raise Refused(f"{seat.method.name} has a plan of its own and cannot honour a padding mask")
+            raise Refused(f"{state.method.name} has a plan of its own and cannot honour a padding mask")
         out = out.transpose(1, 2).contiguous()
-    if seat.record is not None:
-        seat.record.sparsity.append(realised_sparsity(plan))
-        seat.record.planned |= plan is not None
+    if state.record is not None:
+        state.record.sparsity.append(realised_sparsity(plan))
+        state.record.planned |= plan is not None
     return out, None
 
 
-def _accept(seat: _Seat, q: Tensor, k: Tensor, plan: Any) -> None:
-    """Ask the method once a shape whether it can run it."""
-    mask = getattr(plan, "mask", plan)  # a mask laid out for another kernel holds the mask
+def _check_once(state: _LayerState, q: Tensor, k: Tensor, plan: Any) -> None:
+    """Raise Refused if the method cannot run q and k under this plan; ask it once per shape."""
+    mask = getattr(plan, "mask", plan)  # a plan that is laid out for another kernel has its mask as an attribute
     block_q, block_k = (mask.block_q, mask.block_k) if isinstance(mask, BlockMask) else (64, 64)
     dtype = str(q.dtype).removeprefix("torch.")
-    case = AttentionProblem(
+    problem = AttentionProblem(
         q.device.type, dtype, q.shape[0], q.shape[1], k.shape[1], q.shape[3], q.shape[2], block_q, block_k
     )
-    if case not in seat.accepted:
-        reason = seat.method.refuses(case)
+    if problem not in state.accepted:
+        reason = state.method.refuses(problem)
         if reason:
             raise Refused(reason)
-        seat.accepted.add(case)
+        state.accepted.add(problem)

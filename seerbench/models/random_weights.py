@@ -1,16 +1,16 @@
-"""A model by its geometry alone: Llama-3.1-8B's matrices and heads with random weights.
+"""Make a model from its geometry alone: the matrices and heads of Llama-3.1-8B, for example, with random weights.
 
-Time to first token hardly depends on what the weights say: the matrices have the same sizes, and a block-sparse
-kernel reads as many blocks of one mask as of another. So Table 4 can be measured without the weights, as long as
-each method skips what it would skip (steps.random_arms, latency.ttft_sweep):
+Time to first token hardly depends on the values of the weights: the matrices have the same sizes, and a
+block-sparse kernel reads as many blocks of one mask as of another of equal density. So the time can be measured
+without the weights if each method skips as much as it would with them. The steps that time such a model use
 
-    SeerAttention   gates as they are before training, top-k at the requested sparsity
-    MoA             a plan searched for random influence at the requested sparsity, the same in every layer
-    MInference      its budgets scaled once so that the requested sparsity comes out. As they are, (512, 2048), they
-                    would not do: on random weights the best diagonals lie apart from each other, and 2048 of
-                    them touch most of a long context, where a trained model's lie side by side
+    SeerAttention   gates with their initial weights, top-k at the requested sparsity
+    MoA             one plan for all layers, searched for random influence at the requested sparsity
+    MInference      its budgets, scaled once to the requested sparsity. Unscaled, (512, 2048), they keep too much:
+                    the best diagonals are adjacent in a trained model and scattered in a random one, where 2048
+                    of them touch most blocks of a long context
 
-Rows of such a model say `random weights:<name>` under inputs. Nothing about accuracy can be learned from one.
+Rows of such a model carry `random weights:<name>` in the column `inputs`. Its accuracy means nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-INPUTS = "random weights"  # what `inputs` of the rows starts with
+INPUTS = "random weights"  # what the column `inputs` begins with in the rows of such a model
 
 
 def random_model(config: Mapping[str, Any], device: str, dtype: str, seed: int = 0) -> Any:
-    """A model of a transformers config (with its `model_type`), its weights drawn as for training from scratch."""
+    """Return a model of a transformers config in evaluation mode, with initial weights as for training.
+
+    Args:
+        config: entries of the transformers config, `model_type` among them.
+        device: where the weights are drawn and stay; eight billion of them take too long on a CPU.
+        dtype: name of the torch dtype of the weights.
+        seed: the same seed draws the same weights on the same device.
+    """
     torch.manual_seed(seed)
-    with torch.device(device):  # 8B weights are drawn where they are used
+    with torch.device(device):
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**config), dtype=getattr(torch, dtype), attn_implementation="sdpa"
         )

@@ -1,14 +1,15 @@
-"""Gates that SeerAttention's authors released, read into ours, so that a user of their models may skip training.
+"""Read the gates that SeerAttention's authors released, so that a user of their models need not train any.
 
-They come in two shapes, in a local folder or on the hub (microsoft/SeerAttention links them):
+The step `import-gates` reads them from a local folder or from the hub (microsoft/SeerAttention links them), in one
+of two formats:
 
-    gates only   `attn_gate_weights.pth`, a state dict, beside a config.json with `seerattn_*` keys: the later
-                 recipe (v2). This is how SeerAttention-Llama-3.1-8B-AttnGates and its siblings are published
-    whole model  safetensors with the gates among the weights, config.json with `attn_gate_type`: how the first
-                 code (v1) saved what it had trained
+    gates only    `attn_gate_weights.pth`, a state dict, and config.json with `seerattn_*` keys: the later recipe
+                  (v2), as SeerAttention-Llama-3.1-8B-AttnGates and its siblings are published
+    entire model  safetensors with the gates among the weights, and config.json with `attn_gate_type`: as the first
+                  code (v1) saved a training
 
-In both a gate's weights are called `model.layers.<layer>.self_attn.attn_gate.mask_linear_{q,k}.weight`, shaped
-[heads, inputs, outputs] as ours are; a gate without a linear on Q is a `single` projection.
+In both, a gate's weights are called `model.layers.<layer>.self_attn.attn_gate.mask_linear_{q,k}.weight` and have
+the shape [heads, inputs, outputs], as ours have. A gate without a linear layer on Q is a `single` projection.
 """
 
 from __future__ import annotations
@@ -29,41 +30,52 @@ from seerbench.errors import ModelError
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import POOLINGS, GateConfig
 
-STATE, INDEX, WHOLE = "attn_gate_weights.pth", "model.safetensors.index.json", "model.safetensors"
+GATES_FILE = "attn_gate_weights.pth"
+INDEX_FILE = "model.safetensors.index.json"  # of a model in several files
+MODEL_FILE = "model.safetensors"  # of a model in one file
 WEIGHT = re.compile(r"model\.layers\.(\d+)\.self_attn\.attn_gate\.mask_linear_([qk])\.weight")
-DECODING = "attngate_linear"  # the weights of SeerAttention-R's gates, which choose blocks for decoding
+# Part of the weights' names in SeerAttention-R, whose gates choose blocks for decoding.
+DECODING_WEIGHT = "attngate_linear"
 
 
 def read_released(source: Path | str, revision: str | None = None) -> list[AttnGate]:
-    """The gates in a folder or under a hub id, one a layer, in bf16 or whatever they were saved in.
+    """Read released gates, one per layer, without gradients.
 
-    Their config's recipe says where they come from: v1 or v2. ModelError says what is missing or does not fit.
+    Args:
+        source: a local folder or a hub id.
+        revision: commit or tag of the hub id.
+
+    Returns:
+        Gates in float32, whose `config.recipe` (v1 or v2) names the format that they were read from.
+
+    Raises:
+        ModelError: files, layers or weights are missing, or a shape does not fit the config.
     """
     folder = Path(source) if Path(source).is_dir() else _fetch(str(source), revision)
     try:
-        about = json.loads((folder / "config.json").read_text())
+        model_config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
-        raise ModelError(f"{source} has no config.json, which says what its gates pool") from None
-    config = _config(about, source)
+        raise ModelError(f"{source} has no config.json, which would name the pooling of its gates") from None
+    options = _gate_options(model_config, source)
     weights = _weights(folder, source)
-    layers = about["num_hidden_layers"]
+    layers = model_config["num_hidden_layers"]
     if {layer for layer, _ in weights} != set(range(layers)):
         raise ModelError(f"{source} has gates for {len({layer for layer, _ in weights})} of its {layers} layers")
-    return [_gate(layer, weights, config, about, source) for layer in range(layers)]
+    return [_gate(layer, weights, options, model_config, source) for layer in range(layers)]
 
 
-def _config(about: Mapping[str, Any], source: Path | str) -> dict[str, Any]:
-    """What the two generations of config files call by different names."""
-    recipe, prefix = ("v2", "seerattn_gate") if "seerattn_gate_type" in about else ("v1", "gate")
-    kind = about.get("seerattn_gate_type") or about.get("attn_gate_type")
-    named = re.fullmatch(r"Q(\w+)_K(\w+)", kind or "")
-    if named is None or not {*named.groups()} <= {*POOLINGS}:
-        raise ModelError(f"{source}/config.json has no gate type such as Qavg_Kmaxmin (it says {kind!r})")
+def _gate_options(model_config: Mapping[str, Any], source: Path | str) -> dict[str, Any]:
+    """Return options of GateConfig and the gate's hidden size, which v1 and v2 store under different keys."""
+    recipe, prefix = ("v2", "seerattn_gate") if "seerattn_gate_type" in model_config else ("v1", "gate")
+    gate_type = model_config.get("seerattn_gate_type") or model_config.get("attn_gate_type")
+    pools = re.fullmatch(r"Q(\w+)_K(\w+)", gate_type or "")
+    if pools is None or not {*pools.groups()} <= {*POOLINGS}:
+        raise ModelError(f"{source}/config.json has no gate type such as Qavg_Kmaxmin, but {gate_type!r}")
     return {
-        "q_pool": named[1],
-        "k_pool": named[2],
-        "block": about[f"{prefix}_block_size"],
-        "hidden": about[f"{prefix}_hidden_size"],
+        "q_pool": pools[1],
+        "k_pool": pools[2],
+        "block": model_config[f"{prefix}_block_size"],
+        "hidden": model_config[f"{prefix}_hidden_size"],
         "recipe": recipe,
     }
 
@@ -71,53 +83,55 @@ def _config(about: Mapping[str, Any], source: Path | str) -> dict[str, Any]:
 def _gate(
     layer: int,
     weights: Mapping[tuple[int, str], Tensor],
-    config: dict[str, Any],
-    about: Mapping[str, Any],
-    source: Any,
+    options: Mapping[str, Any],
+    model_config: Mapping[str, Any],
+    source: Path | str,
 ) -> AttnGate:
-    heads, head_dim = about["num_attention_heads"], about["hidden_size"] // about["num_attention_heads"]
-    if config["hidden"] != head_dim:
+    """Return the gate of one layer; `weights` and `options` are from `_weights` and `_gate_options`."""
+    heads, kv_heads = model_config["num_attention_heads"], model_config["num_key_value_heads"]
+    head_dim = model_config["hidden_size"] // heads
+    if options["hidden"] != head_dim:
         raise ModelError(
-            f"{source}: gates with a hidden size of {config['hidden']} on heads of {head_dim}; SeerBench has those "
-            "whose hidden size is the head's, as in the paper"
+            f"{source}: gates with a hidden size of {options['hidden']} on heads of {head_dim}; SeerBench supports "
+            "gates whose hidden size is that of the head, as in the paper"
         )
-    options = {key: value for key, value in config.items() if key != "hidden"}
     projection = "double" if (layer, "q") in weights else "single"
-    gate = AttnGate(GateConfig(**options, projection=projection), heads, about["num_key_value_heads"], head_dim)
+    config = GateConfig(**{key: options[key] for key in options if key != "hidden"}, projection=projection)
+    gate = AttnGate(config, heads, kv_heads, head_dim)
     with torch.no_grad():
-        for name, own in gate.named_parameters():
-            given = weights[layer, name[1]]  # wq, wk
-            if given.shape != own.shape:
+        for name, parameter in gate.named_parameters():  # wq, wk
+            weight = weights[layer, name[1]]
+            if weight.shape != parameter.shape:
                 raise ModelError(
-                    f"{source}: the {name[1]} projection of layer {layer} is {tuple(given.shape)}, not "
-                    f"{tuple(own.shape)} as {gate.config.pooling} on this model takes"
+                    f"{source}: the {name[1]} projection of layer {layer} is {tuple(weight.shape)}, not "
+                    f"{tuple(parameter.shape)} as {gate.config.pooling} on this model needs"
                 )
-            own.copy_(given)
+            parameter.copy_(weight)
     return gate.requires_grad_(False)
 
 
 def _weights(folder: Path, source: Path | str) -> dict[tuple[int, str], Tensor]:
-    """(layer, "q" or "k") -> weight."""
-    if (folder / STATE).is_file():
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    """Return (layer, "q" or "k") -> weight [heads, inputs, outputs] for the gates in a folder."""
+    if (folder / GATES_FILE).is_file():
+        state = torch.load(folder / GATES_FILE, map_location="cpu", weights_only=True)
     else:
-        state = _in_shards(folder, source)
-    if any(DECODING in name for name in state):
-        raise ModelError(f"{source} has SeerAttention-R's gates, which are for decoding; SeerBench times prefill")
-    found = {(int(match[1]), match[2]): state[name] for name in state if (match := WEIGHT.fullmatch(name))}
-    if not found:
+        state = _gates_in_model(folder, source)
+    if any(DECODING_WEIGHT in name for name in state):
+        raise ModelError(f"{source} has the gates of SeerAttention-R, which are for decoding, not for prefill")
+    weights = {(int(match[1]), match[2]): state[name] for name in state if (match := WEIGHT.fullmatch(name))}
+    if not weights:
         raise ModelError(f"{source} has no weights called {WEIGHT.pattern}")
-    return found
+    return weights
 
 
-def _in_shards(folder: Path, source: Path | str) -> dict[str, Tensor]:
-    """The gates among a whole model's weights, in one file or several."""
-    if (folder / INDEX).is_file():
-        files = sorted(set(_gates_of(folder / INDEX).values()))
-    elif (folder / WHOLE).is_file():
-        files = [WHOLE]
+def _gates_in_model(folder: Path, source: Path | str) -> dict[str, Tensor]:
+    """Return the gates among the weights of an entire model, which is stored in one file or several."""
+    if (folder / INDEX_FILE).is_file():
+        files = sorted(set(_gates_of(folder / INDEX_FILE).values()))
+    elif (folder / MODEL_FILE).is_file():
+        files = [MODEL_FILE]
     else:
-        raise ModelError(f"{source} has neither {STATE} nor {INDEX} nor {WHOLE}")
+        raise ModelError(f"{source} has neither {GATES_FILE} nor {INDEX_FILE} nor {MODEL_FILE}")
     state = {}
     for name in files:
         with safe_open(str(folder / name), framework="pt") as file:
@@ -126,17 +140,20 @@ def _in_shards(folder: Path, source: Path | str) -> dict[str, Tensor]:
 
 
 def _gates_of(index: Path) -> dict[str, str]:
-    """Weight -> file, gates only."""
+    """Return name -> file of the gates' weights in an index of several files."""
     return {key: name for key, name in json.loads(index.read_text())["weight_map"].items() if "attn_gate" in key}
 
 
 def _fetch(source: str, revision: str | None) -> Path:
-    """A folder with the files of a hub repository that gates are in, and no others."""
+    """Fetch the files of a hub repository that hold gates, and no others; return their folder."""
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=["config.json", STATE, INDEX]))
-        if not (folder / STATE).is_file():
-            wanted = sorted(set(_gates_of(folder / INDEX).values())) if (folder / INDEX).is_file() else [WHOLE]
-            snapshot_download(source, revision=revision, allow_patterns=["config.json", INDEX, *wanted])
+        files = ["config.json", GATES_FILE, INDEX_FILE]
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=files))
+        if not (folder / GATES_FILE).is_file():
+            has_index = (folder / INDEX_FILE).is_file()
+            weights = sorted(set(_gates_of(folder / INDEX_FILE).values())) if has_index else [MODEL_FILE]
+            files = ["config.json", INDEX_FILE, *weights]
+            snapshot_download(source, revision=revision, allow_patterns=files)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         at = f" --revision {revision}" if revision else ""
         raise ModelError(

@@ -1,4 +1,7 @@
-"""sources."""
+"""Load a causal language model from a local folder or the hub, and check that gates fit it.
+
+Measurements and distillation load their models here; random_weights.py and training make the others.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,17 @@ def load(
     revision: str | None = None,
     yarn: float | None = None,
 ) -> Any:
-    """A causal language model from a folder or a hub id, in evaluation mode, its attention dense.
+    """Load a causal language model in evaluation mode, with dense attention.
 
-    A folder is used as it is; a hub id honours HF_HUB_OFFLINE. yarn: stretch its RoPE by this factor
-    (`stretched`), weights as they are. ModelError says what is missing.
+    Args:
+        source: a local folder, or a hub id, which is fetched unless HF_HUB_OFFLINE is set.
+        device: where the model is moved to.
+        dtype: of the weights, a name in DTYPES.
+        revision: commit or tag of a hub id.
+        yarn: scale RoPE by this factor and keep the weights (`yarn.with_yarn`).
+
+    Raises:
+        ModelError: no model is there, or YaRN is requested for a model whose RoPE is scaled already.
     """
     options = {"revision": revision, "dtype": DTYPES[dtype], "attn_implementation": "sdpa"}
     try:
@@ -43,20 +53,20 @@ def load(
 
 
 def check_gates(gates: Sequence[AttnGate], source: str | Path, revision: str | None = None) -> None:
-    """ModelError unless these gates, one a layer, fit the model at `source` (of which only the config is read)."""
+    """Raise ModelError unless gates, one per layer, fit the model at `source`. Only the model's config is read."""
     try:
-        about = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision)
     except OSError as error:
         raise ModelError(f"no model at {source}: {str(error).splitlines()[0]}") from None
-    head_dim = getattr(about, "head_dim", None) or about.hidden_size // about.num_attention_heads
-    wanted = about.num_hidden_layers, about.num_attention_heads, head_dim
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wanted = config.num_hidden_layers, config.num_attention_heads, head_dim
     given = len(gates), gates[0].q_heads, gates[0].head_dim
     if gates[0].wq is not None:
-        wanted, given = (*wanted, about.num_key_value_heads), (*given, gates[0].wk.shape[0])
+        wanted, given = (*wanted, config.num_key_value_heads), (*given, gates[0].wk.shape[0])
     if given != wanted:
         raise ModelError(
             f"these gates are for another model than {source}: layers, heads, head_dim (and key/value heads) are "
-            f"{given}, the model's {wanted}"
+            f"{given} for the gates and {wanted} for the model"
         )
 
 

@@ -24,8 +24,8 @@ from seerbench.baselines.moa import reserve_for, window_blocks, windows_and_sink
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import LayerContext
 from seerbench.kernels.flex_attention import masked_attention
-from seerbench.measure.perplexity import window_nll
 from seerbench.models.hugging_face import attention_method
+from seerbench.models.likelihood import window_nll
 from seerbench.search import moa_solver
 
 # Upstream's lengths are 2k, 4k and 8k, bounded at 16k too and validated at 12k: shares of the longest.

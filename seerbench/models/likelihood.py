@@ -1,0 +1,30 @@
+"""Compute the negative log-likelihood of a window of text under a model.
+
+Perplexity is measured with it, and MoA's search compares its plans by it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def window_nll(model: Any, window: Tensor, chunk: int = 16_384, scored: int | None = None) -> float:
+    """Return the mean negative log-likelihood of the tokens of a window, in nats per token.
+
+    Args:
+        model: a causal language model of transformers.
+        window: int64 [N]; the first token is not predicted.
+        chunk: positions whose logits exist at a time, in float32.
+        scored: count only this many tokens at the end; None counts the N - 1 that are predicted.
+    """
+    hidden = model.model(window[None, :-1], use_cache=False).last_hidden_state[0]
+    targets = window[1:]
+    if scored is not None:
+        hidden, targets = hidden[-scored:], targets[-scored:]
+    total = 0.0
+    for rows, labels in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        total += F.cross_entropy(model.lm_head(rows).float(), labels, reduction="sum").item()
+    return total / len(targets)
