@@ -1,18 +1,32 @@
-# SeerBench's graph: the targets. The rules are in workflow/rules, one file a stage; each calls one
-# `seerbench` step. Which preset: --config preset=cpu (the default), gpu, paper, or a YAML file.
+# SeerBench's graph: the targets. The rules are in workflow/rules, one file per stage; each calls one
+# `seerbench` step. Which preset: --config preset=cpu (the default), gpu, speed, paper, or a YAML file.
 from snakemake.utils import min_version
 
 min_version("9.25")
 
 from seerbench.artefacts import ARTEFACTS
-from seerbench.presets.preset import load_preset
+from seerbench.presets.load import load_preset
+from seerbench.settings import advice
+
+CONFIG_KEYS = (
+    "preset",
+    "results",
+    "figures",
+    "plan_for_gpu",
+    "compare",
+    "compare_name",
+    "compare_options",
+)
+for key in config:
+    if key not in CONFIG_KEYS:
+        raise WorkflowError(f"--config {key}: unknown key; {advice(key, CONFIG_KEYS)}")
 
 PRESET = load_preset(
     config.get("preset", "cpu"), config.get("results", "results/fresh")
 )
 RUN = PRESET.folder  # what this machine measures
-# The same, or a published run where it cannot measure; elsewhere=1 plans for a machine that can (as_script.py).
-DRAWN = RUN if config.get("elsewhere") else PRESET.drawn_from()
+# That, or a published run where this machine cannot measure; plan_for_gpu=1 plans for one that can.
+DRAWN = RUN if config.get("plan_for_gpu") else PRESET.artefact_run()
 FIGURES = f"{config.get('figures', 'figures')}/{PRESET.name}"
 
 
@@ -34,25 +48,10 @@ include: "workflow/rules/compare.smk"
 
 
 onstart:
-    print(f"preset {PRESET.name}: {PRESET.config['scale']}")
+    print(f"preset {PRESET.name}: {PRESET.file.scale}")
     print(
         f"rows of {DRAWN}{'' if DRAWN == RUN else ' (no GPU here: a published run)'}, artefacts to {FIGURES}"
     )
-
-
-rule all:
-    default_target: True
-    input:
-        files_of(*drawable()),
-        f"{FIGURES}/report.html",
-        notebooks(),
-
-
-rule figures:
-    input:
-        files_of(*drawable()),
-        f"{FIGURES}/report.html",
-        notebooks(),
 
 
 rule rows:
@@ -65,12 +64,24 @@ rule tables:
         files_of(*drawable("table")),
 
 
+rule notebooks:
+    input:
+        notebook_files(),
+
+
 rule report:
     input:
         f"{FIGURES}/report.html",
-        notebooks(),
+        rules.notebooks.input,
 
 
-rule notebooks:
+rule figures:
     input:
-        notebooks(),
+        files_of(*drawable()),
+        rules.report.input,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.figures.input,

@@ -1,4 +1,4 @@
-"""The command line: one sub-command a step. The DAG's rules call these, and so does a person.
+"""The command line: one command per step. The rules of the graph call these, and so does a person.
 
 Imports are inside the commands, so that `--help`, `list`, `doctor` and the graph wait for nothing heavy.
 """
@@ -12,10 +12,12 @@ from typing import Annotated
 
 import typer
 
-from seerbench.errors import ConfigError, ResultsError, UnknownMethod
+from seerbench.devices import claim_gpu
+from seerbench.errors import ConfigError, ResultsError, UserError
 from seerbench.methods.registry import catalogue
 from seerbench.paths import FRESH, ROOT
-from seerbench.presets.preset import SWEEPS, known_presets, load_preset
+from seerbench.presets.load import known_presets, load_preset
+from seerbench.presets.types import SWEEPS
 
 app = typer.Typer(
     help="""Sparse attention for long-context prefill: how much can be skipped, at what loss, for how much time.
@@ -48,6 +50,7 @@ PresetName = Annotated[
     str,
     typer.Argument(metavar="PRESET", help=f"{', '.join(known_presets())}, or a YAML file", autocompletion=_presets),
 ]
+CorpusName = Annotated[str, typer.Argument(help="a key of the preset's `corpora`")]
 ModelName = Annotated[str, typer.Argument(help="a model of the preset: a key of its `models`")]
 GatesName = Annotated[str, typer.Argument(help="a key of the preset's `gates`")]
 ExperimentName = Annotated[str, typer.Argument(help="a key below the step's name in the preset")]
@@ -55,12 +58,27 @@ Results = Annotated[Path, typer.Option(help="where fresh runs go: RESULTS/PRESET
 
 
 @app.command(rich_help_panel=STEP)
-def corpus(preset: PresetName, results: Results = FRESH) -> None:
-    """Read the texts, train or fetch the tokenizer, write the tokens.
+def tokenizer(preset: PresetName, results: Results = FRESH) -> None:
+    """Train or fetch the preset's tokenizer.
 
-    Example: `seerbench corpus cpu`
+    Example: `seerbench tokenizer cpu`
     """
-    _step("make_corpora", preset, results)
+    checked = load_preset(preset, results)
+    from seerbench.steps.data import make_tokenizer
+
+    make_tokenizer(checked)
+
+
+@app.command(rich_help_panel=STEP)
+def corpus(preset: PresetName, corpus: CorpusName, results: Results = FRESH) -> None:
+    """Read the texts of one corpus and write its tokens.
+
+    Example: `seerbench corpus cpu stdlib`
+    """
+    checked = load_preset(preset, results)
+    from seerbench.steps.data import make_corpus
+
+    make_corpus(checked, corpus)
 
 
 @app.command(rich_help_panel=STEP)
@@ -69,7 +87,11 @@ def train(preset: PresetName, model: ModelName, results: Results = FRESH) -> Non
 
     Example: `seerbench train cpu long`
     """
-    _step("train_model", preset, results, model)
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.steps.training import train_model
+
+    train_model(checked, model)
 
 
 @app.command("import-gates", rich_help_panel=STEP)
@@ -78,7 +100,10 @@ def import_gates(preset: PresetName, gates: GatesName, results: Results = FRESH)
 
     Example: `seerbench import-gates paper released`
     """
-    _step("import_gates", preset, results, gates)
+    checked = load_preset(preset, results)
+    from seerbench.steps import training
+
+    training.import_gates(checked, gates)
 
 
 @app.command(rich_help_panel=STEP)
@@ -87,7 +112,11 @@ def distill(preset: PresetName, gates: GatesName, results: Results = FRESH) -> N
 
     Example: `seerbench distill cpu long`
     """
-    _step("distill_gates", preset, results, gates)
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.steps.training import distill_gates
+
+    distill_gates(checked, gates)
 
 
 @app.command(rich_help_panel=STEP)
@@ -96,7 +125,11 @@ def finetune(preset: PresetName, model: ModelName, results: Results = FRESH) -> 
 
     Example: `seerbench finetune cpu joint-0.5`
     """
-    _step("finetune_model", preset, results, model)
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.steps.training import finetune_model
+
+    finetune_model(checked, model)
 
 
 @app.command(rich_help_panel=STEP)
@@ -105,7 +138,11 @@ def profile(preset: PresetName, model: ModelName, results: Results = FRESH) -> N
 
     Example: `seerbench profile cpu long`
     """
-    _step("profile_model", preset, results, model)
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.steps.search import profile_model
+
+    profile_model(checked, model)
 
 
 @app.command(rich_help_panel=STEP)
@@ -114,7 +151,11 @@ def patterns(preset: PresetName, model: ModelName, results: Results = FRESH) -> 
 
     Example: `seerbench patterns cpu long`
     """
-    _step("search_patterns", preset, results, model)
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.steps.search import search_patterns
+
+    search_patterns(checked, model)
 
 
 @app.command(rich_help_panel=STEP)
@@ -123,25 +164,37 @@ def perplexity(preset: PresetName, experiment: ExperimentName, results: Results 
 
     Example: `seerbench perplexity cpu contexts`
     """
-    _step("measure_perplexity", preset, results, experiment)
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.steps.accuracy import measure_perplexity
+
+    measure_perplexity(checked, experiment)
 
 
 @app.command(rich_help_panel=STEP)
 def tasks(preset: PresetName, experiment: ExperimentName, results: Results = FRESH) -> None:
-    """Measure a retrieval experiment of the preset.
+    """Measure a task experiment of the preset: look-ups, or LongBench-E.
 
     Example: `seerbench tasks cpu retrieval`
     """
-    _step("measure_tasks", preset, results, experiment)
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.steps.accuracy import measure_tasks
+
+    measure_tasks(checked, experiment)
 
 
 @app.command(rich_help_panel=STEP)
 def recall(preset: PresetName, experiment: ExperimentName, results: Results = FRESH) -> None:
-    """Measure how many of the oracle's blocks each method finds.
+    """Measure how many of the best blocks each method finds.
 
     Example: `seerbench recall cpu gates`
     """
-    _step("measure_recall", preset, results, experiment)
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.steps.accuracy import measure_recall
+
+    measure_recall(checked, experiment)
 
 
 @app.command(rich_help_panel=STEP)
@@ -150,7 +203,11 @@ def maps(preset: PresetName, results: Results = FRESH) -> None:
 
     Example: `seerbench maps cpu`
     """
-    _step("measure_maps", preset, results)
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.steps.accuracy import measure_maps
+
+    measure_maps(checked)
 
 
 @app.command(rich_help_panel=STEP)
@@ -164,7 +221,11 @@ def latency(
 
     Example: `seerbench latency cpu kernel 8192`
     """
-    _step("measure_latency", preset, results, sweep, contexts)
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.steps.latency import measure_latency
+
+    measure_latency(checked, sweep, contexts)
 
 
 @app.command(rich_help_panel=USE)
@@ -432,33 +493,16 @@ def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", r
         typer.echo(line)
 
 
-def _step(name: str, preset: str, results: Path, *arguments: str | int) -> None:
-    """Run one function of steps.py; the preset is checked before anything heavy is imported."""
-    checked = load_preset(preset, results)
-
-    from seerbench.steps import accuracy, data, latency, search, training
-
-    steps = {**vars(data), **vars(training), **vars(search), **vars(accuracy), **vars(latency)}
-    steps[name](checked, *arguments)
-
-
 def main() -> None:
     """Run the command line; an error that a user can mend is one line and exit code 1."""
     try:
         app()
-    except (ConfigError, ResultsError, UnknownMethod) as error:
+    except UserError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _fail(
-                f"the disk is full ({error.filename or error}); free some space and run again, nothing was changed"
-            )
-        raise
-    except (ValueError, RuntimeError) as error:
-        # These live in modules that import torch or more: known by name here.
-        if type(error).__name__ in ("CorpusError", "ModelError", "Refused", "CompareError", "NotebookError"):
-            _fail(str(error))
-        raise
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"the disk is full ({error.filename or error}); free some space and run again, nothing was changed")
 
 
 def _fail(text: str) -> None:

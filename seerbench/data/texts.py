@@ -14,16 +14,15 @@ import json
 import os
 import sysconfig
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seerbench.data.corpora import SPLITS, FolderCorpus, HubCorpus, ParquetCorpus, StdlibCorpus, TextSource
 from seerbench.errors import CorpusError
 
-SPLITS = ("train", "validation", "test")
 COLUMNS = ("id", "text", "split")
 # Not prose or code that somebody wrote: tests repeat themselves, the others are generated tables.
 STDLIB_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -31,30 +30,26 @@ STDLIB_SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "_bundled", "lib2to3", "__
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex"}
 
 
-def read_texts(source: Mapping) -> pd.DataFrame:
-    """Read the documents that a config's source names.
-
-    Args:
-        source: `{kind: stdlib | parquet | folder | hub, ...}`, see the four functions below.
+def read_texts(source: TextSource) -> pd.DataFrame:
+    """Read the documents of a corpus.
 
     Returns:
         Columns id (unique), text, split (train | validation | test), all strings.
 
     Raises:
-        CorpusError: unknown kind or key, missing data, a wrong column, an empty split.
+        CorpusError: missing data, a wrong column, an empty split.
     """
-    readers = {"stdlib": read_stdlib, "parquet": read_parquet, "folder": read_folder, "hub": read_hub}
-    options = dict(source)
-    kind = options.pop("kind", None)
-    if kind not in readers:
-        raise CorpusError(f"unknown corpus kind {kind!r}; known: {', '.join(readers)}")
-    try:
-        signature(readers[kind]).bind(**options)
-    except TypeError as error:
-        raise CorpusError(f"corpus of kind {kind!r}: {error}; see seerbench/corpus.py") from None
-    frame = readers[kind](**options)
-    needed = (options["split"],) if options.get("split") else ("train", "test")
-    return checked_texts(frame, f"corpus of kind {kind!r}", needed)
+    needed: tuple[str, ...] = ("train", "test")
+    if isinstance(source, StdlibCorpus):
+        frame = read_stdlib(source.documents)
+    elif isinstance(source, ParquetCorpus):
+        frame = read_parquet(source.path)
+    elif isinstance(source, FolderCorpus):
+        frame = read_folder(source.path)
+    else:
+        frame = read_hub(source)
+        needed = (source.split,) if source.split else needed
+    return checked_texts(frame, f"corpus of kind {source.kind!r}", needed)
 
 
 def read_stdlib(documents: str = "file") -> pd.DataFrame:
@@ -67,8 +62,6 @@ def read_stdlib(documents: str = "file") -> pd.DataFrame:
         documents: `file`: each file is a document. `folder`: the files of one folder, each under a line
             with its path, are one document (longer contexts, fewer documents; top-level modules stay single).
     """
-    if documents not in ("file", "folder"):
-        raise CorpusError(f"documents of the standard library: {documents!r}; expected 'file' or 'folder'")
     root = Path(sysconfig.get_paths()["stdlib"])
     texts: dict[str, str] = {}
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
@@ -130,41 +123,26 @@ def read_folder(path: str) -> pd.DataFrame:
     )
 
 
-def read_hub(
-    name: str,
-    files: Sequence[str],
-    revision: str | None = None,
-    text: str = "text",
-    split: str | None = None,
-    documents: int | None = None,
-) -> pd.DataFrame:
-    """Files of a Hugging Face data set: parquet, .jsonl or .jsonl.gz, one document a row, in the files' order.
+def read_hub(source: HubCorpus) -> pd.DataFrame:
+    """Read files of a Hugging Face data set, one document per row, in the files' order.
 
     The files are read as they are. Data sets that need a script of their own to load are refused by newer
     `datasets` libraries, and the paper's are among them (Proof-pile, RedPajama).
-
-    Args:
-        name: data set id (`emozilla/pg19-test`) or a local copy of it (`dataset_folder`).
-        files: names or patterns inside the data set, such as `data/test-*.parquet`.
-        revision: commit or tag; None takes the newest, which no rerun can promise to find again.
-        text: the column that holds the text.
-        split: the split that all of it is; None lets a hash of file and row decide.
-        documents: keep the first so many rows.
     """
-    folder = dataset_folder(name, files, revision)
-    paths = sorted({path for pattern in files for path in folder.glob(pattern) if path.is_file()})
+    folder = dataset_folder(source.name, source.files, source.revision)
+    paths = sorted({path for pattern in source.files for path in folder.glob(pattern) if path.is_file()})
     if not paths:
-        raise CorpusError(f"{folder} holds no {', '.join(files)}; set corpus.files to what the data set has")
+        raise CorpusError(f"{folder} holds no {', '.join(source.files)}; set corpus.files to what the data set has")
     ids: list[str] = []
     texts: list[str] = []
     for path in paths:
-        found = _column(path, text)
+        found = _column(path, source.text)
         ids += [f"{path.relative_to(folder).as_posix()}/{row}" for row in range(len(found))]
         texts += found
-        if documents is not None and len(texts) >= documents:
+        if source.documents is not None and len(texts) >= source.documents:
             break
-    frame = pd.DataFrame({"id": ids[:documents], "text": texts[:documents]})
-    frame["split"] = split or [hashed_split(row) for row in frame["id"]]
+    frame = pd.DataFrame({"id": ids[: source.documents], "text": texts[: source.documents]})
+    frame["split"] = source.split or [hashed_split(row) for row in frame["id"]]
     return frame
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from seerbench.data.texts import SPLITS
+from seerbench.data.corpora import SPLITS
 from seerbench.errors import CorpusError
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,6 @@ from seerbench.data import longbench, lookups
 from seerbench.errors import ModelError, Refused
 from seerbench.measure.arm import Arm
 from seerbench.models.hugging_face import attention_method
-
-TASKS: dict[str, Callable[..., list[lookups.Example]]] = {
-    "passkey": lookups.passkey,
-    "kv": lookups.kv,
-    "cloze": lookups.cloze,
-}
 
 
 @torch.no_grad()

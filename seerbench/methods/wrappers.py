@@ -8,9 +8,7 @@ MeanCorrected  each skipped block enters the softmax as its mean key and value (
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,18 +19,16 @@ from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.methods.protocol import Method
 
 
-def variant(method: Method, arm: Mapping[str, Any]) -> Method:
-    """The method as the arm's `kernel` or `mean_correction` changes it; itself where it asks for neither.
+def variant(method: Method, kernel: str | None = None, mean_correction: bool = False) -> Method:
+    """Return the method on another block-sparse kernel, or with the mean correction, or itself.
 
-    Patterns other than the default give it a `variant`, which timings add to its name.
+    Raises ValueError where both are asked for.
     """
-    if arm.get("patterns", "v2") != "v2":
-        method.variant = Path(arm["patterns"]).stem
-    if "kernel" in arm and arm.get("mean_correction"):
+    if kernel and mean_correction:
         raise ValueError(f"{method.name}: an arm has another kernel or the mean correction, not both")
-    if "kernel" in arm:
-        return OnKernel(method, arm["kernel"])
-    return MeanCorrected(method) if arm.get("mean_correction") else method
+    if kernel:
+        return OnKernel(method, kernel)
+    return MeanCorrected(method) if mean_correction else method
 
 
 class _Wrapped:

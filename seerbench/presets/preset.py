@@ -1,330 +1,565 @@
-"""Presets: read, check, and say which files each step reads and writes. Imports no torch.
+"""A checked preset and the folder of its run: resolves each section into the jobs that steps and rules take.
 
-A preset is one YAML file in `config/`; everything that decides a number stands in it. Both Snakemake
-(for its graph) and the steps (for their paths) ask this module, so that the two cannot disagree.
+    preset.perplexity("contexts")   a PerplexityJob: model, corpus, contexts, arms, files
+
+Both Snakemake (for its graph) and the steps (for their work) ask this module once per job, so that the two cannot
+disagree. Imports no torch.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-import yaml
-
+from seerbench.data.corpora import FolderCorpus, HubCorpus, ParquetCorpus, TextSource, UnionCorpus
 from seerbench.devices import has_gpu
 from seerbench.errors import ConfigError
-from seerbench.methods.registry import card_of
-from seerbench.paths import FRESH, ROOT
+from seerbench.models.model_source import ModelSource
+from seerbench.paths import ROOT
+from seerbench.presets.jobs import (
+    AnyLatencyJob,
+    ArmJob,
+    CorpusJob,
+    FirstTokenLatencyJob,
+    ImportGatesJob,
+    KernelLatencyJob,
+    LongBenchJob,
+    MapsJob,
+    MethodsLatencyJob,
+    ModelArms,
+    PatternsJob,
+    PerplexityJob,
+    ProfileJob,
+    RandomMethodsLatencyJob,
+    RecallJob,
+    RetrievalJob,
+    Rounds,
+    Setup,
+    TokenizerJob,
+    TokenizerSource,
+    Tokens,
+    TrainingKernelLatencyJob,
+)
+from seerbench.presets.paths import RunPaths
+from seerbench.presets.types import (
+    SEARCHED,
+    Arm,
+    FirstTokenSweep,
+    KernelSweep,
+    Latency,
+    LongBench,
+    MethodsSweep,
+    PresetFile,
+    RandomModel,
+    ReleasedGates,
+    SourceModel,
+    SourceTokenizer,
+    TimedArms,
+    TrainedGates,
+    TrainedModel,
+    TrainedTokenizer,
+    flat,
+)
+from seerbench.rows.gate_ref import GateRef
+from seerbench.settings import advice
+from seerbench.training.jobs import DistillJob, FinetuneJob, PretrainJob
 
-SCHEMA = Path(__file__).with_name("config.schema.json")
-TRAINING_SWEEP = "training_kernel"  # the sweeps by the names that artefacts know them by
-SEARCHED = "searched"  # MInference's patterns as `seerbench patterns` found them for the model
-PAPER_GATE = "v1"  # the gate set with the paper's pooling, projection and loss
-SWEEPS = ("kernel", "methods", TRAINING_SWEEP, "ttft")
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A checked config and the folder its rows go to."""
+    """A checked preset; `folder` is where its rows, models and plans go."""
 
-    config: Mapping[str, Any]
+    file: PresetFile
     folder: Path
 
     @property
     def name(self) -> str:
-        return self.config["preset"]
-
-    # Where things are
-
-    def tokens(self, corpus: str) -> Path:
-        """The tokenised corpus."""
-        self.one_of("corpora", corpus)
-        return self.folder / "corpora" / corpus / "tokens.parquet"
+        """The preset's name."""
+        return self.file.preset
 
     @property
-    def tokenizer(self) -> Path:
-        return self.folder / "tokenizer"
+    def paths(self) -> RunPaths:
+        """Where the files of the run are."""
+        return RunPaths(self.folder)
 
-    def model(self, name: str) -> Path | str:
-        """The model's folder (or its hub id, if the config gives a source that is no folder)."""
-        source = self.config["models"].get(name, {}).get("source")
-        if source is not None:
-            return self.local(source)
-        if name not in self.model_names():
-            raise ConfigError(f"no model {name!r} in the preset; it has {', '.join(self.model_names())}")
-        return self.folder / "models" / name
-
-    def gates(self, name: str) -> Path:
-        """The file of a gate job, or of the gates that a joint model was trained with."""
-        if name in self.joint_models():
-            return self.folder / "models" / name / "gates.safetensors"
-        self.one_of("gates", name)
-        return self.folder / "gates" / f"{name}.safetensors"
-
-    def moa_plan(self, model: str, sparsity: float | None) -> Path:
-        """MoA's plan of a model: for a requested sparsity, or for upstream's KV density (None)."""
-        return self.folder / "plans" / f"moa-{model}-{moa_budget(sparsity)}.json"
-
-    def moa_sparsities(self) -> list[float | None]:
-        """The sparsities that arms of MoA ask for anywhere in the preset: one search makes all these plans."""
-        sparsities = {arm["sparsity"] for arm in expand(self.arms()) if arm["method"] == "moa"}
-        return sorted(sparsities, key=lambda sparsity: -1.0 if sparsity is None else sparsity)
-
-    def moa_plans(self, model: str) -> list[str]:
-        """The files of one search: a plan for each of them, or upstream's alone where no arm asks."""
-        return [str(self.moa_plan(model, sparsity)) for sparsity in self.moa_sparsities() or [None]]
-
-    def minference_patterns(self, model: str) -> Path:
-        """The patterns that the search found for a model's heads."""
-        return self.folder / "plans" / f"minference-{model}.json"
-
-    def rows(self, table: str, part: str) -> Path:
-        return self.folder / table / f"{part}.parquet"
+    @property
+    def setup(self) -> Setup:
+        """What all its jobs share."""
+        file = self.file
+        return Setup(file.preset, file.scale, file.device, file.dtype, file.seed, file.block)
 
     def data(self, path: str) -> Path:
-        """A path of the config, relative to its data folder (SEERBENCH_DATA overrides that)."""
-        return Path(os.environ.get("SEERBENCH_DATA", self.config["data"])) / path
+        """Return a path of the file, relative to its data folder (SEERBENCH_DATA overrides that)."""
+        return Path(os.environ.get("SEERBENCH_DATA", self.file.data)) / path
 
     def local(self, source: str) -> Path | str:
-        """A hub id's folder below the data folder, where there is one; else the id, for the hub or its cache."""
+        """Return a hub id's folder below the data folder, where there is one; else the id itself."""
         folder = self.data(source)
         return folder if folder.is_dir() else source
 
     # What there is
 
-    def model_names(self) -> list[str]:
-        extended = [] if "extend" not in self.config else ["yarn", *self.joint_models()]
-        return [*self.config["models"], *extended]
-
     def trained_models(self) -> list[str]:
-        """Models that this preset pre-trains."""
-        return [name for name, about in self.config["models"].items() if "stages" in about]
+        """Return the models that this preset pre-trains."""
+        return [name for name, model in self.file.models.items() if isinstance(model, TrainedModel)]
 
-    def is_random(self, model: str) -> bool:
-        """Whether a model is a geometry with random weights."""
-        return "random" in self.config["models"].get(model, {})
+    def finetuned_models(self) -> dict[str, float | None]:
+        """Return the models that `extend` makes, each with its sparsity (None: dense)."""
+        return self.file.extend.models() if self.file.extend else {}
 
-    def joint_models(self) -> dict[str, float]:
-        """Jointly fine-tuned models by name, with the sparsity each was trained at."""
-        return {f"joint-{s}": s for s in self.config.get("extend", {}).get("sparsities", [])}
+    def trained_gates(self) -> list[str]:
+        """Return the gate jobs that this preset trains."""
+        return [name for name, job in self.file.gates.items() if isinstance(job, TrainedGates)]
 
-    def one_of(self, section: str, name: str) -> Mapping[str, Any]:
-        """An entry of a section; ConfigError lists what is there."""
-        entries = self.config.get(section, {})
-        if name not in entries:
-            raise ConfigError(f"no {name!r} under {section} in the preset; it has {', '.join(entries) or 'none'}")
-        return entries[name]
-
-    def latency_parts(self) -> list[str]:
-        """Every timing job as `<sweep>-<context>`."""
-        sweeps = self.config.get("latency", {}).get("sweeps", {})
-        return [f"{sweep}-{context}" for sweep, about in sweeps.items() for context in about["contexts"]]
+    def released_gates(self) -> list[str]:
+        """Return the gate jobs whose gates their authors released."""
+        return [name for name, job in self.file.gates.items() if isinstance(job, ReleasedGates)]
 
     def parts(self, table: str) -> list[str]:
-        """The parts (files) of a table that this preset measures."""
+        """Return the parts (files) of a table that this preset measures."""
         if table in ("cells", "samples"):
-            return self.latency_parts()
+            sweeps = self.file.sweeps()
+            return [f"{name}-{context}" for name, sweep in sweeps.items() for context in sweep.contexts]
         if table == "training":
-            names = [*(f"pretrain-{name}" for name in self.trained_models())]
-            names += [f"distill-{name}" for name in self.gate_jobs() if "source" not in self.config["gates"][name]]
-            return names + [f"finetune-{name}" for name in self.model_names() if name not in self.config["models"]]
+            return [
+                *(f"pretrain-{name}" for name in self.trained_models()),
+                *(f"distill-{name}" for name in self.trained_gates()),
+                *(f"finetune-{name}" for name in self.finetuned_models()),
+            ]
         if table == "maps":
-            return ["maps"] if "maps" in self.config else []
-        return list(self.config.get(table, {}))
+            return ["maps"] if self.file.maps else []
+        return list(getattr(self.file, table, {}))
 
     def rows_for(self, needs: Iterable[tuple[str, str]]) -> tuple[list[Path], list[str]]:
-        """(files, needs that nothing here meets) for an artefact's needs: (table, part or pattern) pairs."""
+        """Return (files, needs that nothing here meets) for an artefact's needs: (table, part or pattern) pairs."""
         files, unmet = [], []
         for table, pattern in needs:
             wanted = pattern.split("|")
             parts = [part for part in self.parts(table) if any(fnmatch(part, one) for one in wanted)]
-            found = [self.rows(table, part) for part in parts]
-            files += found
-            if not found:
+            files += [self.paths.rows(table, part) for part in parts]
+            if not parts:
                 unmet.append(f"{table}/{pattern}")
         return files, unmet
 
-    def gate_jobs(self) -> list[str]:
-        return list(self.config.get("gates", {}))
+    def artefact_run(self) -> Path:
+        """Return the folder of the run that artefacts are drawn from: this machine's, or a published one.
 
-    def drawn_from(self) -> Path:
-        """The run that artefacts are drawn from: this machine's, or a published one where it cannot measure.
-
-        ConfigError when it cannot and the preset names no published run.
+        Raises ConfigError when this machine cannot measure the preset and the preset names no published run.
         """
-        if self.config["device"] == "cpu" or has_gpu():
+        if self.file.device == "cpu" or has_gpu():
             return self.folder
-        if "published" not in self.config:
+        if self.file.published is None:
             raise ConfigError(
                 f"the preset {self.name} measures on an NVIDIA GPU, this machine has none, and the preset names "
                 "no published run to draw instead; take the cpu preset"
             )
-        return ROOT / "results" / "published" / self.config["published"]
+        return ROOT / "results" / "published" / self.file.published
 
-    # What a step reads
+    # What makes a rule run again when it changes, as plain data
 
-    def reads(self, step: str, name: str) -> list[Path]:
-        """The files that a step needs before it can run, as the DAG's edges."""
-        config = self.config
-        if step == "train":
-            about = config["models"][name]
-            before = [self.model_file(about["init"])] if about.get("init") else []
-            return [self.tokens(about["corpus"]), self.tokenizer / "tokenizer.json", *before]
-        if step == "distill":
-            about = self.one_of("gates", name)
-            if "source" in about:
-                return []
-            return [self.tokens(about["corpus"]), *self._model_files(about["model"])]
-        if step == "finetune":
-            about = config["extend"]
-            gates = [self.gates(about["gates"])] if name in self.joint_models() else []
-            return [self.tokens(about["corpus"]), *self._model_files(about["model"]), *gates]
-        if step in ("profile", "patterns"):
-            return [self.tokens(config["profile"]["corpus"]), *self._model_files(name)]
-        if step == "maps":
-            about = config["maps"]
-            return self._measured([about | {"method": "seer"}], about)
-        if step == "latency":
-            about = config["latency"]["sweeps"][name]
-            return self._measured(timed_arms(about), about) if "model" in about else []
-        about = self.one_of(step, name)
-        return self._measured(about["arms"], about)
+    def settings(self, section: str, name: str | None = None) -> Any:
+        """Return what the file says in a section, or in one entry of it."""
+        found = getattr(self.file, section)
+        return _said(found if name is None else _one_of(section, found, name))
 
-    def check_names(self) -> None:
-        """ConfigError or UnknownMethod for a model, gate, corpus or method that the preset names but lacks."""
-        for sweep, about in self.config.get("latency", {}).get("sweeps", {}).items():
-            for arm in about.get("arms", []):
-                card_of(arm["method"])
-                given, wanted = len(arm.get("sparsity_by_context", about["contexts"])), len(about["contexts"])
-                if given != wanted:
-                    raise ConfigError(
-                        f"{sweep}: sparsity_by_context of {arm['method']} has {given} numbers for {wanted} contexts"
-                    )
-            if "model" in about and "corpus" not in about and not self.is_random(about["model"]):
-                raise ConfigError(
-                    f"{sweep}: {about['model']} needs a corpus whose text it reads; only a model with random "
-                    "weights takes random tokens"
-                )
-        for table in ("perplexity", "tasks", "recall"):
-            for name, about in self.config.get(table, {}).items():
-                self.reads(table, name)
-                for arm in about["arms"]:
-                    card_of(arm["method"])
-                    if "sparsity_by_context" in arm:
-                        raise ConfigError(f"{table}/{name}: sparsity_by_context is for timings; give sparsities")
-        for step, names in (
-            ("train", self.trained_models()),
-            ("distill", self.gate_jobs()),
-            ("latency", list(self.config.get("latency", {}).get("sweeps", {}))),
-        ):
-            for name in names:
-                self.reads(step, name)
-        for name, about in self.config.get("gates", {}).items():
-            if about.get("batch", 0) % about.get("processes", 1):
-                raise ConfigError(
-                    f"gates/{name}: a batch of {about['batch']} windows does not split over {about['processes']} "
-                    "processes"
-                )
+    def settings_of_all_jobs(self) -> dict[str, Any]:
+        """Return what the file says that changes every number."""
+        return {name: getattr(self.file, name) for name in ("device", "dtype", "seed", "block")}
 
-    def arms(self) -> list[Mapping[str, Any]]:
-        """The arms of every experiment and timing that runs in a model."""
-        sections = [self.config.get(table, {}) for table in ("perplexity", "tasks", "recall")]
-        sweeps = [about for about in self.config.get("latency", {}).get("sweeps", {}).values() if "model" in about]
-        found = [arm for about in sections for one in about.values() for arm in one["arms"]]
-        return found + [arm for about in sweeps if not self.is_random(about["model"]) for arm in timed_arms(about)]
+    def tokenizer_settings(self) -> Any:
+        """Return what the file says of the tokenizer and of the corpus that it is trained on."""
+        tokenizer = self.file.tokenizer
+        corpus = [self.corpus_settings(tokenizer.corpus)] if isinstance(tokenizer, TrainedTokenizer) else []
+        return [_said(tokenizer), *corpus]
 
-    def model_file(self, name: str) -> Path:
-        """The file that says a model is complete."""
-        return Path(self.model(name)) / "config.json"
+    def corpus_settings(self, name: str) -> Any:
+        """Return what the file says of a corpus, and of the corpora that it unites."""
+        corpus = _one_of("corpora", self.file.corpora, name)
+        parts = corpus.of if isinstance(corpus, UnionCorpus) else ()
+        return [_said(corpus), *(_said(self.file.corpora[part]) for part in parts)]
 
-    def _model_files(self, name: str) -> list[Path]:
-        about = self.config["models"].get(name, {})
-        return [] if "source" in about or "random" in about else [self.model_file(name)]
+    def latency_settings(self, sweep: str) -> Any:
+        """Return what the file says of a sweep and of all timings."""
+        latency = cast(Latency, self.file.latency)
+        found = latency.model_dump(mode="json", exclude_unset=True, exclude={"sweeps"})
+        return [_said(_one_of("latency/sweeps", self.file.sweeps(), sweep)), found]
 
-    def _measured(self, arms: list[Mapping[str, Any]], about: Mapping[str, Any]) -> list[Path]:
-        """Tokens, models, gates and profiles that a list of arms needs."""
-        files = [self.tokens(about["corpus"])] if "corpus" in about else []
-        for arm in expand(arms):
-            model = arm.get("model", about["model"])
-            files += self._model_files(model)
-            if arm.get("gate"):
-                files.append(self.gates(arm["gate"].split(":")[0]))
-            if arm["method"] == "moa" and not self.is_random(model):
-                files.append(self.moa_plan(model, arm["sparsity"]))
-            if arm.get("patterns") == SEARCHED:
-                files.append(self.minference_patterns(model))
-        return list(dict.fromkeys(files))
+    # Texts and models
+
+    def tokens(self, corpus: str) -> Tokens:
+        """Return the tokenised corpus of that name."""
+        _one_of("corpora", self.file.corpora, corpus)
+        return Tokens(corpus, self.paths.tokens(corpus))
+
+    def tokenizer(self) -> TokenizerJob:
+        """Return the job that makes the preset's tokenizer."""
+        wanted, out = self.file.tokenizer, self.paths.tokenizer
+        if wanted is None:
+            raise ConfigError(f"the preset {self.name} has no tokenizer")
+        if isinstance(wanted, SourceTokenizer):
+            source = TokenizerSource(self.local(wanted.source), wanted.revision)
+            return TokenizerJob(texts={}, is_union=False, vocab=0, source=source, out=out)
+        is_union = isinstance(self.file.corpora[wanted.corpus], UnionCorpus)
+        texts = self._texts(wanted.corpus)
+        return TokenizerJob(texts=texts, is_union=is_union, vocab=wanted.vocab, source=None, out=out)
+
+    def corpus(self, name: str) -> CorpusJob:
+        """Return the job that makes the tokens of a corpus."""
+        corpus = _one_of("corpora", self.file.corpora, name)
+        own = getattr(corpus, "tokenizer", None)
+        if own is None:
+            tokenizer, files = TokenizerSource(self.paths.tokenizer), [self.paths.tokenizer / "tokenizer.json"]
+        else:
+            model = self.model(own)
+            tokenizer, files = TokenizerSource(model.location or own, model.revision), model.files
+        return CorpusJob(
+            name=name,
+            texts=self._texts(name),
+            is_union=isinstance(corpus, UnionCorpus),
+            card=corpus.model_dump(mode="json", exclude_unset=True),
+            tokenizer=tokenizer,
+            tokenizer_files=files,
+            out=self.paths.tokens(name),
+        )
+
+    def _texts(self, name: str) -> dict[str, TextSource]:
+        """Return the sources of a corpus' texts by name, looked for in the data folder first."""
+        corpus = _one_of("corpora", self.file.corpora, name)
+        if isinstance(corpus, UnionCorpus):
+            return {part: self._texts(part)[part] for part in corpus.of}
+        if isinstance(corpus, ParquetCorpus | FolderCorpus):
+            return {name: corpus.model_copy(update={"path": str(self.data(corpus.path))})}
+        if isinstance(corpus, HubCorpus):
+            return {name: corpus.model_copy(update={"name": str(self.local(corpus.name))})}
+        return {name: corpus}
+
+    def model(self, name: str) -> ModelSource:
+        """Return where a model comes from."""
+        model = self.file.models.get(name)
+        if isinstance(model, SourceModel):
+            return ModelSource(name, self.local(model.source), revision=model.revision, yarn=model.yarn)
+        if isinstance(model, RandomModel):
+            return ModelSource(name, None, geometry=model.random)
+        if name not in self.file.model_names:
+            known = self.file.model_names
+            raise ConfigError(f"no model {name!r} in the preset; {advice(name, known)}")
+        return ModelSource(name, self.paths.model(name), trained_here=True)
+
+    def pretrain(self, name: str) -> PretrainJob:
+        """Return the job that pre-trains a model."""
+        model = _one_of("models", self.file.models, name)
+        if not isinstance(model, TrainedModel):
+            trained = ", ".join(self.trained_models())
+            raise ConfigError(f"the model {name!r} is not trained here; those that are: {trained}")
+        return PretrainJob(
+            name=name,
+            corpus=model.corpus,
+            tokens=self.tokens(model.corpus).file,
+            tokenizer=self.paths.tokenizer,
+            init=model.init and self.paths.model(model.init),
+            architecture=model.model,
+            optimizer=model.optimizer,
+            mix=model.mix,
+            stages=model.stages,
+            loss_chunk=model.loss_chunk,
+            checkpoint_seconds=model.checkpoint_seconds,
+            device=self.file.device,
+            seed=self.file.seed,
+            out=self.paths.model(name),
+            rows=self.paths.rows("training", f"pretrain-{name}"),
+        )
+
+    def finetune(self, name: str) -> FinetuneJob:
+        """Return the job that makes `yarn` (dense) or `joint-<sparsity>` (with its gates)."""
+        extend, models = self.file.extend, self.finetuned_models()
+        if extend is None or name not in models:
+            raise ConfigError(f"no model {name!r} to fine-tune; {advice(name, models)}")
+        sparsity = models[name]
+        return FinetuneJob(
+            name=name,
+            model=self.model(extend.model),
+            gates=None if sparsity is None else self.paths.gates(extend.gates),
+            sparsity=sparsity,
+            corpus=extend.corpus,
+            tokens=self.tokens(extend.corpus).file,
+            block=self.file.block,
+            factor=extend.factor,
+            context=extend.context,
+            batch=extend.batch,
+            mix=extend.mix,
+            packing=extend.packing,
+            steps=extend.steps,
+            optimizer=extend.optimizer,
+            gate_learning_rate=extend.gate_learning_rate,
+            loss_chunk=extend.loss_chunk,
+            recompute=extend.recompute,
+            checkpoint_seconds=extend.checkpoint_seconds,
+            processes=extend.processes,
+            device=self.file.device,
+            dtype=self.file.dtype,
+            seed=self.file.seed,
+            out=self.paths.model(name),
+            rows=self.paths.rows("training", f"finetune-{name}"),
+        )
+
+    # Gates, and what is searched for a model
+
+    def gates(self, job: str) -> Path:
+        """Return the file of a gate job, or of the gates that a joint model was trained with."""
+        if self.finetuned_models().get(job) is not None:
+            return self.paths.joint_gates(job)
+        _one_of("gates", self.file.gates, job)
+        return self.paths.gates(job)
+
+    def distill(self, name: str) -> DistillJob:
+        """Return the job that trains the sets of a gate job."""
+        job = _one_of("gates", self.file.gates, name)
+        if isinstance(job, ReleasedGates):
+            raise ConfigError(
+                f"the gates {name!r} are released ones; run: seerbench import-gates {self.name} {name}"
+            )
+        return DistillJob(
+            name=name,
+            model=self.model(job.model),
+            corpus=job.corpus,
+            tokens=self.tokens(job.corpus).file,
+            sets=job.configs(self.file.block),
+            block=job.block or self.file.block,
+            context=job.context,
+            batch=job.batch,
+            mix=job.mix,
+            packing=job.packing,
+            steps=job.steps,
+            learning_rate=job.learning_rate,
+            warmup=job.warmup,
+            checkpoint_seconds=job.checkpoint_seconds,
+            processes=job.processes,
+            device=self.file.device,
+            dtype=self.file.dtype,
+            seed=self.file.seed,
+            out=self.paths.gates(name),
+            rows=self.paths.rows("training", f"distill-{name}"),
+        )
+
+    def import_gates(self, name: str) -> ImportGatesJob:
+        """Return the job that reads released gates."""
+        job = _one_of("gates", self.file.gates, name)
+        if isinstance(job, TrainedGates):
+            raise ConfigError(f"the gates {name!r} are trained here; run: seerbench distill {self.name} {name}")
+        return ImportGatesJob(
+            name, self.model(job.model), self.local(job.source), job.revision, self.paths.gates(name)
+        )
+
+    def profile(self, model: str) -> ProfileJob:
+        """Return the job that searches MoA's plans of a model: all that arms anywhere in the preset ask for."""
+        section = self._profile()
+        return ProfileJob(
+            setup=self.setup,
+            model=self.model(model),
+            tokens=self.tokens(section.corpus),
+            split=section.split,
+            context=section.context,
+            documents=section.documents,
+            plans={sparsity: self.paths.moa_plan(model, sparsity) for sparsity in self.moa_sparsities()},
+        )
+
+    def moa_sparsities(self) -> list[float | None]:
+        """Return the sparsities of MoA's plans: all that arms ask for, or upstream's KV density (None) alone."""
+        wanted = {each.sparsity for each in flat(self._arms_in_models()) if each.arm.method == "moa"}
+        return sorted(wanted or {None}, key=lambda sparsity: -1.0 if sparsity is None else sparsity)
+
+    def patterns(self, model: str) -> PatternsJob:
+        """Return the job that searches MInference's patterns of a model."""
+        section = self._profile()
+        return PatternsJob(
+            setup=self.setup,
+            model=self.model(model),
+            tokens=self.tokens(section.corpus),
+            tokenizer=self.paths.tokenizer,
+            split=section.split,
+            context=section.context,
+            out=self.paths.minference_patterns(model),
+        )
+
+    def _profile(self) -> Any:
+        if self.file.profile is None:
+            raise ConfigError(f"the preset {self.name} has no profile section to search with")
+        return self.file.profile
+
+    def _arms_in_models(self) -> list[Arm]:
+        """Return the arms of every experiment and timing that runs in a model with weights."""
+        file = self.file
+        experiments = [*file.perplexity.values(), *file.tasks.values(), *file.recall.values()]
+        found = [arm for experiment in experiments for arm in experiment.arms]
+        for sweep in file.sweeps().values():
+            if isinstance(sweep, TimedArms) and sweep.model and not file.is_random(sweep.model):
+                found += [arm for context in sweep.contexts for arm in sweep.at(context)]
+        return found
+
+    # Accuracy
+
+    def perplexity(self, name: str) -> PerplexityJob:
+        """Return a perplexity experiment."""
+        section = _one_of("perplexity", self.file.perplexity, name)
+        return PerplexityJob(
+            setup=self.setup,
+            experiment=name,
+            tokens=self.tokens(section.corpus),
+            contexts=section.contexts,
+            documents=section.documents,
+            scored=section.scored,
+            reaching=section.reaching,
+            groups=self._groups(section.arms, section.model),
+            rows=self.paths.rows("perplexity", name),
+        )
+
+    def tasks(self, name: str) -> RetrievalJob | LongBenchJob:
+        """Return an experiment of tasks: look-ups, or LongBench-E."""
+        section = _one_of("tasks", self.file.tasks, name)
+        groups, rows = self._groups(section.arms, section.model), self.paths.rows("tasks", name)
+        if isinstance(section, LongBench):
+            return LongBenchJob(
+                setup=self.setup,
+                experiment=name,
+                source=self.local(section.longbench),
+                revision=section.revision,
+                tasks=section.tasks,
+                examples=section.examples,
+                groups=groups,
+                rows=rows,
+            )
+        return RetrievalJob(
+            setup=self.setup,
+            experiment=name,
+            tokens=self.tokens(section.corpus),
+            tokenizer=self.paths.tokenizer,
+            contexts=section.contexts,
+            examples=section.examples,
+            tasks=section.tasks,
+            batch=section.batch,
+            groups=groups,
+            rows=rows,
+        )
+
+    def recall(self, name: str) -> RecallJob:
+        """Return an experiment of block recall."""
+        section = _one_of("recall", self.file.recall, name)
+        return RecallJob(
+            setup=self.setup,
+            experiment=name,
+            tokens=self.tokens(section.corpus),
+            contexts=section.contexts,
+            documents=section.documents,
+            groups=self._groups(section.arms, section.model),
+            rows=self.paths.rows("recall", name),
+        )
+
+    def maps(self) -> MapsJob:
+        """Return the job that records attention maps."""
+        section = self.file.maps
+        if section is None:
+            raise ConfigError(f"the preset {self.name} records no maps")
+        return MapsJob(
+            setup=self.setup,
+            model=self.model(section.model),
+            tokens=self.tokens(section.corpus),
+            context=section.context,
+            gate=section.gate,
+            gates=self.gates(section.gate.job),
+            rows=self.paths.rows("maps", "maps"),
+        )
+
+    # Timings
+
+    def latency(self, sweep: str, context: int) -> AnyLatencyJob:
+        """Return one sweep at one context."""
+        section = _one_of("latency/sweeps", self.file.sweeps(), sweep)
+        latency, part = cast(Latency, self.file.latency), f"{sweep}-{context}"
+        shared = {
+            "setup": self.setup,
+            "context": context,
+            "rounds": Rounds(
+                getattr(section, "rounds", None) or latency.rounds,
+                getattr(section, "min_rounds", None),
+                _first(getattr(section, "cap_s", None), latency.cap_s),
+            ),
+            "cells": self.paths.rows("cells", part),
+            "samples": self.paths.rows("samples", part),
+        }
+        if isinstance(section, KernelSweep):
+            blocks = section.blocks or (latency.shape.block,)
+            return KernelLatencyJob(
+                **shared,
+                shape=latency.shape,
+                sparsities=section.sparsities,
+                kernels=section.kernels,
+                dense=section.dense,
+                blocks=blocks,
+                masks=section.masks,
+            )
+        if not isinstance(section, MethodsSweep | FirstTokenSweep):
+            return TrainingKernelLatencyJob(**shared, shape=latency.shape, naive_limit_mib=latency.naive_limit_mib)
+        arms = section.at(context)
+        if section.model is None:
+            return RandomMethodsLatencyJob(
+                **shared, shape=latency.shape, arms=self._arm_jobs(arms), plans=self.paths.plans
+            )
+        groups = self._groups(arms, section.model)
+        tokens = section.corpus and self.tokens(section.corpus)
+        if isinstance(section, MethodsSweep):
+            return MethodsLatencyJob(**shared, groups=groups, tokens=tokens, layer=section.layer)
+        return FirstTokenLatencyJob(**shared, groups=groups, tokens=tokens, plans=self.paths.plans)
+
+    # Arms
+
+    def _groups(self, arms: Iterable[Arm], model: str) -> tuple[ModelArms, ...]:
+        """Return the arms by the model that they run in, in order of first use."""
+        by_model: dict[str, list[ArmJob]] = {}
+        for each in flat(arms):
+            name = each.model or model
+            arm = self._arm_job(each.arm, each.sparsity, each.gate, self.model(name))
+            by_model.setdefault(name, []).append(arm)
+        return tuple(ModelArms(self.model(name), tuple(found)) for name, found in by_model.items())
+
+    def _arm_jobs(self, arms: Iterable[Arm]) -> tuple[ArmJob, ...]:
+        """Return the arms on random inputs."""
+        return tuple(self._arm_job(each.arm, each.sparsity, each.gate, None) for each in flat(arms))
+
+    def _arm_job(self, arm: Arm, sparsity: float | None, gate: GateRef | None, model: ModelSource | None) -> ArmJob:
+        has_weights = model is not None and model.geometry is None
+        searched = has_weights and arm.patterns == SEARCHED  # the file's checks refuse it without weights
+        return ArmJob(
+            method=arm.method,
+            sparsity=sparsity,
+            block=arm.block or self.file.block,
+            gate=gate,
+            gates=gate and self.gates(gate.job),
+            plan=self.paths.moa_plan(model.name, sparsity) if has_weights and arm.method == "moa" else None,
+            patterns=self.paths.minference_patterns(model.name) if searched else arm.patterns,
+            searched=searched,
+            kernel=arm.kernel,
+            mean_correction=arm.mean_correction,
+            recipe=arm.recipe,
+        )
 
 
-def moa_budget(sparsity: float | None) -> str:
-    """What a plan of MoA was bound to, as its file is named."""
-    return "kv0.50" if sparsity is None else f"{sparsity:.2f}"
+def _one_of(section: str, entries: Mapping[str, Entry], name: str) -> Entry:
+    """Return an entry of a section; ConfigError names the nearest one, or all, where there is none of that name."""
+    if name not in entries:
+        raise ConfigError(f"no {name!r} under {section} in the preset; {advice(name, entries)}")
+    return entries[name]
 
 
-def expand(arms: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a sparsity; `{sparsity}` in an arm's model or gate becomes that sparsity."""
-    flat = []
-    for arm in arms:
-        for sparsity in arm.get("sparsities", [None]):
-            one = {key: value for key, value in arm.items() if key != "sparsities"}
-            for key in ("model", "gate"):
-                if key in one:
-                    one[key] = one[key].format(sparsity=sparsity)
-            flat.append(one | {"sparsity": sparsity})
-    return flat
+def _said(section: Any) -> Any:
+    """Return what a file says in a section, without defaults; None where it says nothing."""
+    return section and section.model_dump(mode="json", exclude_unset=True)
 
 
-def at_context(arms: list[Mapping[str, Any]], contexts: list[int], context: int) -> list[dict[str, Any]]:
-    """The arms at one context of a sweep: `sparsity_by_context` becomes the one sparsity that it gives there."""
-    found = []
-    for arm in arms:
-        one = {key: value for key, value in arm.items() if key != "sparsity_by_context"}
-        if "sparsity_by_context" in arm:
-            one["sparsities"] = [arm["sparsity_by_context"][contexts.index(context)]]
-        found.append(one)
-    return found
-
-
-def timed_arms(about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The arms of a timing sweep at all its contexts."""
-    return [arm for context in about["contexts"] for arm in at_context(about["arms"], about["contexts"], context)]
-
-
-def known_presets() -> list[str]:
-    """The names of the presets in config/."""
-    return sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
-
-
-def load_preset(which: str, results: Path | str = FRESH) -> Preset:
-    """A preset by name (config/<name>.yaml) or by the path of a YAML file, checked.
-
-    Raises ConfigError for an unknown name, unreadable YAML, or a key or value that the schema refuses.
-    """
-    path = Path(which) if which.endswith((".yaml", ".yml")) else ROOT / "config" / f"{which}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"no preset {which!r}; known presets: {', '.join(known_presets())}, or a YAML file")
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    check(config, str(path))
-    preset = Preset(config, Path(results) / config["preset"])
-    preset.check_names()
-    return preset
-
-
-def check(config: Any, where: str) -> None:
-    """ConfigError for the first place where a config leaves the schema."""
-    import jsonschema
-
-    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
-    errors = sorted(validator.iter_errors(config), key=lambda error: list(map(str, error.absolute_path)))
-    if errors:
-        error = jsonschema.exceptions.best_match(errors)
-        place = "/".join(map(str, error.absolute_path)) or "the top level"
-        raise ConfigError(f"{where}: at {place}: {error.message}")
+def _first(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

@@ -10,9 +10,11 @@ from importlib import metadata
 import psutil
 
 from seerbench.artefacts import ARTEFACTS
+from seerbench.data.corpora import FolderCorpus, HubCorpus, ParquetCorpus
 from seerbench.devices import has_gpu
 from seerbench.methods.registry import catalogue
 from seerbench.presets.preset import Preset
+from seerbench.presets.types import LongBench, ReleasedGates, SourceModel, SourceTokenizer
 from seerbench.rows.machine import cpu_name, gpu_facts
 
 # Packages by what they are for; all but the first group are optional.
@@ -31,7 +33,7 @@ def report(preset: Preset) -> list[str]:
     memory = psutil.virtual_memory().total / 2**30
     lines = [
         f"machine    {cpu_name()}, {memory:.0f} GiB; GPU: {gpu or 'none'}",
-        f"preset     {preset.name}: {preset.config['scale']}",
+        f"preset     {preset.name}: {preset.file.scale}",
     ]
     missing = []
     for purpose, names in PACKAGES.items():
@@ -40,13 +42,13 @@ def report(preset: Preset) -> list[str]:
                 missing.append(f"{name} is not installed ({purpose}): pip install -e '.[workflow,longbench]'")
             else:
                 lines.append(f"package    {name} {metadata.version(name)}")
-    if preset.config["device"] == "cuda" and not has_gpu():
+    if preset.file.device == "cuda" and not has_gpu():
         missing.append("the preset measures on an NVIDIA GPU and there is none: take the cpu preset")
-    if shutil.which("g++") is None and preset.config["device"] == "cpu":
+    if shutil.which("g++") is None and preset.file.device == "cpu":
         missing.append("g++ is not there; FlexAttention on a CPU is compiled with it: apt-get install g++")
-    for name, source in preset.config["corpora"].items():
-        if "path" in source and not preset.data(source["path"]).exists():
-            missing.append(f"corpus {name}: {preset.data(source['path'])} does not exist; set SEERBENCH_DATA")
+    for name, corpus in preset.file.corpora.items():
+        if isinstance(corpus, ParquetCorpus | FolderCorpus) and not preset.data(corpus.path).exists():
+            missing.append(f"corpus {name}: {preset.data(corpus.path)} does not exist; set SEERBENCH_DATA")
     for source in _sources(preset):
         folder = preset.local(source)
         lines.append(f"source     {source}: {'the hub or its cache' if folder == source else folder}")
@@ -64,10 +66,10 @@ def report(preset: Preset) -> list[str]:
 
 
 def _sources(preset: Preset) -> list[str]:
-    """The hub ids of the preset's models, gates and data sets."""
-    config = preset.config
-    parts = [config["tokenizer"], *config["models"].values(), *config.get("gates", {}).values()]
-    found = [part["source"] for part in parts if "source" in part]
-    found += [corpus["name"] for corpus in config["corpora"].values() if corpus["kind"] == "hub"]
-    found += [tasks["longbench"] for tasks in config.get("tasks", {}).values() if "longbench" in tasks]
+    """Return the hub ids of the preset's models, gates and data sets."""
+    file = preset.file
+    parts = [file.tokenizer, *file.models.values(), *file.gates.values()]
+    found = [part.source for part in parts if isinstance(part, SourceTokenizer | SourceModel | ReleasedGates)]
+    found += [corpus.name for corpus in file.corpora.values() if isinstance(corpus, HubCorpus)]
+    found += [tasks.longbench for tasks in file.tasks.values() if isinstance(tasks, LongBench)]
     return list(dict.fromkeys(found))

@@ -1,8 +1,8 @@
-"""arms."""
+"""From the arms of a job to methods that run: gates loaded, plans named, options filled in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,85 +12,91 @@ import torch
 from seerbench.baselines.moa import save_plan
 from seerbench.core.problem import AttentionProblem
 from seerbench.measure.arm import Arm
-from seerbench.methods import block_sparse_kernels
+from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_files import gate_set_names, load_gates
 from seerbench.methods.registry import create
 from seerbench.methods.wrappers import variant
-from seerbench.presets.preset import SEARCHED, Preset, expand
+from seerbench.presets.jobs import ArmJob, Setup
+from seerbench.presets.paths import moa_plan_name
+from seerbench.rows.gate_ref import EVERY_SET, GateRef
 from seerbench.rows.store import atomically
-from seerbench.search import moa
+from seerbench.search.moa import random_plan
+
+DEFAULT_PATTERNS = "v2"  # MInference's; timings name the others
 
 
-def make_arms(preset: Preset, model: str, flat: Iterable[Mapping[str, Any]]) -> list[Arm]:
-    """The methods that the arms ask for, each at one sparsity; gate set `all` stands for every set in its file."""
-    arms = []
-    for one in flat:
-        options = _options(preset, one)
-        if one["method"] == "moa":
-            options["plan"] = preset.moa_plan(model, one["sparsity"])
-        if one.get("patterns") == SEARCHED:
-            options["patterns"] = preset.minference_patterns(model)
-        recipe = one.get("recipe", "none")
-        if "gate" not in one:
-            method = variant(create(one["method"], **options), one)
-            # A configuration that decides the plan stands beside the number, as a gate's name does.
-            arms.append(Arm(method, getattr(method, "source", None), recipe))
-            continue
-        job, _, gate_set = one["gate"].partition(":")
-        file = preset.gates(job)
-        for name in gate_set_names(file) if gate_set == "all" else [gate_set]:
-            gates = [gate.to(preset.config["device"]) for gate in load_gates(file, name)]
-            method = variant(create(one["method"], gates=gates, **options), one)
-            arms.append(Arm(method, f"{job}:{name}", recipe))
-    return arms
-
-
-def random_arms(
-    preset: Preset, arms: Iterable[Mapping[str, Any]], case: AttentionProblem, model: str | None = None
-) -> list[Arm]:
-    """The same for random inputs of a case, or for a `model` with random weights: see random_weights.py."""
-    seed, dtype = preset.config["seed"], getattr(torch, case.dtype)
-    layers = 1 if model is None else preset.config["models"][model]["random"]["num_hidden_layers"]
+def make_arms(arms: Iterable[ArmJob], device: str) -> list[Arm]:
+    """Return the methods that run in a model with weights; gate set `all` stands for every set in its file."""
     found = []
-    for one in expand(arms):
-        options = _options(preset, one)
-        if one["method"] == "seer":
-            torch.manual_seed(seed)
-            about = GateConfig(block=one.get("block", preset.config["block"]))
-            options["gates"] = [
-                AttnGate(about, case.q_heads, case.kv_heads, case.head_dim).to(case.device, dtype)
-                for _ in range(layers)
-            ]
-        if one["method"] == "moa":
-            options["plan"] = _random_plan(preset, case.q_heads, one["sparsity"], layers)
-        method = variant(create(one["method"], **options), one)
-        found.append(Arm(method, getattr(method, "source", None)))
+    for arm in arms:
+        options = _options(arm)
+        if arm.plan is not None:
+            options["plan"] = arm.plan
+        if arm.gate is None or arm.gates is None:
+            method = _method(arm, options)
+            # A plan file that decides the choice stands beside the number, as a gate's name does.
+            found.append(Arm(method, None, arm.recipe, getattr(method, "source", None)))
+            continue
+        names = gate_set_names(arm.gates) if arm.gate.set == EVERY_SET else [arm.gate.set]
+        for name in names:
+            gates = [gate.to(device) for gate in load_gates(arm.gates, name)]
+            method = _method(arm, {"gates": gates, **options})
+            found.append(Arm(method, GateRef(arm.gate.job, name), arm.recipe))
     return found
 
 
-def _random_plan(preset: Preset, heads: int, sparsity: float | None, layers: int = 1) -> Path:
-    """A plan of MoA for layers alike whose heads were given random influence: it stands for no model.
+def random_arms(
+    arms: Iterable[ArmJob], problem: AttentionProblem, setup: Setup, plans: Path, layers: int = 1
+) -> list[Arm]:
+    """Return the methods that run on random inputs, or in `layers` layers of random weights (random_weights.py).
 
-    Its windows are as uneven as a search makes them, which is what the kernel's time depends on.
+    plans: the folder of MoA's plans for random influence.
     """
-    path = preset.moa_plan(f"random-influence-{layers}x{heads}", sparsity)
+    found = []
+    for arm in arms:
+        options = _options(arm)
+        if arm.method == "seer":
+            torch.manual_seed(setup.seed)
+            config, dtype = GateConfig(block=arm.block), getattr(torch, problem.dtype)
+            options["gates"] = [
+                AttnGate(config, problem.q_heads, problem.kv_heads, problem.head_dim).to(problem.device, dtype)
+                for _ in range(layers)
+            ]
+        if arm.method == "moa":
+            options["plan"] = _random_plan(plans, problem.q_heads, arm.sparsity, layers, setup)
+        method = _method(arm, options)
+        found.append(Arm(method, source=getattr(method, "source", None)))
+    return found
+
+
+def _random_plan(plans: Path, heads: int, sparsity: float | None, layers: int, setup: Setup) -> Path:
+    """Return the file of a plan of MoA, the same in every layer, for heads that were given random influence.
+
+    It stands for no model. Its windows are as uneven as a search makes them, which is what the kernel's time
+    depends on.
+    """
+    path = plans / moa_plan_name(f"random-influence-{layers}x{heads}", sparsity)
     if not path.exists():
-        plan = moa.random_plan(heads, sparsity, preset.config["block"], preset.config["seed"])
+        plan = random_plan(heads, sparsity, setup.block, setup.seed)
         alphas, betas = (np.repeat(rules, layers, axis=0) for rules in (plan.alphas, plan.betas))
         atomically(path, lambda part: save_plan(part, alphas, betas, plan.about))
     return path
 
 
-def _options(preset: Preset, arm: Mapping[str, Any]) -> dict[str, Any]:
-    """What the method of an arm is created with, but for its gates and what was searched for its model."""
-    options: dict[str, Any] = {} if arm["sparsity"] is None else {"sparsity": arm["sparsity"]}
-    if arm["method"] not in (
-        *block_sparse_kernels.DENSE,
-        "seer",
-    ):  # a gate has its own block, dense methods have none
-        options["block"] = arm.get("block", preset.config["block"])
-    if arm.get("patterns", SEARCHED) != SEARCHED:
-        options["patterns"] = arm["patterns"]
+def _method(arm: ArmJob, options: dict[str, Any]) -> Any:
+    method = create(arm.method, **options)
+    if arm.patterns is not None and arm.patterns != DEFAULT_PATTERNS:
+        method.variant = "searched" if arm.searched else Path(arm.patterns).stem
+    return variant(method, arm.kernel, arm.mean_correction)
+
+
+def _options(arm: ArmJob) -> dict[str, Any]:
+    """Return what the method of an arm is created with, but for its gates and MoA's plan."""
+    options: dict[str, Any] = {} if arm.sparsity is None else {"sparsity": arm.sparsity}
+    if arm.method not in (*DENSE, "seer"):  # a gate has its own block, dense methods have none
+        options["block"] = arm.block
+    if arm.patterns is not None:
+        options["patterns"] = arm.patterns
     return options

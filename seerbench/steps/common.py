@@ -1,79 +1,82 @@
-"""The steps of the DAG: each reads files of a preset's run, calls one module, writes rows or a model.
-
-`cli.py` gives each a sub-command and the rules call those; nothing here is reached in another way.
-"""
+"""What several steps need: provenance, rows, models and evaluation windows."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from seerbench.data import tokens as data_tokens
-from seerbench.data import windows as data_windows
-from seerbench.models import random_weights, sources
-from seerbench.presets.preset import Preset
+import numpy as np
+
+from seerbench.data.tokens import load_tokenizer, read_tokens, require_vocabulary
+from seerbench.data.windows import evaluation_windows, with_bos
+from seerbench.models import sources
+from seerbench.models.model_source import ModelSource
+from seerbench.models.random_weights import random_model
+from seerbench.presets.jobs import Setup, Tokens
 from seerbench.rows.provenance import finish, provenance
 from seerbench.rows.store import write_rows
-from seerbench.steps.data import _tokenizer
 
 
-def start(preset: Preset, step: str, corpus_name: str | None = None, split: str | None = None) -> dict[str, Any]:
-    """Provenance of a step, with the corpus' hash and the split that the step reads."""
-    sha256 = None
-    if corpus_name is not None:
-        sha256 = json.loads(preset.tokens(corpus_name).with_suffix(".json").read_text())["sha256"]
-    config = preset.config
+def start(setup: Setup, step: str, tokens: Tokens | None = None, split: str | None = None) -> dict[str, Any]:
+    """Return the provenance of a step, with the hash of the corpus and the split that it reads."""
+    card = {} if tokens is None else json.loads(tokens.file.with_suffix(".json").read_text(encoding="utf-8"))
     return provenance(
         step,
-        preset=preset.name,
-        scale=config["scale"],
-        seed=config["seed"],
-        device=config["device"],
-        corpus=corpus_name,
-        corpus_sha256=sha256,
+        preset=setup.preset,
+        scale=setup.scale,
+        seed=setup.seed,
+        device=setup.device,
+        corpus=None if tokens is None else tokens.corpus,
+        corpus_sha256=card.get("sha256"),
         corpus_split=split,
     )
 
 
-def save(preset: Preset, table: str, part: str, rows: Iterable[Mapping[str, Any]], run: dict[str, Any]) -> None:
-    """Write rows of one execution, each with its run_id."""
+def save(table: str, file: Path, rows: Iterable[Mapping[str, Any]], run: dict[str, Any]) -> None:
+    """Write the rows of one execution, each with its run_id."""
     done = finish(run)
-    write_rows(preset.rows(table, part), table, [{**row, "run_id": done["run_id"]} for row in rows], done)
+    write_rows(file, table, [{**row, "run_id": done["run_id"]} for row in rows], done)
 
 
-def _model(preset: Preset, name: str, corpus_name: str | None = None) -> Any:
-    """A model; one that was not trained here is refused tokens that its tokenizer did not make."""
-    about, config = preset.config["models"].get(name, {}), preset.config
-    if preset.is_random(name):
-        return random_weights.random_model(about["random"], config["device"], config["dtype"], config["seed"])
-    if "source" in about and corpus_name is not None:
-        data_tokens.require_vocabulary(preset.tokens(corpus_name), _tokenizer(preset, name), name)
-    return sources.load(
-        preset.model(name), config["device"], config["dtype"], about.get("revision"), about.get("yarn")
-    )
+def load_model(source: ModelSource, setup: Setup, tokens: Tokens | None = None) -> Any:
+    """Load a model onto the preset's device.
+
+    Raises CorpusError where it comes from elsewhere and `tokens` were made by another tokenizer than its own.
+    """
+    if source.geometry is not None:
+        return random_model(source.geometry, setup.device, setup.dtype, setup.seed)
+    if not source.trained_here and tokens is not None:
+        require_vocabulary(tokens.file, tokenizer_of(source), source.name)
+    return sources.load(source.weights, setup.device, setup.dtype, source.revision, source.yarn)
 
 
-def _windows(
-    preset: Preset,
-    corpus_name: str,
+def tokenizer_of(source: ModelSource) -> Any:
+    """Load a model's own tokenizer."""
+    return load_tokenizer(source.weights, source.revision)
+
+
+def windows_of(
+    tokens: Tokens,
     context: int,
     documents: int | None,
     model: Any,
-    split: str = "test",
     longest: int | None = None,
     aligned: bool = False,
     reaching: int | None = None,
-) -> dict[str, Any]:
-    """`corpus.evaluation_windows`; `aligned` ones are the last tokens of the longest window, BOS first."""
-    tokens = data_tokens.read_tokens(preset.tokens(corpus_name), split)
+) -> dict[str, np.ndarray]:
+    """Return `evaluation_windows` of the test split, by document.
+
+    aligned: windows are the last tokens of the longest window, BOS first, so that all contexts end alike.
+    """
+    split = read_tokens(tokens.file, "test")
     bos = model.config.bos_token_id
     longest = longest or context
     cut = functools.partial(
-        data_windows.evaluation_windows, tokens, documents=documents, longest=longest, bos=bos, reaching=reaching
+        evaluation_windows, split, documents=documents, longest=longest, bos=bos, reaching=reaching
     )
     if not aligned:
         return cut(context)
-    whole = cut(longest)
-    return {name: data_windows.with_bos(window[longest - context + 1 :], bos) for name, window in whole.items()}
+    return {name: with_bos(window[longest - context + 1 :], bos) for name, window in cut(longest).items()}

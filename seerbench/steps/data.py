@@ -1,43 +1,35 @@
-"""data."""
+"""Steps before everything else: the tokenizer, and each corpus turned into tokens."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import pandas as pd
 
-from seerbench.data import texts
-from seerbench.data import tokens as data_tokens
+from seerbench.data.corpora import TextSource
+from seerbench.data.texts import read_texts, union_of
+from seerbench.data.tokens import load_tokenizer, tokenise, train_tokenizer
 from seerbench.presets.preset import Preset
 
 
-def make_corpora(preset: Preset) -> None:
-    """Tokenizer (trained, or fetched) and every corpus, tokenised; one corpus' texts in memory at a time."""
-    about = preset.config["tokenizer"]
-    if "source" in about:
-        tokenizer = data_tokens.load_tokenizer(preset.local(about["source"]), about.get("revision"))
-        tokenizer.save_pretrained(preset.tokenizer)
-    else:
-        frame = _texts(preset, about["corpus"])
-        training = frame[frame.split == "train"].text.tolist()
-        tokenizer = data_tokens.train_tokenizer(training, about["vocab"], preset.tokenizer)
-    for name, source in preset.config["corpora"].items():
-        own = _tokenizer(preset, source["tokenizer"]) if "tokenizer" in source else tokenizer
-        data_tokens.tokenise(_texts(preset, name), own, preset.tokens(name), name=name, source=source)
+def make_tokenizer(preset: Preset) -> None:
+    """Train the preset's tokenizer on the train split of a corpus, or fetch the one that it names."""
+    job = preset.tokenizer()
+    if job.source is not None:
+        load_tokenizer(job.source.location, job.source.revision).save_pretrained(job.out)
+        return
+    texts = _texts(job.texts, job.is_union)
+    train_tokenizer(texts[texts.split == "train"].text.tolist(), job.vocab, job.out)
 
 
-def _texts(preset: Preset, name: str) -> pd.DataFrame:
-    """The documents of a corpus, its path or data set looked for in the data folder first."""
-    source = {key: value for key, value in preset.config["corpora"][name].items() if key != "tokenizer"}
-    if source["kind"] == "union":
-        return texts.union_of({part: _texts(preset, part) for part in source["of"]})
-    if "path" in source:
-        source["path"] = str(preset.data(source["path"]))
-    if "name" in source:
-        source["name"] = str(preset.local(source["name"]))
-    return texts.read_texts(source)
+def make_corpus(preset: Preset, name: str) -> None:
+    """Turn the texts of one corpus into tokens."""
+    job = preset.corpus(name)
+    tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
+    tokenise(_texts(job.texts, job.is_union), tokenizer, job.out, name=name, source=job.card)
 
 
-def _tokenizer(preset: Preset, model: str) -> Any:
-    """A model's own tokenizer."""
-    return data_tokens.load_tokenizer(preset.model(model), preset.config["models"].get(model, {}).get("revision"))
+def _texts(sources: Mapping[str, TextSource], is_union: bool) -> pd.DataFrame:
+    """Return the documents of a corpus: columns id, text and split."""
+    frames = {name: read_texts(source) for name, source in sources.items()}
+    return union_of(frames) if is_union else next(iter(frames.values()))

@@ -4,46 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from seerbench.data.lookups import TRAINING, pieces_of, training_lookups, training_repeats
+from seerbench.data.lookups import TRAINING, Pieces, pieces_of, training_lookups, training_repeats
 from seerbench.data.tokens import bos_of
 from seerbench.data.windows import packed, packed_rows, rows_of_step, training_windows
+from seerbench.training.jobs import DistillJob, FinetuneJob, Mix, MixChange, Stage
 
 
-def schedule(stages: Sequence[Mapping]) -> list[Mapping]:
-    """The stage of every step, with one context each.
+class Step(NamedTuple):
+    """What one step of pre-training reads."""
 
-    A stage has context (tokens of a window, or a list that its steps take in turn: a model that sees long windows
-    alone forgets how to look things up at the first positions), batch_tokens, and tokens or steps.
+    context: int  # tokens per window
+    windows: int
+    mix: MixChange | None
+
+
+def schedule(stages: Sequence[Stage]) -> list[Step]:
+    """Return what every step of the stages reads.
+
+    The steps of a stage with several lengths take them in turn: a model that sees long windows alone forgets how to
+    look things up at the first positions.
     """
-    plan: list[Mapping] = []
+    plan: list[Step] = []
     for stage in stages:
-        steps = stage.get("steps") or math.ceil(stage["tokens"] / stage["batch_tokens"])
-        contexts = stage["context"] if isinstance(stage["context"], list) else [stage["context"]]
-        plan += [{**stage, "context": contexts[step % len(contexts)]} for step in range(steps)]
+        steps = stage.steps or math.ceil((stage.tokens or 0) / stage.batch_tokens)
+        for step in range(steps):
+            context = stage.contexts[step % len(stage.contexts)]
+            plan.append(Step(context, max(1, stage.batch_tokens // context), stage.mix))
     return plan
 
 
 def mixed_batch(
     stream: np.ndarray,
-    pieces: object,
-    stage: Mapping,
-    mix: Mapping,
+    pieces: Pieces,
+    context: int,
+    windows: int,
+    mix: Mix,
     rng: np.random.Generator,
     vocab: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """One batch: corpus windows, then repeats and look-ups in the shares that the mix asks for.
+    """Return one batch: corpus windows, then repeats and look-ups in the shares that the mix asks for.
+
+    Args:
+        stream: int32 tokens of the corpus, documents end to end.
+        pieces: what look-ups are put together from.
+        context: tokens per window.
+        windows: windows per batch.
+        vocab: number of tokens that repeats are drawn from.
 
     Returns:
         tokens int32 and loss weights float32, both [windows, context], and the number of corpus windows.
     """
-    context = stage["context"]
-    windows = max(1, stage["batch_tokens"] // context)
     kinds = ("repeat", "passkey", "kv")
     # Shares of few windows are met on average, not every step.
-    exact = np.array([windows * mix[kind] for kind in kinds])
+    exact = np.array([windows * share for share in (mix.repeat, mix.passkey, mix.kv)])
     counts = np.floor(exact + rng.random(len(kinds))).astype(int)
     while counts.sum() > windows:
         counts[counts.argmax()] -= 1
@@ -64,42 +81,39 @@ def mixed_batch(
                 count,
                 rng,
                 vocab=vocab,
-                length=tuple(mix["repeat_length"]),
-                apart=mix["repeat_apart"],
+                length=mix.repeat_length,
+                apart=mix.repeat_apart,
             )
         else:
-            part = training_lookups(
-                stream, pieces, context, count, rng, task=kind, answer_weight=mix["answer_weight"]
-            )
+            part = training_lookups(stream, pieces, context, count, rng, task=kind, answer_weight=mix.answer_weight)
         tokens.append(part[0])
         weights.append(part[1])
     return np.concatenate(tokens), np.concatenate(weights), corpus
 
 
 def batches(
-    config: Mapping, documents: Mapping[str, np.ndarray], tokenizer: object, seed: int
+    job: DistillJob | FinetuneJob, documents: Mapping[str, np.ndarray], tokenizer: Any
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray, int]]:
-    """The batch of any step of a distillation or fine-tuning: a function of the step, so that a run can resume.
+    """Return the function that gives the batch of any step of a distillation or fine-tuning.
+
+    A batch depends on the step alone, so that a run can resume. The function gives what `mixed_batch` gives.
 
     Args:
-        config: context, batch (windows a step), and packing (documents at a time, `corpus.packed_rows`) or mix.
-        documents: id -> tokens, from `corpus.read_tokens`.
-
-    Returns:
-        A function of the step, which gives what `mixed_batch` gives.
+        documents: id -> tokens, from `read_tokens`.
     """
-    context, count = config["context"], config["batch"]
-    if "packing" in config:
+    context, count, seed = job.context, job.batch, job.seed
+    if job.packing is not None:
         eos = tokenizer.eos_token_id
         pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        rows = packed_rows(documents, context, config["packing"], bos=bos_of(tokenizer), eos=eos, pad=pad)
+        rows = packed_rows(documents, context, job.packing, bos=bos_of(tokenizer), eos=eos, pad=pad)
         weights = np.ones((count, context), dtype=np.float32)
         return lambda step: (rows_of_step(rows, step, count, seed), weights, count)
-    stream, pieces = packed(documents, tokenizer.eos_token_id), pieces_of(tokenizer)
-    stage = {"context": context, "batch_tokens": count * context}
+    stream, pieces, mix = packed(documents, tokenizer.eos_token_id), pieces_of(tokenizer), job.mix
+    if mix is None:
+        raise ValueError(f"the training {job.name} has neither mix nor packing")
 
     def mixed(step: int) -> tuple[np.ndarray, np.ndarray, int]:
         rng = np.random.default_rng([seed, TRAINING, step])
-        return mixed_batch(stream, pieces, stage, config["mix"], rng, len(tokenizer))
+        return mixed_batch(stream, pieces, context, count, mix, rng, len(tokenizer))
 
     return mixed

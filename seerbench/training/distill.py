@@ -26,7 +26,7 @@ from seerbench.core.problem import LayerContext
 from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.kernels.pooled.api import pooled_attention
 from seerbench.methods.gate import AttnGate, pool_blocks
-from seerbench.methods.gate_config import GateConfig, all_poolings
+from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_files import save_gates
 from seerbench.methods.gate_losses import gate_loss, gate_target
 from seerbench.models.hugging_face import attention_layers, for_each_layer
@@ -34,18 +34,12 @@ from seerbench.models.sources import load
 from seerbench.training.batches import batches
 from seerbench.training.checkpoint import digest_of, load_checkpoint, save_checkpoint
 from seerbench.training.fsdp import all_reduce_mean, broadcast_from_rank0, full_tensor, rank_and_world_size, shard
+from seerbench.training.jobs import DistillJob
 from seerbench.training.optimizers import set_lr
 
 UNTRAINED = "untrained"  # a set that keeps its initial weights: what training adds is the difference to it
 TOKENS_AT_ONCE = 131072  # of a batch; its windows go through the model so many tokens at a time
 CLIP = 1.0  # Hugging Face Trainer's default, which the authors' scripts leave as it is
-
-
-def gate_sets(config: Mapping, block: int) -> dict[str, GateConfig]:
-    """The gate sets that a config's `sets` asks for by name; `sets: all poolings` gives the 49."""
-    if config["sets"] == "all poolings":
-        return all_poolings(block=block)
-    return {name: GateConfig(block=block, **options) for name, options in config["sets"].items()}
 
 
 def fresh_gates(model: nn.Module, configs: Mapping[str, GateConfig], seed: int) -> dict[str, nn.ModuleList]:
@@ -60,56 +54,40 @@ def fresh_gates(model: nn.Module, configs: Mapping[str, GateConfig], seed: int) 
     return sets
 
 
-def distill(
-    config: Mapping,
-    model_folder: Path | str,
-    tokens_parquet: Path,
-    out: Path,
-    *,
-    block: int,
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-    revision: str | None = None,
-    yarn: float | None = None,
-) -> list[dict]:
-    """Train gate sets on a frozen model and write them to `out` (safetensors); returns the training rows.
+def distill(job: DistillJob) -> list[dict]:
+    """Train gate sets on a frozen model, write them to `job.out`, and return the training rows.
 
-    Args:
-        config: sets (see `gate_sets`), context, batch (windows a step), mix or packing (see `train.batches`;
-            a model that was trained here wants its own mix), steps, learning_rate, warmup, checkpoint_seconds.
-        model_folder: or its hub id, at `revision`; `yarn` as in `models.load`.
-        tokens_parquet: from `corpus.tokenise`; only its train split is read.
-        block: tokens a block.
-
-    A killed run continues from `<out>.checkpoint`, which stays until `train.drop_checkpoint`.
-    Rows: one a step and set. Under `sharded.processes` every process calls this and the first writes;
+    A killed run continues from `<out>.checkpoint`, which stays until `drop_checkpoint`.
+    Rows: one per step and set. Under `fsdp.processes` every process calls this and the first writes;
     ValueError where the batch does not split over them.
     """
+    device, seed, block, out = job.device, job.seed, job.block, job.out
     rank, size = rank_and_world_size()
-    if config["batch"] % size:
-        raise ValueError(f"a batch of {config['batch']} windows does not split over {size} processes")
+    if job.batch % size:
+        raise ValueError(f"a batch of {job.batch} windows does not split over {size} processes")
     # Sharding moves it to the device layer by layer.
-    model = load(model_folder, device if size == 1 else "cpu", dtype, revision, yarn).requires_grad_(False)
-    tokenizer = load_tokenizer(model_folder, revision)
-    documents = read_tokens(tokens_parquet, "train")
-    batch_of = batches(config, documents, tokenizer, seed)
-    sets = fresh_gates(model, gate_sets(config, block), seed)
+    model = load(
+        job.model.weights, device if size == 1 else "cpu", job.dtype, job.model.revision, job.model.yarn
+    ).requires_grad_(False)
+    tokenizer = load_tokenizer(job.model.weights, job.model.revision)
+    documents = read_tokens(job.tokens, "train")
+    batch_of = batches(job, documents, tokenizer)
+    sets = fresh_gates(model, job.sets, seed)
     trained = {name: gates.to(device) for name, gates in sets.items() if name != UNTRAINED}
     if size > 1:
         shard(model, [gate for gates in trained.values() for gate in gates], device)
     params = {f"{name}.{key}": p for name, gates in trained.items() for key, p in gates.named_parameters()}
     # The authors' settings: AdamW, no weight decay (their final value), cosine decay after a warm-up.
-    optimizer = torch.optim.AdamW(params.values(), lr=config["learning_rate"], weight_decay=0.0)
+    optimizer = torch.optim.AdamW(params.values(), lr=job.learning_rate, weight_decay=0.0)
     amount = sum(map(len, documents.values()))
-    digest = digest_of(config, amount, seed, block, str(model_folder), revision, yarn)
+    digest = digest_of(job.identity(), amount)
     file = out.with_name(out.name + ".checkpoint") / "state.safetensors"
-    steps, saved = config["steps"], time.monotonic()
+    steps, saved = job.steps, time.monotonic()
     done, rows = load_checkpoint(file, params, [optimizer], digest=digest)
     bar = tqdm(total=steps, initial=done, desc=f"distill {out.stem}", unit="step", mininterval=1, disable=rank > 0)
     for step in range(done, steps):
         windows = batch_of(step)[0]
-        factor = cosine_at(step, steps, config["warmup"])
+        factor = cosine_at(step, steps, job.warmup)
         rate = set_lr([optimizer], factor)
         own = torch.from_numpy(windows[rank::size]).long().to(device)
         losses = _distill_step(model, own, trained, block)
@@ -123,13 +101,13 @@ def distill(
                     "recipe": name,
                     "step": step,
                     "tokens": (step + 1) * windows.size,
-                    "context": config["context"],
+                    "context": job.context,
                     "gate_loss": loss,
                     "learning_rate": rate,
                 }
             )
         bar.update()
-        if broadcast_from_rank0(time.monotonic() - saved > config["checkpoint_seconds"]):
+        if broadcast_from_rank0(time.monotonic() - saved > job.checkpoint_seconds):
             save_checkpoint(file, params, [optimizer], digest=digest, step=step + 1, rows=rows)
             saved = time.monotonic()
     bar.close()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +35,7 @@ from seerbench.training.fsdp import (
     rank_and_world_size,
     shard_whole,
 )
+from seerbench.training.jobs import FinetuneJob
 from seerbench.training.losses import token_losses
 from seerbench.training.optimizers import lr_at, optimizers, set_lr
 
@@ -78,79 +77,62 @@ class _Joint:
         return masked_attention(q, k, v, plan)  # FlexAttention has no backward on a CPU
 
 
-def finetune(
-    config: Mapping,
-    model_folder: Path | str,
-    gates_file: Path | None,
-    tokens_parquet: Path,
-    out: Path,
-    *,
-    sparsity: float | None,
-    block: int,
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-    revision: str | None = None,
-) -> list[dict]:
+def finetune(job: FinetuneJob) -> list[dict]:
     """Extend a model's context with YaRN and fine-tune it, dense or jointly with its gates.
 
-    Args:
-        config: factor (YaRN), context, batch, mix or packing (`train.batches`), steps, optimizer, loss_chunk,
-            checkpoint_seconds, gate_learning_rate, recompute (activations of a layer anew in backward, a window at
-            a time: less memory, a third more time).
-        model_folder: or its hub id, at `revision`.
-        gates_file: the warmed-up gates (set `v1`) of the model before extension; None for dense.
-        sparsity: of the sparse forward, fixed during training; None for dense.
-        dtype: of the saved model; weights are trained in fp32.
+    Writes the model folder `job.out`; a joint run's gates lie in it as `gates.safetensors` (set `v1`).
+    A killed run continues from `<out>.checkpoint`, which stays until `drop_checkpoint`.
+    Under `fsdp.processes` every process calls this with its share of each batch, and the first writes.
 
-    Under `sharded.processes` every process calls this with its share of each batch, and the first writes.
-    Returns the training rows, one a step. Writes the model folder `out`; a joint run's gates lie in it
-    as `gates.safetensors` (set `v1`).
+    Returns:
+        The training rows, one per step.
+
+    Raises:
+        ValueError: several processes do not fit the batch, or the job has a mix or Muon.
     """
+    device, block, out, settings = job.device, job.block, job.out, job.optimizer
     rank, size = rank_and_world_size()
-    if config["batch"] % size:
-        raise ValueError(f"a batch of {config['batch']} windows does not split over {size} processes")
-    if size > 1 and ("packing" not in config or config["optimizer"]["muon_lr"] is not None):
+    if job.batch % size:
+        raise ValueError(f"a batch of {job.batch} windows does not split over {size} processes")
+    if size > 1 and (job.packing is None or settings.muon_lr is not None):
         raise ValueError("fine-tuning in several processes takes packing and AdamW (muon_lr: null)")
-    tokenizer = load_tokenizer(model_folder, revision)
-    documents = read_tokens(tokens_parquet, "train")
-    batch_of = batches(config, documents, tokenizer, seed)
-    model = load_with_yarn(model_folder, config["factor"], revision).train()
-    gates = None if sparsity is None else nn.ModuleList(load_gates(gates_file, "v1")).to(device)
+    tokenizer = load_tokenizer(job.model.weights, job.model.revision)
+    documents = read_tokens(job.tokens, "train")
+    batch_of = batches(job, documents, tokenizer)
+    model = load_with_yarn(job.model.weights, job.factor, job.model.revision).train()
+    gates = None if job.gates is None else nn.ModuleList(load_gates(job.gates, "v1")).to(device)
     if size > 1:
         shard_whole(model, gates or (), device)
     else:
         model.to(device)
-    recompute = config.get("recompute", False)
-    if recompute:
+    if job.recompute:
         for layer in model.model.layers:  # inside of its hooks, which sharding needs to run once
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
-    joint = None if gates is None else _Joint(gates.requires_grad_(True), sparsity, block)
-    optims = scheduled = optimizers(model, config["optimizer"])
+    joint = None if gates is None else _Joint(gates.requires_grad_(True), job.sparsity, block)
+    optims = scheduled = optimizers(model, settings)
     params = {f"model.{name}": p for name, p in model.named_parameters()}
     if gates is not None:
-        optims = [*optims, torch.optim.AdamW(gates.parameters(), lr=config["gate_learning_rate"], weight_decay=0.0)]
-        if config["optimizer"]["muon_lr"] is None:  # the authors': one AdamW and one schedule for all weights
+        optims = [*optims, torch.optim.AdamW(gates.parameters(), lr=job.gate_learning_rate, weight_decay=0.0)]
+        if settings.muon_lr is None:  # the authors': one AdamW and one schedule for all weights
             scheduled = optims
         params |= {f"gates.{name}": p for name, p in gates.named_parameters()}
     amount = sum(map(len, documents.values()))
-    digest = digest_of(config, amount, seed, block, str(model_folder), sparsity, revision)
+    digest = digest_of(job.identity(), amount)
     file = out.with_name(out.name + ".checkpoint") / "state.safetensors"
-    steps, saved = config["steps"], time.monotonic()
+    steps, saved = job.steps, time.monotonic()
     done, rows = load_checkpoint(file, params, optims, digest=digest)
     bar = tqdm(total=steps, initial=done, desc=f"finetune {out.name}", unit="step", mininterval=1, disable=rank > 0)
     for step in range(done, steps):
         ids, weights, corpus = batch_of(step)
         x = torch.from_numpy(ids[rank::size]).long().to(device)
         w = torch.from_numpy(weights[rank::size, 1:].copy()).to(device)
-        recipe = config["optimizer"]
-        factor = lr_at(step, steps, warmup=recipe["warmup"], decay_share=recipe["decay_share"])
+        factor = lr_at(step, steps, warmup=settings.warmup, decay_share=settings.decay_share)
         rate = set_lr(scheduled, factor)
         of_text, of_gates = [], torch.zeros((), device=device)
-        for part, weight in zip(*(all_of.split(1 if recompute else len(x)) for all_of in (x, w)), strict=True):
+        for part, weight in zip(*(all_of.split(1 if job.recompute else len(x)) for all_of in (x, w)), strict=True):
             # Backward too: a layer that is computed again there needs the same attention.
             with nullcontext() if joint is None else attention_method(model, joint):
-                losses = _token_losses(model, part, config["loss_chunk"], device)
+                losses = _token_losses(model, part, job.loss_chunk, device)
                 loss = (losses * weight).sum() / w.sum()
                 if joint is not None:
                     share = len(part) / len(x)
@@ -160,7 +142,7 @@ def finetune(
             if joint is not None:
                 joint.start()
             of_text.append(losses.detach())
-        nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         if gates is not None:
             nn.utils.clip_grad_norm_(gates.parameters(), CLIP)
         for optimizer in optims:
@@ -170,7 +152,7 @@ def finetune(
             {
                 "step": step,
                 "tokens": (step + 1) * ids.size,
-                "context": config["context"],
+                "context": job.context,
                 # Several processes have packed rows alone, all of them text.
                 "lm_loss": all_reduce_mean(torch.cat(of_text)[: corpus if size == 1 else None].mean()).item(),
                 "gate_loss": math.nan if joint is None else all_reduce_mean(of_gates).item(),
@@ -179,11 +161,11 @@ def finetune(
         )
         bar.update()
         bar.set_postfix(loss=f"{rows[-1]['lm_loss']:.3f}", refresh=False)
-        if broadcast_from_rank0(time.monotonic() - saved > config["checkpoint_seconds"]):
+        if broadcast_from_rank0(time.monotonic() - saved > job.checkpoint_seconds):
             save_checkpoint(file, params, optims, digest=digest, step=step + 1, rows=rows)
             saved = time.monotonic()
     bar.close()
-    save_model(model, out, tokenizer, DTYPES[dtype])
+    save_model(model, out, tokenizer, DTYPES[job.dtype])
     if gates is not None:
         _write_gates(out / "gates.safetensors", {"v1": gates})
     save_checkpoint(file, params, optims, digest=digest, step=steps, rows=rows)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from seerbench.training.jobs import Optimizer
 from seerbench.training.muon import Muon
 
 
-def optimizers(model: nn.Module, config: Mapping) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, norms and everything else trainable.
+def optimizers(model: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices inside the layers, AdamW for embeddings, norms and all else that is trainable.
 
-    Args:
-        config: muon_lr (null: AdamW, at adam_lr, for the matrices too), embed_lr (input, and tied, embeddings),
-            adam_lr (all else), weight_decay (all), betas (AdamW).
+    Without a learning rate for Muon, AdamW trains the matrices too.
     """
     matrices, embeddings, others = [], [], []
     for name, param in model.named_parameters():
@@ -23,22 +22,22 @@ def optimizers(model: nn.Module, config: Mapping) -> list[torch.optim.Optimizer]
             continue
         if "embed" in name:
             embeddings.append(param)
-        elif param.ndim == 2 and "lm_head" not in name and config["muon_lr"] is not None:
+        elif param.ndim == 2 and "lm_head" not in name and settings.muon_lr is not None:
             matrices.append(param)
         else:
             others.append(param)
-    decay = config["weight_decay"]
+    decay = settings.weight_decay
     groups = [
-        {"params": embeddings, "lr": config["embed_lr"]},
-        {"params": others, "lr": config["adam_lr"]},
+        {"params": embeddings, "lr": settings.embed_lr},
+        {"params": others, "lr": settings.adam_lr},
     ]
     adam = torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        betas=tuple(config["betas"]),
+        betas=settings.betas,
         weight_decay=decay,
         foreach=True,
     )
-    return [adam, Muon(matrices, lr=config["muon_lr"], weight_decay=decay)] if matrices else [adam]
+    return [adam, Muon(matrices, lr=settings.muon_lr, weight_decay=decay)] if matrices else [adam]
 
 
 def lr_at(step: int, steps: int, *, warmup: int, decay_share: float) -> float:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,81 +23,71 @@ from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.data.windows import packed
 from seerbench.training.batches import mixed_batch, schedule
 from seerbench.training.checkpoint import digest_of, load_checkpoint, save_checkpoint, save_model
+from seerbench.training.jobs import PretrainJob
 from seerbench.training.losses import token_losses
 from seerbench.training.optimizers import lr_at, optimizers, set_lr
 from seerbench.training.small_model import build_model, compile_layers
 
 
-def pretrain(
-    config: Mapping,
-    tokens_parquet: Path,
-    tokenizer: Path,
-    out: Path,
-    *,
-    init: Path | None = None,
-    device: str = "cpu",
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Train a small Llama through windows of growing length and save it as a Hugging Face model.
+def pretrain(job: PretrainJob) -> pd.DataFrame:
+    """Train a small model through windows of growing length and save it as a Hugging Face model.
 
-    Args:
-        config: model (see `build_model`), optimizer (see `optimizers`, and clip, warmup, decay_share),
-            mix (shares of repeat, passkey and kv windows; repeat_length, answer_weight), stages (see
-            `schedule`), loss_chunk, checkpoint_seconds.
-        tokens_parquet: from `corpus.tokenise`; only its train split is read.
-        tokenizer: folder.
-        out: model folder to write; `out.checkpoint` beside it keeps the run until `drop_checkpoint`.
-        init: continue this model instead of a fresh one.
-        device: `cpu` (float32) or `cuda` (bfloat16 autocast).
-        seed: of the first weights and all batches.
+    A killed run continues from `<out>.checkpoint`, which stays until `drop_checkpoint`.
 
     Returns:
-        One row a step: step, tokens (seen so far), context, loss (nats a token over the batch's corpus
+        One row per step: step, tokens (seen so far), context, loss (nats per token over the batch's corpus
         windows), lookup_loss (weighted, over its repeats and look-ups), lr (Muon's). A loss is NaN where
         the batch had no such window.
     """
-    vocabulary = load_tokenizer(tokenizer)
-    stream = packed(read_tokens(tokens_parquet, "train"), vocabulary.eos_token_id)
+    device, seed, out = job.device, job.seed, job.out
+    vocabulary = load_tokenizer(job.tokenizer)
+    stream = packed(read_tokens(job.tokens, "train"), vocabulary.eos_token_id)
     pieces = pieces_of(vocabulary)
     torch.manual_seed(seed)
-    if init is None:
-        model = build_model(config["model"], vocabulary)
+    if job.init is None:
+        model = build_model(job.architecture, vocabulary)
     else:
-        model = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32, attn_implementation="sdpa")
-        model.config.max_position_embeddings = config["model"]["positions"]
+        model = AutoModelForCausalLM.from_pretrained(job.init, dtype=torch.float32, attn_implementation="sdpa")
+        model.config.max_position_embeddings = job.architecture.positions
     model = model.to(device).train()
     if device != "cpu":
         compile_layers(model)
-    recipe, plan = config["optimizer"], schedule(config["stages"])
-    optims = optimizers(model, recipe)
+    settings, plan = job.optimizer, schedule(job.stages)
+    optims = optimizers(model, settings)
     params = dict(model.named_parameters())
 
     origin = hashlib.sha256(stream.tobytes()).hexdigest()
     start = hashlib.sha256()
     for param in params.values():
         start.update(param.detach().cpu().numpy().tobytes())
-    digest = digest_of(config, origin, seed, start.hexdigest())
+    digest = digest_of(job.identity(), origin, start.hexdigest())
     file = out.with_name(out.name + ".checkpoint") / "state.safetensors"
     done, rows = load_checkpoint(file, params, optims, digest=digest)
     seen = rows[-1]["tokens"] if rows else 0
     saved = time.monotonic()
     bar = tqdm(total=len(plan), initial=done, desc=f"train {out.name}", unit="step", mininterval=1)
     for step in range(done, len(plan)):
-        stage = plan[step]
+        planned = plan[step]
         rng = np.random.default_rng([seed, TRAINING, step])
         ids, weights, corpus = mixed_batch(
-            stream, pieces, stage, {**config["mix"], **stage.get("mix", {})}, rng, len(vocabulary)
+            stream,
+            pieces,
+            planned.context,
+            planned.windows,
+            job.mix.changed_by(planned.mix),
+            rng,
+            len(vocabulary),
         )
         x = torch.from_numpy(ids).long().to(device)
         w = torch.from_numpy(weights[:, 1:].copy()).to(device)
-        lr = set_lr(optims, lr_at(step, len(plan), warmup=recipe["warmup"], decay_share=recipe["decay_share"]))
+        lr = set_lr(optims, lr_at(step, len(plan), warmup=settings.warmup, decay_share=settings.decay_share))
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
             hidden = model.model(input_ids=x[:, :-1], use_cache=False).last_hidden_state
             losses = token_losses(
-                hidden.flatten(0, 1), model.lm_head.weight, x[:, 1:].flatten(), config["loss_chunk"]
+                hidden.flatten(0, 1), model.lm_head.weight, x[:, 1:].flatten(), job.loss_chunk
             ).view_as(w)
         ((losses * w).sum() / w.sum()).backward()
-        nn.utils.clip_grad_norm_(params.values(), recipe["clip"])
+        nn.utils.clip_grad_norm_(params.values(), settings.clip)
         for optimizer in optims:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -111,15 +99,15 @@ def pretrain(
             {
                 "step": step,
                 "tokens": seen,
-                "context": stage["context"],
+                "context": planned.context,
                 "loss": loss,
                 "lookup_loss": lookup_loss,
                 "lr": lr,
             }
         )
         bar.update()
-        bar.set_postfix(context=stage["context"], loss=f"{loss:.3f}", refresh=False)
-        if time.monotonic() - saved > config["checkpoint_seconds"]:
+        bar.set_postfix(context=planned.context, loss=f"{loss:.3f}", refresh=False)
+        if time.monotonic() - saved > job.checkpoint_seconds:
             save_checkpoint(file, params, optims, digest=digest, step=step + 1, rows=rows)
             saved = time.monotonic()
     bar.close()

@@ -529,14 +529,14 @@ def test_a_package_that_cannot_be_imported_is_a_refusal(tmp_path, monkeypatch):
 
 def test_a_method_on_another_kernel_gives_the_same(qkv):
     """`flex-sparse` is FlexAttention with its mask made in `plan`; the oracle's budget holds for it too."""
-    method = variant(create("streaming", sparsity=0.7, block=BLOCK), {"kernel": "flex-sparse"})
+    method = variant(create("streaming", sparsity=0.7, block=BLOCK), kernel="flex-sparse")
     plan = method.plan(*qkv[:2], LayerContext())
     assert (method.name, method.sparsity, method.block) == ("streaming+flex", 0.7, BLOCK)
     assert plan.density() == create("streaming", sparsity=0.7, block=BLOCK).plan(*qkv[:2], LayerContext()).density()
     exact, rounded = reference_attention(*qkv, plan)[0], reference_attention(*qkv, plan, qkv[0].dtype)[0]
     assert_no_worse_than_rounding(method.attend(*qkv, plan), exact, rounded)
     with pytest.raises(ValueError, match="plans no BlockMask"):
-        variant(create("minference", block=BLOCK), {"kernel": "flex-sparse"}).plan(*qkv[:2], LayerContext())
+        variant(create("minference", block=BLOCK), kernel="flex-sparse").plan(*qkv[:2], LayerContext())
 
 
 def test_the_mean_correction_goes_with_any_block_mask(qkv):
@@ -544,7 +544,7 @@ def test_the_mean_correction_goes_with_any_block_mask(qkv):
     from seerbench.methods.mean_correction import mean_corrected
 
     plain = create("streaming", sparsity=0.7, block=BLOCK)
-    method = variant(plain, {"mean_correction": True})
+    method = variant(plain, mean_correction=True)
     plan = method.plan(*qkv[:2], LayerContext())
     assert method.name == "streaming+mean"
     assert torch.equal(method.attend(*qkv, plan), mean_corrected(*qkv, plan))

@@ -7,13 +7,14 @@ import pytest
 from seerbench.data import lookups, texts
 from seerbench.data import tokens as data_tokens
 from seerbench.data import windows as data_windows
+from seerbench.data.corpora import StdlibCorpus
 from seerbench.errors import CorpusError
 
 
 @pytest.fixture(scope="module")
 def setting():
     """A tokenizer and tokens of train and test documents, cut from a part of the standard library."""
-    frame = texts.read_texts({"kind": "stdlib"})
+    frame = texts.read_texts(StdlibCorpus(kind="stdlib"))
     frame = frame[frame["text"].str.len().between(15_000, 60_000)]
     frame = pd.concat([part.head(25) for _, part in frame.groupby("split")])
     train = frame[frame["split"] == "train"]["text"].tolist()

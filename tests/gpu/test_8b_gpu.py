@@ -11,7 +11,7 @@ from torch import nn
 
 from seerbench.methods.gate_config import GateConfig
 from seerbench.models.random_weights import random_model
-from seerbench.presets.preset import load_preset
+from seerbench.presets.load import load_preset
 from seerbench.training import distill
 
 GIB = 2**30
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not LARGE, reason="needs a CUDA GPU with 80 GB")
 
 
 def test_a_distillation_step_at_64k_fits_80_gb():
-    geometry = load_preset("speed").config["models"]["llama-3.1-8b"]["random"]
+    geometry = load_preset("speed").model("llama-3.1-8b").geometry
     model = random_model(geometry, "cuda", "bfloat16").requires_grad_(False)
     sets = distill.fresh_gates(model, {"v1": GateConfig(), "v2": GateConfig("avg", "maxminavg", "single")}, seed=0)
     sets = {name: gates.to("cuda") for name, gates in sets.items()}

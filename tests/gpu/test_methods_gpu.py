@@ -89,7 +89,7 @@ def test_dense_kernels(name, head_dim):
 )
 def test_another_kernel_or_means(arm, head_dim):
     q, k, v = draw(1000, 8, 2, head_dim, torch.bfloat16, "cuda", 1)
-    method = variant(create("flashprefill", sparsity=0.5, block=128), arm)
+    method = variant(create("flashprefill", sparsity=0.5, block=128), **arm)
     if reason := method.refuses(AttentionProblem("cuda", "bfloat16", 1, 8, 2, head_dim, 1000, 128, 128)):
         pytest.skip(reason)
     error, budget = check_method(method, q, k, v, LayerContext())

@@ -29,7 +29,8 @@ from seerbench.methods.registry import catalogue, create
 from seerbench.models.hugging_face import attention_layers
 from seerbench.models.random_weights import random_model
 from seerbench.paths import ROOT
-from seerbench.presets import preset as presets_preset
+from seerbench.presets.load import load_preset
+from seerbench.rows.gate_ref import GateRef
 from seerbench.rows.store import to_table
 from seerbench.steps import arms as steps_arms
 from seerbench.steps import latency
@@ -359,8 +360,8 @@ def test_a_cell_a_sparsity_with_dense_in_each():
 
 def test_a_gate_set_is_named_where_there_are_several():
     def names(*gates):
-        arms = [Arm(SimpleNamespace(name="seer", block=block), gate) for gate, block in gates]
-        return [name for name, _ in latency._named(arms, 64)]
+        arms = [Arm(SimpleNamespace(name="seer", block=block), GateRef.parse(gate)) for gate, block in gates]
+        return [name for name, _ in latency.named(arms, 64)]
 
     assert names(("released:v2", 64)) == ["seer"]
     assert names(("long:v1", 64), ("block128:v1", 128)) == ["seer", "seer-128"]
@@ -383,10 +384,9 @@ def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch, unc
     monkeypatch.setattr(
         flex_attention, "flex_attention", lambda q, k, v, _: flex_attention.masked_attention(q, k, v)
     )
-    preset = presets_preset.load_preset("speed", tmp_path)
-    arms = preset.config["latency"]["sweeps"]["methods"]["arms"]
+    job = load_preset("speed", tmp_path).latency("methods", 8192)
     case = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 600)
-    named = latency._named(steps_arms.random_arms(preset, arms, case), 64)
+    named = latency.named(steps_arms.random_arms(job.arms, case, job.setup, job.plans), 64)
     attention = measure_inputs.random_attention(case, 0)
     cells, samples = frames(methods_sweep("random", attention, named, Timing(rounds=1, min_rounds=1), "run"))
     refused = cells[cells.status == "refused"]

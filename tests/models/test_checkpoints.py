@@ -14,7 +14,7 @@ from seerbench.errors import ConfigError, ModelError
 from seerbench.kernels import flex_attention
 from seerbench.methods.gate_files import gate_set_names, load_gates
 from seerbench.models.sources import load, load_tokenizer
-from seerbench.presets.preset import load_preset
+from seerbench.presets.load import load_preset
 from seerbench.steps import data, training
 from seerbench.steps import latency as steps_latency
 
@@ -127,7 +127,6 @@ def test_released_gates_take_the_place_of_training(folder, tmp_path, monkeypatch
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # a lock of its own
     preset = preset_of(folder, tmp_path)
     assert preset.parts("training") == ["distill-own"]
-    assert preset.reads("distill", "released") == []
     with pytest.raises(ConfigError, match="seerbench import-gates tiny released"):
         training.distill_gates(preset, "released")
     with pytest.raises(ConfigError, match="seerbench distill tiny own"):
@@ -135,11 +134,12 @@ def test_released_gates_take_the_place_of_training(folder, tmp_path, monkeypatch
     training.import_gates(preset, "released")
     assert gate_set_names(preset.gates("released")) == ["v2"]
 
-    data.make_corpora(preset)
+    data.make_tokenizer(preset)
+    data.make_corpus(preset, "texts")
     steps_latency.measure_latency(preset, "ttft", [256, 1024])
     for context, sparsity in ((256, 0.5), (1024, 0.8)):
-        cells = pd.read_parquet(preset.rows("cells", f"ttft-{context}")).set_index("method")
-        samples = pd.read_parquet(preset.rows("samples", f"ttft-{context}"))
+        cells = pd.read_parquet(preset.paths.rows("cells", f"ttft-{context}")).set_index("method")
+        samples = pd.read_parquet(preset.paths.rows("samples", f"ttft-{context}"))
         assert set(cells.inputs) == {"captured:llama"}
         assert set(cells.status) == {"measured"}
         assert cells.sparsity_requested["seer"] == sparsity
@@ -147,25 +147,4 @@ def test_released_gates_take_the_place_of_training(folder, tmp_path, monkeypatch
 
     training.distill_gates(preset, "own")
     assert len(load_gates(preset.gates("own"))) == 2
-    assert len(pd.read_parquet(preset.rows("training", "distill-own"))) == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"arms": [{"method": "dense"}, {"method": "streaming", "sparsity_by_context": [0.5]}]}, "1 numbers for 2"),
-        ({"corpus": None}, "needs a corpus whose text it reads"),
-    ],
-)
-def test_a_sweep_that_does_not_add_up_is_refused(folder, tmp_path, change, said):
-    latency = preset_of(folder, tmp_path).config["latency"]
-    sweep = {key: value for key, value in (latency["sweeps"]["ttft"] | change).items() if value is not None}
-    with pytest.raises(ConfigError, match=said):
-        preset_of(folder, tmp_path, latency=latency | {"sweeps": {"ttft": sweep}})
-
-
-def test_a_batch_that_does_not_split_over_the_processes_is_refused(folder, tmp_path):
-    gates = preset_of(folder, tmp_path).config["gates"]
-    gates["own"]["processes"] = 3
-    with pytest.raises(ConfigError, match="batch of 2 windows does not split over 3"):
-        preset_of(folder, tmp_path, gates=gates)
+    assert len(pd.read_parquet(preset.paths.rows("training", "distill-own"))) == 2

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
+from tiny_jobs import OPTIMIZER, SETS, distill_job, finetune_job
 
 from seerbench.core.problem import LayerContext
 from seerbench.data.tokens import tokenise, train_tokenizer
@@ -17,50 +18,14 @@ from seerbench.models.yarn import load_with_yarn
 from seerbench.training import distill
 from seerbench.training import finetune as training_finetune
 from seerbench.training.checkpoint import drop_checkpoint
-from seerbench.training.distill import cosine_at, fresh_gates, gate_sets
+from seerbench.training.distill import cosine_at, fresh_gates
 from seerbench.training.finetune import finetune
 
-MIX = {"repeat": 0.0, "passkey": 0.0, "kv": 0.0}
-GATES = {
-    "sets": {
-        "v1": {},
-        "v2": {"k_pool": "maxminavg", "projection": "single", "recipe": "v2"},
-        "tall": {"block_q": 32},
-        "untrained": {},
-    },
-    "context": 64,
-    "batch": 2,
-    "mix": MIX,
-    "steps": 4,
-    "learning_rate": 0.01,
-    "warmup": 1,
-    "checkpoint_seconds": 1000,
-}
-EXTEND = {
-    "factor": 4,
-    "context": 128,
-    "batch": 1,
-    "steps": 2,
-    "optimizer": {
-        "muon_lr": 0.01,
-        "embed_lr": 0.01,
-        "adam_lr": 0.001,
-        "weight_decay": 0.0,
-        "betas": [0.9, 0.95],
-        "clip": 1.0,
-        "warmup": 1,
-        "decay_share": 0.5,
-    },
-    "gate_learning_rate": 0.01,
-    "mix": MIX,
-    "loss_chunk": 1024,
-    "checkpoint_seconds": 1000,
-}
-
 # The authors' optimizer and packing.
-ADAM = {key: value for key, value in EXTEND.items() if key != "mix"} | {
+ADAM = {
+    "mix": None,
     "packing": 3,
-    "optimizer": {**EXTEND["optimizer"], "muon_lr": None, "adam_lr": 0.003, "embed_lr": 0.003},
+    "optimizer": OPTIMIZER.model_copy(update={"muon_lr": None, "adam_lr": 0.003, "embed_lr": 0.003}),
     "gate_learning_rate": 0.003,
 }
 
@@ -101,7 +66,7 @@ def world(tmp_path_factory):
 
 
 def run_distill(world, out, **changes):
-    return distill.distill(GATES | changes, world / "model", world / "tokens.parquet", out, block=16)
+    return distill.distill(distill_job(world, out, **changes))
 
 
 def weights(path, name):
@@ -111,16 +76,16 @@ def weights(path, name):
 def test_sets_train_as_if_alone(world, tmp_path):
     """A set trained beside others ends with the weights that it gets by itself."""
     rows = run_distill(world, tmp_path / "all")
-    assert len(rows) == 3 * GATES["steps"]
+    assert len(rows) == 3 * 4
     for name in ("v1", "v2", "tall"):
-        run_distill(world, tmp_path / name, sets={name: GATES["sets"][name]})
+        run_distill(world, tmp_path / name, sets={name: SETS[name]})
         assert torch.allclose(weights(tmp_path / "all", name), weights(tmp_path / name, name), atol=1e-6)
 
 
 def test_the_untrained_set_keeps_its_first_weights(world, tmp_path):
     run_distill(world, tmp_path / "gates")
     model = load(world / "model")
-    first = fresh_gates(model, gate_sets({"sets": {"v1": {}}}, 16), 0)["v1"]
+    first = fresh_gates(model, {"v1": SETS["v1"]}, 0)["v1"]
     start = torch.cat([p.flatten() for p in first.parameters()])
     assert torch.equal(weights(tmp_path / "gates", "untrained"), start)
     assert not torch.equal(weights(tmp_path / "gates", "v1"), start)
@@ -162,11 +127,10 @@ def test_extension_is_yarn_over_the_trained_context(world):
 
 def test_dense_and_joint_finetuning_write_models(world, tmp_path):
     run_distill(world, tmp_path / "gates")
-    arguments = {"block": 16, "tokens_parquet": world / "tokens.parquet"}
-    rows = finetune(EXTEND, world / "model", None, out=tmp_path / "yarn", sparsity=None, **arguments)
+    rows = finetune(finetune_job(world, tmp_path / "yarn"))
     assert [row["step"] for row in rows] == [0, 1]
     assert all(np.isnan(row["gate_loss"]) for row in rows)
-    rows = finetune(EXTEND, world / "model", tmp_path / "gates", out=tmp_path / "joint", sparsity=0.5, **arguments)
+    rows = finetune(finetune_job(world, tmp_path / "joint", tmp_path / "gates"))
     assert all(row["gate_loss"] > 0 for row in rows)
     assert json.loads((tmp_path / "joint" / "config.json").read_text())["rope_parameters"]["rope_type"] == "yarn"
     before, after = weights(tmp_path / "gates", "v1"), weights(tmp_path / "joint" / "gates.safetensors", "v1")
@@ -176,11 +140,9 @@ def test_dense_and_joint_finetuning_write_models(world, tmp_path):
 def test_recomputed_activations_give_the_same_training(world, tmp_path):
     """Layers computed again in backward keep their masks and count their gate loss once."""
     run_distill(world, tmp_path / "gates")
-    arguments = {"block": 16, "tokens_parquet": world / "tokens.parquet", "sparsity": 0.5}
-    job = {**ADAM, "batch": 2, "steps": 3}
-    plain = finetune(job, world / "model", tmp_path / "gates", out=tmp_path / "plain", **arguments)
-    job["recompute"] = True
-    again = finetune(job, world / "model", tmp_path / "gates", out=tmp_path / "again", **arguments)
+    changes = {**ADAM, "gates": tmp_path / "gates", "batch": 2, "steps": 3}
+    plain = finetune(finetune_job(world, tmp_path / "plain", **changes))
+    again = finetune(finetune_job(world, tmp_path / "again", **changes, recompute=True))
     for one, other in zip(plain, again, strict=True):
         assert one["lm_loss"] == pytest.approx(other["lm_loss"], rel=1e-4)
         assert one["gate_loss"] == pytest.approx(other["gate_loss"], rel=1e-4)
@@ -189,12 +151,11 @@ def test_recomputed_activations_give_the_same_training(world, tmp_path):
         load(tmp_path / "plain").parameters(), load(tmp_path / "again").parameters(), strict=True
     ):
         # Adam turns the sign of a vanishing gradient into a step; every other weight agrees.
-        assert (one - other).abs().mean() < 0.01 * ADAM["optimizer"]["adam_lr"]
+        assert (one - other).abs().mean() < 0.01 * ADAM["optimizer"].adam_lr
 
 
 def test_a_model_is_saved_in_the_dtype_that_it_is_read_in(world, tmp_path):
-    where = {"block": 16, "tokens_parquet": world / "tokens.parquet", "sparsity": None}
-    finetune(ADAM, world / "model", None, out=tmp_path / "half", dtype="bfloat16", **where)
+    finetune(finetune_job(world, tmp_path / "half", dtype="bfloat16", **ADAM))
     with safe_open(tmp_path / "half" / "model.safetensors", framework="pt") as saved:
         assert {str(saved.get_tensor(name).dtype) for name in saved.keys()} == {"torch.bfloat16"}  # noqa: SIM118
     assert load(tmp_path / "half", "cpu", "bfloat16").config.max_position_embeddings == 256
@@ -203,7 +164,7 @@ def test_a_model_is_saved_in_the_dtype_that_it_is_read_in(world, tmp_path):
 def test_each_loss_reaches_only_its_own_weights(world):
     """The language-model loss leaves no gradient on the gate, the gate loss none on the backbone."""
     model = load(world / "model")
-    gates = fresh_gates(model, gate_sets({"sets": {"v1": {}}}, 16), 0)["v1"]
+    gates = fresh_gates(model, {"v1": SETS["v1"]}, 0)["v1"]
     tokens = torch.randint(3, 100, (1, 65))
     for part in ("lm", "gate"):
         joint = training_finetune._Joint(gates, 0.5, 16)
@@ -218,9 +179,7 @@ def test_each_loss_reaches_only_its_own_weights(world):
 
 
 def test_the_joint_forward_is_sparse(world):
-    joint = training_finetune._Joint(
-        fresh_gates(load(world / "model"), gate_sets({"sets": {"v1": {}}}, 16), 0)["v1"], 0.7, 16
-    )
+    joint = training_finetune._Joint(fresh_gates(load(world / "model"), {"v1": SETS["v1"]}, 0)["v1"], 0.7, 16)
     q, k = torch.randn(1, 2, 128, 16), torch.randn(1, 1, 128, 16)
     angles = torch.arange(128)[:, None] * torch.ones(1, 16)
     layer = LayerContext(0, q, k, lambda positions: (angles[positions].cos(), angles[positions].sin()))

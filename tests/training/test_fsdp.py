@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_distill import ADAM, GATES, run_distill, weights, world  # noqa: F401 (world is a fixture)
+from test_distill import ADAM, run_distill, weights, world  # noqa: F401 (world is a fixture)
+from tiny_jobs import finetune_job
 
 from seerbench.models.sources import load
 from seerbench.training import distill, finetune, fsdp
@@ -15,11 +16,10 @@ from seerbench.training import distill, finetune, fsdp
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(world, tmp_path, monkeypatch):  # noqa: F811
-    (world / "job.json").write_text(json.dumps(GATES))
     script = Path(__file__).with_name("two_processes.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     two, cut = tmp_path / "two", tmp_path / "cut"
-    done = subprocess.run([*torchrun, world, two, cut], capture_output=True, text=True, check=False)
+    done = subprocess.run([*torchrun, "distill", world, two, cut], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("died") == 2
     one = run_distill(world, tmp_path / "one")
@@ -41,23 +41,23 @@ def test_two_processes_do_what_one_does(world, tmp_path, monkeypatch):  # noqa: 
 def test_two_processes_fine_tune_as_one_does(world, tmp_path):  # noqa: F811
     """All weights sharded, the output embedding too, activations recomputed: losses and models of one process."""
     run_distill(world, tmp_path / "gates")
-    job = {**ADAM, "batch": 2, "steps": 3, "recompute": True}
-    (world / "finetune.json").write_text(json.dumps(job))
     script = Path(__file__).with_name("two_processes.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     two = tmp_path / "two"
-    done = subprocess.run([*torchrun, world, tmp_path / "gates", two], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*torchrun, "finetune", world, tmp_path / "gates", two], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    where = {"block": 16, "tokens_parquet": world / "tokens.parquet", "sparsity": 0.5}
-    one = finetune.finetune(job, world / "model", tmp_path / "gates", out=tmp_path / "one", **where)
+    changes = {**ADAM, "gates": tmp_path / "gates", "batch": 2, "steps": 3, "recompute": True}
+    one = finetune.finetune(finetune_job(world, tmp_path / "one", **changes))
     rows = json.loads((world / "finetune-rows.json").read_text())
     for mine, other in zip(one, rows, strict=True):
         assert mine["lm_loss"] == pytest.approx(other["lm_loss"], rel=1e-4)
         assert mine["gate_loss"] == pytest.approx(other["gate_loss"], rel=1e-4)
     for mine, other in zip(load(tmp_path / "one").parameters(), load(two).parameters(), strict=True):
         # Adam turns the sign of a vanishing gradient into a step: most weights agree, none is two steps off.
-        assert (mine - other).abs().max() < 2 * 3 * ADAM["optimizer"]["adam_lr"]
-        assert (mine - other).abs().mean() < 0.05 * ADAM["optimizer"]["adam_lr"]
+        assert (mine - other).abs().max() < 2 * 3 * ADAM["optimizer"].adam_lr
+        assert (mine - other).abs().mean() < 0.05 * ADAM["optimizer"].adam_lr
     assert torch.allclose(
         weights(two / "gates.safetensors", "v1"), weights(tmp_path / "one" / "gates.safetensors", "v1"), atol=1e-3
     )

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from seerbench.data import tokens as data_tokens
 from seerbench.training import checkpoint as training_checkpoint
 from seerbench.training import losses as training_losses
 from seerbench.training import muon, optimizers, pretrain, small_model
+from seerbench.training.jobs import Architecture, Mix, Optimizer, PretrainJob, Stage
 
 FIRST_WEIGHTS = {
     "embed_std": 1.0,
@@ -32,33 +34,42 @@ FIRST_WEIGHTS = {
 }
 MODEL = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 32, "intermediate": 64}
 MODEL |= {"rope_theta": 500000.0, "tied_embeddings": False, "positions": 64, "first_weights": FIRST_WEIGHTS}
-CONFIG = {
-    "model": MODEL,
-    "optimizer": {
-        "muon_lr": 5e-3,
-        "adam_lr": 5e-3,
-        "embed_lr": 0.05,
-        "weight_decay": 0.01,
-        "betas": [0.9, 0.95],
-        "clip": 1.0,
-        "warmup": 2,
-        "decay_share": 0.3,
-    },
-    "mix": {
-        "repeat": 0.3,
-        "passkey": 0.1,
-        "kv": 0.0,
-        "repeat_length": [8, 16],
-        "repeat_apart": 0.3,
-        "answer_weight": 5.0,
-    },
-    "stages": [
-        {"context": 56, "steps": 6, "batch_tokens": 448},
-        {"context": 64, "tokens": 3000, "batch_tokens": 512, "mix": {"repeat": 0.5}},
-    ],
-    "loss_chunk": 200,
-    "checkpoint_seconds": 0.0,
-}
+OPTIMIZER = Optimizer(
+    muon_lr=5e-3,
+    adam_lr=5e-3,
+    embed_lr=0.05,
+    weight_decay=0.01,
+    betas=(0.9, 0.95),
+    clip=1.0,
+    warmup=2,
+    decay_share=0.3,
+)
+MIX = Mix(repeat=0.3, passkey=0.1, kv=0.0, repeat_length=(8, 16), repeat_apart=0.3, answer_weight=5.0)
+STAGES = (
+    {"context": 56, "steps": 6, "batch_tokens": 448},
+    {"context": 64, "tokens": 3000, "batch_tokens": 512, "mix": {"repeat": 0.5}},
+)
+
+
+def train(folder, name, *, stages=STAGES, positions=64, seed=3, tokens=None, init=None):
+    """Pre-train the model `name` below the folder; the training rows."""
+    job = PretrainJob(
+        name=name,
+        corpus="toy",
+        tokens=tokens or folder / "tokens.parquet",
+        tokenizer=folder / "tokenizer",
+        init=init,
+        architecture=Architecture.model_validate(MODEL | {"positions": positions}),
+        optimizer=OPTIMIZER,
+        mix=MIX,
+        stages=tuple(Stage.model_validate(stage) for stage in stages),
+        loss_chunk=200,
+        checkpoint_seconds=0.0,
+        device="cpu",
+        seed=seed,
+        out=folder / name,
+    )
+    return pretrain.pretrain(job)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +92,7 @@ def weights(folder):
 @pytest.fixture(scope="module")
 def undisturbed(setting):
     torch.set_num_threads(1)
-    out = setting / "undisturbed"
-    rows = pretrain.pretrain(CONFIG, setting / "tokens.parquet", setting / "tokenizer", out, seed=3)
-    return out, rows
+    return setting / "undisturbed", train(setting, "undisturbed")
 
 
 def test_it_learns_and_saves_a_loadable_model(setting, undisturbed):
@@ -107,7 +116,7 @@ def test_held_out_documents_never_reach_training(setting, undisturbed):
             row["tokens"] = [5] * len(row["tokens"])
     other = setting / "other.parquet"
     pq.write_table(pa.Table.from_pylist(table, schema=data_tokens.TOKEN_SCHEMA), other)
-    pretrain.pretrain(CONFIG, other, setting / "tokenizer", setting / "other", seed=3)
+    train(setting, "other", tokens=other)
     for name, value in weights(undisturbed[0]).items():
         torch.testing.assert_close(weights(setting / "other")[name], value, rtol=0, atol=0)
 
@@ -116,14 +125,17 @@ def test_a_killed_run_resumes_and_ends_the_same(setting, undisturbed):
     out = setting / "killed"
     code = (
         "import sys, pathlib, torch; torch.set_num_threads(1)\n"
-        "from seerbench import train; sys.path.insert(0, 'tests')\n"
-        "from test_pretrain import CONFIG\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "slow = train.token_losses\n"
-        "import time; train.token_losses = lambda *a: (time.sleep(0.3), slow(*a))[1]\n"
-        "train.pretrain(CONFIG, folder / 'tokens.parquet', folder / 'tokenizer', folder / 'killed', seed=3)\n"
+        "from seerbench.training import pretrain\n"
+        "from test_pretrain import train\n"
+        "slow = pretrain.token_losses\n"
+        "import time; pretrain.token_losses = lambda *a: (time.sleep(0.3), slow(*a))[1]\n"
+        "train(pathlib.Path(sys.argv[1]), 'killed')\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(setting)], stderr=subprocess.DEVNULL)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(setting)], stderr=subprocess.DEVNULL, env=environment
+    )
     checkpoint = setting / "killed.checkpoint" / "state.safetensors"
     deadline = time.monotonic() + 60
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -133,7 +145,7 @@ def test_a_killed_run_resumes_and_ends_the_same(setting, undisturbed):
     assert checkpoint.exists()
     assert not out.exists()
     assert training_checkpoint.load_checkpoint(checkpoint, {}, [], digest="another run") == (0, [])
-    rows = pretrain.pretrain(CONFIG, setting / "tokens.parquet", setting / "tokenizer", out, seed=3)
+    rows = train(setting, "killed")
     pd.testing.assert_frame_equal(rows, undisturbed[1], rtol=1e-5)
     for name, value in weights(undisturbed[0]).items():
         torch.testing.assert_close(weights(out)[name], value, rtol=1e-4, atol=1e-5)
@@ -142,19 +154,14 @@ def test_a_killed_run_resumes_and_ends_the_same(setting, undisturbed):
 def test_steps_take_the_contexts_of_a_stage_in_turn(setting):
     """Two lengths of window, the same tokens a step; the second stage starts with its own first."""
     stages = [{"context": [64, 32], "steps": 3}, {"context": 56, "steps": 1}]
-    turns = {**CONFIG, "stages": [{**stage, "batch_tokens": 128} for stage in stages]}
-    rows = pretrain.pretrain(turns, setting / "tokens.parquet", setting / "tokenizer", setting / "turns", seed=3)
+    rows = train(setting, "turns", stages=[{**stage, "batch_tokens": 128} for stage in stages])
     assert rows["context"].tolist() == [64, 32, 64, 56]
     assert rows["tokens"].tolist() == [128, 256, 384, 384 + 112]
 
 
 def test_init_continues_a_model(setting, undisturbed):
-    longer = {**CONFIG, "model": {**MODEL, "positions": 128}}
-    longer["stages"] = [{"context": 128, "steps": 1, "batch_tokens": 512}]
-    out = setting / "longer"
-    rows = pretrain.pretrain(
-        longer, setting / "tokens.parquet", setting / "tokenizer", out, init=undisturbed[0], seed=4
-    )
+    out, stages = setting / "longer", [{"context": 128, "steps": 1, "batch_tokens": 512}]
+    rows = train(setting, "longer", stages=stages, positions=128, init=undisturbed[0], seed=4)
     assert len(rows) == 1
     assert AutoModelForCausalLM.from_pretrained(out).config.max_position_embeddings == 128
     start, end = weights(undisturbed[0]), weights(out)
@@ -207,7 +214,7 @@ def test_first_weights_read_the_token_before_and_match_it(setting):
     """Layer 1 attends one token back, layer 2 to what followed the current token's last occurrence."""
     torch.manual_seed(0)
     tokenizer = data_tokens.load_tokenizer(setting / "tokenizer")
-    model = small_model.build_model({**MODEL, "hidden": 128}, tokenizer).eval()
+    model = small_model.build_model(Architecture.model_validate(MODEL | {"hidden": 128}), tokenizer).eval()
     model.set_attn_implementation("eager")
     sequence = torch.randperm(300)[:48] + 3
     tokens = torch.cat([sequence, sequence])[None]
@@ -221,7 +228,8 @@ def test_first_weights_read_the_token_before_and_match_it(setting):
 
 def test_a_blank_mistral_has_its_shape_and_full_attention(setting):
     tokenizer = data_tokens.load_tokenizer(setting / "tokenizer")
-    model = small_model.build_model({**MODEL, "architecture": "mistral", "first_weights": None}, tokenizer)
+    architecture = Architecture.model_validate(MODEL | {"architecture": "mistral", "first_weights": None})
+    model = small_model.build_model(architecture, tokenizer)
     assert type(model).__name__ == "MistralForCausalLM"
     assert model.config.sliding_window is None
     assert model.model.layers[0].mlp.down_proj.weight.any()  # `initialise` would have left zeros

@@ -16,7 +16,7 @@ from seerbench.artefacts import ARTEFACTS
 from seerbench.data import longbench
 from seerbench.errors import ConfigError
 from seerbench.paths import ROOT
-from seerbench.presets.preset import load_preset
+from seerbench.presets.load import load_preset
 from seerbench.rows.store import Run
 
 # One thread a process: two jobs run side by side, and threads that wait for work burn the other's core.
@@ -49,7 +49,7 @@ def test_the_paper_preset_runs_on_stand_ins(tmp_path):
     preset = paper_smoke.write(tmp_path)
     said = snakemake(tmp_path, preset)
 
-    everywhere = snakemake(tmp_path, "paper", "elsewhere=1", "--forceall", "--dry-run")
+    everywhere = snakemake(tmp_path, "paper", "plan_for_gpu=1", "--forceall", "--dry-run")
     assert rules_in(said) == rules_in(everywhere) >= {"distill", "import_gates", "finetune_jointly", "tasks"}
 
     run = Run(tmp_path / "results" / "fresh" / "paper-smoke")
@@ -93,9 +93,9 @@ def test_the_paper_preset_makes_every_artefact_and_names_its_revisions():
     preset = load_preset("paper")
     for name, about in ARTEFACTS.items():
         assert preset.rows_for(about.needs)[1] == [], name
-    pinned = [*preset.config["models"].values(), preset.config["tokenizer"], preset.config["tasks"]["longbench"]]
-    for source in (*pinned, *preset.config["corpora"].values()):
-        assert re.fullmatch(r"[0-9a-f]{40}", source["revision"])
+    file = preset.file
+    for source in (*file.models.values(), file.tokenizer, file.tasks["longbench"], *file.corpora.values()):
+        assert re.fullmatch(r"[0-9a-f]{40}", source.revision)
 
 
 def test_without_a_gpu_the_paper_preset_says_what_it_needs(monkeypatch):
@@ -103,12 +103,12 @@ def test_without_a_gpu_the_paper_preset_says_what_it_needs(monkeypatch):
 
     monkeypatch.setattr(presets_preset, "has_gpu", lambda: False)
     with pytest.raises(ConfigError, match="measures on an NVIDIA GPU, this machine has none"):
-        load_preset("paper").drawn_from()
+        load_preset("paper").artefact_run()
 
 
 def test_without_data_and_network_a_step_says_what_to_type(tmp_path):
     done = subprocess.run(
-        ["seerbench", "corpus", "paper", "--results", str(tmp_path)],
+        ["seerbench", "tokenizer", "paper", "--results", str(tmp_path)],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -1,9 +1,12 @@
-# Perplexity, retrieval tasks, block recall, gate maps.
+# Perplexity, tasks, block recall, attention maps.
 rule perplexity:
     input:
-        reads("perplexity", "experiment"),
+        tokens=lambda wildcards: PRESET.perplexity(wildcards.experiment).tokens.file,
+        models=lambda wildcards: PRESET.perplexity(wildcards.experiment).model_files,
+        gates=lambda wildcards: PRESET.perplexity(wildcards.experiment).gate_files,
+        plans=lambda wildcards: PRESET.perplexity(wildcards.experiment).plan_files,
     output:
-        RUN / "perplexity/{experiment}.parquet",
+        rows=RUN / "perplexity/{experiment}.parquet",
     log:
         f"{LOGS}/perplexity-{{experiment}}.log",
     benchmark:
@@ -12,7 +15,8 @@ rule perplexity:
         gpu=GPU,
     params:
         where=WHERE,
-        settings=lambda wildcards: PRESET.config["perplexity"][wildcards.experiment],
+        setup=SETUP,
+        settings=lambda wildcards: PRESET.settings("perplexity", wildcards.experiment),
         source=TIMED,
     shell:
         "seerbench perplexity {params.where} {wildcards.experiment} 2> {log}"
@@ -20,9 +24,13 @@ rule perplexity:
 
 rule tasks:
     input:
-        reads("tasks", "experiment"),
+        tokens=lambda wildcards: PRESET.tasks(wildcards.experiment).token_files,
+        tokenizer=lambda wildcards: PRESET.tasks(wildcards.experiment).tokenizer_files,
+        models=lambda wildcards: PRESET.tasks(wildcards.experiment).model_files,
+        gates=lambda wildcards: PRESET.tasks(wildcards.experiment).gate_files,
+        plans=lambda wildcards: PRESET.tasks(wildcards.experiment).plan_files,
     output:
-        RUN / "tasks/{experiment}.parquet",
+        rows=RUN / "tasks/{experiment}.parquet",
     log:
         f"{LOGS}/tasks-{{experiment}}.log",
     benchmark:
@@ -31,7 +39,8 @@ rule tasks:
         gpu=GPU,
     params:
         where=WHERE,
-        settings=lambda wildcards: PRESET.config["tasks"][wildcards.experiment],
+        setup=SETUP,
+        settings=lambda wildcards: PRESET.settings("tasks", wildcards.experiment),
         source=TIMED,
     shell:
         "seerbench tasks {params.where} {wildcards.experiment} 2> {log}"
@@ -39,16 +48,22 @@ rule tasks:
 
 rule recall:
     input:
-        reads("recall", "experiment"),
+        tokens=lambda wildcards: PRESET.recall(wildcards.experiment).tokens.file,
+        models=lambda wildcards: PRESET.recall(wildcards.experiment).model_files,
+        gates=lambda wildcards: PRESET.recall(wildcards.experiment).gate_files,
+        plans=lambda wildcards: PRESET.recall(wildcards.experiment).plan_files,
     output:
-        RUN / "recall/{experiment}.parquet",
+        rows=RUN / "recall/{experiment}.parquet",
     log:
         f"{LOGS}/recall-{{experiment}}.log",
+    benchmark:
+        f"{LOGS}/cost/recall-{{experiment}}.jsonl"
     resources:
         gpu=GPU,
     params:
         where=WHERE,
-        settings=lambda wildcards: PRESET.config["recall"][wildcards.experiment],
+        setup=SETUP,
+        settings=lambda wildcards: PRESET.settings("recall", wildcards.experiment),
         source=TIMED,
     shell:
         "seerbench recall {params.where} {wildcards.experiment} 2> {log}"
@@ -56,16 +71,19 @@ rule recall:
 
 rule maps:
     input:
-        reads("maps"),
+        tokens=lambda wildcards: PRESET.maps().tokens.file,
+        model=lambda wildcards: PRESET.maps().model.files,
+        gates=lambda wildcards: PRESET.maps().gates,
     output:
-        RUN / "maps/maps.parquet",
+        rows=RUN / "maps/maps.parquet",
     log:
         f"{LOGS}/maps.log",
     resources:
         gpu=GPU,
     params:
         where=WHERE,
-        settings=PRESET.config.get("maps"),
+        setup=SETUP,
+        settings=PRESET.settings("maps"),
         source=TIMED,
     shell:
         "seerbench maps {params.where} 2> {log}"

@@ -24,9 +24,7 @@ rule draw_figure:
     params:
         run=DRAWN,
         out=subpath(output[0], parent=True),
-        source=lambda wildcards: files_digest(
-            (ROOT / "seerbench/artefacts").glob("*.py")
-        ),
+        source=lambda wildcards: drawing_code(wildcards.artefact),
     shell:
         "seerbench draw {wildcards.artefact} --run {params.run} --out {params.out} > {log} 2>&1"
 

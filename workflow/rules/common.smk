@@ -2,17 +2,20 @@
 from pathlib import Path
 
 from seerbench.paths import ROOT
+from seerbench.presets.types import SWEEPS
 from seerbench.rows.schema import TABLES
 from seerbench.rows.source_digest import files_digest, source_digest
 
 WHERE = f"{config.get('preset', 'cpu')} --results {RUN.parent}"
 LOGS = f"logs/{PRESET.name}"
-GPU = int(
-    PRESET.config["device"] == "cuda"
-)  # GPU jobs run one at a time (profiles/default)
-WHOLE_MACHINE = (
-    10_000  # Snakemake scales it down to --cores: nothing else runs beside a timing
-)
+SETUP = PRESET.settings_of_all_jobs()
+# A job on a GPU sees one of them (seerbench/devices.py). How many run at a time: --resources gpu=4;
+# profiles/default says one.
+GPU = int(PRESET.file.device == "cuda")
+# Nothing else runs beside a timing: it takes every core (Snakemake scales this down to --cores) and GPU.
+WHOLE_MACHINE = 10_000
+GPU_LIMIT = workflow.global_resources.get("gpu")  # None or without a value on a cluster
+ALL_GPUS = GPU * (getattr(GPU_LIMIT, "value", None) or 1)
 # What `snakemake compare --config compare=mine.py` compares.
 COMPARED = config.get("compare", "")
 COMPARED_FILE = COMPARED.partition(":")[0]
@@ -21,38 +24,29 @@ TIMED = source_digest()  # measured again when what kernels or methods compute c
 
 
 wildcard_constraints:
+    corpus="[^/]+",
     model="[^/]+",
     gates="[^/]+",
     experiment="[^/]+",
-    sweep="|".join(("kernel", "methods", "training_kernel", "ttft")),
+    sweep="|".join(SWEEPS),
     context=r"\d+",
 
 
-def reads(step, wildcard=None):
-    """The input function of a step: what the preset says that it reads."""
-    return lambda wildcards: [
-        str(path)
-        for path in PRESET.reads(step, getattr(wildcards, wildcard) if wildcard else "")
-    ]
+def one_of(names):
+    """A constraint of a wildcard to these names; a rule with none of them never applies."""
+    return "|".join(names) or "none"
 
 
-def trains_with(*modules):
-    """Digest of the training code that a step runs, so that a change trains again."""
+def code_of(*modules):
+    """Digest of the code that a step runs, so that a change runs it again."""
     return files_digest(ROOT / "seerbench" / name for name in modules)
 
 
-def processes(gates):
-    """How many processes, with a GPU each, train these gates."""
-    return PRESET.config["gates"][gates].get("processes", 1)
-
-
-def launcher(count):
-    """What starts a step in `count` processes (seerbench/sharded.py)."""
-    return (
-        f"torchrun --standalone --nproc-per-node {count} --no-python "
-        if count > 1
-        else ""
-    )
+def launcher(processes):
+    """What starts a step in several processes with a GPU each (seerbench/training/fsdp.py)."""
+    if processes == 1:
+        return ""
+    return f"torchrun --standalone --nproc-per-node {processes} --no-python "
 
 
 def drawable(kind=None):
@@ -73,7 +67,7 @@ def files_of(*names):
     ]
 
 
-def notebooks():
+def notebook_files():
     """Every notebook, executed."""
     sources = sorted((ROOT / "notebooks").glob("*.py"))
     return [
@@ -87,7 +81,7 @@ def all_rows():
     """Every rows file of this preset, those of experiments that no artefact draws included."""
     tables = [name for name in TABLES if name != "runs"]
     return [
-        str(PRESET.rows(table, part))
+        PRESET.paths.rows(table, part)
         for table in tables
         for part in PRESET.parts(table)
     ]
@@ -96,18 +90,8 @@ def all_rows():
 def rows_of(wildcards):
     """The rows files that an artefact reads; a published run is source, no rule makes it."""
     if DRAWN == RUN:
-        return [
-            str(path)
-            for path in PRESET.rows_for(ARTEFACTS[wildcards.artefact].needs)[0]
-        ]
-    return [str(path) for path in sorted(DRAWN.glob("*/*.parquet"))]
-
-
-def compared(wildcards):
-    """The figure of what the config names; without a name there is nothing to compare."""
-    if not COMPARED:
-        raise WorkflowError("name what to compare: --config compare=mine.py")
-    return f"figures/compare/{COMPARED_NAME}.svg"
+        return PRESET.rows_for(ARTEFACTS[wildcards.artefact].needs)[0]
+    return sorted(DRAWN.glob("*/*.parquet"))
 
 
 def rows_of_all(wildcards):
@@ -115,4 +99,19 @@ def rows_of_all(wildcards):
     if DRAWN != RUN:
         return rows_of(wildcards)
     needs = [need for name in drawable() for need in ARTEFACTS[name].needs]
-    return sorted({str(path) for path in PRESET.rows_for(needs)[0]})
+    return sorted(set(PRESET.rows_for(needs)[0]))
+
+
+def drawing_code(artefact):
+    """Digest of the module of one artefact and of those that artefacts share."""
+    modules = (ROOT / "seerbench/artefacts").glob("*.py")
+    return files_digest(
+        path for path in modules if path.stem == artefact or path.stem not in ARTEFACTS
+    )
+
+
+def compared(wildcards):
+    """The figure of what the config names; without a name there is nothing to compare."""
+    if not COMPARED:
+        raise WorkflowError("name what to compare: --config compare=mine.py")
+    return f"figures/compare/{COMPARED_NAME}.svg"

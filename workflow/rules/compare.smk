@@ -20,7 +20,7 @@ rule compare_one:
         f"logs/compare-{COMPARED_NAME}.log",
     threads: WHOLE_MACHINE
     resources:
-        gpu=GPU,
+        gpu=ALL_GPUS,
     params:
         target=COMPARED,
         name=COMPARED_NAME,

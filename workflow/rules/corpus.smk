@@ -1,16 +1,32 @@
-# Texts to tokens: the tokenizer and every corpus of the preset.
-rule corpus:
+# Texts to tokens: the tokenizer of the preset, and one job per corpus.
+rule tokenizer:
     output:
-        [PRESET.tokens(name) for name in PRESET.config["corpora"]],
-        PRESET.tokenizer / "tokenizer.json",
+        PRESET.paths.tokenizer / "tokenizer.json",
     log:
-        f"{LOGS}/corpus.log",
+        f"{LOGS}/tokenizer.log",
     benchmark:
-        f"{LOGS}/cost/corpus.jsonl"
+        f"{LOGS}/cost/tokenizer.jsonl"
     params:
         where=WHERE,
-        corpora=PRESET.config["corpora"],
-        tokenizer=PRESET.config["tokenizer"],
-        source=trains_with("data/texts.py", "data/tokens.py"),
+        settings=PRESET.tokenizer_settings(),
+        source=code_of("data/texts.py", "data/tokens.py"),
     shell:
-        "seerbench corpus {params.where} 2> {log}"
+        "seerbench tokenizer {params.where} 2> {log}"
+
+
+rule corpus:
+    input:
+        tokenizer=lambda wildcards: PRESET.corpus(wildcards.corpus).tokenizer_files,
+    output:
+        tokens=RUN / "corpora/{corpus}/tokens.parquet",
+        card=RUN / "corpora/{corpus}/tokens.json",
+    log:
+        f"{LOGS}/corpus-{{corpus}}.log",
+    benchmark:
+        f"{LOGS}/cost/corpus-{{corpus}}.jsonl"
+    params:
+        where=WHERE,
+        settings=lambda wildcards: PRESET.corpus_settings(wildcards.corpus),
+        source=code_of("data/texts.py", "data/tokens.py"),
+    shell:
+        "seerbench corpus {params.where} {wildcards.corpus} 2> {log}"

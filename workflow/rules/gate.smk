@@ -1,53 +1,57 @@
 # Gates on a frozen model, trained here or released; what MoA and MInference search for one.
-RELEASED = [
-    name for name in PRESET.gate_jobs() if "source" in PRESET.config["gates"][name]
-]
-
-
 rule import_gates:
     output:
-        RUN / "gates/{gates}.safetensors",
+        gates=RUN / "gates/{gates}.safetensors",
     log:
         f"{LOGS}/import-gates-{{gates}}.log",
     wildcard_constraints:
-        gates="|".join(RELEASED) or "none",
+        gates=one_of(PRESET.released_gates()),
     params:
         where=WHERE,
-        settings=lambda wildcards: PRESET.config["gates"][wildcards.gates],
-        source=trains_with("models/released_gates.py"),
+        settings=lambda wildcards: PRESET.settings("gates", wildcards.gates),
+        source=code_of("models/released_gates.py"),
     shell:
         "seerbench import-gates {params.where} {wildcards.gates} 2> {log}"
 
 
 rule distill:
     input:
-        reads("distill", "gates"),
+        tokens=lambda wildcards: PRESET.distill(wildcards.gates).tokens,
+        model=lambda wildcards: PRESET.distill(wildcards.gates).model.files,
     output:
-        RUN / "gates/{gates}.safetensors",
-        RUN / "training/distill-{gates}.parquet",
+        gates=RUN / "gates/{gates}.safetensors",
+        rows=RUN / "training/distill-{gates}.parquet",
     log:
         f"{LOGS}/distill-{{gates}}.log",
     benchmark:
         f"{LOGS}/cost/distill-{{gates}}.jsonl"
     wildcard_constraints:
-        gates="|".join(name for name in PRESET.gate_jobs() if name not in RELEASED)
-        or "none",
+        gates=one_of(PRESET.trained_gates()),
     resources:
-        gpu=lambda wildcards: GPU * processes(wildcards.gates),
+        gpu=lambda wildcards: GPU * PRESET.distill(wildcards.gates).processes,
     params:
         where=WHERE,
-        settings=lambda wildcards: PRESET.config["gates"][wildcards.gates],
-        source=trains_with("training/distill.py", "methods/gate.py", "methods/gate_losses.py", "training/fsdp.py"),
-        launcher=lambda wildcards: launcher(processes(wildcards.gates)),
+        setup=SETUP,
+        settings=lambda wildcards: PRESET.settings("gates", wildcards.gates),
+        source=code_of(
+            "training/distill.py",
+            "training/batches.py",
+            "training/fsdp.py",
+            "methods/gate.py",
+            "methods/gate_config.py",
+            "methods/gate_losses.py",
+        ),
+        launcher=lambda wildcards: launcher(PRESET.distill(wildcards.gates).processes),
     shell:
         "{params.launcher}seerbench distill {params.where} {wildcards.gates} 2> {log}"
 
 
 rule profile:
     input:
-        reads("profile", "model"),
+        tokens=lambda wildcards: PRESET.profile(wildcards.model).tokens.file,
+        model=lambda wildcards: PRESET.profile(wildcards.model).model.files,
     output:
-        PRESET.moa_plans("{model}"),
+        plans=[PRESET.paths.moa_plan("{model}", s) for s in PRESET.moa_sparsities()],
     log:
         f"{LOGS}/profile-{{model}}.log",
     benchmark:
@@ -56,7 +60,8 @@ rule profile:
         gpu=GPU,
     params:
         where=WHERE,
-        settings=[PRESET.config.get("profile"), PRESET.moa_sparsities()],
+        setup=SETUP,
+        settings=[PRESET.settings("profile"), PRESET.moa_sparsities()],
         source=TIMED,
     shell:
         "seerbench profile {params.where} {wildcards.model} 2> {log}"
@@ -64,9 +69,11 @@ rule profile:
 
 rule patterns:
     input:
-        reads("patterns", "model"),
+        tokens=lambda wildcards: PRESET.patterns(wildcards.model).tokens.file,
+        tokenizer=PRESET.paths.tokenizer / "tokenizer.json",
+        model=lambda wildcards: PRESET.patterns(wildcards.model).model.files,
     output:
-        RUN / "plans/minference-{model}.json",
+        patterns=PRESET.paths.minference_patterns("{model}"),
     log:
         f"{LOGS}/patterns-{{model}}.log",
     benchmark:
@@ -75,7 +82,8 @@ rule patterns:
         gpu=GPU,
     params:
         where=WHERE,
-        settings=PRESET.config.get("profile"),
+        setup=SETUP,
+        settings=PRESET.settings("profile"),
         source=TIMED,
     shell:
         "seerbench patterns {params.where} {wildcards.model} 2> {log}"

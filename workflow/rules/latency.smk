@@ -1,27 +1,29 @@
-# Timings: one job a sweep and context, all methods interleaved in it, alone on the machine.
+# Timings: one job per sweep and context, all methods interleaved in it, alone on the machine.
+def timing(wildcards):
+    """The job of a timing."""
+    return PRESET.latency(wildcards.sweep, int(wildcards.context))
+
+
 rule latency:
     input:
-        reads("latency", "sweep"),
+        tokens=lambda wildcards: timing(wildcards).token_files,
+        models=lambda wildcards: timing(wildcards).model_files,
+        gates=lambda wildcards: timing(wildcards).gate_files,
+        plans=lambda wildcards: timing(wildcards).plan_files,
     output:
-        RUN / "cells/{sweep}-{context}.parquet",
-        RUN / "samples/{sweep}-{context}.parquet",
+        cells=RUN / "cells/{sweep}-{context}.parquet",
+        samples=RUN / "samples/{sweep}-{context}.parquet",
     log:
         f"{LOGS}/latency-{{sweep}}-{{context}}.log",
     benchmark:
         f"{LOGS}/cost/latency-{{sweep}}-{{context}}.jsonl"
     threads: WHOLE_MACHINE
     resources:
-        gpu=GPU,
+        gpu=ALL_GPUS,
     params:
         where=WHERE,
-        settings=lambda wildcards: [
-            PRESET.config["latency"]["sweeps"][wildcards.sweep],
-            {
-                key: value
-                for key, value in PRESET.config["latency"].items()
-                if key != "sweeps"
-            },
-        ],
+        setup=SETUP,
+        settings=lambda wildcards: PRESET.latency_settings(wildcards.sweep),
         source=TIMED,
     shell:
         "seerbench latency {params.where} {wildcards.sweep} {wildcards.context} 2> {log}"

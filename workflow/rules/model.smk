@@ -1,62 +1,89 @@
 # Models: pre-training, and context extension (dense YaRN, or joint with gates).
-PRETRAINED = PRESET.trained_models()
-PROCESSES = PRESET.config.get("extend", {}).get("processes", 1)
+DENSE_YARN = [name for name, s in PRESET.finetuned_models().items() if s is None]
+JOINT_YARN = [name for name, s in PRESET.finetuned_models().items() if s is not None]
+PROCESSES = PRESET.file.extend.processes if PRESET.file.extend else 1
 
 
 rule train:
     input:
-        reads("train", "model"),
+        tokens=lambda wildcards: PRESET.pretrain(wildcards.model).tokens,
+        tokenizer=PRESET.paths.tokenizer / "tokenizer.json",
+        model=lambda wildcards: PRESET.pretrain(wildcards.model).init_files,
     output:
-        RUN / "models/{model}/config.json",
         RUN / "models/{model}/model.safetensors",
-        RUN / "training/pretrain-{model}.parquet",
+        config=RUN / "models/{model}/config.json",
+        rows=RUN / "training/pretrain-{model}.parquet",
     log:
         f"{LOGS}/train-{{model}}.log",
     benchmark:
         f"{LOGS}/cost/train-{{model}}.jsonl"
     wildcard_constraints:
-        model="|".join(PRETRAINED) or "none",
+        model=one_of(PRESET.trained_models()),
     priority: 10
     threads: 2
     resources:
         gpu=GPU,
     params:
         where=WHERE,
-        settings=lambda wildcards: PRESET.config["models"][wildcards.model],
-        source=trains_with("training/pretrain.py", "training/batches.py", "data/lookups.py"),
+        setup=SETUP,
+        settings=lambda wildcards: PRESET.settings("models", wildcards.model),
+        source=code_of(
+            "training/pretrain.py",
+            "training/small_model.py",
+            "training/batches.py",
+            "training/losses.py",
+            "training/muon.py",
+            "training/optimizers.py",
+            "data/lookups.py",
+        ),
     shell:
         "seerbench train {params.where} {wildcards.model} 2> {log}"
 
 
 rule finetune:
     input:
-        reads("finetune", "model"),
+        tokens=lambda wildcards: PRESET.finetune(wildcards.model).tokens,
+        model=lambda wildcards: PRESET.finetune(wildcards.model).model.files,
     output:
-        RUN / "models/{model}/config.json",
         RUN / "models/{model}/model.safetensors",
-        RUN / "training/finetune-{model}.parquet",
+        config=RUN / "models/{model}/config.json",
+        rows=RUN / "training/finetune-{model}.parquet",
     log:
         f"{LOGS}/finetune-{{model}}.log",
     benchmark:
         f"{LOGS}/cost/finetune-{{model}}.jsonl"
     wildcard_constraints:
-        model="yarn",
+        model=one_of(DENSE_YARN),
     resources:
         gpu=GPU * PROCESSES,
     params:
         where=WHERE,
-        settings=PRESET.config.get("extend"),
-        source=trains_with("training/finetune.py", "training/batches.py", "data/lookups.py", "training/fsdp.py"),
+        setup=SETUP,
+        settings=PRESET.settings("extend"),
+        source=code_of(
+            "training/finetune.py",
+            "training/distill.py",
+            "training/batches.py",
+            "training/losses.py",
+            "training/muon.py",
+            "training/optimizers.py",
+            "training/fsdp.py",
+            "data/lookups.py",
+        ),
         launcher=launcher(PROCESSES),
     shell:
         "{params.launcher}seerbench finetune {params.where} {wildcards.model} 2> {log}"
 
 
 use rule finetune as finetune_jointly with:
+    input:
+        tokens=lambda wildcards: PRESET.finetune(wildcards.model).tokens,
+        model=lambda wildcards: PRESET.finetune(wildcards.model).model.files,
+        gates=lambda wildcards: PRESET.finetune(wildcards.model).gates,
     output:
-        RUN / "models/{model}/config.json",
         RUN / "models/{model}/model.safetensors",
-        RUN / "models/{model}/gates.safetensors",
-        RUN / "training/finetune-{model}.parquet",
+        config=RUN / "models/{model}/config.json",
+        gates=RUN / "models/{model}/gates.safetensors",
+        rows=RUN / "training/finetune-{model}.parquet",
     wildcard_constraints:
-        model="joint-.+",
+        model=one_of(JOINT_YARN),

@@ -1,0 +1,41 @@
+"""Where a model comes from, resolved: everything that loading it needs to know. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model by its name in the preset, and where its weights are.
+
+    Attributes:
+        name: key under `models` in the preset, or `yarn`, or `joint-<sparsity>`.
+        location: folder, or hub id; None for random weights.
+        trained_here: whether this run trains it, so that its folder is a file of the graph.
+        revision: commit or tag on the hub.
+        yarn: factor by which RoPE is scaled when the model is loaded.
+        geometry: a transformers config whose weights are drawn at random.
+    """
+
+    name: str
+    location: Path | str | None
+    trained_here: bool = False
+    revision: str | None = None
+    yarn: float | None = None
+    geometry: Mapping[str, Any] | None = None
+
+    @property
+    def weights(self) -> Path | str:
+        """The folder or hub id of its weights; ValueError for random weights, which lie nowhere."""
+        if self.location is None:
+            raise ValueError(f"the model {self.name} has random weights, which lie nowhere")
+        return self.location
+
+    @property
+    def files(self) -> list[Path]:
+        """The file that is there once the model is complete, for a model that this run trains."""
+        return [Path(self.location) / "config.json"] if self.trained_here and self.location else []

@@ -1,0 +1,398 @@
+"""One type for each step: everything that it needs to know, resolved once by `preset.py`.
+
+Steps and measuring code read the fields of a job and never ask the preset again. Each job knows its files, which
+the rules of the graph show by name. The jobs of trainings stand in `seerbench.training.jobs`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from seerbench.data.corpora import TextSource
+from seerbench.models.model_source import ModelSource
+from seerbench.presets.types import Shape
+from seerbench.rows.gate_ref import GateRef
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all jobs of a preset share, and what every row of theirs says."""
+
+    preset: str
+    scale: str
+    device: str
+    dtype: str
+    seed: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised corpus: its name and its file (parquet; a card with its hash lies beside it)."""
+
+    corpus: str
+    file: Path
+
+
+# Texts
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """A tokenizer that is there: a folder or a hub id."""
+
+    location: Path | str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerJob:
+    """Train the preset's tokenizer on texts, or fetch one.
+
+    Attributes:
+        texts: where the texts come from whose train split it is trained on, by name; {} where it is fetched.
+        is_union: whether the texts are a union of corpora.
+        vocab: number of tokens of a trained one.
+        source: the tokenizer to fetch, or None.
+        out: folder to write.
+    """
+
+    texts: dict[str, TextSource]
+    is_union: bool
+    vocab: int
+    source: TokenizerSource | None
+    out: Path
+
+
+@dataclass(frozen=True)
+class CorpusJob:
+    """Turn the texts of one corpus into tokens.
+
+    Attributes:
+        texts: where they come from, by name.
+        is_union: whether they are a union of corpora.
+        card: what the corpus' card says of its source.
+        tokenizer: the preset's, or that of a model.
+        tokenizer_files: the files of the graph that it is read from.
+    """
+
+    name: str
+    texts: dict[str, TextSource]
+    is_union: bool
+    card: dict
+    tokenizer: TokenizerSource
+    tokenizer_files: list[Path]
+    out: Path
+
+
+# Gates, plans
+
+
+@dataclass(frozen=True)
+class ImportGatesJob:
+    """Read gates that their authors released for `model` and write them as one set."""
+
+    name: str
+    model: ModelSource
+    source: Path | str
+    revision: str | None
+    out: Path
+
+
+@dataclass(frozen=True)
+class ProfileJob:
+    """Search MoA's plans of a model.
+
+    Attributes:
+        split: of the corpus.
+        context: the longest profiled length, in tokens.
+        documents: windows of each length.
+        plans: file of each plan by its sparsity; None: upstream's KV density of 0.5.
+    """
+
+    setup: Setup
+    model: ModelSource
+    tokens: Tokens
+    split: str
+    context: int
+    documents: int
+    plans: dict[float | None, Path]
+
+
+@dataclass(frozen=True)
+class PatternsJob:
+    """Search MInference's pattern of each head of a model, on one look-up of `context` tokens."""
+
+    setup: Setup
+    model: ModelSource
+    tokens: Tokens
+    tokenizer: Path
+    split: str
+    context: int
+    out: Path
+
+
+# Arms
+
+
+@dataclass(frozen=True)
+class ArmJob:
+    """One method at one sparsity, with the files that it reads.
+
+    Attributes:
+        block: tokens per block; methods with a gate have the gate's, dense ones none.
+        gate: the gate set; the set `all` stands for each one in the file.
+        gates: the file of that set's job.
+        plan: MoA's plan.
+        patterns: MInference's: a name that the method knows or a file; None: the method's default.
+        searched: whether `patterns` is a file that this run's search makes.
+        kernel: another block-sparse kernel than ours.
+        mean_correction: whether skipped blocks count by their means.
+        recipe: how model and gates were trained, for the rows.
+    """
+
+    method: str
+    sparsity: float | None
+    block: int
+    gate: GateRef | None = None
+    gates: Path | None = None
+    plan: Path | None = None
+    patterns: Path | str | None = None
+    searched: bool = False
+    kernel: str | None = None
+    mean_correction: bool = False
+    recipe: str = "none"
+
+    @property
+    def plan_files(self) -> list[Path]:
+        """The files that a search makes for it."""
+        return [Path(file) for file in (self.plan, self.patterns if self.searched else None) if file]
+
+
+@dataclass(frozen=True)
+class ModelArms:
+    """The arms that run in one model."""
+
+    model: ModelSource
+    arms: tuple[ArmJob, ...]
+
+
+class RunsArms:
+    """The files that a job with arms in models reads, for the rules."""
+
+    groups: tuple[ModelArms, ...]
+
+    @property
+    def model_files(self) -> list[Path]:
+        """The models that this run trains."""
+        return _once(file for group in self.groups for file in group.model.files)
+
+    @property
+    def gate_files(self) -> list[Path]:
+        """The gates of the arms."""
+        return _once(arm.gates for group in self.groups for arm in group.arms if arm.gates)
+
+    @property
+    def plan_files(self) -> list[Path]:
+        """MoA's plans and MInference's patterns of the arms."""
+        return _once(file for group in self.groups for arm in group.arms for file in arm.plan_files)
+
+
+def _once(files: Iterable[Path]) -> list[Path]:
+    return list(dict.fromkeys(files))
+
+
+# Accuracy
+
+
+@dataclass(frozen=True)
+class PerplexityJob(RunsArms):
+    """Measure the loss of every document under every arm, at every context.
+
+    Attributes:
+        documents: at most this many; None: all that are long enough.
+        scored: only this many last tokens count, and windows of all contexts end at the same one; None: all tokens.
+        reaching: only documents of at least this many tokens; None: of the longest context.
+    """
+
+    setup: Setup
+    experiment: str
+    tokens: Tokens
+    contexts: tuple[int, ...]
+    documents: int | None
+    scored: int | None
+    reaching: int | None
+    groups: tuple[ModelArms, ...]
+    rows: Path
+
+
+@dataclass(frozen=True)
+class RetrievalJob(RunsArms):
+    """Answer look-ups in held-out text under every arm."""
+
+    setup: Setup
+    experiment: str
+    tokens: Tokens
+    tokenizer: Path
+    contexts: tuple[int, ...]
+    examples: int
+    tasks: tuple[str, ...]
+    batch: int
+    groups: tuple[ModelArms, ...]
+    rows: Path
+
+    @property
+    def token_files(self) -> list[Path]:
+        """The tokenised corpus."""
+        return [self.tokens.file]
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """The preset's tokenizer."""
+        return [self.tokenizer / "tokenizer.json"]
+
+
+@dataclass(frozen=True)
+class LongBenchJob(RunsArms):
+    """Answer LongBench-E's questions under every arm.
+
+    Attributes:
+        source: folder, or data set id at `revision`.
+        tasks: some of its tasks; None: all.
+        examples: at most this many for each task and length bucket; None: all.
+    """
+
+    setup: Setup
+    experiment: str
+    source: Path | str
+    revision: str | None
+    tasks: tuple[str, ...] | None
+    examples: int | None
+    groups: tuple[ModelArms, ...]
+    rows: Path
+    token_files: tuple[Path, ...] = ()  # a model's own tokenizer reads the questions
+    tokenizer_files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecallJob(RunsArms):
+    """Compare the blocks that every arm keeps with the best ones."""
+
+    setup: Setup
+    experiment: str
+    tokens: Tokens
+    contexts: tuple[int, ...]
+    documents: int
+    groups: tuple[ModelArms, ...]  # one
+    rows: Path
+
+
+@dataclass(frozen=True)
+class MapsJob:
+    """Record true and predicted maps of one document."""
+
+    setup: Setup
+    model: ModelSource
+    tokens: Tokens
+    context: int
+    gate: GateRef
+    gates: Path
+    rows: Path
+
+
+# Timings
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How long a cell is timed: rounds, those that are timed in any case (None: the sampler's), seconds."""
+
+    rounds: int
+    min_rounds: int | None
+    cap_s: float
+
+
+@dataclass(frozen=True)
+class LatencyJob(RunsArms):
+    """Time one sweep at one context, all methods interleaved.
+
+    Attributes:
+        context: tokens.
+        cells, samples: rows to write.
+        groups: the arms that run in a model; () in sweeps on random inputs.
+    """
+
+    setup: Setup
+    context: int
+    rounds: Rounds
+    cells: Path
+    samples: Path
+    groups: tuple[ModelArms, ...] = ()
+
+    @property
+    def token_files(self) -> list[Path]:
+        """The tokenised corpus that it reads, if it reads one."""
+        tokens = getattr(self, "tokens", None)
+        return [tokens.file] if tokens else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelLatencyJob(LatencyJob):
+    """Time kernels on random inputs and masks."""
+
+    sweep: str = "kernel"
+    shape: Shape
+    sparsities: tuple[float, ...]
+    kernels: tuple[str, ...]
+    dense: tuple[str, ...]
+    blocks: tuple[int, ...]
+    masks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingKernelLatencyJob(LatencyJob):
+    """Time the kernel that also gives the pooled map; the naive one may take `naive_limit_mib`."""
+
+    sweep: str = "training_kernel"
+    shape: Shape
+    naive_limit_mib: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomMethodsLatencyJob(LatencyJob):
+    """Time whole methods on random inputs; plans of MoA for random influence lie in the folder `plans`."""
+
+    sweep: str = "methods"
+    shape: Shape
+    arms: tuple[ArmJob, ...]
+    plans: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodsLatencyJob(LatencyJob):
+    """Time whole methods on the q, k and v of one layer, captured in a model."""
+
+    sweep: str = "methods"
+    tokens: Tokens
+    layer: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTokenLatencyJob(LatencyJob):
+    """Time the first token of a whole model.
+
+    Attributes:
+        tokens: the text that it reads; None for random weights, which read random tokens.
+        plans: the folder of MoA's plans for random influence.
+    """
+
+    sweep: str = "ttft"
+    tokens: Tokens | None
+    plans: Path
+
+
+AnyLatencyJob = (
+    KernelLatencyJob | TrainingKernelLatencyJob | RandomMethodsLatencyJob | MethodsLatencyJob | FirstTokenLatencyJob
+)

@@ -1,0 +1,103 @@
+"""From a preset's name or YAML file to a checked `Preset`; an error is one line with its place in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from seerbench.errors import ConfigError
+from seerbench.paths import FRESH, ROOT
+from seerbench.presets.preset import Preset
+from seerbench.presets.types import PresetFile
+
+# What pydantic's errors are called here; all others are told in its words.
+_MAPPING = "expected a mapping (key: value)"
+_EXPECTED = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "dataclass_type"), _MAPPING),
+    **dict.fromkeys(("tuple_type", "list_type"), "expected a list"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
+    "string_type": "expected text",
+    "bool_type": "expected true or false",
+    "string_pattern_mismatch": "expected a name of letters, digits, '.', '_' and '-' that starts with no dot",
+    "union_tag_not_found": "the key kind is missing",
+    "missing": "this key is missing",
+}
+# Errors whose text says all there is to say, the wrong value included.
+_TOLD_IN_FULL = ("missing", "unknown_key", "preset", "value_error", "union_tag_not_found")
+
+
+def known_presets() -> list[str]:
+    """Return the names of the presets in config/."""
+    return sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
+
+
+def load_preset(which: str, results: Path | str = FRESH) -> Preset:
+    """Return a preset by its name (config/<name>.yaml) or by the path of a YAML file, checked.
+
+    Raises ConfigError for an unknown name, unreadable YAML, or a key, value or name that does not fit.
+    """
+    path = Path(which) if which.endswith((".yaml", ".yml")) else ROOT / "config" / f"{which}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"no preset {which!r}; known presets: {', '.join(known_presets())}, or a YAML file")
+    file = read(path)
+    return Preset(file, Path(results) / file.preset)
+
+
+def read(path: Path) -> PresetFile:
+    """Return what a YAML file (UTF-8) says, checked; ConfigError names the place of the first mistake."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return parse(content, str(path))
+
+
+def parse(content: Any, where: str) -> PresetFile:
+    """Return a preset's content as types; ConfigError names `where` and the place of the first mistake."""
+    try:
+        return PresetFile.model_validate(content)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+        more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+        raise ConfigError(f"{where}: {_told(mistakes[0], content)}{more}") from None
+
+
+def _told(mistake: Mapping[str, Any], content: Any) -> str:
+    """Return one mistake as `place: what is wrong`."""
+    context = mistake.get("ctx", {})
+    place = context.get("place") or "/".join(_place(mistake["loc"], content))
+    if mistake["type"] == "unknown_key":
+        place = "/".join(filter(None, (place, context["key"])))
+    text = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    text = _EXPECTED.get(mistake["type"], text)
+    if mistake["type"] == "union_tag_invalid":
+        text = f"unknown kind {context['tag']!r}; known: {context['expected_tags']}"
+    elif mistake["type"] not in _TOLD_IN_FULL:
+        text = f"{text}, not {_short(mistake['input'])}"
+    return f"{place}: {text}" if place else text
+
+
+def _place(steps: Sequence[str | int], content: Any) -> list[str]:
+    """Return the steps of a mistake's location that are in the file: pydantic adds the types that it tried."""
+    found = []
+    for number, step in enumerate(steps):
+        last = number == len(steps) - 1
+        in_list = isinstance(content, list) and isinstance(step, int) and step < len(content)
+        if in_list or (isinstance(content, Mapping) and step in content):
+            content = content[step]
+        elif not (last and isinstance(step, str) and isinstance(content, Mapping) and step.isidentifier()):
+            continue  # the name of a type
+        found.append(str(step))
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,730 @@
+"""What a preset's YAML file may say, as types; `schema.py` makes the JSON schema for editors from them.
+
+Each section is a frozen model whose fields' docstrings are their descriptions. Checks within one section stand
+here, checks between sections in `PresetFile`. Nothing here knows a path: `preset.py` resolves sections into jobs.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pydantic
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from seerbench.data.corpora import SPLITS, Corpus, UnionCorpus
+from seerbench.data.longbench import TASKS as LONGBENCH_TASKS
+from seerbench.data.lookups import TASKS as LOOKUPS
+from seerbench.measure.names import MASKS
+from seerbench.methods.block_sparse_kernels import SPARSE_KERNELS
+from seerbench.methods.gate_config import GateConfig, all_poolings
+from seerbench.methods.registry import card_of
+from seerbench.rows.gate_ref import EVERY_SET, GateRef
+from seerbench.settings import (
+    Count,
+    Flag,
+    Index,
+    Integer,
+    Name,
+    NonNegative,
+    OneOf,
+    Positive,
+    Settings,
+    Share,
+    Text,
+    advice,
+    refuse_unknown_keys,
+)
+from seerbench.training.jobs import Architecture, Mix, Optimizer, Stage
+
+DEVICES = ("cpu", "cuda")
+OTHER_SPARSE_KERNELS = tuple(name for name in SPARSE_KERNELS if name != "block_sparse")  # beside ours
+DTYPES = ("float32", "float16", "bfloat16")
+RECIPES = ("none", "post", "yarn", "joint")  # how model and gates of an arm were trained: the rows' column
+ALL_POOLINGS = "all poolings"  # gate sets: one for each of Figure 10's 49 combinations
+SEARCHED = "searched"  # MInference's patterns as `seerbench patterns` found them for the model
+YARN, JOINT = "yarn", "joint-"  # names of the models that `extend` makes: dense, and one for each sparsity
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    if twice:
+        raise ValueError(f"{twice[0]} stands there twice")
+    return values
+
+
+def _known_method(name: str) -> str:
+    card_of(name)
+    return name
+
+
+def _tagged(tags: Mapping[str, str], otherwise: str) -> Discriminator:
+    """Choose a type of a union by which key a section has; `otherwise` where it has none of them."""
+
+    def choose(value: Any) -> str:
+        keys = value if isinstance(value, Mapping) else getattr(value, "model_fields_set", ())
+        return next((tag for key, tag in tags.items() if key in keys), otherwise)
+
+    return Discriminator(choose)
+
+
+Contexts = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_distinct)]
+Sparsities = Annotated[tuple[Share, ...], Field(min_length=1), AfterValidator(_distinct)]
+Method = Annotated[str, Field(strict=True), AfterValidator(_known_method)]
+Gate = Annotated[
+    GateRef,
+    BeforeValidator(lambda value: GateRef.parse(value) if isinstance(value, str) else value),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^[^:]+:[^:]+$"}),
+]
+
+# Tokenizer and models
+
+
+class TrainedTokenizer(Settings):
+    """A byte-level tokenizer that is trained on a corpus of the preset."""
+
+    corpus: Name
+    vocab: Annotated[int, Field(strict=True, ge=259)]
+    """number of tokens: at least 256 bytes and 3 special tokens"""
+
+
+class SourceTokenizer(Settings):
+    """A tokenizer that is there already."""
+
+    source: Text
+    """local folder or hub id"""
+    revision: Text | None = None
+
+
+class TrainedModel(Settings):
+    """A small model that this preset pre-trains."""
+
+    corpus: Name
+    init: Name | None
+    """continue this model; null: start fresh"""
+    model: Architecture
+    optimizer: Optimizer
+    mix: Mix
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    loss_chunk: Count
+    """tokens whose logits exist at a time"""
+    checkpoint_seconds: Count
+
+
+class SourceModel(Settings):
+    """A model that is there already: a local folder or a hub id."""
+
+    source: Text
+    revision: Text | None = None
+    yarn: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=1)] | None = None
+    """scale RoPE by this factor with YaRN, weights as they are"""
+
+
+class RandomModel(Settings):
+    """A geometry with random weights, for time to first token only."""
+
+    random: dict[str, Any]
+    """a transformers config, with its model_type and num_hidden_layers"""
+
+    @model_validator(mode="after")
+    def _has_a_type(self) -> RandomModel:
+        for key in ("model_type", "num_hidden_layers"):
+            if key not in self.random:
+                raise ValueError(f"random: {key} is missing")
+        return self
+
+
+Tokenizer = Annotated[
+    Annotated[TrainedTokenizer, Tag("a trained tokenizer")]
+    | Annotated[SourceTokenizer, Tag("an existing tokenizer")],
+    _tagged({"source": "an existing tokenizer"}, "a trained tokenizer"),
+]
+Model = Annotated[
+    Annotated[TrainedModel, Tag("a model trained here")]
+    | Annotated[SourceModel, Tag("an existing model")]
+    | Annotated[RandomModel, Tag("a model with random weights")],
+    _tagged({"source": "an existing model", "random": "a model with random weights"}, "a model trained here"),
+]
+
+# Gates
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config={"extra": "forbid"})
+class GateSet(GateConfig):
+    """The options of one gate set: those of GateConfig but for `block`, which belongs to the job."""
+
+    def __post_init__(self) -> None:
+        """Leave the checks to `config`, which knows the block."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_every_key(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            options = [each.name for each in dataclasses.fields(GateConfig) if each.name != "block"]
+            refuse_unknown_keys(value, options)
+        return value
+
+    def config(self, block: int) -> GateConfig:
+        """Return the gate's configuration for `block` keys per block; ValueError where options do not fit."""
+        options = {each.name: getattr(self, each.name) for each in dataclasses.fields(GateConfig)}
+        return GateConfig(**options | {"block": block})
+
+
+def _batches_from_one_source(section: Any) -> Any:
+    if (section.mix is None) == (section.packing is None):
+        raise ValueError("give either mix or packing")
+    return section
+
+
+def _whole_share(section: Any) -> Any:
+    if section.batch % section.processes:
+        raise ValueError(f"a batch of {section.batch} windows does not split over {section.processes} processes")
+    return section
+
+
+class TrainedGates(Settings):
+    """A distillation job: its gate sets are trained in one pass over a frozen model."""
+
+    model: Text
+    corpus: Name
+    sets: Annotated[
+        Annotated[Literal["all poolings"], Tag("a word")] | Annotated[dict[Name, GateSet], Tag("sets by name")],
+        Discriminator(lambda value: "a word" if isinstance(value, str) else "sets by name"),
+    ]
+    """gate sets by name, or `all poolings`; a set `untrained` keeps its initial weights"""
+    context: Count
+    """tokens per window"""
+    batch: Count
+    """windows per step"""
+    steps: Count
+    learning_rate: Positive
+    warmup: Index
+    """steps"""
+    checkpoint_seconds: Count
+    mix: Mix | None = None
+    packing: Count | None = None
+    """documents packed into rows at a time, instead of a mix"""
+    block: Count | None = None
+    """keys per block, where it is not the preset's"""
+    processes: Count = 1
+    """processes of torchrun, with a GPU each, that share every batch"""
+
+    _source = model_validator(mode="after")(_batches_from_one_source)
+    _share = model_validator(mode="after")(_whole_share)
+
+    def configs(self, block: int) -> dict[str, GateConfig]:
+        """Return the gate sets by name; `block`: the preset's. ValueError where options do not fit."""
+        block = self.block or block
+        if isinstance(self.sets, str):
+            return all_poolings(block=block)
+        return {name: options.config(block) for name, options in self.sets.items()}
+
+    def set_names(self) -> list[str]:
+        """Return the names of the gate sets."""
+        return list(all_poolings()) if isinstance(self.sets, str) else list(self.sets)
+
+
+class ReleasedGates(Settings):
+    """Gates that SeerAttention's authors released, in place of training."""
+
+    model: Text
+    source: Text
+    """local folder or hub id"""
+    revision: Text | None = None
+
+
+Gates = Annotated[
+    Annotated[TrainedGates, Tag("gates trained here")] | Annotated[ReleasedGates, Tag("released gates")],
+    _tagged({"source": "released gates"}, "gates trained here"),
+]
+
+
+class Extend(Settings):
+    """Context extension with YaRN: a dense model `yarn`, and a model `joint-<sparsity>` for each sparsity."""
+
+    model: Name
+    gates: Name
+    """the gate job with that model's warmed-up gates, of which the set v1 is taken"""
+    corpus: Name
+    sparsities: Sparsities
+    factor: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=1)]
+    context: Count
+    batch: Count
+    steps: Count
+    optimizer: Optimizer
+    gate_learning_rate: Positive
+    loss_chunk: Count
+    """tokens whose logits exist at a time"""
+    checkpoint_seconds: Count
+    mix: Mix | None = None
+    packing: Count | None = None
+    """documents packed into rows at a time, instead of a mix"""
+    processes: Count = 1
+    """processes of torchrun, with a GPU each, that share every batch"""
+    recompute: Flag = False
+    """compute a layer's activations again in the backward pass, one window at a time: less memory, more time"""
+
+    _source = model_validator(mode="after")(_batches_from_one_source)
+    _share = model_validator(mode="after")(_whole_share)
+
+    def models(self) -> dict[str, float | None]:
+        """Return the models that it makes, each with the sparsity that it is trained at (None: dense)."""
+        return {YARN: None} | {f"{JOINT}{sparsity}": sparsity for sparsity in self.sparsities}
+
+
+class Profile(Settings):
+    """What MoA's plans and MInference's patterns are searched on.
+
+    MoA reads text of that many documents at a quarter, a half and the whole of the context, MInference one look-up
+    of the whole.
+    """
+
+    corpus: Name
+    context: Count
+    documents: Count
+    split: Annotated[str, OneOf(SPLITS[:2])] = "validation"
+    """of the corpus: train or validation"""
+
+
+# Arms and experiments
+
+
+class Arm(Settings):
+    """One line of an experiment: a method with its options, at one or several sparsities.
+
+    `{sparsity}` in its model or gate stands for the sparsity.
+    """
+
+    method: Method
+    """a registered method (seerbench list)"""
+    gate: Gate | None = None
+    """<gate job>:<set>; the set `all` stands for each set of the job"""
+    model: Text | None = None
+    """the model it runs in, where it is not the experiment's"""
+    recipe: Annotated[str, OneOf(RECIPES)] = "none"
+    """how model and gates were trained: gates after the model, YaRN, jointly"""
+    sparsities: Sparsities | None = None
+    """requested; without it the method chooses for itself"""
+    block: Count | None = None
+    """tokens per block, where it is not the preset's; an arm with a gate has the gate's"""
+    sparsity_by_context: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
+    """instead of sparsities, in a timing sweep: one for each of its contexts"""
+    patterns: Text | None = None
+    """MInference's: v2 (the default), v1, searched (for the model, seerbench patterns), or a JSON file"""
+    kernel: Annotated[str, OneOf(OTHER_SPARSE_KERNELS)] | None = None
+    """another kernel than ours for the method's block mask"""
+    mean_correction: Flag = False
+    """count a skipped block as its mean key and value (FlashPrefill V2)"""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Arm:
+        if self.kernel and self.mean_correction:
+            raise ValueError(f"{self.method}: an arm has another kernel or the mean correction, not both")
+        if self.gate and self.block:
+            raise ValueError(f"{self.method}: an arm with a gate has the gate's block; give none")
+        if self.sparsities and self.sparsity_by_context:
+            raise ValueError(f"{self.method}: give sparsities or sparsity_by_context, not both")
+        return self
+
+
+class FlatArm(NamedTuple):
+    """An arm at one sparsity."""
+
+    arm: Arm
+    sparsity: float | None
+    model: str | None
+    gate: GateRef | None
+
+
+def flat(arms: Iterable[Arm]) -> list[FlatArm]:
+    """Return one entry for each sparsity of each arm, with `{sparsity}` filled in."""
+    found = []
+    for arm in arms:
+        for sparsity in arm.sparsities or (None,):
+            model = arm.model and arm.model.format(sparsity=sparsity)
+            gate = arm.gate and GateRef(arm.gate.job.format(sparsity=sparsity), arm.gate.set)
+            found.append(FlatArm(arm, sparsity, model, gate))
+    return found
+
+
+Arms = Annotated[tuple[Arm, ...], Field(min_length=1)]
+
+
+class Experiment(Settings):
+    """What the experiments that run arms in a model have in common."""
+
+    model: Text
+    arms: Arms
+
+    @model_validator(mode="after")
+    def _takes_no_sparsity_by_context(self) -> Experiment:
+        if any(arm.sparsity_by_context for arm in self.arms):
+            raise ValueError("sparsity_by_context is for timings; give sparsities")
+        return self
+
+
+class Perplexity(Experiment):
+    """A perplexity experiment: every context, arm and document."""
+
+    corpus: Name
+    contexts: Contexts
+    documents: Count | None = None
+    """at most this many; without it, all that are long enough"""
+    scored: Count | None = None
+    """only this many last tokens count, and windows of all contexts end at the same one"""
+    reaching: Count | None = None
+    """only documents of at least this many tokens, even where contexts are shorter"""
+
+
+class Retrieval(Experiment):
+    """Look-ups in held-out text: every task, length, arm and example."""
+
+    corpus: Name
+    contexts: Contexts
+    examples: Count
+    tasks: Annotated[tuple[Annotated[str, OneOf(LOOKUPS)], ...], Field(min_length=1), AfterValidator(_distinct)]
+    batch: Count
+
+
+class LongBench(Experiment):
+    """LongBench-E: every question and arm."""
+
+    longbench: Text
+    """its data set id, or its folder below the data folder"""
+    revision: Text | None = None
+    examples: Count | None = None
+    """at most this many for each task and length bucket; without it, all"""
+    tasks: Annotated[tuple[Annotated[str, OneOf(LONGBENCH_TASKS)], ...], Field(min_length=1)] | None = None
+    """some of its 13 tasks; without it, all"""
+
+
+Tasks = Annotated[
+    Annotated[Retrieval, Tag("look-ups")] | Annotated[LongBench, Tag("LongBench-E")],
+    _tagged({"longbench": "LongBench-E"}, "look-ups"),
+]
+
+
+class Recall(Experiment):
+    """Block recall of every arm against the best blocks."""
+
+    corpus: Name
+    contexts: Contexts
+    documents: Count
+
+    @model_validator(mode="after")
+    def _asks_for_sparsities(self) -> Recall:
+        for arm in self.arms:
+            if arm.sparsities is None:
+                raise ValueError(f"{arm.method}: recall compares at equal sparsity; give sparsities")
+        return self
+
+
+class Maps(Settings):
+    """The true and predicted maps of five heads on one document."""
+
+    model: Text
+    corpus: Name
+    context: Count
+    gate: Gate
+
+
+# Timings
+
+
+class Shape(Settings):
+    """The shape of random inputs."""
+
+    batch: Count
+    q_heads: Count
+    kv_heads: Count
+    head_dim: Count
+    block: Count
+
+    @model_validator(mode="after")
+    def _shares_heads_evenly(self) -> Shape:
+        if self.q_heads % self.kv_heads:
+            raise ValueError(f"{self.q_heads} query heads do not split over {self.kv_heads} key/value heads")
+        return self
+
+
+class KernelSweep(Settings):
+    """Kernels on random inputs and masks: speed against sparsity."""
+
+    contexts: Contexts
+    sparsities: Sparsities
+    kernels: tuple[Annotated[str, OneOf(OTHER_SPARSE_KERNELS)], ...] = ()
+    """block-sparse kernels beside ours"""
+    dense: tuple[Method, ...] = ()
+    """dense kernels beside FlashAttention-2 (GPU) or SDPA (CPU), by method name"""
+    blocks: tuple[Count, ...] = ()
+    """block sizes; without it, the shape's"""
+    masks: Annotated[tuple[Annotated[str, OneOf(MASKS)], ...], Field(min_length=1)] = MASKS[:1]
+    """kinds of masks"""
+
+
+class TrainingKernelSweep(Settings):
+    """Attention that also gives the pooled map, beside dense attention."""
+
+    contexts: Contexts
+
+
+class TimedArms(Settings):
+    """What the sweeps that time whole methods have in common."""
+
+    contexts: Contexts
+    arms: Arms
+    corpus: Name | None = None
+
+    @model_validator(mode="after")
+    def _has_a_sparsity_for_each_context(self) -> TimedArms:
+        wanted = len(self.contexts)
+        for arm in self.arms:
+            if arm.sparsity_by_context and len(arm.sparsity_by_context) != wanted:
+                given = len(arm.sparsity_by_context)
+                raise ValueError(f"sparsity_by_context of {arm.method} has {given} numbers for {wanted} contexts")
+        return self
+
+    def at(self, context: int) -> tuple[Arm, ...]:
+        """Return the arms at one context: `sparsity_by_context` becomes the one sparsity that it gives there."""
+        place = self.contexts.index(context)
+        return tuple(
+            arm.model_copy(update={"sparsities": (arm.sparsity_by_context[place],), "sparsity_by_context": None})
+            if arm.sparsity_by_context
+            else arm
+            for arm in self.arms
+        )
+
+
+class MethodsSweep(TimedArms):
+    """Whole methods on one layer's q, k and v: captured in a model, or random ones of the shape."""
+
+    model: Name | None = None
+    """without it: random inputs of the shape, gates with their initial weights"""
+    layer: Index | None = None
+
+    @model_validator(mode="after")
+    def _names_the_layer(self) -> MethodsSweep:
+        if self.model is not None and (self.corpus is None or self.layer is None):
+            raise ValueError("a sweep in a model has a corpus and a layer")
+        return self
+
+
+class FirstTokenSweep(TimedArms):
+    """Time to first token of a whole model; one with random weights takes random tokens and no corpus."""
+
+    model: Name
+    rounds: Count | None = None
+    """instead of the section's"""
+    min_rounds: Count | None = None
+    """rounds that are timed however long they take; without it, 10"""
+    cap_s: NonNegative | None = None
+    """seconds past which no round is begun, once min_rounds are done; instead of the section's"""
+
+
+class Sweeps(Settings):
+    """The timing sweeps, by the names that rows and artefacts know them by."""
+
+    kernel: KernelSweep | None = None
+    training_kernel: TrainingKernelSweep | None = None
+    methods: MethodsSweep | None = None
+    ttft: FirstTokenSweep | None = None
+
+
+class Latency(Settings):
+    """Timings: all methods interleaved in every round of a cell."""
+
+    rounds: Count
+    cap_s: NonNegative
+    """seconds that a cell may take past its tenth round"""
+    naive_limit_mib: Count
+    """memory that the naive kernel may take"""
+    shape: Shape
+    sweeps: Sweeps
+
+
+SWEEPS = tuple(Sweeps.model_fields)
+
+
+# The file
+
+
+def _wrong(place: str, text: str) -> PydanticCustomError:
+    return PydanticCustomError("preset", "{text}", {"place": place, "text": text})
+
+
+class PresetFile(Settings):
+    """A SeerBench preset: everything that decides a number."""
+
+    preset: Name
+    """name; results go to results/fresh/<preset>"""
+    scale: Text
+    """what this run is, in words: printed on every table and figure"""
+    device: Annotated[str, OneOf(DEVICES)]
+    dtype: Annotated[str, OneOf(DTYPES)]
+    seed: Integer
+    block: Count
+    """tokens per block, for gates and accuracy"""
+    data: Text = "data"
+    """folder that local corpora and models are relative to; SEERBENCH_DATA overrides it"""
+    published: Name | None = None
+    """folder below results/published to draw where this preset cannot measure"""
+    corpora: dict[Name, Corpus] = Field(default_factory=dict)
+    """texts by name"""
+    tokenizer: Tokenizer | None = None
+    """trained on a corpus, or an existing one; needed where a corpus has none of its own"""
+    models: dict[Name, Model] = Field(default_factory=dict)
+    """trained here, a local folder or hub id, or a geometry with random weights"""
+    gates: dict[Name, Gates] = Field(default_factory=dict)
+    """distillation jobs, or gates that are there already"""
+    extend: Extend | None = None
+    profile: Profile | None = None
+    perplexity: dict[Name, Perplexity] = Field(default_factory=dict)
+    tasks: dict[Name, Tasks] = Field(default_factory=dict)
+    recall: dict[Name, Recall] = Field(default_factory=dict)
+    maps: Maps | None = None
+    latency: Latency | None = None
+
+    @property
+    def model_names(self) -> list[str]:
+        """The models of the file and those that `extend` makes."""
+        return [*self.models, *(self.extend.models() if self.extend else ())]
+
+    def is_random(self, model: str) -> bool:
+        """Whether a model is a geometry with random weights."""
+        return isinstance(self.models.get(model), RandomModel)
+
+    def sweeps(self) -> dict[str, Settings]:
+        """Return the timing sweeps by name."""
+        if self.latency is None:
+            return {}
+        found = {name: getattr(self.latency.sweeps, name) for name in SWEEPS}
+        return {name: sweep for name, sweep in found.items() if sweep is not None}
+
+    @model_validator(mode="after")
+    def _makes_tokens(self) -> PresetFile:
+        for name, corpus in self.corpora.items():
+            if isinstance(corpus, UnionCorpus):
+                for part in corpus.of:
+                    self._need(f"corpora/{name}", "corpora", part)
+                    if isinstance(self.corpora[part], UnionCorpus):
+                        raise _wrong(f"corpora/{name}", f"{part} is a union itself; list its corpora")
+            own = getattr(corpus, "tokenizer", None)
+            if own is not None:
+                self._need(f"corpora/{name}/tokenizer", "models", own)
+            elif self.tokenizer is None:
+                raise _wrong(f"corpora/{name}", "the preset has no tokenizer to make its tokens with")
+        if isinstance(self.tokenizer, TrainedTokenizer):
+            self._need("tokenizer", "corpora", self.tokenizer.corpus)
+        return self
+
+    @model_validator(mode="after")
+    def _trains_what_it_can(self) -> PresetFile:
+        for name, model in self.models.items():
+            if isinstance(model, TrainedModel):
+                self._need(f"models/{name}", "corpora", model.corpus)
+                if model.init is not None:
+                    self._need(f"models/{name}/init", "models", model.init)
+                    if not isinstance(self.models[model.init], TrainedModel):
+                        raise _wrong(f"models/{name}/init", f"{model.init} is not trained here")
+        for name, job in self.gates.items():
+            self._need_model(f"gates/{name}", job.model)
+            if isinstance(job, TrainedGates):
+                self._need(f"gates/{name}", "corpora", job.corpus)
+                try:
+                    job.configs(self.block)
+                except ValueError as error:
+                    raise _wrong(f"gates/{name}/sets", str(error)) from None
+        if self.extend:
+            self._need("extend", "models", self.extend.model)
+            self._need("extend", "corpora", self.extend.corpus)
+            self._need("extend", "gates", self.extend.gates)
+            taken = [name for name in self.extend.models() if name in self.models]
+            if taken:
+                raise _wrong(f"models/{taken[0]}", "extend makes a model of that name; give this one another")
+        if self.profile:
+            self._need("profile", "corpora", self.profile.corpus)
+        return self
+
+    @model_validator(mode="after")
+    def _measures_what_there_is(self) -> PresetFile:
+        for table in ("perplexity", "tasks", "recall"):
+            for name, experiment in getattr(self, table).items():
+                place = f"{table}/{name}"
+                self._need_model(place, experiment.model)
+                if not isinstance(experiment, LongBench):
+                    self._need(place, "corpora", experiment.corpus)
+                self._check_arms(place, experiment.arms, experiment.model)
+        if self.maps:
+            self._need_model("maps", self.maps.model)
+            self._need("maps", "corpora", self.maps.corpus)
+            self._need_gate("maps/gate", self.maps.gate)
+        for name, sweep in self.sweeps().items():
+            if isinstance(sweep, TimedArms):
+                self._check_sweep(f"latency/sweeps/{name}", sweep)
+        return self
+
+    def _check_sweep(self, place: str, sweep: MethodsSweep | FirstTokenSweep) -> None:
+        if sweep.corpus is not None:
+            self._need(place, "corpora", sweep.corpus)
+        if sweep.model is None:
+            self._refuse_what_needs_weights(place, sweep)
+            return
+        self._need_model(place, sweep.model)
+        if self.is_random(sweep.model):
+            self._refuse_what_needs_weights(place, sweep)
+            return
+        if sweep.corpus is None:
+            text = f"{sweep.model} needs a corpus whose text it reads; only a model with random weights takes"
+            raise _wrong(place, f"{text} random tokens")
+        self._check_arms(place, [arm for context in sweep.contexts for arm in sweep.at(context)], sweep.model)
+
+    def _refuse_what_needs_weights(self, place: str, sweep: MethodsSweep | FirstTokenSweep) -> None:
+        for arm in sweep.arms:
+            if arm.gate is not None or arm.patterns == SEARCHED:
+                raise _wrong(place, f"{arm.method}: trained gates and searched patterns need a model with weights")
+
+    def _check_arms(self, place: str, arms: Iterable[Arm], model: str) -> None:
+        for each in flat(arms):
+            name = each.model or model
+            self._need_model(place, name)
+            if each.gate:
+                self._need_gate(place, each.gate)
+            searched = each.arm.method == "moa" or each.arm.patterns == SEARCHED
+            if searched and not self.is_random(name) and self.profile is None:
+                text = f"what {each.arm.method} needs is searched for the model; add a section profile"
+                raise _wrong(place, text)
+
+    def _need(self, place: str, section: str, name: str) -> None:
+        there = getattr(self, section)
+        if name not in there:
+            raise _wrong(place, f"no {name!r} under {section}; {advice(name, there)}")
+
+    def _need_model(self, place: str, name: str) -> None:
+        if name not in self.model_names:
+            raise _wrong(place, f"no model {name!r}; {advice(name, self.model_names)}")
+
+    def _need_gate(self, place: str, gate: GateRef) -> None:
+        joint = self.extend.models() if self.extend else {}
+        if gate.job in joint and joint[gate.job] is not None:
+            names = ["v1"]
+        else:
+            self._need(place, "gates", gate.job)
+            job = self.gates[gate.job]
+            if isinstance(job, ReleasedGates):
+                return  # the set is named after the recipe that the file says
+            names = job.set_names()
+        if gate.set not in (*names, EVERY_SET):
+            raise _wrong(place, f"the gates {gate.job!r} have no set {gate.set!r}; {advice(gate.set, names)}")

@@ -1,0 +1,27 @@
+"""A reference to one gate set: the gate job that trained it and the set's name, written `job:set` in rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PAPER_GATE = "v1"  # the set with the paper's pooling, projection and loss
+EVERY_SET = "all"  # in a preset: each set of the job in turn
+
+
+@dataclass(frozen=True)
+class GateRef:
+    """One gate set of one gate job; `str()` gives `job:set`, the form in the column `gate` of the rows."""
+
+    job: str
+    set: str
+
+    @classmethod
+    def parse(cls, text: str) -> GateRef:
+        """Read `job:set`; ValueError for a text that is not of this form."""
+        job, colon, name = text.partition(":")
+        if not (job and colon and name):
+            raise ValueError(f"a gate is written job:set, such as long:v1, not {text!r}")
+        return cls(job, name)
+
+    def __str__(self) -> str:
+        return f"{self.job}:{self.set}"

@@ -1,0 +1,70 @@
+"""The base of all typed settings: frozen pydantic models that refuse unknown keys and name the nearest known one.
+
+`Settings` and the scalar types below are what presets, corpora and trainings describe themselves with. An error
+that they raise becomes one line with its place in the file (`seerbench.presets.load`). Imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+SLUG = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
+
+Name = Annotated[str, Field(strict=True, pattern=SLUG)]
+"""A name that becomes part of a path: letters, digits, `.`, `_` and `-`, not starting with a dot."""
+Text = Annotated[str, Field(strict=True, min_length=1)]
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Index = Annotated[int, Field(strict=True, ge=0)]
+Integer = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
+NonNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+Share = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, lt=1)]
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Annotate a string field as one of the names that another module defines, so that no list is kept twice."""
+
+    names: Iterable[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(list(self.names))
+
+
+class Settings(BaseModel):
+    """Base of typed settings: frozen, no unknown key; a field's docstring becomes its description in the schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_every_key(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            refuse_unknown_keys(value, cls.model_fields)
+        return value
+
+
+def refuse_unknown_keys(given: Iterable[Any], known: Iterable[str]) -> None:
+    """Raise the pydantic error `unknown_key`, with the nearest known key, for the first key that is not known."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            context = {"key": str(key), "advice": advice(str(key), known)}
+            raise PydanticCustomError("unknown_key", "unknown key; {advice}", context)
+
+
+def advice(name: str, known: Iterable[str]) -> str:
+    """Return what to write instead of an unknown name: the nearest known one, or all of them where none is near."""
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    if nearest:
+        return f"did you mean {nearest[0]!r}?"
+    return f"known: {', '.join(known)}" if known else "there are none"

@@ -1,0 +1,321 @@
+"""What a training needs to know, fully resolved: the settings that presets share with it, and one job type each.
+
+    PretrainJob   a small language model from text
+    DistillJob    gates on a frozen model
+    FinetuneJob   a model whose context YaRN extends, dense or jointly with its gates
+
+`seerbench.presets` makes these from a preset; the functions in this folder take nothing else. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from seerbench.methods.gate_config import GateConfig
+from seerbench.models.model_source import ModelSource
+from seerbench.settings import Count, Index, NonNegative, Number, OneOf, Positive, Settings, Share
+
+ARCHITECTURES = ("llama", "mistral")
+
+
+class Optimizer(Settings):
+    """Muon on matrices, AdamW on the rest; warm-up steps, constant, linear decay over the last share of steps."""
+
+    muon_lr: Positive | None
+    """in AdamW's units; null: AdamW, at adam_lr, for matrices too"""
+    embed_lr: Positive
+    """of the input embeddings, and of tied ones"""
+    adam_lr: Positive
+    """of everything else that AdamW trains"""
+    weight_decay: NonNegative
+    betas: tuple[Share, Share]
+    """AdamW's"""
+    clip: Positive
+    """largest norm of the gradient of all weights"""
+    warmup: Count
+    """steps"""
+    decay_share: Number
+    """share of the steps over which the learning rate falls to zero"""
+
+
+class MixChange(Settings):
+    """What one stage changes of the mix."""
+
+    repeat: Share | None = None
+    """share of windows that repeat a span of text"""
+    passkey: Share | None = None
+    """share of windows that end by asking for a pass key hidden in them"""
+    kv: Share | None = None
+    """share of windows that end by asking for the value of one of several keys"""
+    repeat_length: tuple[Count, Count] | None = None
+    """shortest and longest repeated span, in tokens"""
+    repeat_apart: Number | None = None
+    """share of those windows whose two copies stand at the start and the end, with text between"""
+    answer_weight: NonNegative | None = None
+    """weight of an answer's tokens in the loss"""
+
+
+class Mix(Settings):
+    """Shares of synthetic windows in the training batches; the rest is windows of the corpus."""
+
+    repeat: Share
+    """share of windows that repeat a span of text"""
+    passkey: Share
+    """share of windows that end by asking for a pass key hidden in them"""
+    kv: Share
+    """share of windows that end by asking for the value of one of several keys"""
+    repeat_length: tuple[Count, Count]
+    """shortest and longest repeated span, in tokens"""
+    repeat_apart: Number
+    """share of those windows whose two copies stand at the start and the end, with text between"""
+    answer_weight: NonNegative
+    """weight of an answer's tokens in the loss"""
+
+    def changed_by(self, change: MixChange | None) -> Mix:
+        """Return this mix with the settings that a stage gives itself."""
+        return self if change is None else self.model_copy(update=change.model_dump(exclude_none=True))
+
+
+class Stage(Settings):
+    """Some steps of pre-training with windows of one length, or of several in turn."""
+
+    context: Count | Annotated[tuple[Count, ...], Field(min_length=1)]
+    """tokens per window; of a list, the steps take one after the other"""
+    batch_tokens: Count
+    """tokens per step"""
+    tokens: Count | None = None
+    """how long the stage is, in tokens, instead of steps"""
+    steps: Count | None = None
+    """how long the stage is, in steps, instead of tokens"""
+    mix: MixChange | None = None
+    """what the stage changes of the model's mix"""
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Stage:
+        if (self.tokens is None) == (self.steps is None):
+            raise ValueError("a stage has either tokens or steps")
+        return self
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """The lengths of its windows, in tokens."""
+        return (self.context,) if isinstance(self.context, int) else self.context
+
+
+class FirstWeights(Settings):
+    """The structured start of a small model: heads close to what trained models are known to grow."""
+
+    embed_std: NonNegative
+    embed_shared: NonNegative
+    """length of the direction that all embeddings share, over a token's own part"""
+    head_std: NonNegative
+    """of the output embedding, where it is not tied"""
+    copy_gain: Number
+    """how strongly every head copies what it attends to"""
+    induction_heads: Index
+    """key/value heads that look for what followed the current token before"""
+    previous_gap: Number
+    """how much lower the score of the token before is one token off"""
+    match_gain: Number
+    match_context: Positive
+    """matching uses the RoPE frequencies that turn less than 1.5 radians over this many tokens"""
+
+
+class Architecture(Settings):
+    """The geometry of a model that is trained here, in the Llama or Mistral architecture."""
+
+    architecture: Annotated[str, OneOf(ARCHITECTURES)] = "llama"
+    layers: Count
+    hidden: Count
+    heads: Count
+    """query heads"""
+    kv_heads: Count
+    head_dim: Count
+    intermediate: Count
+    rope_theta: Positive
+    tied_embeddings: bool
+    positions: Count
+    """the longest context that it is meant for, in tokens"""
+    first_weights: FirstWeights | None
+    """null: transformers' own initial weights"""
+
+
+@dataclass(frozen=True)
+class PretrainJob:
+    """Pre-train a small model and save it as a Hugging Face folder.
+
+    Attributes:
+        name: the model's name in the preset.
+        corpus, tokens: the corpus' name and its tokens (parquet), of which the train split is read.
+        tokenizer: folder.
+        init: folder of the model that this one continues; None starts from `architecture.first_weights`.
+        out: model folder to write.
+        rows: training rows to write.
+        loss_chunk: tokens whose logits exist at a time.
+        device: `cpu` (float32) or `cuda` (bfloat16 autocast).
+    """
+
+    name: str
+    corpus: str
+    tokens: Path
+    tokenizer: Path
+    init: Path | None
+    architecture: Architecture
+    optimizer: Optimizer
+    mix: Mix
+    stages: tuple[Stage, ...]
+    loss_chunk: int
+    checkpoint_seconds: float
+    device: str
+    seed: int
+    out: Path
+    rows: Path | None = None
+
+    @property
+    def init_files(self) -> list[Path]:
+        """The file that is there once the model that this one continues is complete."""
+        return [self.init / "config.json"] if self.init else []
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the trained weights, as JSON; a checkpoint of another identity is not continued."""
+        return {
+            "architecture": self.architecture.model_dump(),
+            "optimizer": self.optimizer.model_dump(),
+            "mix": self.mix.model_dump(),
+            "stages": [stage.model_dump() for stage in self.stages],
+            "loss_chunk": self.loss_chunk,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """Train gate sets on a frozen model.
+
+    Attributes:
+        name: the gate job's name in the preset.
+        model: the frozen model.
+        corpus, tokens: the corpus' name and its tokens (parquet), of which the train split is read.
+        sets: the gates to train, by the name of their set; `untrained` keeps its initial weights.
+        block: keys per block.
+        context, batch: tokens per window, windows per step.
+        mix: shares of synthetic windows, or None where rows are packed.
+        packing: documents packed into rows at a time (`data.windows.packed_rows`), or None where a mix is given.
+        processes: processes of torchrun, with a GPU each, that share every batch.
+        device, dtype: of the model.
+        out: gates (safetensors) to write.
+        rows: training rows to write.
+    """
+
+    name: str
+    model: ModelSource
+    corpus: str
+    tokens: Path
+    sets: Mapping[str, GateConfig]
+    block: int
+    context: int
+    batch: int
+    mix: Mix | None
+    packing: int | None
+    steps: int
+    learning_rate: float
+    warmup: int
+    checkpoint_seconds: float
+    device: str
+    dtype: str
+    seed: int
+    out: Path
+    processes: int = 1
+    rows: Path | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the trained gates, as JSON; a checkpoint of another identity is not continued."""
+        return {
+            "model": _identity_of(self.model),
+            "sets": {name: asdict(config) for name, config in self.sets.items()},
+            "context": self.context,
+            "batch": self.batch,
+            "mix": self.mix and self.mix.model_dump(),
+            "packing": self.packing,
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "warmup": self.warmup,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """Extend a model's context with YaRN and train all its weights, dense or jointly with its gates.
+
+    Attributes:
+        name: the new model's name in the preset: `yarn`, or `joint-<sparsity>`.
+        model: the model to extend.
+        gates: the file with its warmed-up gates (set `v1`); None trains dense.
+        sparsity: of the sparse forward pass, fixed during training; None trains dense.
+        corpus, tokens: the corpus' name and its tokens (parquet), of which the train split is read.
+        block: tokens per block.
+        factor: YaRN's.
+        context, batch: tokens per window, windows per step.
+        mix: shares of synthetic windows, or None where rows are packed.
+        packing: documents packed into rows at a time, or None where a mix is given.
+        loss_chunk: tokens whose logits exist at a time.
+        recompute: whether a layer's activations are computed again in the backward pass, one window at a time.
+        processes: processes of torchrun, with a GPU each, that share every batch.
+        dtype: of the saved model; weights are trained in float32.
+        out: model folder to write; a joint run's gates lie in it as `gates.safetensors` (set `v1`).
+        rows: training rows to write.
+    """
+
+    name: str
+    model: ModelSource
+    gates: Path | None
+    sparsity: float | None
+    corpus: str
+    tokens: Path
+    block: int
+    factor: float
+    context: int
+    batch: int
+    mix: Mix | None
+    packing: int | None
+    steps: int
+    optimizer: Optimizer
+    gate_learning_rate: float
+    loss_chunk: int
+    recompute: bool
+    checkpoint_seconds: float
+    device: str
+    dtype: str
+    seed: int
+    out: Path
+    processes: int = 1
+    rows: Path | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the trained weights, as JSON; a checkpoint of another identity is not continued."""
+        return {
+            "model": _identity_of(self.model),
+            "sparsity": self.sparsity,
+            "block": self.block,
+            "factor": self.factor,
+            "context": self.context,
+            "batch": self.batch,
+            "mix": self.mix and self.mix.model_dump(),
+            "packing": self.packing,
+            "steps": self.steps,
+            "optimizer": self.optimizer.model_dump(),
+            "gate_learning_rate": self.gate_learning_rate,
+            "loss_chunk": self.loss_chunk,
+            "recompute": self.recompute,
+            "seed": self.seed,
+        }
+
+
+def _identity_of(model: ModelSource) -> dict[str, Any]:
+    return {"location": str(model.location), "revision": model.revision, "yarn": model.yarn}

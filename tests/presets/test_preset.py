@@ -1,0 +1,152 @@
+"""A preset resolved into jobs: their fields, the files that they read and write, and the run to draw."""
+
+import numpy as np
+import pytest
+import yaml
+
+from seerbench.artefacts import ARTEFACTS
+from seerbench.errors import ConfigError
+from seerbench.methods.gate_config import GateConfig
+from seerbench.paths import ROOT
+from seerbench.presets import preset as module
+from seerbench.presets.jobs import FirstTokenLatencyJob, KernelLatencyJob, LongBenchJob, RandomMethodsLatencyJob
+from seerbench.presets.load import load_preset
+from seerbench.presets.types import Arm, flat
+from seerbench.rows.gate_ref import GateRef
+
+SMOKE = str(ROOT / "tests" / "smoke.yaml")
+
+
+@pytest.fixture
+def smoke(tmp_path):
+    return load_preset(SMOKE, tmp_path)
+
+
+def edited(tmp_path, **changes):
+    content = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text()) | changes
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_preset(str(path), tmp_path)
+
+
+def test_arms_are_flat_over_sparsities():
+    arms = [
+        Arm(method="dense"),
+        Arm.model_validate(
+            {"method": "seer", "model": "joint-{sparsity}", "gate": "joint-{sparsity}:v1", "sparsities": [0.5, 0.9]}
+        ),
+    ]
+    assert [(each.arm.method, each.sparsity, each.model, each.gate) for each in flat(arms)] == [
+        ("dense", None, None, None),
+        ("seer", 0.5, "joint-0.5", GateRef("joint-0.5", "v1")),
+        ("seer", 0.9, "joint-0.9", GateRef("joint-0.9", "v1")),
+    ]
+
+
+def test_jobs_know_the_files_that_they_read(smoke, tmp_path):
+    run = tmp_path / "smoke"
+    train = smoke.pretrain("long")
+    assert (train.tokens, train.init) == (run / "corpora/toy/tokens.parquet", run / "models/short")
+    assert smoke.distill("post").model.files == [run / "models/yarn/config.json"]
+    assert smoke.finetune("yarn").gates is None
+    assert smoke.finetune("joint-0.5").gates == run / "gates/base.safetensors"
+    yarn = smoke.perplexity("yarn")
+    assert yarn.tokens.file == run / "corpora/toy/tokens.parquet"
+    assert yarn.model_files == [run / "models/yarn/config.json", run / "models/joint-0.5/config.json"]
+    assert yarn.gate_files == [run / "gates/post.safetensors", run / "models/joint-0.5/gates.safetensors"]
+    plans = smoke.perplexity("contexts").plan_files
+    assert plans == [run / f"plans/{name}.json" for name in ("moa-long-kv0.50", "moa-long-0.50", "minference-long")]
+    assert set(smoke.profile("long").plans.values()) == set(plans[:2])
+
+
+def test_jobs_are_resolved(smoke):
+    assert smoke.distill("long").sets["v2"] == GateConfig(
+        k_pool="maxminavg", projection="single", recipe="v2", block=16
+    )
+    assert len(smoke.distill("pooling").sets) == 49
+    job = smoke.latency("ttft", 256)
+    assert isinstance(job, FirstTokenLatencyJob)
+    assert (job.rounds.rounds, job.rounds.cap_s, job.setup.block) == (10, 0.1, 16)
+    kernel = smoke.latency("kernel", 256)
+    assert isinstance(kernel, KernelLatencyJob)
+    assert (kernel.blocks, kernel.masks, kernel.groups) == ((64,), ("random",), ())
+
+
+def test_a_sweep_takes_its_sparsity_from_the_context(tmp_path):
+    speed = load_preset("speed", tmp_path)
+    (group,) = speed.latency("ttft", 131072).groups
+    assert {arm.sparsity for arm in group.arms if arm.method == "seer"} == {0.95}
+    assert all(arm.plan is None for arm in group.arms)  # random weights have plans of their own
+    methods = speed.latency("methods", 8192)
+    assert isinstance(methods, RandomMethodsLatencyJob)
+    assert {arm.block for arm in methods.arms if arm.method == "seer"} == {64, 128}
+
+
+def test_released_gates_are_not_trained(tmp_path):
+    paper = load_preset("paper", tmp_path)
+    assert "distill-released" not in paper.parts("training")
+    with pytest.raises(ConfigError, match="import-gates"):
+        paper.distill("released")
+    with pytest.raises(ConfigError, match="distill paper short"):
+        paper.import_gates("short")
+    assert isinstance(paper.tasks("longbench"), LongBenchJob)
+    assert paper.corpus("redpajama-mistral").tokenizer.location == "mistralai/Mistral-7B-v0.3"
+
+
+def test_unknown_names_list_the_nearest(smoke):
+    with pytest.raises(ConfigError, match="did you mean 'contexts'"):
+        smoke.perplexity("context")
+    with pytest.raises(ConfigError, match="known: short, long, yarn, joint"):
+        smoke.model("tall")
+    with pytest.raises(ConfigError, match="kernel, training_kernel, methods, ttft"):
+        smoke.latency("speed", 256)
+
+
+def test_rows_for_matches_patterns(smoke):
+    files, unmet = smoke.rows_for([("cells", "training_kernel-*"), ("perplexity", "yarn"), ("recall", "none")])
+    assert [file.name for file in files] == [
+        "training_kernel-128.parquet",
+        "training_kernel-256.parquet",
+        "yarn.parquet",
+    ]
+    assert unmet == ["recall/none"]
+
+
+def test_a_machine_without_a_gpu_draws_the_published_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "has_gpu", lambda: False)
+    assert load_preset(SMOKE, tmp_path).artefact_run() == tmp_path / "smoke"
+    with pytest.raises(ConfigError, match="names no published run"):
+        edited(tmp_path, device="cuda").artefact_run()
+    preset = edited(tmp_path, device="cuda", published="box")
+    assert preset.artefact_run() == ROOT / "results" / "published" / "box"
+    monkeypatch.setattr(module, "has_gpu", lambda: True)
+    assert preset.artefact_run() == tmp_path / "smoke"
+
+
+def test_the_data_folder_can_be_moved(smoke, monkeypatch):
+    monkeypatch.setenv("SEERBENCH_DATA", "/elsewhere")
+    assert str(smoke.data("books.parquet")) == "/elsewhere/books.parquet"
+
+
+def test_settings_of_a_rule_are_what_the_file_says(smoke):
+    said = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
+    assert smoke.settings("perplexity", "contexts") == said["perplexity"]["contexts"]
+    assert smoke.settings("models", "long") == said["models"]["long"]
+    assert smoke.settings("extend") == said["extend"]
+
+
+def test_the_gpu_preset_measures_the_artefacts_about_quality():
+    preset = load_preset("gpu")
+    for name in ("table1", "table2", "table3", "fig4", "fig7", "fig9", "fig10", "recall"):
+        assert preset.rows_for(ARTEFACTS[name].needs)[1] == [], name
+    for name in preset.trained_models():
+        longest = [max(np.atleast_1d(stage.context)) for stage in preset.pretrain(name).stages]
+        assert longest == [1024, 2048, 8192]
+
+
+def test_importing_presets_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, seerbench.presets.load; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
