@@ -22,6 +22,7 @@ class Setup:
 
     preset: str
     scale: str
+    scale_kind: str
     device: str
     dtype: str
     seed: int

@@ -92,7 +92,7 @@ class Preset:
     def setup(self) -> Setup:
         """What all its jobs share."""
         file = self.file
-        return Setup(file.preset, file.scale, file.device, file.dtype, file.seed, file.block)
+        return Setup(file.preset, file.scale, file.scale_kind, file.device, file.dtype, file.seed, file.block)
 
     def data(self, path: str) -> Path:
         """Return a path of the file, relative to its data folder (SEERBENCH_DATA overrides that)."""

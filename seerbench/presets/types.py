@@ -32,6 +32,7 @@ from seerbench.methods.block_sparse_kernels import SPARSE_KERNELS
 from seerbench.methods.gate_config import GateConfig, all_poolings
 from seerbench.methods.registry import card_of
 from seerbench.rows.gate_ref import EVERY_SET, GateRef
+from seerbench.rows.schema import SCALE_KINDS
 from seerbench.settings import (
     Count,
     Flag,
@@ -572,6 +573,8 @@ class PresetFile(Settings):
     """name; results go to results/fresh/<preset>"""
     scale: Text
     """what this run is, in words: printed on every table and figure"""
+    scale_kind: Annotated[str, OneOf(SCALE_KINDS)]
+    """toy: numbers mean nothing; small: small models; paper: the paper's shapes or models"""
     device: Annotated[str, OneOf(DEVICES)]
     dtype: Annotated[str, OneOf(DTYPES)]
     seed: Integer

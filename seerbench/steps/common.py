@@ -27,6 +27,7 @@ def start(setup: Setup, step: str, tokens: Tokens | None = None, split: str | No
         step,
         preset=setup.preset,
         scale=setup.scale,
+        scale_kind=setup.scale_kind,
         seed=setup.seed,
         device=setup.device,
         corpus=None if tokens is None else tokens.corpus,

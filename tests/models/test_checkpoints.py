@@ -72,6 +72,7 @@ def preset_of(folder, tmp_path, **changes):
     config = {
         "preset": "tiny",
         "scale": "stand-ins: random weights, nothing learned",
+        "scale_kind": "toy",
         "device": "cpu",
         "dtype": "float32",
         "seed": 0,

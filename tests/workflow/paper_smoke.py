@@ -44,7 +44,7 @@ def derived(preset: dict[str, Any], data: Path) -> dict[str, Any]:
     """The paper preset at the size of a test, on a CPU."""
     facts = {"preset": "paper-smoke", "device": "cpu", "dtype": "float32", "block": BLOCK, "data": str(data)}
     scale = "test scale: the paper preset on random stand-ins; no number here means anything"
-    return _smaller(preset) | facts | {"scale": scale, "seed": 0}
+    return _smaller(preset) | facts | {"scale": scale, "scale_kind": "toy", "seed": 0}
 
 
 def _smaller(value: Any, key: str = "") -> Any:
