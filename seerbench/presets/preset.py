@@ -481,40 +481,36 @@ class Preset:
         """Return one sweep at one context."""
         section = _one_of("latency/sweeps", self.file.sweeps(), sweep)
         latency, part = cast(Latency, self.file.latency), f"{sweep}-{context}"
-        shared = {
-            "setup": self.setup,
-            "context": context,
-            "rounds": Rounds(
-                getattr(section, "rounds", None) or latency.rounds,
-                getattr(section, "min_rounds", None),
-                _first(getattr(section, "cap_s", None), latency.cap_s),
-            ),
-            "cells": self.paths.rows("cells", part),
-            "samples": self.paths.rows("samples", part),
-        }
+        rounds = Rounds(
+            getattr(section, "rounds", None) or latency.rounds,
+            getattr(section, "min_rounds", None),
+            _first(getattr(section, "cap_s", None), latency.cap_s),
+        )
+        shared = self.setup, context, rounds, self.paths.rows("cells", part), self.paths.rows("samples", part)
         if isinstance(section, KernelSweep):
-            blocks = section.blocks or (latency.shape.block,)
             return KernelLatencyJob(
-                **shared,
+                *shared,
                 shape=latency.shape,
                 sparsities=section.sparsities,
                 kernels=section.kernels,
                 dense=section.dense,
-                blocks=blocks,
+                blocks=section.blocks or (latency.shape.block,),
                 masks=section.masks,
             )
         if not isinstance(section, MethodsSweep | FirstTokenSweep):
-            return TrainingKernelLatencyJob(**shared, shape=latency.shape, naive_limit_mib=latency.naive_limit_mib)
+            return TrainingKernelLatencyJob(*shared, shape=latency.shape, naive_limit_mib=latency.naive_limit_mib)
         arms = section.at(context)
         if section.model is None:
             return RandomMethodsLatencyJob(
-                **shared, shape=latency.shape, arms=self._arm_jobs(arms), plans=self.paths.plans
+                *shared, shape=latency.shape, arms=self._arm_jobs(arms), plans=self.paths.plans
             )
         groups = self._groups(arms, section.model)
-        tokens = section.corpus and self.tokens(section.corpus)
-        if isinstance(section, MethodsSweep):
-            return MethodsLatencyJob(**shared, groups=groups, tokens=tokens, layer=section.layer)
-        return FirstTokenLatencyJob(**shared, groups=groups, tokens=tokens, plans=self.paths.plans)
+        tokens = None if section.corpus is None else self.tokens(section.corpus)
+        if isinstance(section, FirstTokenSweep):
+            return FirstTokenLatencyJob(*shared, groups=groups, tokens=tokens, plans=self.paths.plans)
+        if tokens is None or section.layer is None:
+            raise ConfigError(f"latency/sweeps/{sweep}: a sweep in a model has a corpus and a layer")
+        return MethodsLatencyJob(*shared, groups=groups, tokens=tokens, layer=section.layer)
 
     # Arms
 
@@ -532,17 +528,20 @@ class Preset:
         return tuple(self._arm_job(each.arm, each.sparsity, each.gate, None) for each in flat(arms))
 
     def _arm_job(self, arm: Arm, sparsity: float | None, gate: GateRef | None, model: ModelSource | None) -> ArmJob:
-        has_weights = model is not None and model.geometry is None
-        searched = has_weights and arm.patterns == SEARCHED  # the file's checks refuse it without weights
+        weights = model.name if model is not None and model.geometry is None else None
+        plan = self.paths.moa_plan(weights, sparsity) if weights and arm.method == "moa" else None
+        patterns: Path | str | None = arm.patterns
+        if weights and arm.patterns == SEARCHED:  # without weights the file's checks refuse it
+            patterns = self.paths.minference_patterns(weights)
         return ArmJob(
             method=arm.method,
             sparsity=sparsity,
             block=arm.block or self.file.block,
             gate=gate,
-            gates=gate and self.gates(gate.job),
-            plan=self.paths.moa_plan(model.name, sparsity) if has_weights and arm.method == "moa" else None,
-            patterns=self.paths.minference_patterns(model.name) if searched else arm.patterns,
-            searched=searched,
+            gates=None if gate is None else self.gates(gate.job),
+            plan=plan,
+            patterns=patterns,
+            searched=arm.patterns == SEARCHED,
             kernel=arm.kernel,
             mean_correction=arm.mean_correction,
             recipe=arm.recipe,

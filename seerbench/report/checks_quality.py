@@ -11,7 +11,7 @@ import pandas as pd
 from seerbench.artefacts import frames, style
 from seerbench.artefacts.fig10 import PAPER_BEST
 from seerbench.errors import ResultsError
-from seerbench.presets.preset import PAPER_GATE
+from seerbench.rows.gate_ref import PAPER_GATE
 from seerbench.report.evidence import Evidence, Part
 from seerbench.rows import bootstrap
 from seerbench.rows.store import Run

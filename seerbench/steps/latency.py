@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -86,14 +86,14 @@ def _timed(job: LatencyJob, model: Any, timing: Timing, run_id: str) -> Rows:
         return sweeps.methods_sweep(_captured(group, job.context, model), attention, methods, timing, run_id, block)
     if not isinstance(job, FirstTokenLatencyJob):
         raise TypeError(f"no sweep for a {type(job).__name__}")
-    if group.model.geometry is None:
+    if group.model.geometry is None and job.tokens is not None:
         tokens = _text(job.tokens, job.context, model, setup.device)
         methods = named(make_arms(group.arms, setup.device), block)
         of_what = _captured(group, job.context, model)
     else:
         tokens = _random_tokens(job.context, model, setup)
         problem = inputs.problem_of_model(model, job.context, block)
-        layers = group.model.geometry["num_hidden_layers"]
+        layers = cast(Mapping[str, Any], group.model.geometry)["num_hidden_layers"]
         methods = named(random_arms(group.arms, problem, setup, job.plans, layers), block)
         of_what = f"{random_weights.INPUTS}:{group.model.name}"
     alike = group.model.geometry is not None

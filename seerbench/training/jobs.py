@@ -174,7 +174,7 @@ class PretrainJob:
     device: str
     seed: int
     out: Path
-    rows: Path | None = None
+    rows: Path
 
     @property
     def init_files(self) -> list[Path]:
@@ -230,8 +230,8 @@ class DistillJob:
     dtype: str
     seed: int
     out: Path
+    rows: Path
     processes: int = 1
-    rows: Path | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the trained gates, as JSON; a checkpoint of another identity is not continued."""
@@ -294,8 +294,8 @@ class FinetuneJob:
     dtype: str
     seed: int
     out: Path
+    rows: Path
     processes: int = 1
-    rows: Path | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the trained weights, as JSON; a checkpoint of another identity is not continued."""

@@ -68,6 +68,7 @@ def train(folder, name, *, stages=STAGES, positions=64, seed=3, tokens=None, ini
         device="cpu",
         seed=seed,
         out=folder / name,
+        rows=folder / f"{name}.parquet",
     )
     return pretrain.pretrain(job)
 

@@ -47,6 +47,7 @@ def distill_job(world: Path, out: Path, **changes) -> DistillJob:
         dtype="float32",
         seed=0,
         out=out,
+        rows=out.with_suffix(".parquet"),
     )
     return replace(job, **changes)
 
@@ -76,5 +77,6 @@ def finetune_job(world: Path, out: Path, gates: Path | None = None, **changes) -
         dtype="float32",
         seed=0,
         out=out,
+        rows=out.with_suffix(".parquet"),
     )
     return replace(job, **changes)
