@@ -253,11 +253,11 @@ def compare(
     """Check a kernel or method of your own against the oracle, then time it beside the baselines.
 
     A kernel is a function `(q, k, v, mask) -> o` with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
-    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. One that is wrong is not timed: the
-    report says in which case, where, and a guess why.
+    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. If it is wrong it is not timed: the
+    report says in which trial and where, and guesses why.
 
-    Baselines of a kernel: dense, fa2, cudnn, fa4, flash-attn, flex; block_sparse, fa4-sparse, flex-sparse; other
-    files. Of a method: any of `seerbench list` but seer and moa.
+    A kernel is compared with dense, fa2, cudnn, fa4, flash-attn, flex, block_sparse, fa4-sparse, flex-sparse, or
+    another file; a method with any method of `seerbench list` except seer and moa.
 
     Examples:
 
@@ -299,7 +299,7 @@ def compare(
         name=name,
         base=base,
     )
-    if outcome.findings:
+    if outcome.frame is None:
         typer.echo(f"{outcome.name} is wrong and was not timed: {len(outcome.findings)} trials fail\n")
         typer.echo(compare_check.explain(outcome.findings))
         raise typer.Exit(3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from seerbench.data.corpora import TextSource
 from seerbench.models.model_source import ModelSource
@@ -82,7 +83,7 @@ class CorpusJob:
     name: str
     texts: dict[str, TextSource]
     is_union: bool
-    card: dict
+    card: dict[str, Any]
     tokenizer: TokenizerSource
     tokenizer_files: list[Path]
     out: Path

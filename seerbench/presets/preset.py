@@ -58,7 +58,6 @@ from seerbench.presets.types import (
     ReleasedGates,
     SourceModel,
     SourceTokenizer,
-    TimedArms,
     TrainedGates,
     TrainedModel,
     TrainedTokenizer,
@@ -262,7 +261,7 @@ class Preset:
             corpus=model.corpus,
             tokens=self.tokens(model.corpus).file,
             tokenizer=self.paths.tokenizer,
-            init=model.init and self.paths.model(model.init),
+            init=None if model.init is None else self.paths.model(model.init),
             architecture=model.model,
             optimizer=model.optimizer,
             mix=model.mix,
@@ -398,7 +397,11 @@ class Preset:
         experiments = [*file.perplexity.values(), *file.tasks.values(), *file.recall.values()]
         found = [arm for experiment in experiments for arm in experiment.arms]
         for sweep in file.sweeps().values():
-            if isinstance(sweep, TimedArms) and sweep.model and not file.is_random(sweep.model):
+            if (
+                isinstance(sweep, MethodsSweep | FirstTokenSweep)
+                and sweep.model
+                and not file.is_random(sweep.model)
+            ):
                 found += [arm for context in sweep.contexts for arm in sweep.at(context)]
         return found
 

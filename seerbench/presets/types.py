@@ -557,6 +557,7 @@ class Latency(Settings):
 
 
 SWEEPS = tuple(Sweeps.model_fields)
+AnySweep = KernelSweep | TrainingKernelSweep | MethodsSweep | FirstTokenSweep
 
 
 # The file
@@ -609,7 +610,7 @@ class PresetFile(Settings):
         """Whether a model is a geometry with random weights."""
         return isinstance(self.models.get(model), RandomModel)
 
-    def sweeps(self) -> dict[str, Settings]:
+    def sweeps(self) -> dict[str, AnySweep]:
         """Return the timing sweeps by name."""
         if self.latency is None:
             return {}
@@ -675,7 +676,7 @@ class PresetFile(Settings):
             self._need("maps", "corpora", self.maps.corpus)
             self._need_gate("maps/gate", self.maps.gate)
         for name, sweep in self.sweeps().items():
-            if isinstance(sweep, TimedArms):
+            if isinstance(sweep, MethodsSweep | FirstTokenSweep):
                 self._check_sweep(f"latency/sweeps/{name}", sweep)
         return self
 

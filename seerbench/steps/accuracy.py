@@ -37,7 +37,7 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
                     aligned=job.scored is not None,
                     reaching=job.reaching,
                 )
-                bar.total += len(windows) * len(arms)
+                bar.total = (bar.total or 0) + len(windows) * len(arms)
                 fixed = {"experiment": experiment, "model": group.model.name, "corpus": job.tokens.corpus}
                 found = perplexity.perplexity(model, windows, arms, bar, job.scored)
                 rows += [fixed | row for row in found]
@@ -65,7 +65,7 @@ def _measure_longbench(job: LongBenchJob) -> None:
         for group in job.groups:
             model = load_model(group.model, job.setup)
             arms = make_arms(group.arms, job.setup.device)
-            bar.total += len(questions) * len(arms)
+            bar.total = (bar.total or 0) + len(questions) * len(arms)
             fixed = {"experiment": job.experiment, "model": group.model.name, "corpus": longbench.CORPUS}
             found = tasks.answers(model, tokenizer_of(group.model), questions, arms, bar)
             rows += [fixed | row for row in found]
