@@ -94,7 +94,7 @@ def time_methods(
             methods += [
                 (name, create(name, sparsity=sparsity, block=case.block_q)) for name in against if name != "dense"
             ]
-        part = sweeps.methods_sweep("random", attention, methods, timing, run_id, case.block_q)
+        part = sweeps.methods_sweep(inputs.RANDOM_INPUTS, attention, methods, timing, run_id, case.block_q)
         rows.cells.extend(part.cells)
         rows.samples.extend(part.samples)
     return rows

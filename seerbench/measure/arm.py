@@ -1,4 +1,4 @@
-"""One line of an experiment's table: a method and its labels."""
+"""An arm: a method together with the labels that its rows carry. steps/arms.py makes arms from a preset's jobs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from seerbench.rows.gate_ref import GateRef
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of a table: a method, and how its rows are labelled."""
+    """A method and its labels.
+
+    Attributes:
+        method: the method, at one requested sparsity.
+        gate: the gate set that it uses, if any.
+        recipe: none, post, yarn or joint: how model and gates were trained.
+        source: for a method without a gate: the plan file or patterns that decide its plans, if any.
+    """
 
     method: Method
     gate: GateRef | None = None
-    recipe: str = "none"  # none | post | yarn | joint
-    source: str | None = None  # of a method without a gate: the plan file or patterns that decide its choice
+    recipe: str = "none"
+    source: str | None = None
 
     def labels(self) -> dict[str, Any]:
         """Return the columns method, gate (without a gate: the source) and sparsity_requested."""

@@ -1,4 +1,9 @@
-"""cells."""
+"""Time one cell: check each method, measure its memory, time those that passed, and make the rows.
+
+The sweeps (sweeps/) describe the methods of a cell as entries; `CellTimer` turns entries into rows of the tables
+`cells` and `samples`. A method that refuses, runs out of memory or gives a wrong output becomes a row with that
+status and its reason, and is not timed.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +16,14 @@ import torch
 
 from seerbench.core.problem import AttentionProblem
 from seerbench.errors import Refused
+from seerbench.measure.correctness import Check
+from seerbench.measure.inputs import InputSource
 from seerbench.measure.memory import peak_mib
 from seerbench.measure.sampler import Call, Candidate, Timing, sample, timer_for
 from seerbench.rows.machine import cpu_name
 from seerbench.rows.source_digest import source_digest
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-MEANINGLESS = "random: a dynamic method's choice and sparsity mean nothing on them"
 
 
 class Rows(NamedTuple):
@@ -29,23 +35,46 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A method that has run once: what is timed, and what is already known of it."""
+    """A method after its first, untimed run: the calls to time and what is known already.
 
-    stages: dict[str, Call]
-    whole: str  # the stage whose memory is the method's
-    sparsity: float  # realised
+    Attributes:
+        stages: the calls to time by stage.
+        memory_stage: the stage whose peak memory is recorded as the method's.
+        sparsity: realised sparsity of the plan.
+        flops: floating-point operations on the kept blocks; None where they are not counted.
+        check: the comparison with the reference; None where there is nothing to compare with.
+        inside: makes a context to enter around timed calls (see `Candidate`).
+        parts: returns the durations of parts of the call just timed (see `Candidate`).
+        peak_mib: peak memory, where preparing the method measured it already.
+        dense: whether the plan skipped nothing.
+    """
+
+    stages: Mapping[str, Call]
+    memory_stage: str
+    sparsity: float
     flops: float | None = None
-    error: float | None = None
-    budget: float | None = None
-    inside: Callable[[], AbstractContextManager] = nullcontext
-    parts: Callable[[], Mapping[str, float]] = dict  # see timing.Contender
-    peak_mib: float | None = None  # where preparing was the untimed call that the others get after it
-    dense: bool = False  # planned to skip nothing, whatever its name
+    check: Check | None = None
+    inside: Callable[[], AbstractContextManager[object]] = nullcontext
+    parts: Callable[[], Mapping[str, float]] = dict
+    peak_mib: float | None = None
+    dense: bool = False
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method in one cell, before anything of it has run."""
+    """One method of a cell before it has run.
+
+    Attributes:
+        name: the method's name in the cell.
+        implementation: the kernel that it runs on.
+        mask: how its blocks are chosen: the column `mask`.
+        requested: requested sparsity.
+        refusal: the reason why the method cannot run, or None.
+        prepare: runs the method once and returns what to time.
+        problem: the problem with the method's own block size.
+        gate: the gate, plan file or configuration that decides the plan, if there is one.
+        dynamic: whether the plan depends on what q and k hold.
+    """
 
     name: str
     implementation: str
@@ -53,84 +82,100 @@ class Entry:
     requested: float | None
     refusal: str | None
     prepare: Callable[[], Prepared]
-    case: AttentionProblem  # with the entrant's own blocks
-    gate: str | None = None  # the configuration or plan file that decides its choice
+    problem: AttentionProblem
+    gate: str | None = None
     dynamic: bool = False
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the cells of one sweep at one context share."""
+class CellTimer:
+    """What the cells of one sweep at one context have in common; `measure` times one of them.
+
+    Attributes:
+        sweep: kernel, methods, training_kernel or ttft.
+        problem: gives context and device; the block size of an entry may differ.
+        inputs: what q, k and v are.
+        timing: the number of rounds and the seed.
+        run_id: the execution that the rows belong to.
+    """
 
     sweep: str
-    case: AttentionProblem  # of any entrant: their blocks may differ
-    inputs: str
+    problem: AttentionProblem
+    inputs: InputSource
     timing: Timing
     run_id: str
 
-    def measure(self, sparsity: float | None, entrants: Iterable[Entry]) -> Rows:
-        """One cell: prepare and check each entrant, then time all that stand, interleaved."""
-        cell = f"{self.sweep}-{self.case.context}" + ("" if sparsity is None else f"-{sparsity:.2f}")
-        rows, contenders = [], {}
-        for entrant in entrants:
-            outcome, contender = _admit(entrant, self.case.device)
-            rows.append(self._row(cell, entrant) | outcome)
-            if contender:
-                contenders[entrant.name] = contender
-        samples = sample(contenders, self.timing, timer_for(self.case.device))
-        return Rows(rows, [{"run_id": self.run_id, "cell": cell, **asdict(one)} for one in samples])
+    def measure(self, sparsity: float | None, entries: Iterable[Entry]) -> Rows:
+        """Prepare and check each entry, then time those that can be timed in the same rounds."""
+        cell = f"{self.sweep}-{self.problem.context}" + ("" if sparsity is None else f"-{sparsity:.2f}")
+        rows: list[dict[str, Any]] = []
+        candidates: dict[str, Candidate] = {}
+        for entry in entries:
+            outcome, candidate = _try(entry, self.problem.device)
+            rows.append(self._row(cell, entry) | outcome)
+            if candidate:
+                candidates[entry.name] = candidate
+        samples = sample(candidates, self.timing, timer_for(self.problem.device))
+        return Rows(rows, [{"run_id": self.run_id, "cell": cell, **asdict(timed)} for timed in samples])
 
-    def _row(self, cell: str, entrant: Entry) -> dict[str, Any]:
-        device = cpu_name() if self.case.device == "cpu" else torch.cuda.get_device_name()
+    def _row(self, cell: str, entry: Entry) -> dict[str, Any]:
+        device = cpu_name() if self.problem.device == "cpu" else torch.cuda.get_device_name()
         return {
             "run_id": self.run_id,
             "sweep": self.sweep,
             "cell": cell,
-            "method": entrant.name,
-            "implementation": entrant.implementation,
-            **asdict(replace(entrant.case, device=device)),
-            "inputs": MEANINGLESS if self.inputs == "random" and entrant.dynamic else self.inputs,
-            "mask": entrant.mask,
-            "gate": entrant.gate,
-            "sparsity_requested": entrant.requested,
+            "method": entry.name,
+            "implementation": entry.implementation,
+            **asdict(replace(entry.problem, device=device)),
+            **self.inputs.columns(entry.dynamic),
+            "mask": entry.mask,
+            "gate": entry.gate,
+            "sparsity_requested": entry.requested,
             "seed": self.timing.seed,
             "source_digest": source_digest(),
         }
 
 
-def joined(parts: Iterable[Rows]) -> Rows:
-    """The rows of several cells."""
-    parts = list(parts)
-    return Rows([row for part in parts for row in part.cells], [row for part in parts for row in part.samples])
+def joined(cells: Iterable[Rows]) -> Rows:
+    """Return the rows of several cells as one."""
+    rows = Rows([], [])
+    for cell in cells:
+        rows.cells.extend(cell.cells)
+        rows.samples.extend(cell.samples)
+    return rows
 
 
-def _admit(entrant: Entry, device: str) -> tuple[dict[str, Any], Candidate | None]:
-    """Run the untimed calls of one entrant -> what its row says of them, and what to time, if anything."""
-    if entrant.refusal:
-        return {"status": "refused", "reason": entrant.refusal}, None
+def _try(entry: Entry, device: str) -> tuple[dict[str, Any], Candidate | None]:
+    """Run the untimed calls of an entry; return the columns of its outcome, and what to time if it can be timed."""
+    if entry.refusal:
+        return {"status": "refused", "reason": entry.refusal}, None
     try:
-        ready = entrant.prepare()
-        known = {
-            "sparsity_realised": ready.sparsity,
-            "error_vs_oracle": ready.error,
-            "error_budget": ready.budget,
-            "flops": ready.flops,
-            **({"mask": "dense"} if ready.dense else {}),
+        prepared = entry.prepare()
+        check = prepared.check
+        outcome: dict[str, Any] = {
+            "sparsity_realised": prepared.sparsity,
+            "error_vs_oracle": check and check.error,
+            "error_budget": check and check.budget,
+            "flops": prepared.flops,
         }
-        if ready.error is not None and not ready.error <= ready.budget:  # so that NaN is wrong too
+        if prepared.dense:
+            outcome["mask"] = "dense"
+        if check is not None and not check.passed:
             reason = (
-                f"misses the float64 oracle by {ready.error:.3g}, more than rounding explains ({ready.budget:.3g})"
+                f"differs from the float64 reference by {check.error:.3g}; "
+                f"rounding explains at most {check.budget:.3g}"
             )
-            return known | {"status": "failed", "reason": reason}, None
-        known["peak_mib"] = ready.peak_mib
-        if ready.peak_mib is None:
-            with ready.inside():
-                for call in ready.stages.values():  # compiles, so that the memory of compiling is not counted
+            return outcome | {"status": "failed", "reason": reason}, None
+        outcome["peak_mib"] = prepared.peak_mib
+        if prepared.peak_mib is None:
+            with prepared.inside():
+                for call in prepared.stages.values():  # compiles, so that peak memory is not that of compiling
                     call()
-                known["peak_mib"] = peak_mib(ready.stages[ready.whole], device)
+                outcome["peak_mib"] = peak_mib(prepared.stages[prepared.memory_stage], device)
     except Refused as refusal:
         return {"status": "refused", "reason": str(refusal)}, None
     except OUT_OF_MEMORY as error:
         reason = str(error).splitlines()[0] if str(error) else "out of memory"
         return {"status": "out_of_memory", "reason": reason}, None
-    return known | {"status": "measured", "reason": None}, Candidate(ready.stages, ready.inside, ready.parts)
+    outcome |= {"status": "measured", "reason": None}
+    return outcome, Candidate(prepared.stages, prepared.inside, prepared.parts)

@@ -1,9 +1,14 @@
-"""correctness."""
+"""Check outputs against the float64 reference: the one place that decides whether a kernel or method is right.
+
+The sweeps check every method once before they time it, on at most CHECK_TOKENS tokens; `seerbench compare` checks a
+kernel on many small cases (compare/check.py). Both use `compare_with_reference` and the tolerance of
+core/tolerance.py: an output may miss the reference by twice what plain rounding in the same dtype misses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,42 +22,104 @@ from seerbench.kernels.pooled import reference as pooled_reference
 from seerbench.methods.block_sparse_kernels import laid_out
 from seerbench.methods.protocol import Method
 
-# The oracle holds several float64 maps; past this context a check runs on fewer tokens, odd in blocks.
-CHECK_WHOLE, CHECK_TOKENS = 1024, 1000
+# The reference holds several N x N maps in float64. Up to this context a check uses all tokens ...
+MAX_CHECKED_CONTEXT = 1024
+# ... and beyond it the first 1000, which are no multiple of a block, so that a partial block is checked too.
+CHECK_TOKENS = 1000
+
+
+@dataclass(frozen=True)
+class Check:
+    """The largest absolute error of an output against its reference, and the error that rounding explains."""
+
+    error: float
+    budget: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the budget; False for NaN."""
+        return self.error <= self.budget
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An output beside its reference.
+
+    Attributes:
+        check: the error and its budget; an output with a NaN or a stray infinity has error inf and budget 0.
+        exact: float64 reference, of the output's shape.
+        rounding_budget: the budget without regard to NaN, for comparing the finite elements of a wrong output.
+    """
+
+    check: Check
+    exact: Tensor
+    rounding_budget: float
+
+
+def compare_with_reference(actual: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Comparison:
+    """Compare an attention output with attention computed by definition in float64.
+
+    Args:
+        actual: the output [B, Hq, N, D] to check.
+        q: queries [B, Hq, N, D]; the rounding of their dtype sets the budget.
+        k: keys [B, Hk, N, D].
+        v: values [B, Hk, N, D].
+        mask: a BlockMask or another plan with `to_token_mask`; None for dense causal attention.
+    """
+    exact = reference_attention(q, k, v, mask)[0]
+    rounded = reference_attention(q, k, v, mask, q.dtype)[0]
+    check = Check(*error_and_budget(actual, exact, rounded))
+    return Comparison(check, exact, error_and_budget(rounded, exact, rounded)[1])
 
 
 def check_tokens(context: int) -> int:
-    """Tokens on which a method is checked against the oracle before it is timed at `context`."""
-    return context if context <= CHECK_WHOLE else CHECK_TOKENS
+    """Return on how many tokens a method is checked before it is timed at `context` tokens."""
+    return context if context <= MAX_CHECKED_CONTEXT else CHECK_TOKENS
 
 
-def check_attend(method: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask | None) -> tuple[float, float]:
-    """(error, budget) of `attend` under a given mask against the float64 oracle."""
-    exact, rounded = reference_attention(q, k, v, plan)[0], reference_attention(q, k, v, plan, q.dtype)[0]
-    return error_and_budget(method.attend(q, k, v, laid_out(method, plan)), exact, rounded)
+def check_attend(method: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask | None) -> Check:
+    """Check `attend` of a method or kernel under a given mask; None stands for dense attention."""
+    return compare_with_reference(method.attend(q, k, v, laid_out(method, plan)), q, k, v, plan).check
 
 
-def check_method(
-    method: Method, q: Tensor, k: Tensor, v: Tensor, layer: LayerContext
-) -> tuple[float | None, float | None]:
-    """The same for a method's own mask on the first tokens; (None, None) for a plan without a token mask."""
+def check_method(method: Method, q: Tensor, k: Tensor, v: Tensor, layer: LayerContext) -> Check | None:
+    """Check a method under its own plan on the first tokens of a layer.
+
+    Returns None for a plan that has no token mask, since there is nothing to compare with.
+
+    Args:
+        method: the method; one with `exact` computes something else than attention over its plan, and says what.
+        q: queries [B, Hq, N, D], rotated.
+        k: keys [B, Hk, N, D], rotated.
+        v: values [B, Hk, N, D].
+        layer: the layer's context, with q and k before RoPE where the method needs them.
+    """
     tokens = check_tokens(q.shape[2])
     q, k, v = (x[:, :, :tokens] for x in (q, k, v))
-    if layer.q_unrotated is not None:
-        first = {name: getattr(layer, name)[:, :, :tokens] for name in ("q_unrotated", "k_unrotated")}
-        layer = replace(layer, **first)
+    if layer.q_unrotated is not None and layer.k_unrotated is not None:
+        layer = replace(
+            layer, q_unrotated=layer.q_unrotated[:, :, :tokens], k_unrotated=layer.k_unrotated[:, :, :tokens]
+        )
     plan = method.plan(q, k, layer)
     if plan is not None and not hasattr(plan, "to_token_mask"):
-        return None, None
-    if hasattr(method, "exact"):  # computes something else than attention over the plan
+        return None
+    if hasattr(method, "exact"):
         exact, rounded = (method.exact(q, k, v, plan, dtype) for dtype in (torch.float64, q.dtype))
-        return error_and_budget(method.attend(q, k, v, plan), exact, rounded)
+        return Check(*error_and_budget(method.attend(q, k, v, plan), exact, rounded))
     return check_attend(method, q, k, v, plan)
 
 
-def check_pooled(kernel: Callable, q: Tensor, k: Tensor, v: Tensor, block: int) -> tuple[float, float]:
-    """(error, budget) of the output or the map of a pooled kernel, whichever uses more of its budget."""
+def check_pooled(kernel: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, block: int) -> Check:
+    """Check output and pooled map of a pooled-attention kernel; return the one that uses more of its budget.
+
+    Args:
+        kernel: (q, k, v, block) -> (output [B, Hq, N, D], log-sum-exp, pooled map [B, Hq, nq, nk]).
+        q: queries [B, Hq, N, D].
+        k: keys [B, Hk, N, D].
+        v: values [B, Hk, N, D].
+        block: the block size in tokens.
+    """
     naive = pooled_reference.naive_pooled_attention
     exact, rounded, actual = naive(q, k, v, block, torch.float64), naive(q, k, v, block), kernel(q, k, v, block)
-    pairs = [error_and_budget(actual[i], exact[i], rounded[i]) for i in (0, 2)]
-    return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else torch.inf)
+    checks = [Check(*error_and_budget(actual[i], exact[i], rounded[i])) for i in (0, 2)]
+    return max(checks, key=lambda check: check.error / check.budget if check.budget else torch.inf)

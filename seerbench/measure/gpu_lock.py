@@ -1,4 +1,8 @@
-"""gpu_lock."""
+"""Let one process at a time measure times on a device.
+
+The lock works between processes that know nothing of each other: two Snakemake runs, a notebook, a hand tool. Each
+timing sweep holds it while it runs.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,16 @@ import torch
 
 @contextmanager
 def exclusive(device: str) -> Iterator[None]:
-    """Hold the CPU ("cpu") or the current GPU ("cuda") against every other SeerBench process that times.
+    """Hold the CPU ("cpu") or the current GPU ("cuda") against every other SeerBench process that times on it.
 
-    Waits, and says so, while another holds it. The lock is a file in the temporary directory, keyed by
-    the GPU's UUID, and ends with the process, however that ends. Not re-entrant.
+    If another process holds the device, prints a message to stderr and waits. The lock is a file in the temporary
+    directory, named after the GPU's UUID. It ends with the process, however that ends. It is not re-entrant.
     """
     key = "cpu" if device == "cpu" else f"gpu-{torch.cuda.get_device_properties('cuda').uuid}"
     path = Path(tempfile.gettempdir()) / f"seerbench-{key}.lock"
     if not path.exists():
         path.touch(0o666)
-    # Opened for reading: another user's file may not be opened for writing, and flock needs no more.
+    # Opened for reading: flock needs no more, and the file of another user may not be writable.
     with path.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,12 @@
-"""inputs."""
+"""Make the inputs of timings: q, k and v, drawn at random or captured in a model, and block masks for kernels.
+
+The sweeps call these functions; `InputSource` says in the rows what the inputs were.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,80 +16,149 @@ from seerbench.baselines.random_blocks import RandomBlocks
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.rope import plain_rope, rotate
+from seerbench.errors import MeasureError
+from seerbench.measure.names import MASKS
 from seerbench.methods.block_selection import select_top_k
 from seerbench.models.hugging_face import attention_layers, for_each_layer
+from seerbench.rows.schema import CAPTURED, RANDOM, RANDOM_WEIGHTS
+
+# Added to the text of random inputs for a method that chooses by what q and k hold.
+MEANINGLESS = "a dynamic method's choice and sparsity mean nothing on them"
 
 
-def random_inputs(case: AttentionProblem, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Normal q [B, Hq, N, D], k and v [B, Hk, N, D] on the case's device."""
-    generator = torch.Generator(case.device).manual_seed(seed)
+@dataclass(frozen=True)
+class InputSource:
+    """What the inputs of a timing are: the columns `inputs*` of the table `cells`.
+
+    Attributes:
+        kind: RANDOM, CAPTURED or RANDOM_WEIGHTS of rows/schema.py.
+        model: the name of the model; None for random inputs.
+        trained_context: the model's training length in tokens where the timed context exceeds it, else None.
+    """
+
+    kind: str
+    model: str | None = None
+    trained_context: int | None = None
+
+    def columns(self, dynamic: bool = False) -> dict[str, str | int | None]:
+        """Return the columns; dynamic: whether the method's choice depends on what q and k hold."""
+        text = {
+            RANDOM: "random",
+            CAPTURED: f"captured:{self.model}",
+            RANDOM_WEIGHTS: f"random weights:{self.model}",
+        }
+        remark = ""
+        if self.trained_context is not None:
+            remark = f", beyond the {self.trained_context} tokens of its training"
+        elif self.kind == RANDOM and dynamic:
+            remark = f": {MEANINGLESS}"
+        return {
+            "inputs": text[self.kind] + remark,
+            "inputs_kind": self.kind,
+            "inputs_model": self.model,
+            "inputs_trained_context": self.trained_context,
+        }
+
+
+RANDOM_INPUTS = InputSource(RANDOM)
+
+
+def captured_from(model: str, context: int, trained_context: int) -> InputSource:
+    """Return the source of inputs captured in a model that was trained on `trained_context` tokens."""
+    return InputSource(CAPTURED, model, trained_context if context > trained_context else None)
+
+
+def random_weights_of(model: str) -> InputSource:
+    """Return the source of inputs of a model with random weights."""
+    return InputSource(RANDOM_WEIGHTS, model)
+
+
+def random_inputs(problem: AttentionProblem, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return normally distributed q [B, Hq, N, D], k and v [B, Hk, N, D] in the problem's dtype, on its device."""
+    generator = torch.Generator(problem.device).manual_seed(seed)
 
     def draw(heads: int) -> Tensor:
-        shape = (case.batch, heads, case.context, case.head_dim)
-        return torch.randn(shape, generator=generator, device=case.device, dtype=getattr(torch, case.dtype))
+        shape = (problem.batch, heads, problem.context, problem.head_dim)
+        return torch.randn(shape, generator=generator, device=problem.device, dtype=getattr(torch, problem.dtype))
 
-    return draw(case.q_heads), draw(case.kv_heads), draw(case.kv_heads)
-
-
-def random_mask(q: Tensor, k: Tensor, sparsity: float, case: AttentionProblem, seed: int) -> BlockMask:
-    """Random square blocks for each head, the diagonal kept: the mask of the kernel timings."""
-    if case.block_q != case.block_k:
-        raise ValueError(f"random masks have square blocks, not {case.block_q} x {case.block_k}")
-    return RandomBlocks(sparsity, case.block_q, seed).plan(q, k, LayerContext())
+    return draw(problem.q_heads), draw(problem.kv_heads), draw(problem.kv_heads)
 
 
-def gate_shaped_mask(q: Tensor, k: Tensor, sparsity: float, case: AttentionProblem, seed: int) -> BlockMask:
-    """Top-k blocks of smooth random scores: columns that many rows want, a local band, some noise.
+def random_mask(q: Tensor, k: Tensor, sparsity: float, problem: AttentionProblem, seed: int) -> BlockMask:
+    """Return a mask of random square blocks, drawn per head, that keeps the diagonal.
 
-    Neighbouring rows share most of their blocks then, as under a gate and unlike under a random mask.
+    Raises MeasureError where the problem's blocks are not square.
+
+    Args:
+        q: queries [B, Hq, N, D], of which only the shape and device count.
+        k: keys [B, Hk, N, D], as q.
+        sparsity: the share of the causal blocks to skip.
+        problem: gives the block size.
+        seed: seed of the blocks.
     """
-    n = block_count(case.context, case.block_k)
+    if problem.block_q != problem.block_k:
+        raise MeasureError(f"random masks have square blocks, not {problem.block_q} x {problem.block_k}")
+    return RandomBlocks(sparsity, problem.block_q, seed).plan(q, k, LayerContext())
+
+
+def gate_shaped_mask(q: Tensor, k: Tensor, sparsity: float, problem: AttentionProblem, seed: int) -> BlockMask:
+    """Return the top-k blocks of smooth random scores: columns that many rows keep, a local band, and some noise.
+
+    Neighbouring rows then share most of their blocks, as they do under a gate but not under a random mask. The
+    arguments are those of `random_mask`.
+    """
+    n = block_count(problem.context, problem.block_k)
     generator = torch.Generator(q.device).manual_seed(seed)
     place = torch.arange(n, device=q.device)
-    wanted = 2 * torch.randn(case.batch, case.q_heads, 1, n, generator=generator, device=q.device)
-    near = -(place[:, None] - place).abs().add(1).log()
-    noise = torch.randn(case.batch, case.q_heads, n, n, generator=generator, device=q.device)
-    scores = (wanted + near + 0.5 * noise).masked_fill_(place > place[:, None], -torch.inf)
-    return select_top_k(scores, sparsity, case.context, case.block_k)
+    columns = 2 * torch.randn(problem.batch, problem.q_heads, 1, n, generator=generator, device=q.device)
+    band = -(place[:, None] - place).abs().add(1).log()
+    noise = torch.randn(problem.batch, problem.q_heads, n, n, generator=generator, device=q.device)
+    scores = (columns + band + 0.5 * noise).masked_fill_(place > place[:, None], -torch.inf)
+    return select_top_k(scores, sparsity, problem.context, problem.block_k)
 
 
-# By the name that goes into the rows' `mask`.
-MASK_KINDS = {"random": random_mask, "gate-shaped": gate_shaped_mask}
+# Mask generators by their name in the column `mask`.
+MaskMaker = Callable[[Tensor, Tensor, float, AttentionProblem, int], BlockMask]
+MASK_KINDS: dict[str, MaskMaker] = dict(zip(MASKS, (random_mask, gate_shaped_mask), strict=True))
 
 
-def random_attention(case: AttentionProblem, seed: int) -> tuple[Tensor, Tensor, Tensor, LayerContext]:
-    """(q, k, v, Layer) of one layer without a model: normal q, k, v, the first two also rotated."""
-    q, k, v = random_inputs(case, seed)
-    rope = plain_rope(case.head_dim)
-    cos, sin = rope(torch.arange(case.context, device=case.device))
+def random_attention(problem: AttentionProblem, seed: int) -> tuple[Tensor, Tensor, Tensor, LayerContext]:
+    """Return (q, k, v, layer) of one layer without a model; q and k are rotated, the layer has them unrotated."""
+    q, k, v = random_inputs(problem, seed)
+    rope = plain_rope(problem.head_dim)
+    cos, sin = rope(torch.arange(problem.context, device=problem.device))
     layer = LayerContext(q_unrotated=q, k_unrotated=k, rope=rope)
     return rotate(q, cos, sin), rotate(k, cos, sin), v, layer
 
 
 def capture(model: Any, tokens: Tensor, layer: int | None = None) -> tuple[Tensor, Tensor, Tensor, LayerContext]:
-    """(q, k, v, Layer) of one layer of a dense forward over tokens [B, N]; the middle layer by default."""
-    wanted = len(attention_layers(model)) // 2 if layer is None else layer
-    found = []
+    """Return (q, k, v, layer context) of one layer in a dense forward pass over tokens [B, N].
 
-    def see(at: LayerContext, q: Tensor, k: Tensor, v: Tensor) -> None:
-        if at.index == wanted:
-            found.append((q, k, v, at))
+    layer: the index of the layer; the middle one by default. Raises MeasureError for a layer that the model lacks.
+    """
+    count = len(attention_layers(model))
+    index = count // 2 if layer is None else layer
+    if not 0 <= index < count:
+        raise MeasureError(f"the model has no layer {index}; it has {count}, counted from 0")
+    captured: list[tuple[Tensor, Tensor, Tensor, LayerContext]] = []
+
+    def see(context: LayerContext, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if context.index == index:
+            captured.append((q, k, v, context))
 
     for_each_layer(model, tokens, see)
-    if not found:
-        raise ValueError(f"the model has no layer {wanted}; it has {len(attention_layers(model))}")
-    return found[0]
+    return captured[0]
 
 
 def problem_of(q: Tensor, k: Tensor, block: int) -> AttentionProblem:
-    """The Case of tensors q [B, Hq, N, D] and k [B, Hk, N, D]."""
+    """Return the problem of tensors q [B, Hq, N, D] and k [B, Hk, N, D] with square blocks."""
     batch, q_heads, context, head_dim = q.shape
     dtype = str(q.dtype).removeprefix("torch.")
     return AttentionProblem(q.device.type, dtype, batch, q_heads, k.shape[1], head_dim, context, block, block)
 
 
 def problem_of_model(model: Any, context: int, block: int, batch: int = 1) -> AttentionProblem:
-    """The Case of one layer's attention in a model."""
+    """Return the problem of the attention in one layer of a model, at `context` tokens and with square blocks."""
     first, weight, q_heads = attention_layers(model)[0], next(model.parameters()), model.config.num_attention_heads
     heads = q_heads, q_heads // first.num_key_value_groups, first.head_dim
     dtype = str(weight.dtype).removeprefix("torch.")

@@ -1,4 +1,7 @@
-"""maps."""
+"""Gate maps: the pooled attention map of a few heads, true and as the gate predicts it (Figure 7).
+
+steps/accuracy.py calls it.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +23,34 @@ from seerbench.models.hugging_face import for_each_layer
 def gate_maps(
     model: Any, document: str, window: np.ndarray, gates: list[AttnGate], count: int = 5
 ) -> list[dict[str, Any]]:
-    """True and predicted maps of `count` heads of one document, one row a visible block.
+    """Return the true and predicted maps of `count` heads on one document: one row per causal block.
 
-    The heads are those whose true maps differ most (farthest-point order, starting from the head
-    farthest from the mean map), so that a figure shows the kinds there are and not one kind five times.
+    The heads are those whose true maps differ most (`most_different`), so that the figure shows several kinds of
+    heads and not one kind several times.
+
+    Args:
+        model: a Hugging Face model.
+        document: the identifier of the document, for the rows.
+        window: its token ids [N].
+        gates: the gate of each layer, on the model's device.
+        count: the number of heads.
+
+    Returns:
+        Rows of the table `maps`, without run_id, model and gate.
     """
-    found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    maps: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # (layer, head) -> target, predicted: [nq, nk]
     device, block = next(model.parameters()).device, gates[0].config.block
 
     def see(layer: LayerContext, q: Tensor, k: Tensor, v: Tensor) -> None:
         target = gate_target(pooled_attention(q, k, v, block)[2])[0].float().cpu()
         predicted = gate_scores(gates[layer.index], q, k, layer).softmax(-1)[0].cpu()
         for head in range(len(target)):
-            found[layer.index, head] = (target[head], predicted[head])
+            maps[layer.index, head] = (target[head], predicted[head])
 
     for_each_layer(model, torch.from_numpy(window).long()[None].to(device), see)
     rows = []
-    for layer, head in most_different({key: maps[0] for key, maps in found.items()}, count):
-        target, predicted = found[layer, head]
+    for layer, head in most_different({place: target for place, (target, _) in maps.items()}, count):
+        target, predicted = maps[layer, head]
         for row, column in torch.ones_like(target).tril().nonzero().tolist():
             rows.append(
                 {
@@ -56,7 +69,11 @@ def gate_maps(
 
 
 def most_different(maps: Mapping[Any, Tensor], count: int) -> list[Any]:
-    """Keys of `count` maps in farthest-point order by Euclidean distance."""
+    """Return the sorted keys of `count` maps that lie far apart.
+
+    The first is the map farthest from the mean map by Euclidean distance; each further one is the farthest from
+    those chosen so far.
+    """
     keys, stack = list(maps), torch.stack([each.flatten() for each in maps.values()])
     nearest = (stack - stack.mean(0)).norm(dim=1)
     chosen: list[int] = []

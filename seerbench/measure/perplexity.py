@@ -1,7 +1,6 @@
-"""Accuracy: perplexity, retrieval tasks, block recall and gate maps of a model with a method inside.
+"""Perplexity: the loss of a model on evaluation windows with each method in its attention layers.
 
-Between models and rows: each function takes arms (a method with its labels) and returns rows.
-Batch 1 for perplexity, prefill only, like the paper.
+Batch 1 and prefill only, as in the paper. steps/accuracy.py calls it.
 """
 
 from __future__ import annotations
@@ -27,10 +26,20 @@ def perplexity(
     progress: tqdm | None = None,
     scored: int | None = None,
 ) -> list[dict[str, Any]]:
-    """NLL of each window (one a document, `corpus.evaluation_windows`) under each arm.
+    """Return the loss of each window under each arm, in nats per token: one row per arm and document.
 
-    Perplexity is exp of the mean over documents of these means. A method that refuses gives one row
-    a document with its reason. scored: as in `window_nll`.
+    The perplexity of a corpus is exp of the mean of these losses over its documents. Where a method refuses, the
+    row has the reason and no loss.
+
+    Args:
+        model: a Hugging Face model.
+        windows: token ids [N] by document, as data.windows.evaluation_windows returns them.
+        arms: the methods with their labels.
+        progress: a bar that advances once per row.
+        scored: the number of tokens at the end of a window that the loss is over; None for all but the first.
+
+    Returns:
+        Rows of the table `perplexity`, without run_id, experiment, model and corpus.
     """
     rows = []
     device = next(model.parameters()).device
@@ -54,6 +63,6 @@ def perplexity(
             except Refused as refusal:
                 row |= {"status": "refused", "reason": str(refusal)}
             rows.append(row)
-            if progress:
+            if progress is not None:
                 progress.update()
     return rows

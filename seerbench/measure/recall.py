@@ -1,4 +1,7 @@
-"""recall."""
+"""Block recall: how many of the oracle's blocks a method keeps, for each layer, head and document.
+
+The oracle applies the top-k rule to the true pooled map. steps/accuracy.py calls it.
+"""
 
 from __future__ import annotations
 
@@ -21,27 +24,36 @@ from seerbench.models.hugging_face import for_each_layer
 
 @torch.no_grad()
 def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], block: int) -> list[dict[str, Any]]:
-    """How many of the oracle's top-k blocks a method also chose, and how much of the target it keeps.
+    """Compare the blocks of each arm with the oracle's: one row per document, layer, arm and query head.
 
-    For each document, layer, head: recall = |method & oracle| / |oracle| at the same requested
-    sparsity; mass = share of the row-normalised pooled map on the blocks that the method kept.
+    recall is |method & oracle| / |oracle| at the same requested sparsity. mass is the share of the row-normalised
+    pooled map on the blocks that the method keeps.
+
+    Args:
+        model: a Hugging Face model.
+        windows: token ids [N] by document.
+        arms: methods with a requested sparsity, whose plans are block masks.
+        block: the block size in tokens.
+
+    Returns:
+        Rows of the table `recall`, without run_id, experiment, model and corpus.
     """
     rows, arms = [], list(arms)
     device = next(model.parameters()).device
     for document, window in tqdm(windows.items(), desc="recall", unit="doc", mininterval=1):
 
         def see(layer: LayerContext, q: Tensor, k: Tensor, v: Tensor, document: str = document) -> None:
-            target = gate_target(pooled_attention(q, k, v, block)[2])
-            hidden = ~causal_blocks(target.shape[-1], 1, 1, q.device)
-            ranked = target.float().masked_fill(hidden, -torch.inf)
+            target = gate_target(pooled_attention(q, k, v, block)[2])  # [B, Hq, nq, nk]
+            future = ~causal_blocks(target.shape[-1], 1, 1, q.device)
+            ranked = target.float().masked_fill(future, -torch.inf)
             for arm in arms:
                 best = select_top_k(ranked, arm.method.sparsity, q.shape[2], block).to_dense()
                 plan = arm.method.plan(q, k, layer)
-                skipped = (1 - plan.head_density())[0].tolist()  # each head's own
+                sparsities = (1 - plan.head_density())[0].tolist()
                 kept = plan.to_dense()
-                hits = ((kept & best).sum((-1, -2)) / best.sum((-1, -2)))[0].tolist()
-                mass = ((target * kept).sum((-1, -2)) / target.shape[-1])[0].tolist()
-                for head, (hit, share, empty) in enumerate(zip(hits, mass, skipped, strict=True)):
+                recalls = ((kept & best).sum((-1, -2)) / best.sum((-1, -2)))[0].tolist()
+                masses = ((target * kept).sum((-1, -2)) / target.shape[-1])[0].tolist()
+                for head, values in enumerate(zip(sparsities, recalls, masses, strict=True)):
                     rows.append(
                         {
                             **arm.labels(),
@@ -49,9 +61,7 @@ def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], b
                             "layer": layer.index,
                             "head": head,
                             "document": document,
-                            "sparsity_realised": empty,
-                            "recall": hit,
-                            "mass": share,
+                            **dict(zip(("sparsity_realised", "recall", "mass"), values, strict=True)),
                         }
                     )
 

@@ -1,11 +1,11 @@
-"""How one cell is timed: the sampler, its clocks, the lock on the device, peak memory.
+"""Time the methods of one cell: interleaved rounds of timed calls, on a CPU or a GPU.
 
-A *cell* is one shape, context and sparsity. All methods of a cell run interleaved: after a warm-up of
-every one, each round runs every method once, in an order shuffled from the seed, so that whatever
-drifts (clocks, temperature, neighbours) is shared by the methods of a round and cancels in the ratios
-that statistics.py takes. Raw samples are kept; no statistic is computed here.
+A cell is one shape, context and sparsity. All its methods are timed in the same rounds: after an untimed warm-up of
+each, every round runs every method once, in an order shuffled from the seed. Whatever drifts (clocks, temperature,
+other processes) then affects all methods of a round alike and cancels in the ratios that rows/bootstrap.py takes.
+Raw samples are returned; nothing is averaged here.
 
-`latency.py` builds the cells and calls `sample`.
+cells.py builds the candidates of a cell and calls `sample`; the hand tools in tools/ do too.
 """
 
 from __future__ import annotations
@@ -19,38 +19,54 @@ from dataclasses import dataclass
 import torch
 
 Call = Callable[[], object]
-Timer = Callable[[Call], float]  # runs the call and says how many ms it took
-# What is overwritten before each timed GPU call: several times the largest L2 (50 MiB on an H200, 126 MiB
-# on a B200), as triton.testing.do_bench does.
+Timer = Callable[[Call], float]  # runs a call and returns its duration in milliseconds
+# Memory that is overwritten before each timed GPU call to empty the L2 cache: several times the largest L2 (50 MiB
+# on an H200, 126 MiB on a B200). triton.testing.do_bench uses the same size.
 FLUSH_BYTES = 256 * 2**20
-# Two milliseconds or so of a GPU's clock: more than the host takes for the launches of one method, and no more than
-# an 8B model's layer leaves queued at 8k. Half a millisecond flattered plans that wait for the GPU (docs/LOG.md).
+# About 2 ms of GPU cycles: longer than the host needs to launch one method, no longer than the work that a layer of
+# an 8B model keeps queued at 8k. With 0.5 ms, plans that wait for the GPU looked too fast (docs/LOG.md).
 PAUSE_CYCLES = 4_000_000
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a cell is timed: `rounds`, but past `min_rounds` no more once `cap_s` seconds have gone by."""
+    """The number of rounds of a cell and the seed of their order.
+
+    Attributes:
+        rounds: the number of rounds, unless `cap_s` ends the cell earlier.
+        min_rounds: the number of rounds that run however long they take.
+        cap_s: seconds after which no further round starts. They count from the first round, so warm-up and
+            compilation are not included.
+        warmup: untimed runs of every stage before the first round.
+        seed: seed of the order of methods in each round; the sweeps draw inputs and masks from it as well.
+    """
 
     rounds: int = 30
     min_rounds: int = 10
-    cap_s: float = 60.0  # counted from the first round; warm-up and compilation are outside
-    warmup: int = 1  # untimed runs of every stage before the first round
+    cap_s: float = 60.0
+    warmup: int = 1
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One method of a cell, ready to run: its stages in the order in which a round runs them."""
+    """One method of a cell, ready to be timed.
+
+    Attributes:
+        stages: the calls to time by stage, in the order in which a round runs them.
+        inside: makes a context that is entered, untimed, around the stages of this method in each round.
+        parts: returns the milliseconds of named parts of the call that was just timed (see `Parts.take`); they
+            become samples of their own.
+    """
 
     stages: Mapping[str, Call]
-    inside: Callable[[], AbstractContextManager] = nullcontext  # entered around its turns, untimed
-    parts: Callable[[], Mapping[str, float]] = dict  # ms of parts of the call just timed, by name (Parts.take)
+    inside: Callable[[], AbstractContextManager[object]] = nullcontext
+    parts: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclass(frozen=True)
 class Sample:
-    """How long one stage of one method took in one round; `order` is the method's place in that round."""
+    """The duration of one stage of one method in one round; `order` is the place of the method in that round."""
 
     method: str
     stage: str
@@ -60,34 +76,45 @@ class Sample:
 
 
 def sample(
-    contenders: Mapping[str, Candidate],
+    candidates: Mapping[str, Candidate],
     timing: Timing,
     timer: Timer,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Sample]:
-    """Time all `contenders` (by method) interleaved; see the module's text. `clock` only serves the cap."""
-    for contender in contenders.values():
-        with contender.inside():
+    """Time all candidates in interleaved, shuffled rounds.
+
+    Args:
+        candidates: the methods of one cell by name.
+        timing: the number of rounds and the seed.
+        timer: what times one call; `timer_for` makes it.
+        clock: seconds since any fixed moment, used for `timing.cap_s` only.
+
+    Returns:
+        One Sample per round, method and stage (and per part, where a candidate has `parts`).
+    """
+    for candidate in candidates.values():
+        with candidate.inside():
             for _ in range(timing.warmup):
-                for call in contender.stages.values():
+                for call in candidate.stages.values():
                     timer(call)
-                    contender.parts()
-    samples, names, shuffle = [], list(contenders), random.Random(timing.seed).shuffle
+                    candidate.parts()
+    samples, names, shuffle = [], list(candidates), random.Random(timing.seed).shuffle
     started = clock()
-    for turn in range(timing.rounds):
-        if turn >= timing.min_rounds and clock() - started >= timing.cap_s:
+    for number in range(timing.rounds):
+        if number >= timing.min_rounds and clock() - started >= timing.cap_s:
             break
         shuffle(names)
         for order, name in enumerate(names):
-            with contenders[name].inside():
-                for stage, call in contenders[name].stages.items():
-                    took = {stage: timer(call)} | contenders[name].parts()
-                    samples += [Sample(name, what, turn, order, ms) for what, ms in took.items()]
+            candidate = candidates[name]
+            with candidate.inside():
+                for stage, call in candidate.stages.items():
+                    durations = {stage: timer(call)} | dict(candidate.parts())
+                    samples += [Sample(name, part, number, order, ms) for part, ms in durations.items()]
     return samples
 
 
 def timer_for(device: str) -> Timer:
-    """The clock for "cpu" or "cuda"."""
+    """Return the timer of a device: "cpu" or "cuda"."""
     return _cuda_timer() if device == "cuda" else _cpu_timer
 
 
@@ -98,10 +125,10 @@ def _cpu_timer(call: Call) -> float:
 
 
 def _cuda_timer() -> Timer:
-    """CUDA events around the call, L2 flushed before.
+    """Return a timer that flushes the L2 cache, then records CUDA events around the call.
 
-    The call's launches queue up behind the flush and a pause, as they do behind the layer before in a
-    model. What a call waits for itself (a synchronisation in a plan) stays inside the events.
+    The launches of the call queue up behind the flush and a pause, as they queue up behind the previous layer in a
+    model. Where the call itself waits for the GPU (a synchronisation in a plan), that wait is part of its duration.
     """
     flushed = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
 
@@ -119,34 +146,37 @@ def _cuda_timer() -> Timer:
 
 
 class Parts:
-    """How long named parts of a call take, where the call itself cannot be cut: attention inside a model.
+    """Time named parts of a call from inside: the planning and the attention within a model's forward pass.
 
-    On a GPU a pair of events around each part, read only by `take`, so that nothing is waited for in between.
+    On a GPU, each part has a pair of CUDA events, which only `take` reads, so that timing a part waits for nothing.
     """
 
     def __init__(self, device: str) -> None:
-        self.cuda, self.spans = device == "cuda", []
+        self._cuda = device == "cuda"
+        self._spans: list[tuple[str, torch.cuda.Event | float, torch.cuda.Event | float]] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time the block as `name`; a name may come again, once a layer."""
+        """Time the block under `name`; the same name may occur once per layer."""
         start = self._now()
         yield
-        self.spans.append((name, start, self._now()))
+        self._spans.append((name, start, self._now()))
 
     def take(self) -> dict[str, float]:
-        """Milliseconds by name, summed over the blocks since the last `take`."""
+        """Return milliseconds by name, summed over the blocks since the last `take`."""
         total: dict[str, float] = {}
-        for name, start, end in self.spans:
-            if self.cuda:
+        for name, start, end in self._spans:
+            if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
                 end.synchronize()
-            ms = start.elapsed_time(end) if self.cuda else (end - start) * 1e3
+                ms = start.elapsed_time(end)
+            else:
+                ms = (end - start) * 1e3
             total[name] = total.get(name, 0.0) + ms
-        self.spans.clear()
+        self._spans.clear()
         return total
 
     def _now(self) -> torch.cuda.Event | float:
-        if not self.cuda:
+        if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()

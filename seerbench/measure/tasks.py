@@ -1,4 +1,7 @@
-"""tasks."""
+"""Tasks: look-ups scored with the answer given, and LongBench questions answered greedily and marked (Table 2).
+
+data/lookups.py and data/longbench.py make the examples; steps/accuracy.py calls the functions here.
+"""
 
 from __future__ import annotations
 
@@ -24,34 +27,42 @@ def retrieval(
     batch: int,
     progress: tqdm | None = None,
 ) -> list[dict[str, Any]]:
-    """Each example under each arm, scored teacher-forced: correct when every answer token is the argmax.
+    """Score look-ups under each arm: correct if every answer token, given those before it, has the highest logit.
 
-    All examples have one length. Realised sparsity is the mean over the batch that an example ran in.
+    Args:
+        model: a Hugging Face model.
+        examples: look-ups of one task and one length.
+        arms: the methods with their labels.
+        batch: the number of examples in one forward pass. Realised sparsity is the mean over them.
+        progress: a bar that advances once per example.
+
+    Returns:
+        Rows of the table `tasks`, without run_id, experiment, model, corpus and bucket.
     """
     rows = []
     device = next(model.parameters()).device
     for arm in arms:
         for start in range(0, len(examples), batch):
-            part = examples[start : start + batch]
-            tokens = torch.from_numpy(np.stack([example.tokens for example in part])).long().to(device)
+            batched = examples[start : start + batch]
+            tokens = torch.from_numpy(np.stack([example.tokens for example in batched])).long().to(device)
             with attention_method(model, arm.method) as record:
                 hidden = model.model(tokens, use_cache=False).last_hidden_state
-            for number, example in enumerate(part):
-                first, last = example.answer_start, example.answer_start + example.answer_length
-                guess = model.lm_head(hidden[number, first - 1 : last - 1]).argmax(-1)
+            for place, example in enumerate(batched):
+                first, end = example.answer_start, example.answer_start + example.answer_length
+                predicted = model.lm_head(hidden[place, first - 1 : end - 1]).argmax(-1)
                 rows.append(
                     {
                         **arm.labels(),
                         "task": example.task,
                         "context": example.context,
-                        "example": start + number,
+                        "example": start + place,
                         "distance": example.distance,
                         "sparsity_realised": record.mean_sparsity(),
-                        "correct": bool((guess == tokens[number, first:last]).all()),
+                        "correct": bool((predicted == tokens[place, first:end]).all()),
                     }
                 )
-            if progress:
-                progress.update(len(part))
+            if progress is not None:
+                progress.update(len(batched))
     return rows
 
 
@@ -63,10 +74,20 @@ def answers(
     arms: Iterable[Arm],
     progress: tqdm | None = None,
 ) -> list[dict[str, Any]]:
-    """Each LongBench question answered under each arm, greedily, batch 1, and scored (0 to 1).
+    """Answer each LongBench question under each arm, greedily and at batch 1, and mark the answer from 0 to 1.
 
-    The prompt goes through the method, the answer's own tokens are dense, as in the paper. A method that refuses
-    a prompt gives a row without a score, with its reason.
+    The prompt runs through the method; the tokens of the answer attend densely, as in the paper. Where a method
+    refuses a prompt, the row has the reason and no mark. Raises ModelError for a model with too few positions.
+
+    Args:
+        model: a Hugging Face model.
+        tokenizer: the model's own tokenizer.
+        questions: what data.longbench.read_examples returns.
+        arms: the methods with their labels.
+        progress: a bar that advances once per answer.
+
+    Returns:
+        Rows of the table `tasks`, without run_id, experiment, model and corpus.
     """
     device = next(model.parameters()).device
     room = model.config.max_position_embeddings - longbench.ANSWER_ROOM
@@ -88,35 +109,35 @@ def answers(
             }
             try:
                 with attention_method(model, arm.method) as record:
-                    said = _greedy(model, tokenizer, prompt, question.task)
-                row |= {"prediction": said, "score": longbench.score(question, said)}
+                    answer = _greedy(model, tokenizer, prompt, question.task)
+                row |= {"prediction": answer, "score": longbench.score(question, answer)}
                 row["sparsity_realised"] = record.mean_sparsity()
             except Refused as refusal:
                 row["reason"] = str(refusal)
             rows.append(row)
-            if progress:
+            if progress is not None:
                 progress.update()
     return rows
 
 
 def _greedy(model: Any, tokenizer: Any, prompt: Tensor, task: str) -> str:
-    """What the model says after `prompt` [1, N], without special tokens."""
-    out = model.generate(
+    """Return the model's greedy continuation of a prompt [1, N], without special tokens."""
+    output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=longbench.TASKS[task].new_tokens,
         do_sample=False,
         num_beams=1,
-        temperature=None,  # an instruct model's own sampling settings, without effect here
+        temperature=None,  # an instruct model's own sampling settings, which have no effect here
         top_p=None,
         pad_token_id=tokenizer.eos_token_id,
         **longbench.stops(task, tokenizer),
     )
-    return tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
+    return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
 
 
 def bucket_of(contexts: list[int], context: int) -> str:
-    """The label of a length bucket: from the previous context (the first: from its half) to this one."""
+    """Return the label of a length bucket: from the previous context (for the first, half of it) to this one."""
     place = contexts.index(context)
     low = contexts[place - 1] if place else context // 2
     return f"{low}-{context}"

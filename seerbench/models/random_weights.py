@@ -10,7 +10,7 @@ without the weights if each method skips as much as it would with them. The step
                     the best diagonals are adjacent in a trained model and scattered in a random one, where 2048
                     of them touch most blocks of a long context
 
-Rows of such a model carry `random weights:<name>` in the column `inputs`. Its accuracy means nothing.
+Rows of such a model have `inputs_kind` random_weights. Its accuracy means nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-
-INPUTS = "random weights"  # what the column `inputs` begins with in the rows of such a model
 
 
 def random_model(config: Mapping[str, Any], device: str, dtype: str, seed: int = 0) -> Any:

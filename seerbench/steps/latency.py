@@ -17,7 +17,6 @@ from seerbench.measure.cells import Rows
 from seerbench.measure.sampler import Timing
 from seerbench.methods.block_sparse_kernels import DENSE, sparse_kernel
 from seerbench.methods.registry import create
-from seerbench.models import random_weights
 from seerbench.presets.jobs import (
     FirstTokenLatencyJob,
     KernelLatencyJob,
@@ -77,7 +76,7 @@ def _timed(job: LatencyJob, model: Any, timing: Timing, run_id: str) -> Rows:
         problem = _problem(job.shape, setup, job.context)
         attention = inputs.random_attention(problem, setup.seed)
         methods = named(random_arms(job.arms, problem, setup, job.plans), problem.block_k)
-        return sweeps.methods_sweep("random", attention, methods, timing, run_id, problem.block_k)
+        return sweeps.methods_sweep(inputs.RANDOM_INPUTS, attention, methods, timing, run_id, problem.block_k)
     (group,) = job.groups
     if isinstance(job, MethodsLatencyJob):
         tokens = _text(job.tokens, job.context, model, setup.device)
@@ -89,15 +88,15 @@ def _timed(job: LatencyJob, model: Any, timing: Timing, run_id: str) -> Rows:
     if group.model.geometry is None and job.tokens is not None:
         tokens = _text(job.tokens, job.context, model, setup.device)
         methods = named(make_arms(group.arms, setup.device), block)
-        of_what = _captured(group, job.context, model)
+        source = _captured(group, job.context, model)
     else:
         tokens = _random_tokens(job.context, model, setup)
         problem = inputs.problem_of_model(model, job.context, block)
         layers = cast(Mapping[str, Any], group.model.geometry)["num_hidden_layers"]
         methods = named(random_arms(group.arms, problem, setup, job.plans, layers), block)
-        of_what = f"{random_weights.INPUTS}:{group.model.name}"
+        source = inputs.random_weights_of(group.model.name)
     alike = group.model.geometry is not None
-    return sweeps.ttft_sweep(model, of_what, tokens, methods, timing, run_id, block, alike)
+    return sweeps.ttft_sweep(model, source, tokens, methods, timing, run_id, block, alike)
 
 
 def _problem(shape: Shape, setup: Setup, context: int) -> AttentionProblem:
@@ -106,11 +105,9 @@ def _problem(shape: Shape, setup: Setup, context: int) -> AttentionProblem:
     return AttentionProblem(setup.device, setup.dtype, shape.batch, *heads, context, shape.block, shape.block)
 
 
-def _captured(group: ModelArms, context: int, model: Any) -> str:
-    """Return what the rows call inputs that were captured in a model."""
-    positions = model.config.max_position_embeddings
-    beyond = f", beyond the {positions} tokens of its training" if context > positions else ""
-    return f"captured:{group.model.name}{beyond}"
+def _captured(group: ModelArms, context: int, model: Any) -> inputs.InputSource:
+    """Return the source of inputs that are captured in a model."""
+    return inputs.captured_from(group.model.name, context, model.config.max_position_embeddings)
 
 
 def _text(tokens: Tokens, context: int, model: Any, device: str) -> torch.Tensor:

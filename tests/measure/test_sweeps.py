@@ -14,14 +14,19 @@ from seerbench.core.problem import AttentionProblem
 from seerbench.core.rope import rope_of
 from seerbench.kernels import flex_attention
 from seerbench.kernels.pooled.reference import naive_pooled_attention
-from seerbench.measure import cells as measure_cells
 from seerbench.measure import inputs as measure_inputs
-from seerbench.measure import sweeps
 from seerbench.measure.arm import Arm
-from seerbench.measure.inputs import random_inputs
+from seerbench.measure.inputs import RANDOM_INPUTS, InputSource, captured_from, random_inputs
 from seerbench.measure.memory import peak_mib
 from seerbench.measure.sampler import Timing
-from seerbench.measure.sweeps import kernel_sweep, methods_sweep, training_kernel_sweep, ttft_sweep
+from seerbench.measure.sweeps import (
+    entries,
+    kernel_sweep,
+    methods_sweep,
+    training_kernel,
+    training_kernel_sweep,
+    ttft_sweep,
+)
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.protocol import BlockSparse
@@ -50,6 +55,8 @@ CONFIG = {
     "num_key_value_heads": 2,
     "vocab_size": 97,
 }
+SOURCE = InputSource("random_weights", "tiny")
+MEANINGLESS = f"random: {measure_inputs.MEANINGLESS}"
 TOKENS = torch.randint(97, (1, 500), generator=torch.Generator().manual_seed(0))
 
 
@@ -176,7 +183,7 @@ def test_a_wrong_kernel_is_not_timed(kernel):
     cells, samples = frames(kernel_sweep(SMALL, [0.5], QUICK, "run", {"wrong": kernel}))
     row = cells.set_index("method").loc["wrong"]
     assert row.status == "failed"
-    assert "oracle" in row.reason
+    assert "reference" in row.reason
     assert not row.error_vs_oracle <= row.error_budget
     assert set(samples.method) == {"dense"}
     if isinstance(kernel, Wrong):
@@ -215,10 +222,13 @@ def test_methods_sweep_has_every_stage_and_captured_inputs(model, uncompiled):
         "odd": Refuses(),
     }
     attention = measure_inputs.capture(model, TOKENS)
-    cells, samples = frames(methods_sweep("captured:tiny", attention, group.items(), QUICK, "run"))
+    cells, samples = frames(methods_sweep(captured_from("tiny", 500, 400), attention, group.items(), QUICK, "run"))
     cells = cells.set_index("method")
     assert set(cells.cell) == {"methods-500-0.50"}
-    assert set(cells.inputs) == {"captured:tiny"}
+    assert set(cells.inputs) == {"captured:tiny, beyond the 400 tokens of its training"}
+    assert set(cells.inputs_kind) == {"captured"}
+    assert set(cells.inputs_model) == {"tiny"}
+    assert set(cells.inputs_trained_context) == {400}
     assert cells.status.to_dict() == {
         "dense": "measured",
         "seer": "measured",
@@ -245,9 +255,10 @@ def test_methods_sweep_without_a_model(uncompiled):
         "seer": create("seer", gates=[AttnGate(GateConfig(), 4, 2, 32)], sparsity=0.5),
     }
     attention = measure_inputs.random_attention(case, 0)
-    cells, samples = frames(methods_sweep("random", attention, group.items(), QUICK, "run"))
+    cells, samples = frames(methods_sweep(RANDOM_INPUTS, attention, group.items(), QUICK, "run"))
     assert set(cells.status) == {"measured"}
-    assert set(cells.inputs) == {"random"}
+    assert set(cells.inputs) == set(cells.inputs_kind) == {"random"}
+    assert cells.inputs_model.isna().all()
     assert set(samples.method) == {"dense", "seer"}
 
 
@@ -267,7 +278,7 @@ def test_captured_layer_is_the_middle_one_unless_said(model):
 
 def test_ttft_sweep_times_the_whole_model(model, uncompiled):
     group = {"dense": create("dense"), "streaming": create("streaming", sparsity=0.5)}
-    cells, samples = frames(ttft_sweep(model, "tiny", TOKENS, group.items(), QUICK, "run"))
+    cells, samples = frames(ttft_sweep(model, SOURCE, TOKENS, group.items(), QUICK, "run"))
     assert set(cells.status) == {"measured"}
     assert cells.set_index("method").sparsity_realised["streaming"] > 0.3
     wide = samples.pivot_table(index=["method", "round"], columns="stage", values="ms")
@@ -284,7 +295,7 @@ def test_ttft_sweep_times_the_whole_model(model, uncompiled):
 def test_ttft_records_a_refusal_that_comes_from_inside_the_model(model):
     group = {"dense": create("dense"), "odd": create("streaming", sparsity=0.5)}
     wide = random_model(CONFIG, "cpu", "bfloat16")
-    cells, samples = frames(ttft_sweep(wide, "tiny", TOKENS, group.items(), QUICK, "run"))
+    cells, samples = frames(ttft_sweep(wide, SOURCE, TOKENS, group.items(), QUICK, "run"))
     assert cells.set_index("method").status.to_dict() == {"dense": "measured", "odd": "refused"}
     assert set(samples.method) == {"dense"}
 
@@ -305,8 +316,8 @@ def test_the_naive_form_needs_no_more_than_is_estimated(context):
     case = AttentionProblem("cpu", "float32", batch=1, q_heads=4, kv_heads=2, head_dim=32, context=context)
     q, k, v = random_inputs(case, 0)
     peak = peak_mib(lambda: naive_pooled_attention(q, k, v), "cpu")
-    assert sweeps._over_memory(case, peak) is not None  # the estimate is above what it takes
-    assert sweeps._over_memory(case, 1.1 * peak) is None  # and not far above
+    assert training_kernel.naive_over_memory(case, peak) is not None  # the estimate is above what it takes
+    assert training_kernel.naive_over_memory(case, 1.1 * peak) is None  # and not far above
 
 
 def test_the_naive_form_over_its_limit_is_refused():
@@ -319,7 +330,7 @@ def test_the_naive_form_over_its_limit_is_refused():
 
 @pytest.mark.parametrize("limit", [None, 1000])
 def test_a_machine_with_little_free_memory_refuses_the_naive_form(monkeypatch, limit):
-    monkeypatch.setattr(sweeps, "available_mib", lambda: 4.0)
+    monkeypatch.setattr(training_kernel, "available_mib", lambda: 4.0)
     cells, _ = frames(training_kernel_sweep(SMALL, QUICK, "run", limit))
     assert cells.set_index("method").status["naive"] == "refused"
 
@@ -329,9 +340,9 @@ def test_flops_by_hand():
         "cpu", "float32", batch=2, q_heads=3, kv_heads=1, head_dim=16, context=200, block_q=64, block_k=64
     )
     blocks = 10  # 4 x 4 blocks, causal
-    assert sweeps.flops(None, case) == 4 * 64 * 64 * 16 * blocks * 2 * 3
+    assert entries.flops(None, case) == 4 * 64 * 64 * 16 * blocks * 2 * 3
     kept = torch.eye(4, dtype=torch.bool).expand(2, 3, 4, 4)
-    assert sweeps.flops(BlockMask.from_dense(kept, 200), case) == 4 * 64 * 64 * 16 * 4 * 2 * 3
+    assert entries.flops(BlockMask.from_dense(kept, 200), case) == 4 * 64 * 64 * 16 * 4 * 2 * 3
 
 
 def test_a_cell_a_sparsity_with_dense_in_each():
@@ -342,19 +353,19 @@ def test_a_cell_a_sparsity_with_dense_in_each():
         create("streaming", sparsity=0.5),
     )
     methods = [("dense", dense), ("s", sparse[0]), ("r", sparse[1]), ("s", sparse[2])]
-    cells = sweeps.by_sparsity(methods)
+    cells = entries.by_sparsity(methods)
     assert {key: list(group) for key, group in cells.items()} == {0.5: ["dense", "r", "s"], 0.9: ["dense", "s"]}
-    assert sweeps.by_sparsity(methods[:1]) == {None: {"dense": dense}}
+    assert entries.by_sparsity(methods[:1]) == {None: {"dense": dense}}
     own = ("x", create("xattention"))
-    cells = sweeps.by_sparsity([*methods, own])
+    cells = entries.by_sparsity([*methods, own])
     assert {key: list(group) for key, group in cells.items()} == {
         None: ["dense", "x"],
         0.5: ["dense", "r", "s"],
         0.9: ["dense", "s"],
     }
     with pytest.raises(ValueError, match="same name"):
-        sweeps.by_sparsity([*methods, ("r", sparse[2])])
-    cells = sweeps.by_sparsity([*methods, ("flex", create("flex"))])  # no speed-up is taken over it: once
+        entries.by_sparsity([*methods, ("r", sparse[2])])
+    cells = entries.by_sparsity([*methods, ("flex", create("flex"))])  # no speed-up is taken over it: once
     assert [list(group) for group in cells.values()] == [["dense", "flex", "r", "s"], ["dense", "s"]]
 
 
@@ -388,7 +399,7 @@ def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch, unc
     case = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 600)
     named = latency.named(steps_arms.random_arms(job.arms, case, job.setup, job.plans), 64)
     attention = measure_inputs.random_attention(case, 0)
-    cells, samples = frames(methods_sweep("random", attention, named, Timing(rounds=1, min_rounds=1), "run"))
+    cells, samples = frames(methods_sweep(RANDOM_INPUTS, attention, named, Timing(rounds=1, min_rounds=1), "run"))
     refused = cells[cells.status == "refused"]
     assert set(refused.method) == {
         *("fa2", "cudnn", "fa4", "flash-attn", "minference-upstream", "seer+fa4-128"),
@@ -400,7 +411,7 @@ def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch, unc
     for method in measured.method:
         assert stages[method] >= ({"attend"} if method == "flex" else {"plan", "attend", "total"}), method
     assert (cells.method == "flex").sum() == 1
-    assert set(cells[cells.method == "oracle"].inputs) == {measure_cells.MEANINGLESS}
+    assert set(cells[cells.method == "oracle"].inputs) == {MEANINGLESS}
 
 
 def test_a_dynamic_method_is_timed_at_its_threshold_and_says_what_random_inputs_mean(monkeypatch):
@@ -414,11 +425,11 @@ def test_a_dynamic_method_is_timed_at_its_threshold_and_says_what_random_inputs_
         ("minference", {"sparsity": 0.7, "block": 16}),
         ("xattention", {"block": 16}),
     )]  # fmt: skip
-    found = sweeps.methods_sweep("random", attention, methods, Timing(rounds=10, cap_s=0.1, seed=0), "run", 16)
+    found = methods_sweep(RANDOM_INPUTS, attention, methods, Timing(rounds=10, cap_s=0.1, seed=0), "run", 16)
     rows = {row["method"]: row for row in found.cells}
     assert rows["minference"]["gate"] == "v2 (512, 2048)"
     assert rows["minference"]["sparsity_requested"] == 0.7
-    assert rows["minference"]["inputs"] == rows["xattention"]["inputs"] == measure_cells.MEANINGLESS
+    assert rows["minference"]["inputs"] == rows["xattention"]["inputs"] == MEANINGLESS
     assert rows["dense"]["inputs"] == "random"
     assert rows["xattention"]["cell"] != rows["minference"]["cell"]
     assert len(looked) == 1

@@ -1,0 +1,98 @@
+"""Time kernels on random inputs: every kernel of a cell runs the same masks (Figure 1c)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import torch
+
+from seerbench.baselines.dense import Dense
+from seerbench.core.block_mask import BlockMask
+from seerbench.core.problem import AttentionProblem
+from seerbench.measure.cells import CellTimer, Entry, Prepared, Rows, joined
+from seerbench.measure.correctness import MAX_CHECKED_CONTEXT, check_attend, check_tokens
+from seerbench.measure.gpu_lock import exclusive
+from seerbench.measure.inputs import MASK_KINDS, RANDOM_INPUTS, random_inputs, random_mask
+from seerbench.measure.sampler import Timing
+from seerbench.measure.sweeps.entries import flops
+from seerbench.methods.block_sparse_kernels import laid_out, sparse_kernel
+from seerbench.methods.protocol import realised_sparsity
+
+
+@torch.no_grad()
+def kernel_sweep(
+    problem: AttentionProblem,
+    sparsities: Iterable[float],
+    timing: Timing,
+    run_id: str,
+    kernels: Mapping[str, Any] | None = None,
+    dense: Mapping[str, Any] | None = None,
+    blocks: Iterable[int] = (),
+    masks: Iterable[str] = ("random",),
+) -> Rows:
+    """Time block-sparse kernels on random inputs, one cell per sparsity.
+
+    In a cell, every kernel runs the same mask of each kind and block size. A kernel with its own `layout` for masks
+    gets the mask in it before the clock runs. The stage is `attend`.
+
+    Args:
+        problem: shape, context, dtype and device.
+        sparsities: requested sparsities, one cell each.
+        timing: the number of rounds; its seed also draws inputs and masks.
+        run_id: the execution that the rows belong to.
+        kernels: block-sparse kernels by name, objects with `implementation`, `refuses` and `attend` as a Method has
+            them; by default ours, as "block_sparse".
+        dense: dense kernels by name that run in every cell besides "dense".
+        blocks: block sizes, by default the problem's. Kernels at another size than the first carry it in their
+            name: "block_sparse-128".
+        masks: kinds of masks, keys of MASK_KINDS. Kernels on another kind than the first carry it in their name:
+            "block_sparse-gate-shaped".
+    """
+    kernels = kernels or {"block_sparse": sparse_kernel("block_sparse")}
+    dense = {"dense": Dense(), **(dense or {})}
+    blocks, masks = tuple(blocks) or (problem.block_q,), tuple(masks)
+    with exclusive(problem.device):
+        q, k, v = random_inputs(problem, timing.seed)
+        checked_inputs = [x[:, :, : check_tokens(problem.context)].contiguous() for x in (q, k, v)]
+
+        def entry(
+            name: str,
+            kernel: Any,
+            problem: AttentionProblem,
+            kind: str = "dense",
+            requested: float | None = None,
+            mask: BlockMask | None = None,
+            checked_mask: BlockMask | None = None,
+        ) -> Entry:
+            def prepare() -> Prepared:
+                plan = laid_out(kernel, mask)
+                return Prepared(
+                    {"attend": lambda: kernel.attend(q, k, v, plan)},
+                    "attend",
+                    realised_sparsity(mask),
+                    flops(mask, problem),
+                    check_attend(kernel, *checked_inputs, checked_mask),
+                )
+
+            implementation, refusal = kernel.implementation(problem), kernel.refuses(problem)
+            return Entry(name, implementation, kind, requested, refusal, prepare, problem)
+
+        def entries(sparsity: float) -> Iterable[Entry]:
+            for name, kernel in dense.items():
+                yield entry(name, kernel, problem)
+            for block, kind in product(blocks, masks):
+                blocked = replace(problem, block_q=block, block_k=block)
+                mask = MASK_KINDS[kind](q, k, sparsity, blocked, timing.seed)
+                checked_mask = mask
+                if problem.context > MAX_CHECKED_CONTEXT:
+                    # A check has few blocks: at 90% only the diagonal would be left, so half of them are kept.
+                    checked_mask = random_mask(*checked_inputs[:2], 0.5, blocked, timing.seed)
+                suffix = [str(block)] * (block != blocks[0]) + [kind] * (kind != masks[0])
+                for name, kernel in kernels.items():
+                    yield entry("-".join([name, *suffix]), kernel, blocked, kind, sparsity, mask, checked_mask)
+
+        timer = CellTimer("kernel", problem, RANDOM_INPUTS, timing, run_id)
+        return joined(timer.measure(sparsity, entries(sparsity)) for sparsity in sparsities)
