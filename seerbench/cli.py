@@ -253,8 +253,8 @@ def compare(
     """Check a kernel or method of your own against the oracle, then time it beside the baselines.
 
     A kernel is a function `(q, k, v, mask) -> o` with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
-    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. If it is wrong it is not timed: the
-    report says in which trial and where, and guesses why.
+    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. If it is wrong it is not timed:
+    the report says in which trial and where, and guesses why.
 
     A kernel is compared with dense, fa2, cudnn, fa4, flash-attn, flex, block_sparse, fa4-sparse, flex-sparse, or
     another file; a method with any method of `seerbench list` except seer and moa.

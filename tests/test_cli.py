@@ -5,11 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import typer
 import yaml
 
+from seerbench import cli
 from seerbench.cli import app
 from seerbench.paths import ROOT
 from seerbench.rows.provenance import finish, provenance
@@ -18,23 +20,40 @@ from seerbench.rows.store import write_rows
 SMOKE = ROOT / "tests" / "smoke.yaml"
 
 
-def seerbench(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "seerbench.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        **options,
-    )
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
 
 
-def fails_with(text, *arguments, **options):
-    done = seerbench(*arguments, **options)
-    assert done.returncode == 1, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("seerbench: ")
-    assert text in lines[0]
+@pytest.fixture
+def seerbench(monkeypatch, capsys):
+    """Runs the command line in this process: torch starts once for all tests here."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["seerbench", *map(str, arguments)])
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Done(stop.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def fails_with(seerbench):
+    """Expects one line of error that holds a text, and exit code 1."""
+
+    def check(text, *arguments):
+        done = seerbench(*arguments)
+        assert done.code == 1
+        (line,) = [line for line in done.err.splitlines() if line.strip()]
+        assert line.startswith("seerbench: ")
+        assert text in line
+
+    return check
 
 
 @pytest.fixture
@@ -49,40 +68,47 @@ def edited(tmp_path):
     return edit
 
 
-def test_an_unknown_preset():
+def test_an_unknown_preset(fails_with):
     fails_with("known presets: cpu", "tokenizer", "gpux")
 
 
-def test_an_unknown_key(edited):
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "seerbench.cli", "tokenizer", "gpux"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.startswith("seerbench: ")
+
+
+def test_an_unknown_key(fails_with, edited):
     fails_with("colour: unknown key", "tokenizer", edited(lambda config: config.update(colour="red")))
 
 
-def test_an_unknown_method(edited, tmp_path):
+def test_an_unknown_method(fails_with, edited, tmp_path):
     def change(config):
         config["recall"]["gates"]["arms"] = [{"method": "magic", "sparsities": [0.5]}]
 
     fails_with("no method 'magic'; known methods", "recall", edited(change), "gates")
 
 
-def test_an_unknown_model_gate_or_corpus(edited):
+def test_an_unknown_model_gate_or_corpus(fails_with, edited):
     def change(config):
         config["recall"]["gates"]["arms"][0]["gate"] = "tall:v1"
 
     fails_with("no 'tall' under gates", "recall", edited(change), "gates")
 
 
-def test_a_missing_data_folder(edited, tmp_path):
+def test_a_missing_data_folder(fails_with, edited, tmp_path):
     def change(config):
         config["corpora"]["toy"] = {"kind": "folder", "path": "nowhere"}
 
     fails_with("nowhere", "tokenizer", edited(change), "--results", tmp_path)
 
 
-def test_an_unknown_artefact(tmp_path):
+def test_an_unknown_artefact(fails_with, tmp_path):
     fails_with("the artefacts are table1", "draw", "table9", "--run", tmp_path)
 
 
-def test_a_corrupt_parquet(tmp_path):
+def test_a_corrupt_parquet(fails_with, tmp_path):
     (tmp_path / "recall").mkdir()
     (tmp_path / "recall" / "gates.parquet").write_bytes(b"PAR1 garbage")
     out = tmp_path / "figures"
@@ -90,7 +116,7 @@ def test_a_corrupt_parquet(tmp_path):
     assert not out.exists()
 
 
-def test_a_parquet_of_another_schema(tmp_path):
+def test_a_parquet_of_another_schema(fails_with, tmp_path):
     run = finish(provenance("test", preset="x", scale="x", seed=0, device="cpu"))
     row = {"name": "m", "kind": "pretrain", "recipe": "none", "step": 0, "tokens": 1, "context": 1}
     write_rows(
@@ -102,52 +128,46 @@ def test_a_parquet_of_another_schema(tmp_path):
     fails_with("holds the table training, expected recall", "draw", "recall", "--run", tmp_path)
 
 
-def test_no_rows_yet(tmp_path):
+def test_no_rows_yet(fails_with, tmp_path):
     fails_with("measure first", "draw", "table1", "--run", tmp_path / "nothing")
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
-    from seerbench import cli
-
+def test_a_full_disk_is_one_line(fails_with, monkeypatch):
     def no_space(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "results/fresh/x.parquet")
 
     monkeypatch.setattr(cli, "load_preset", no_space)
-    monkeypatch.setattr(sys, "argv", ["seerbench", "maps", "cpu"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 1
-    assert "the disk is full" in capsys.readouterr().err
+    fails_with("the disk is full", "maps", "cpu")
 
 
-def test_publish_refuses_a_run_that_is_not_there(tmp_path):
+def test_publish_refuses_a_run_that_is_not_there(fails_with, tmp_path):
     fails_with("measure first", "publish", SMOKE, "box", "--results", tmp_path)
 
 
-def test_check_passes_without_published_runs(tmp_path):
+def test_check_passes_without_published_runs(seerbench, tmp_path):
     done = seerbench("check", "--published", tmp_path)
-    assert done.returncode == 0
-    assert "0 published runs, 0 problems" in done.stdout
+    assert done.code == 0
+    assert "0 published runs, 0 problems" in done.out
 
 
-def test_doctor_says_what_there_is_and_what_is_missing(edited):
+def test_doctor_says_what_there_is_and_what_is_missing(seerbench, edited):
     done = seerbench("doctor", "cpu")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     for text in ("GPU:", "torch", "method     seer: can run", "artefact   table1: yes"):
-        assert text in done.stdout
+        assert text in done.out
 
     def change(config):
         del config["tasks"]
         config["corpora"]["toy"] = {"kind": "parquet", "path": "no/books.parquet"}
 
     done = seerbench("doctor", edited(change))
-    assert "artefact   table2: not from this preset (tasks/longbench|retrieval)" in done.stdout
-    assert "books.parquet does not exist" in done.stdout
+    assert "artefact   table2: not from this preset (tasks/longbench|retrieval)" in done.out
+    assert "books.parquet does not exist" in done.out
 
 
-def test_list_shows_methods_and_artefacts():
-    assert "minference" in seerbench("list").stdout
-    assert "fig10" in seerbench("list", "--artefacts").stdout
+def test_list_shows_methods_and_artefacts(seerbench):
+    assert "minference" in seerbench("list").out
+    assert "fig10" in seerbench("list", "--artefacts").out
 
 
 EXAMPLES = [

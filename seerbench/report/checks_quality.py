@@ -11,9 +11,9 @@ import pandas as pd
 from seerbench.artefacts import frames, style
 from seerbench.artefacts.fig10 import PAPER_BEST
 from seerbench.errors import ResultsError
-from seerbench.rows.gate_ref import PAPER_GATE
 from seerbench.report.evidence import Evidence, Part
 from seerbench.rows import bootstrap
+from seerbench.rows.gate_ref import PAPER_GATE
 from seerbench.rows.store import Run
 
 TABLE_1_LONGEST = 65536  # C7 and C8 stop there; C9 is about what lies beyond

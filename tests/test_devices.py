@@ -1,0 +1,42 @@
+"""Steps side by side share out the GPUs: each sees one, the least used."""
+
+import os
+
+import pytest
+
+from seerbench import devices
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Two GPUs, nothing claimed yet, and locks of its own."""
+    monkeypatch.setattr(devices, "_gpu_uuids", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(devices.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(devices, "_claimed", [])
+    for name in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_step_takes_the_gpu_with_the_fewest_steps(machine):
+    others = [devices._least_claimed(["GPU-a", "GPU-b"]) for _ in range(3)]
+    assert [uuid for uuid, _ in others] == ["GPU-a", "GPU-b", "GPU-a"]
+    devices.claim_gpu("cuda")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+    others[0][1].close()  # that step is over, and its place is the first that is free
+    assert devices._least_claimed(["GPU-a", "GPU-b"])[0] == "GPU-a"
+
+
+@pytest.mark.parametrize("given", [{"CUDA_VISIBLE_DEVICES": "3"}, {"LOCAL_RANK": "1"}])
+def test_what_a_scheduler_or_torchrun_gives_is_left_alone(machine, given):
+    for name, value in given.items():
+        machine.setenv(name, value)
+    devices.claim_gpu("cuda")
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == given.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_on_a_cpu_or_with_one_gpu_there_is_nothing_to_choose(machine):
+    devices.claim_gpu("cpu")
+    machine.setattr(devices, "_gpu_uuids", lambda: ["GPU-a"])
+    devices.claim_gpu("cuda")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
