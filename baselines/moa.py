@@ -1,7 +1,7 @@
 """MoA: each head its own sliding window that grows with the context, chosen offline so that the model loses least.
 
 What      head h keeps the first block and a window; both together span alpha_h + beta_h * N tokens. The rules
-          (alpha, beta) of all heads stand in a plan file, which is searched for one model (moa_plan.py)
+          (alpha, beta) of all heads stand in a plan file, which is searched for one model (seerbench/search/moa.py)
 Source    arXiv:2406.14909, sections 3 and 4
 Upstream  thu-nics/MoA (MIT), read at e224fe3e; plans in its format, {"alphas": [[head, ...], ...], "betas": ...}
 Fidelity  our port. Ported: profile by the gradient of the loss, elastic rules, at most two of them a layer, one

@@ -45,8 +45,8 @@ from seerbench.baselines.minference.patterns import (
     VERTICAL,
     Pattern,
     _scaled,
-    _times,
     load_patterns,
+    scaled_budgets,
 )
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
@@ -119,7 +119,7 @@ class MInference(_Patterns):
 
     def _tiles(self, q: Tensor, k: Tensor, layer: LayerContext, factor: float) -> TileMask:
         patterns = self.patterns(layer.index, q.shape[1])
-        return pattern_tiles(q, k, patterns if factor == 1 else _times(patterns, factor), self.block)
+        return pattern_tiles(q, k, patterns if factor == 1 else scaled_budgets(patterns, factor), self.block)
 
     def _factor(self, q: Tensor, k: Tensor, layer: LayerContext) -> float:
         """The largest factor on all budgets whose tiles are at most as many as the top-k rule's blocks."""

@@ -51,7 +51,9 @@ def save_patterns(path: Path, layers: Sequence[Sequence[Pattern]]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _times(patterns: Sequence[Pattern], factor: float) -> list[Pattern]:
+def scaled_budgets(patterns: Sequence[Pattern], factor: float) -> list[Pattern]:
+    """Return the patterns with both budgets multiplied by `factor` and rounded, each at least 1."""
+
     def times(count: int) -> int:
         return max(1, round(count * factor))
 

@@ -1,10 +1,11 @@
-"""Offline calibration: what MoA and MInference find out about a model before they run in it.
+"""Search MoA's plans for a model: profile it, solve for rules, and keep the plans that lose least on held-out text.
 
-    moa_influence    gradient of the loss through a dense forward -> influence of every block, layer by layer
-    moa_plans        influence at several lengths -> plans at several budgets, the best validated one of each
-    minference_patterns   a pattern and a budget for each head, on one text
+    moa_influence   the gradient of the loss through a dense forward pass -> influence of every block, layer by
+    layer moa_plans       influence at several lengths -> plans at several sparsities, for each the best on other
+    text random_plan     a plan without a model, for timings
 
-Between models and the plan files that the methods read (baselines/moa.py, baselines/minference.py).
+This is the offline part of MoA. moa_solver.py chooses the rules; the step `profile` writes the plans to files,
+which the method (baselines/moa.py) reads. Source: arXiv:2406.14909, section 4.
 """
 
 from __future__ import annotations
@@ -28,22 +29,29 @@ from seerbench.models.hugging_face import attention_method
 from seerbench.models.likelihood import window_nll
 from seerbench.search import moa_solver
 
-# Upstream's lengths are 2k, 4k and 8k, bounded at 16k too and validated at 12k: shares of the longest.
+# Upstream profiles 2k, 4k and 8k, bounds plans at 16k too, and validates them at 12k. These are shares of the
+# longest profiled length.
 LENGTHS, EXTENSION, VALIDATION = (0.25, 0.5, 1.0), 2.0, 1.5
-ANSWER = 1 / 32  # of the longest length: tokens that the model continues; about a summary's 256 at 8k
+# Tokens that the model continues, as a share of the longest length. At 8k they are the 256 of a summary.
+ANSWER = 1 / 32
+# Range of the share of the context that a random head looks back, for `random_plan`.
+RANDOM_REACH = (0.02, 1.0)
+
+# Receives the layer's index, q [1, Hq, N, D], k and v [1, Hk, N, D], and dLoss / dOutput [1, Hq, N, D].
+GradientFunction = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
 class MoAPlan:
-    """A plan and how it was found."""
+    """A rule for every head of a model: head h spans alpha_h + beta_h * N tokens."""
 
     alphas: np.ndarray  # [layers, heads]
-    betas: np.ndarray
-    about: dict[str, Any]
+    betas: np.ndarray  # [layers, heads]
+    provenance: dict[str, Any]  # how the plan was found, as JSON
 
 
 def moa_lengths(longest: int) -> list[int]:
-    """The lengths that are profiled when the longest is `longest` tokens."""
+    """Return the lengths that are profiled, in tokens, when the longest is `longest`."""
     return [int(share * longest) for share in LENGTHS]
 
 
@@ -54,10 +62,16 @@ def moa_plans(
     sparsities: Iterable[float | None],
     block: int,
 ) -> dict[float | None, MoAPlan]:
-    """A plan a sparsity (None: upstream's KV density of 0.5) for one model.
+    """Search one plan per sparsity for a model.
 
-    windows: at each profiled length, windows [length] of text. validation: windows that the Pareto plans of a
-    budget are compared on, by the loss of every token.
+    Args:
+        model: a causal language model of transformers. windows: profiled length -> windows of text, each int
+        [length]. validation: windows on which the Pareto-optimal plans of a sparsity are compared, by the loss of
+        every token. sparsities: requested shares of skipped blocks; None requests upstream's KV density. block:
+        tokens per block.
+
+    Raises:
+        ConfigError: a sparsity is too high for any plan.
     """
     lengths = sorted(windows)
     answer = int(ANSWER * lengths[-1])
@@ -68,30 +82,32 @@ def moa_plans(
     limits_of = {
         sparsity: moa_solver.bounds(rules, [*lengths, extension], block, sparsity) for sparsity in sparsities
     }
-    choices_of = _choose_all(costs, list(limits_of.values()))
+    choices_of = choose_in_parallel(costs, list(limits_of.values()))
     plans = {}
     for (sparsity, limits), choices in zip(limits_of.items(), choices_of):
-        losses = [_loss(model, validation, rules[choice], block, sparsity) for choice in choices]
+        losses = [_validation_loss(model, validation, rules[choice], block, sparsity) for choice in choices]
         best = choices[int(np.argmin(losses))]
-        about = {
+        provenance = {
             "lengths": lengths,
             "extension": extension,
             "bound": "KV density" if sparsity is None else "kept blocks",
-            "most": limits.most.tolist(),
+            "most": limits.max_density.tolist(),
             "reached": limits.density[:, best].mean((1, 2)).tolist(),
             "pareto_plans": len(choices),
-            "mip_rel_gap": moa_solver.GAP,
+            "mip_rel_gap": moa_solver.MIP_GAP,
             "validation_nll": min(losses),
         }
-        plans[sparsity] = MoAPlan(rules[best][..., 0], rules[best][..., 1], about)
+        plans[sparsity] = MoAPlan(rules[best][..., 0], rules[best][..., 1], provenance)
     return plans
 
 
-def _choose_all(costs: Sequence[np.ndarray], limits_of: Sequence[moa_solver.Bounds]) -> list[list[np.ndarray]]:
-    """`choose_rules` under each of the bounds, side by side: HiGHS, nearly all of it, needs no interpreter's lock.
+def choose_in_parallel(
+    costs: Sequence[np.ndarray], limits_of: Sequence[moa_solver.Bounds]
+) -> list[list[np.ndarray]]:
+    """Call `moa_solver.choose_rules` for each of the bounds, in threads: HiGHS releases the interpreter's lock.
 
-    Warning filters are one for all threads, and scipy makes errors of warnings while it looks at a constraint:
-    where another thread only warns meanwhile, it fails. Those are chosen again, alone.
+    Warning filters are process-wide, and scipy turns warnings into errors while it validates a constraint, so an
+    unrelated warning in another thread may raise. Choices that fail in this way are repeated one after the other.
     """
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         futures = [pool.submit(moa_solver.choose_rules, costs, limits) for limits in limits_of]
@@ -102,23 +118,43 @@ def _choose_all(costs: Sequence[np.ndarray], limits_of: Sequence[moa_solver.Boun
 
 
 def random_plan(heads: int, sparsity: float | None, block: int, seed: int, longest: int = 8192) -> MoAPlan:
-    """A plan for one layer whose heads lose at random, for timings without a model."""
+    """Return a plan of one layer for random influence, for timings without a model.
+
+    Its heads differ as those of a searched plan do, which is what the time of a kernel depends on.
+
+    Args:
+        heads: query heads.
+        sparsity: requested share of skipped blocks; None requests upstream's KV density.
+        block: tokens per block.
+        seed: the same seed gives the same plan.
+        longest: the longest length, in tokens, for which rules are chosen.
+    """
     lengths, extension = moa_lengths(longest), int(EXTENSION * longest)
     rules = moa_solver.rule_grid(lengths, extension, block)
     limits = moa_solver.bounds(rules, [*lengths, extension], block, sparsity)
     rng = np.random.default_rng(seed)
-    wants = rng.uniform(0.02, 1.0, (1, heads, 1))  # share of the context that a head looks back
+    reach = rng.uniform(*RANDOM_REACH, (1, heads, 1))
     weight = rng.exponential(1.0, (1, heads, 1))
-    costs = [weight * np.exp(-density / wants) for density in limits.density[:-1]]
+    costs = [weight * np.exp(-density / reach) for density in limits.density[:-1]]
     plan = moa_solver.choose_rules(costs, limits)[0]
     return MoAPlan(rules[plan][..., 0], rules[plan][..., 1], {"influence": "random", "sparsity": sparsity})
 
 
 def moa_influence(model: Any, windows: Sequence[np.ndarray], answer: int, block: int) -> list[Tensor]:
-    """Influence of every block on the loss of the model's own greedy continuation: [Hq, n, n] a layer, the mean.
+    """Return the influence of every block on the loss of the model's own greedy continuation.
 
-    A window loses its last `answer` tokens to the model's continuation of the rest, on which alone the loss is
-    taken. Layers are profiled as the backward reaches them, so that one layer's maps exist at a time.
+    The model's continuation replaces the last `answer` tokens of each window, and the loss is that of the
+    continuation. Layers are profiled when the backward pass reaches them, so the maps of one layer exist at a
+    time.
+
+    Args:
+        model: a causal language model of transformers.
+        windows: text of equal length, each int [N].
+        answer: tokens of the continuation.
+        block: tokens per block.
+
+    Returns:
+        float32 [Hq, n, n] for each layer, the mean over windows (`moa_solver.layer_influence`).
     """
     total: dict[int, Tensor] = {}
     device = next(model.parameters()).device
@@ -134,40 +170,44 @@ def moa_influence(model: Any, windows: Sequence[np.ndarray], answer: int, block:
 
 @torch.no_grad()
 def _continued(model: Any, prompts: Tensor, count: int) -> Tensor:
-    """prompts [B, N] and `count` tokens that the model finds most likely one after the other, [B, N + count]."""
+    """Return prompts [B, N] with `count` greedily generated tokens each, int64 [B, N + count]."""
     lengths = {"max_new_tokens": count, "min_new_tokens": count}
     return model.generate(
         prompts, attention_mask=torch.ones_like(prompts), do_sample=False, pad_token_id=0, **lengths
     )
 
 
-def backward_through(
-    model: Any, tokens: Tensor, answer: int, see: Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
-) -> None:
-    """The loss of the last `answer` of tokens [1, N], backwards; `see(layer, q, k, v, dLoss / dOutput)` meanwhile.
+def backward_through(model: Any, tokens: Tensor, answer: int, see: GradientFunction) -> None:
+    """Run the loss of the last tokens backward, and call `see(layer, q, k, v, gradient)` in every layer.
 
-    Parameters get no gradients. q and the gradient are [1, Hq, N, D], k and v [1, Hk, N, D].
+    Parameters get no gradients.
+
+    Args:
+        model: a causal language model of transformers.
+        tokens: int64 [1, N].
+        answer: the loss is the mean over this many tokens at the end.
+        see: called from the last layer to the first, once the gradient of the layer's output is known.
     """
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanted:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     model.enable_input_require_grads()
     try:
-        with torch.enable_grad(), attention_method(model, _Watched(see), count=False):
+        with torch.enable_grad(), attention_method(model, _GradientTap(see), count=False):
             hidden = model.model(tokens, use_cache=False).last_hidden_state[0, -answer - 1 : -1]
             F.cross_entropy(model.lm_head(hidden).float(), tokens[0, -answer:]).backward()
     finally:
         model.disable_input_require_grads()
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
-class _Watched:
-    """Dense attention that shows what it got once the gradient of its output is known."""
+class _GradientTap:
+    """Dense attention that passes its inputs to a function once the gradient of its output is known."""
 
-    name, sparsity = "watched", None
+    name, sparsity = "gradient-tap", None
 
-    def __init__(self, see: Callable[[int, Tensor, Tensor, Tensor, Tensor], None]) -> None:
+    def __init__(self, see: GradientFunction) -> None:
         self.see = see
 
     def refuses(self, case: Any) -> None:
@@ -177,24 +217,24 @@ class _Watched:
         self.layer = layer.index
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
-        layer, seen = self.layer, [x.detach() for x in (q, k, v)]
+        layer, inputs = self.layer, [x.detach() for x in (q, k, v)]
         out = masked_attention(q, k, v)
-        out.register_hook(lambda grad: self.see(layer, *seen, grad))
+        out.register_hook(lambda grad: self.see(layer, *inputs, grad))
         return out
 
 
 @torch.no_grad()
-def _loss(
+def _validation_loss(
     model: Any, windows: Sequence[np.ndarray], rules: np.ndarray, block: int, sparsity: float | None
 ) -> float:
-    """Mean loss under a plan, rules [layers, heads, 2], on windows of text."""
+    """Return the mean loss in nats per token on windows of text under a plan, rules [layers, heads, 2]."""
     device = next(model.parameters()).device
-    with attention_method(model, _Windows(rules, block, sparsity), count=False):
+    with attention_method(model, _MaskedMoA(rules, block, sparsity), count=False):
         return float(np.mean([window_nll(model, torch.from_numpy(w).long().to(device)) for w in windows]))
 
 
-class _Windows:
-    """A plan of MoA in the masked form, which is exact and needs no compilation."""
+class _MaskedMoA:
+    """MoA under one plan in masked attention, which is exact and needs no compilation."""
 
     name = "moa"
 

@@ -1,12 +1,13 @@
-"""How MoA's plans are found: influence of every block, the rules, and the choice among them. No model here.
+"""Choose MoA's rules for every head by integer programs, from what masking each block would cost.
 
-    1 layer_influence   what masking each block would change of the loss, to first order
-    2 rule_costs        what each rule (alpha, beta) would hide of it, a head
-    3 choose_rules      one rule a head, at most two a layer, one objective a length: by epsilon-constraint, HiGHS
-                        choosing for each layer among `candidates`
+    layer_influence   attention of one layer and its gradient -> change of the loss per masked block, to first order
+    rule_costs        influence -> what each rule (alpha, beta) would hide of it, per head
+    bounds            a requested sparsity -> what a plan may keep at each length
+    choose_rules      costs and bounds -> the Pareto-optimal plans: one rule per head, at most two per layer
 
-calibrate.py runs the model before 1 and validates the plans that 3 leaves. Source: arXiv:2406.14909, section 4 and
-appendix; the description followed is in the card of moa.py.
+No model runs here: search/moa.py computes the gradients first and compares the resulting plans on text afterwards.
+Source: arXiv:2406.14909, section 4 and appendix. The card in baselines/moa.py lists what is ported and what
+differs.
 """
 
 from __future__ import annotations
@@ -23,55 +24,78 @@ from torch import Tensor
 from seerbench.baselines.moa import block_density, reserve_for, window_blocks
 from seerbench.core.block_mask import block_count
 from seerbench.core.top_k import top_k_density
+from seerbench.errors import ConfigError
 
-KV_DENSITY = 0.5  # upstream's default bound
-FINEST = 0.25  # of a bound: what a rule keeps at least (upstream: an eighth of the context for a bound of a half)
-SLACK = 0.9  # a plan uses at least this share of its bound
-NEAR = 1.5
-RULES_A_LAYER = 2
-INTERVALS = 4  # of each objective's range in the epsilon-constraint
-BETAS = (0.0, 1 / 32, 1 / 16, *(step / 8 for step in range(1, 9)))  # upstream: the eighths
-NOTHING_LEFT = 1e-6  # a row's weight beyond one key, below which there is nothing to renormalise onto
-PRICES = np.geomspace(1e-3, 10.0, 8)  # of all the density, in units of the layer's largest cost
-PAIRS = 2  # of rules that are kept for each price
-SPLITS = 8  # numbers of heads with the longer rule, beside none
-GAP = 0.01  # HiGHS may stop this near to the optimum, or after NODES
-NODES = 1000
-FEASIBLE = 1e-9  # rounding of densities and costs
+DEFAULT_KV_DENSITY = 0.5  # Upstream bounds the mean span over the context by this.
+# A rule keeps at least this share of a bound. Upstream's shortest rule is 1/8 of the context at a bound of 1/2.
+MIN_RULE_DENSITY = 0.25
+MIN_BUDGET_SHARE = 0.9  # A plan uses at least this share of its bound, as upstream's does.
+# A length has a bound only if the bound is at least this many times the density of the shortest rule. A bound that
+# is closer would forbid every rule that grows with the context.
+MIN_BOUND_RATIO = 1.5
+# Betas of the grid of rules. Upstream's are the eighths; the finer ones are needed to skip 90%.
+BETAS = (0.0, 1 / 32, 1 / 16, *(step / 8 for step in range(1, 9)))
+# A key that leaves less than this weight to the other keys of its row is taken for the row's only key.
+MIN_REMAINING_WEIGHT = 1e-6
+INTERVALS = 4  # The epsilon-constraint method divides the range of each objective into this many intervals.
+# Prices of density, in units of the layer's largest cost. Assignments that are best at one of them are candidates.
+DENSITY_PRICES = np.geomspace(1e-3, 10.0, 8)
+PAIRS_PER_PRICE = 2  # Each price contributes this many pairs of rules.
+MAX_SPLITS = 8  # Within a pair, the longer rule goes to at most this many different numbers of heads, and to none.
+MIP_GAP = 0.01  # HiGHS may stop at this relative distance from the optimum.
+MAX_NODES = 1000  # HiGHS stops after this many nodes.
+TOLERANCE = 1e-9  # Rounding of densities and costs does not violate a constraint.
 
 
 def layer_influence(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, block: int) -> Tensor:
-    """|change of the loss| if a pair is masked and its row renormalised, summed over blocks: fp32 [Hq, n, n].
+    """Return how much the loss changes if each block of attention weights is masked, to first order.
 
-    q and grad (dLoss / dOutput) [B, Hq, N, D], k and v [B, Hk, N, D]. With A = softmax and G = dLoss / dA:
-    dLoss_ij = A_ij / (1 - A_ij) * (sum_n G_in A_in - G_ij); A_ij G_ij where the key is all of its row (row 0).
+    A pair (i, j) of query and key is masked and the weights of its row are renormalised. With A = softmax(scores)
+    and G = dLoss / dA, the loss changes by A_ij / (1 - A_ij) * (sum_n G_in A_in - G_ij), and by A_ij G_ij if j is
+    the only key of its row, as in row 0. Absolute changes are summed over the pairs of a block and over the batch.
+
+    Args:
+        q: [B, Hq, N, D] after RoPE.
+        k: [B, Hk, N, D] after RoPE; `v` has the same shape.
+        grad: dLoss / dOutput, [B, Hq, N, D].
+        block: tokens per block.
+
+    Returns:
+        float32 [Hq, n, n] with n blocks; zero above the diagonal.
     """
     tokens, group = q.shape[2], q.shape[1] // k.shape[1]
     future = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu(1)
-    found = []
+    influence = []
     for head in range(q.shape[1]):
         key, value = (x[:, head // group].float() for x in (k, v))
         scores = (q[:, head].float() @ key.mT) * q.shape[-1] ** -0.5
         weights = scores.masked_fill_(future, -torch.inf).softmax(-1)
         slope = grad[:, head].float() @ value.mT
-        left = 1 - weights
+        remaining = 1 - weights
         mean = (weights * slope).sum(-1, keepdim=True)
-        moved = weights / left.clamp_min(NOTHING_LEFT) * (mean - slope)
-        effect = torch.where(left > NOTHING_LEFT, moved, weights * slope).abs_().sum(0)
-        found.append(_sum_blocks(effect, block))
-    return torch.stack(found)
+        renormalised = weights / remaining.clamp_min(MIN_REMAINING_WEIGHT) * (mean - slope)
+        change = torch.where(remaining > MIN_REMAINING_WEIGHT, renormalised, weights * slope).abs_().sum(0)
+        influence.append(_sum_blocks(change, block))
+    return torch.stack(influence)
 
 
 def _sum_blocks(x: Tensor, block: int) -> Tensor:
+    """Sum a map [N, N] over blocks: [n, n]."""
     n, pad = block_count(x.shape[-1], block), -x.shape[-1] % block
     return F.pad(x, (0, pad, 0, pad)).view(n, block, n, block).sum((1, 3))
 
 
 def rule_grid(lengths: Sequence[int], extension: int, block: int) -> np.ndarray:
-    """The rules [R, 2] of the search: alpha from -shortest to longest in steps of half the shortest, times BETAS.
+    """Return the rules (alpha, beta) of the search, float64 [R, 2]; a rule spans alpha + beta * N tokens.
 
-    A span must be positive at the shortest length and fit the longest and the extension. The shortest rule that
-    the mask knows, two blocks whatever the context, is always there.
+    Alpha runs from minus the shortest length to the longest in steps of half the shortest, and beta through BETAS.
+    A span must be positive at the shortest length, and at most the context at the longest length and the extension.
+    The first rule is the shortest that a mask can express: two blocks at every context.
+
+    Args:
+        lengths: the profiled lengths, in tokens.
+        extension: the longer length, in tokens, at which plans are bounded and not profiled.
+        block: tokens per block.
     """
     shortest, longest = min(lengths), max(lengths)
     alphas = np.arange(-shortest, longest + 1, shortest // 2)
@@ -84,7 +108,15 @@ def rule_grid(lengths: Sequence[int], extension: int, block: int) -> np.ndarray:
 
 
 def rule_costs(influence: Tensor, rules: np.ndarray, block: int) -> np.ndarray:
-    """Influence [Hq, n, n] that each rule hides, [Hq, R]: all but the first block and a band of blocks."""
+    """Return the influence that each rule hides, float64 [Hq, R].
+
+    A rule keeps the first block of keys and a band of blocks at the diagonal, and hides the others.
+
+    Args:
+        influence: [Hq, n, n] of one layer, from `layer_influence`.
+        rules: [R, 2], from `rule_grid`.
+        block: tokens per block.
+    """
     n = influence.shape[-1]
     rest = influence.clone()
     rest[..., 0] = 0
@@ -96,102 +128,123 @@ def rule_costs(influence: Tensor, rules: np.ndarray, block: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a plan may keep at each length (the extension last): the density of each rule and the mean's limits."""
+    """What a plan may keep at each length. The profiled lengths come first and the extension last."""
 
-    density: np.ndarray  # [lengths, R]
-    most: np.ndarray  # [lengths]
-    least: np.ndarray  # [lengths]
+    density: np.ndarray  # [lengths, R], of each rule
+    max_density: np.ndarray  # [lengths], of a plan: the mean over layers and heads; 1 where there is no bound
+    min_density: np.ndarray  # [lengths]
 
 
 def bounds(rules: np.ndarray, lengths: Sequence[int], block: int, sparsity: float | None = None) -> Bounds:
-    """Upstream's: mean span over context within 0.9 to 1 of 0.5. With a sparsity: the blocks that the mask keeps
-    within 0.9 to 1 of those that the top-k rule keeps; a length at which the shortest rule alone comes near to
-    that has no bound, since it would forbid every rule that grows, unless it is the last one."""
+    """Return the bounds of a plan, from MIN_BUDGET_SHARE of a largest density to that density.
+
+    Without a sparsity, the density is the mean span over the context, and its bound is DEFAULT_KV_DENSITY. With
+    one, it is the share of causal blocks that the mask keeps, and its bound is what the top-k rule keeps. The last
+    length always has a bound, another one only by MIN_BOUND_RATIO.
+
+    Args:
+        rules: [R, 2], from `rule_grid`.
+        lengths: the profiled lengths and the extension, in tokens.
+        block: tokens per block.
+        sparsity: requested share of skipped causal blocks, or None.
+    """
     if sparsity is None:
         span = rules[:, 0] + rules[:, 1] * np.asarray(lengths)[:, None]
         density = np.minimum(span / np.asarray(lengths)[:, None], 1.0)
-        most = np.full(len(lengths), KV_DENSITY)
+        budget = np.full(len(lengths), DEFAULT_KV_DENSITY)
     else:
         counts = [block_count(length, block) for length in lengths]
         windows = [window_blocks(*rules.T, length, block, reserve_for(sparsity)) for length in lengths]
-        density = np.stack([block_density(w, n) for w, n in zip(windows, counts)])
-        most = np.array([top_k_density(n, sparsity) for n in counts])
+        density = np.stack([block_density(window, n) for window, n in zip(windows, counts)])
+        budget = np.array([top_k_density(n, sparsity) for n in counts])
     floor = density.min(1)
-    bound = most >= NEAR * floor
-    bound[-1] = True
-    most = np.where(bound, np.maximum(most, floor), 1.0)
-    least = np.where(bound, SLACK * most, 0.0)
-    return Bounds(density, most, np.ones_like(most) if sparsity == 0 else least)
+    is_bounded = budget >= MIN_BOUND_RATIO * floor
+    is_bounded[-1] = True
+    max_density = np.where(is_bounded, np.maximum(budget, floor), 1.0)
+    min_density = np.where(is_bounded, MIN_BUDGET_SHARE * max_density, 0.0)
+    return Bounds(density, max_density, np.ones_like(max_density) if sparsity == 0 else min_density)
 
 
 def choose_rules(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray]:
-    """Pareto-optimal plans, each int [layers, heads] of rules, for costs [layers, heads, R] at each length.
+    """Return the Pareto-optimal plans under the bounds, each as indices of rules, int [layers, heads].
 
-    Rules that keep less than FINEST of a bound are left out: influence, which is first-order, underrates what a
-    head loses that keeps hardly a block, and a budget of a half would give some heads everything and others nothing
-    (docs/LOG.md). Each length alone gives the range of every objective; then the first is minimised with the others
-    bounded at the ends of INTERVALS of their ranges. RuntimeError when the bounds admit no plan at all.
+    Rules below MIN_RULE_DENSITY of a bound are left out. Influence is a first-order estimate and underestimates
+    what a head loses that keeps hardly any block, so a budget of a half would give some heads everything and
+    others nothing (docs/LOG.md). Each length by itself gives the range of every objective. Then the cost at the
+    first length is minimised, with those at the other lengths bounded at the ends of INTERVALS of their ranges.
+
+    Args:
+        costs: [layers, heads, R] at each profiled length.
+        limits: from `bounds`, for the same R rules.
+
+    Raises:
+        ConfigError: no plan is within the bounds.
     """
-    fine = np.flatnonzero((limits.density >= FINEST * limits.most[:, None])[limits.most < 1].all(0))
-    few = replace(limits, density=limits.density[:, fine])
-    return [fine[plan] for plan in _pareto([np.asarray(cost)[..., fine] for cost in costs], few)]
+    bounded = limits.max_density < 1
+    dense_enough = limits.density >= MIN_RULE_DENSITY * limits.max_density[:, None]
+    allowed = np.flatnonzero(dense_enough[bounded].all(0))
+    limits = replace(limits, density=limits.density[:, allowed])
+    return [allowed[plan] for plan in _pareto([np.asarray(cost)[..., allowed] for cost in costs], limits)]
 
 
 def _pareto(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray]:
-    """`choose_rules` among all rules that there are."""
+    """Return what `choose_rules` returns when every rule is allowed."""
     costs = [cost / max(float(np.abs(cost).max()), 1e-30) for cost in costs]
     pool = candidates(costs, limits)
-    for least in (
-        limits.least,
-        np.zeros_like(limits.least),
-    ):  # a coarse grid may miss a narrow band: drop its floor
-        alone = [solve(pool, limits.most, least, target) for target in range(len(costs))]
-        if all(plan is not None for plan in alone):
+    # A coarse grid of rules may have no plan in a narrow band of densities; then the lower bound is given up.
+    for min_density in (limits.min_density, np.zeros_like(limits.min_density)):
+        best = [solve(pool, limits.max_density, min_density, target) for target in range(len(costs))]
+        if all(plan is not None for plan in best):
             break
     else:
-        raise RuntimeError(f"no plan of MoA keeps at most {limits.most} of the blocks; ask for less sparsity")
-    values = np.array([_values(costs, plan) for plan in alone])
+        raise ConfigError(
+            f"no plan of MoA keeps at most {limits.max_density} of the blocks at the searched lengths; request a "
+            "lower sparsity"
+        )
+    values = np.array([_values(costs, plan) for plan in best])
     steps = [np.linspace(high, low, INTERVALS + 1) for low, high in zip(values.min(0), values.max(0))]
-    # From the loosest ceilings to the tightest: the best plan under looser ones stays the best while it fits, and
-    # where none was found, none is sought under tighter ones.
+    # Ceilings go from the loosest to the tightest. A plan that is best under loose ceilings is best under tighter
+    # ones that it meets. Where no plan was found, none exists under tighter ceilings.
     solved: list[tuple[np.ndarray, np.ndarray]] = []  # (ceilings, values of the best plan under them)
-    found = [*alone]
+    plans = [*best]
     for ceiling in map(np.array, product(*steps[1:])):
         if any((ceiling <= looser).all() and (value[1:] <= ceiling).all() for looser, value in solved):
             continue
-        plan = solve(pool, limits.most, least, 0, ceiling)
+        plan = solve(pool, limits.max_density, min_density, 0, ceiling)
         if plan is not None:
-            found.append(plan)
+            plans.append(plan)
         solved.append((ceiling, np.full(len(costs), -np.inf) if plan is None else _values(costs, plan)))
-    found = list({plan.tobytes(): plan for plan in found}.values())
-    values = np.array([_values(costs, plan) for plan in found])
-    return [plan for plan, value in zip(found, values) if not _beaten(value, values)]
+    plans = list({plan.tobytes(): plan for plan in plans}.values())
+    values = np.array([_values(costs, plan) for plan in plans])
+    return [plan for plan, value in zip(plans, values) if not _dominated(value, values)]
 
 
 def _values(costs: Sequence[np.ndarray], plan: np.ndarray) -> np.ndarray:
+    """Return the cost of a plan at each length, [lengths]."""
     return np.array([np.take_along_axis(cost, plan[..., None], -1).sum() for cost in costs])
 
 
-def _beaten(value: np.ndarray, others: np.ndarray) -> bool:
+def _dominated(value: np.ndarray, others: np.ndarray) -> bool:
+    """Return whether one of `others` [n, objectives] is nowhere above `value` and somewhere below it."""
     return bool(((others <= value).all(1) & (others < value).any(1)).any())
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Ways to rule one layer, each with at most two rules, and what they cost and keep."""
+    """Assignments of rules to the heads of one layer, each with at most two rules, and what they cost and keep."""
 
-    rules: np.ndarray  # int [ways, heads]
-    costs: np.ndarray  # [lengths profiled, ways]
-    density: np.ndarray  # [lengths bounded, ways], mean over heads
+    rules: np.ndarray  # int [assignments, heads]
+    costs: np.ndarray  # [profiled lengths, assignments]
+    density: np.ndarray  # [profiled lengths and extension, assignments], the mean over heads
 
 
 def candidates(costs: Sequence[np.ndarray], limits: Bounds) -> list[Candidates]:
-    """For each layer, the assignments that are best for some price of density: what `solve` chooses from.
+    """Return, per layer, the assignments that are best at some price of density, for `solve` to choose from.
 
-    A price, a mixture of the objectives and a length to save at decide which PAIRS pairs of rules are best. In each
-    of these pairs the heads that lose most by the shorter rule get the longer one: none, some, or all of them.
-    Two rules a layer and one a head hold by construction, so that the integer program is left with one choice a
-    layer: coupling them there takes HiGHS minutes for 64 heads.
+    A price, a mixture of the objectives and a length at which density is saved decide which pairs of rules are
+    best. Within a pair, the heads that lose most by the shorter rule get the longer one: none, some, or all of
+    them. So every assignment has one rule per head and at most two per layer, and the integer program makes one
+    choice per layer. As constraints of the program, these conditions take HiGHS minutes for 64 heads.
     """
     mixtures = [*np.eye(len(costs)), np.full(len(costs), 1 / len(costs))]
     savings = [*limits.density, limits.density.mean(0)]
@@ -200,62 +253,96 @@ def candidates(costs: Sequence[np.ndarray], limits: Bounds) -> list[Candidates]:
     longer, shorter = np.where(swap, shorter, longer), np.where(swap, longer, shorter)
     pool = []
     for layer in range(costs[0].shape[0]):
-        of_layer = np.stack([cost[layer] for cost in costs])  # [lengths, heads, R]
-        heads = of_layer.shape[1]
-        splits = np.unique(np.linspace(0, heads, min(heads, SPLITS) + 1).round().astype(int))
-        scale = of_layer.max() or 1.0
-        # One rule for all heads, too: where nothing is lost a plan still has a density to keep.
-        ways = {(rule,) * heads for rule in range(limits.density.shape[1])}
-        for mixture in mixtures:
-            mixed = np.tensordot(mixture, of_layer, 1)
-            pairs = set()
-            for saving, price in product(savings, PRICES):
-                priced = mixed + price * scale * saving
-                pairs |= set(
-                    np.minimum(priced[:, longer], priced[:, shorter]).sum(0).argsort(kind="stable")[:PAIRS]
-                )
-            for pair in pairs:
-                loss = mixed[:, shorter[pair]] - mixed[:, longer[pair]]
-                place = np.argsort(np.argsort(-loss, kind="stable"), kind="stable")
-                ways |= {tuple(np.where(place < t, longer[pair], shorter[pair]).tolist()) for t in splits}
-        rules = np.array(sorted(ways))
-        at_length = of_layer[:, np.arange(heads)[:, None], rules.T].sum(1)
+        layer_costs = np.stack([cost[layer] for cost in costs])  # [lengths, heads, R]
+        heads = layer_costs.shape[1]
+        assignments = _assignments(layer_costs, mixtures, savings, longer, shorter)
+        rules = np.array(sorted(assignments))
+        at_length = layer_costs[:, np.arange(heads)[:, None], rules.T].sum(1)
         pool.append(Candidates(rules, at_length, limits.density[:, rules].mean(-1)))
     return pool
 
 
-def solve(
-    pool: Sequence[Candidates], most: np.ndarray, least: np.ndarray, target: int, ceilings: Sequence[float] = ()
-) -> np.ndarray | None:
-    """The plan, int [layers, heads], of least cost at the target length within the bounds; None if there is none.
+def _assignments(
+    layer_costs: np.ndarray,
+    mixtures: Sequence[np.ndarray],
+    savings: Sequence[np.ndarray],
+    longer: np.ndarray,
+    shorter: np.ndarray,
+) -> set[tuple[int, ...]]:
+    """Return the assignments of rules to the heads of one layer that are best at some price of density.
 
-    ceilings: of the costs at the second, third, ... length. First without the least densities: then a way that
-    another of its layer beats in all that counts is not needed, and what is best is so with them, if it has them.
+    Args:
+        layer_costs: [lengths, heads, R].
+        mixtures: weights of the objectives, each [lengths].
+        savings: densities that have a price, each [R].
+        longer, shorter: the pairs of rules, each int [pairs].
     """
-    few = [_unbeaten(layer, most, target, bool(len(ceilings))) for layer in pool]
-    ways = _choose(few, most, np.zeros_like(least), target, ceilings)
-    if ways is None:
+    heads = layer_costs.shape[1]
+    splits = np.unique(np.linspace(0, heads, min(heads, MAX_SPLITS) + 1).round().astype(int))
+    scale = layer_costs.max() or 1.0
+    # One rule for all heads is always a candidate: where nothing is lost, a plan still has a density to keep.
+    assignments = {(rule,) * heads for rule in range(layer_costs.shape[2])}
+    for mixture in mixtures:
+        mixed = np.tensordot(mixture, layer_costs, 1)
+        pairs: set[int] = set()
+        for saving, price in product(savings, DENSITY_PRICES):
+            priced = mixed + price * scale * saving
+            totals = np.minimum(priced[:, longer], priced[:, shorter]).sum(0)
+            pairs |= set(totals.argsort(kind="stable")[:PAIRS_PER_PRICE])
+        for pair in pairs:
+            loss = mixed[:, shorter[pair]] - mixed[:, longer[pair]]
+            rank = np.argsort(np.argsort(-loss, kind="stable"), kind="stable")
+            assignments |= {tuple(np.where(rank < t, longer[pair], shorter[pair]).tolist()) for t in splits}
+    return assignments
+
+
+def solve(
+    pool: Sequence[Candidates],
+    max_density: np.ndarray,
+    min_density: np.ndarray,
+    target: int,
+    ceilings: Sequence[float] | np.ndarray = (),
+) -> np.ndarray | None:
+    """Return the plan with the lowest cost at one length, int [layers, heads], or None if no plan is within bounds.
+
+    The program is solved without the smallest densities first. Then an assignment that another one of its layer
+    dominates is never needed, and a solution that happens to keep enough is also the best with them.
+
+    Args:
+        pool: from `candidates`.
+        max_density, min_density: bounds at each length, as in Bounds.
+        target: index of the length whose cost is minimised.
+        ceilings: of the costs at the second, third, ... profiled length.
+    """
+    layers = [_not_dominated(layer, max_density, target, bool(len(ceilings))) for layer in pool]
+    chosen = _choose(layers, max_density, np.zeros_like(min_density), target, ceilings)
+    if chosen is None:
         return None
-    kept = np.mean([layer.density[:, way] for layer, way in zip(few, ways)], 0)
-    if (kept < least - FEASIBLE).any():
-        few, ways = pool, _choose(pool, most, least, target, ceilings)
-    return None if ways is None else np.stack([layer.rules[way] for layer, way in zip(few, ways)])
+    density = np.mean([layer.density[:, place] for layer, place in zip(layers, chosen)], 0)
+    if (density < min_density - TOLERANCE).any():
+        layers = list(pool)
+        chosen = _choose(layers, max_density, min_density, target, ceilings)
+    return None if chosen is None else np.stack([layer.rules[place] for layer, place in zip(layers, chosen)])
 
 
-def _unbeaten(layer: Candidates, most: np.ndarray, target: int, ceilings: bool) -> Candidates:
-    """The ways of a layer that no other beats in the costs and the bounded densities; one of equal ones."""
+def _not_dominated(layer: Candidates, max_density: np.ndarray, target: int, ceilings: bool) -> Candidates:
+    """Return the distinct assignments of a layer that no other one dominates in costs and bounded densities."""
     costs = [layer.costs[[target]], *([layer.costs[1:]] if ceilings else [])]
-    counts = np.concatenate([*costs, layer.density[most < 1]]).T
-    counts, first = np.unique(counts, axis=0, return_index=True)
-    keep = first[[not _beaten(way, counts) for way in counts]]
+    objectives = np.concatenate([*costs, layer.density[max_density < 1]]).T
+    objectives, first = np.unique(objectives, axis=0, return_index=True)
+    keep = first[[not _dominated(value, objectives) for value in objectives]]
     return Candidates(layer.rules[keep], layer.costs[:, keep], layer.density[:, keep])
 
 
 def _choose(
-    pool: Sequence[Candidates], most: np.ndarray, least: np.ndarray, target: int, ceilings: Sequence[float]
+    pool: Sequence[Candidates],
+    max_density: np.ndarray,
+    min_density: np.ndarray,
+    target: int,
+    ceilings: Sequence[float] | np.ndarray,
 ) -> list[int] | None:
-    """One way a layer by HiGHS: binary Z[layer, way]; None if no choice is within the bounds."""
-    from scipy.optimize import Bounds as Between
+    """Return the index of the assignment that HiGHS chooses per layer, or None if no choice is within bounds."""
+    from scipy.optimize import Bounds as VariableBounds
     from scipy.optimize import LinearConstraint, milp
     from scipy.sparse import block_diag
 
@@ -263,20 +350,19 @@ def _choose(
     density = np.concatenate([layer.density for layer in pool], 1) / len(pool)
     constraints = [
         LinearConstraint(block_diag([np.ones((1, len(layer.rules))) for layer in pool]).tocsr(), 1, 1),
-        LinearConstraint(density, least - FEASIBLE, most + FEASIBLE),
+        LinearConstraint(density, min_density - TOLERANCE, max_density + TOLERANCE),
     ]
     if len(ceilings):
-        limit = np.asarray(ceilings) * (1 + 1e-6) + FEASIBLE
+        limit = np.asarray(ceilings) * (1 + 1e-6) + TOLERANCE
         constraints.append(LinearConstraint(costs[1:], -np.inf, limit))
-    answer = milp(
+    solution = milp(
         costs[target],
         constraints=constraints,
         integrality=np.ones(costs.shape[1]),
-        bounds=Between(0, 1),
-        options={"mip_rel_gap": GAP, "node_limit": NODES},
+        bounds=VariableBounds(0, 1),
+        options={"mip_rel_gap": MIP_GAP, "node_limit": MAX_NODES},
     )
-    if answer.x is None:  # infeasible, or nothing found in NODES
+    if solution.x is None:  # The program is infeasible, or no solution was found within MAX_NODES.
         return None
     ends = np.cumsum([len(layer.rules) for layer in pool])
-    parts = np.split(answer.x, ends[:-1])
-    return [int(part.argmax()) for part in parts]
+    return [int(part.argmax()) for part in np.split(solution.x, ends[:-1])]

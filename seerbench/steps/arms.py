@@ -81,7 +81,7 @@ def _random_plan(plans: Path, heads: int, sparsity: float | None, layers: int, s
     if not path.exists():
         plan = random_plan(heads, sparsity, setup.block, setup.seed)
         alphas, betas = (np.repeat(rules, layers, axis=0) for rules in (plan.alphas, plan.betas))
-        atomically(path, lambda part: save_plan(part, alphas, betas, plan.about))
+        atomically(path, lambda part: save_plan(part, alphas, betas, plan.provenance))
     return path
 
 

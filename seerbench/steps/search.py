@@ -43,7 +43,7 @@ def profile_model(preset: Preset, name: str) -> None:
     for sparsity, plan in plans.items():
         atomically(
             job.plans[sparsity],
-            lambda part, plan=plan: save_plan(part, plan.alphas, plan.betas, facts | plan.about),
+            lambda part, plan=plan: save_plan(part, plan.alphas, plan.betas, facts | plan.provenance),
         )
 
 

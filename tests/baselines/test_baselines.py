@@ -15,6 +15,7 @@ from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.reference import reference_attention
 from seerbench.core.tolerance import assert_no_worse_than_rounding
 from seerbench.core.top_k import top_k_density
+from seerbench.errors import ConfigError
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.protocol import realised_sparsity
@@ -280,11 +281,11 @@ def test_moa_s_plans_are_not_beaten_by_any_choice_of_rules():
     plans = moa_solver.choose_rules(costs, limits)
     best = np.inf
     for plan in product(range(3), repeat=3):
-        if len(set(plan)) <= 2 and (density[:, list(plan)].mean(1) <= limits.most + 1e-9).all():
+        if len(set(plan)) <= 2 and (density[:, list(plan)].mean(1) <= limits.max_density + 1e-9).all():
             best = min(best, sum(scaled[0][0, head, rule] for head, rule in enumerate(plan)))
     found = min(sum(scaled[0][0, head, rule] for head, rule in enumerate(plan[0])) for plan in plans)
-    assert found <= best * (1 + 2 * moa_solver.GAP) + 1e-9
-    with pytest.raises(RuntimeError, match="ask for less sparsity"):
+    assert found <= best * (1 + 2 * moa_solver.MIP_GAP) + 1e-9
+    with pytest.raises(ConfigError, match="lower sparsity"):
         moa_solver.choose_rules(costs, moa_solver.Bounds(density, np.array([0.1, 0.1]), np.zeros(2)))
 
 
@@ -296,10 +297,10 @@ def test_no_head_keeps_less_than_a_quarter_of_a_bound():
     for sparsity in (None, 0.5, 0.8):
         limits = moa_solver.bounds(rules, [*lengths, 2048], block, sparsity)
         kept = np.concatenate([limits.density[:, choice] for choice in moa_solver.choose_rules(costs, limits)], 1)
-        bound = limits.most < 1
-        assert (kept[bound] >= 0.25 * limits.most[bound, None, None]).all()
-        assert (kept[bound].mean((1, 2)) <= limits.most[bound] + 1e-6).all()
-        assert (limits.density[bound] < 0.25 * limits.most[bound, None]).any()  # there was something to leave out
+        bound = limits.max_density < 1
+        assert (kept[bound] >= 0.25 * limits.max_density[bound, None, None]).all()
+        assert (kept[bound].mean((1, 2)) <= limits.max_density[bound] + 1e-6).all()
+        assert (limits.density[bound] < 0.25 * limits.max_density[bound, None]).any()  # some are left out
 
 
 def test_moa_s_plan_goes_through_upstream_s_format(tmp_path):

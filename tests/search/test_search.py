@@ -77,14 +77,14 @@ def test_moa_s_plans_of_a_model_run_in_it(model, windows, tmp_path, monkeypatch)
         assert plan.alphas.shape == plan.betas.shape == (2, 4)
         for layer in range(2):
             assert len(set(zip(plan.alphas[layer], plan.betas[layer]))) <= 2
-        assert all(have <= most + 1e-6 for have, most in zip(plan.about["reached"], plan.about["most"]))
-        save_plan(tmp_path / "moa.json", plan.alphas, plan.betas, plan.about)
+        assert all(have <= most + 1e-6 for have, most in zip(plan.provenance["reached"], plan.provenance["most"]))
+        save_plan(tmp_path / "moa.json", plan.alphas, plan.betas, plan.provenance)
         method = create("moa", plan=tmp_path / "moa.json", sparsity=sparsity, block=BLOCK)
         with torch.no_grad(), attention_method(model, method) as record:
             model.model(torch.from_numpy(windows[256][0]).long()[None], use_cache=False)
         if sparsity:  # its bound is the kept blocks at this very length
-            assert 1 - record.mean_sparsity() == pytest.approx(plan.about["reached"][2], abs=1e-6)
-    assert plans[None].about["bound"] == "KV density"
+            assert 1 - record.mean_sparsity() == pytest.approx(plan.provenance["reached"][2], abs=1e-6)
+    assert plans[None].provenance["bound"] == "KV density"
     again = moa.moa_plans(model, windows, windows[256], [0.5], BLOCK)
     assert np.array_equal(again[0.5].alphas, plans[0.5].alphas)
 
@@ -102,15 +102,15 @@ def test_a_warning_that_another_thread_made_an_error_costs_no_plan(monkeypatch):
 
     monkeypatch.setattr(moa_solver, "choose_rules", choose)
     before = list(warnings.filters)
-    assert moa._choose_all([], ["a", "b"]) == [["a"], ["b"]]
+    assert moa.choose_in_parallel([], ["a", "b"]) == [["a"], ["b"]]
     assert warnings.filters == before
     with pytest.raises(RuntimeError, match="no plan"):
-        moa._choose_all([], ["a", "wrong"])
+        moa.choose_in_parallel([], ["a", "wrong"])
 
 
 def test_a_random_plan_stands_for_no_model():
     plan = moa.random_plan(8, None, 64, seed=0)
-    assert plan.about["influence"] == "random"
+    assert plan.provenance["influence"] == "random"
     assert plan.alphas.shape == (1, 8)
     assert len(set(zip(plan.alphas[0], plan.betas[0]))) == 2  # uneven, as a search makes it
 
