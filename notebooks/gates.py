@@ -8,10 +8,11 @@
 # %% [markdown]
 # # Gates: which blocks they choose, and which they miss
 #
-# A gate reads pooled Q and K and says which key blocks each query block will need. It is trained on the *target*:
-# the attention map of the dense model, pooled to blocks by their maximum and normalised by row. This notebook
-# looks at single heads: the target, what the gate says of it, which blocks it finds at a sparsity, and what those
-# it misses would have weighed. It measures nothing; it reads the rows of `seerbench maps` and `seerbench recall`.
+# A gate reads pooled Q and K and predicts which key blocks each query block will need. It is trained on the
+# *target*: the attention map of the dense model, pooled to blocks by their maximum and normalised in each row.
+# This notebook shows single heads: the target, the gate's prediction, the blocks that it finds at a sparsity,
+# and the attention in the blocks that it misses. It measures nothing; it reads the rows of `seerbench maps` and
+# `seerbench recall`.
 
 # %%
 import textwrap
@@ -34,7 +35,8 @@ notebooks.overview([run]).style.hide()
 # %% [markdown]
 # ## Pick a head
 #
-# The run kept the maps of these heads. Choose one, and a sparsity, and run the notebook again.
+# The run stored the maps of these heads. Change `LAYER`, `HEAD` and the sparsity below and run the notebook
+# again.
 
 # %%
 heads = maps[["layer", "head"]].drop_duplicates().sort_values(["layer", "head"]).to_numpy().tolist()
@@ -46,7 +48,7 @@ SPARSITY = 0.7
 
 # %% tags=["hide-input"]
 def square(blocks, column):
-    """Rows of one head -> [query block, key block], 0 above the diagonal."""
+    """Turn the rows of one head into a map [query block, key block] that is 0 above the diagonal."""
     n = int(blocks[["row", "column"]].to_numpy().max()) + 1
     values = np.zeros((n, n))
     values[blocks.row, blocks.column] = blocks[column]
@@ -54,7 +56,7 @@ def square(blocks, column):
 
 
 def chosen(values, sparsity):
-    """The paper's top-k rule: each row keeps its k best of the blocks that it sees, ties to the lower index."""
+    """Apply the paper's top-k rule: each row keeps its k best visible blocks; ties go to the lower index."""
     n = len(values)
     seen = np.tril(np.ones((n, n), bool))
     ranks = np.argsort(np.argsort(np.where(seen, -values, np.inf), axis=1, kind="stable"), axis=1, kind="stable")
@@ -62,7 +64,7 @@ def chosen(values, sparsity):
 
 
 def look(layer, head, sparsity):
-    """Target, prediction, and both choices of one head."""
+    """Return target, prediction, and the choices of both for one head."""
     blocks = maps[(maps.layer == layer) & (maps["head"] == head)]
     target, predicted = square(blocks, "target"), square(blocks, "predicted")
     return target, predicted, chosen(target, sparsity), chosen(predicted, sparsity)
@@ -75,9 +77,9 @@ about = (
 )
 
 # %% [markdown]
-# Left and middle: the share of each row that a block holds, on one logarithmic scale. Right: the choice at the
-# sparsity above. Found is what both would keep, missed what only the target would, needless what only the gate
-# would.
+# Left and middle: the share of each row's attention in each block, on one logarithmic scale. Right: the choice
+# at the sparsity above. *Found*: kept by both. *Missed*: kept by the target only. *Needless*: kept by the gate
+# only.
 
 # %% tags=["hide-input"]
 with rc_context(style.STYLE):
@@ -103,9 +105,9 @@ notebooks.picture(figure, f"Target, gate and choice of {about}")
 # %% [markdown]
 # ## Where are blocks missed?
 #
-# *Recall* is the share of the wanted blocks that are found. *Mass* is what the missed ones weigh: the share of a
-# row's pooled attention in them. Against the distance from the diagonal, the two tell a gate that is blind to
-# what is far from one that only leaves out blocks of no weight.
+# *Recall* is the share of the target's blocks that the gate finds. *Mass* is the share of a row's pooled
+# attention in the missed blocks. Both are shown against the distance from the diagonal. They tell a gate that
+# cannot see far blocks from one that leaves out blocks of little weight.
 
 # %% tags=["hide-input"]
 distance = np.subtract.outer(np.arange(len(target)), np.arange(len(target)))
@@ -146,8 +148,8 @@ with rc_context(style.STYLE):
 notebooks.picture(figure, f"Blocks found by distance and mass kept by row, {about}")
 
 # %% [markdown]
-# The same for every head that was recorded. A head with a low recall and a high kept mass misses blocks that
-# hardly count; one with both low is where the loss comes from.
+# Recall and kept mass of every head that was stored. A head with low recall and high kept mass misses blocks
+# that hardly count. A head with both low is where the loss comes from.
 
 # %% tags=["hide-input"]
 lines = []
@@ -170,14 +172,14 @@ display(of_heads.style.hide().format("{:.0%}", subset=list(of_heads.columns[2:])
 # %% [markdown]
 # ## All heads, all documents
 #
-# The maps are of one document. The recall rows hold every layer and head over several documents, for each method
-# at the same sparsities, against the oracle: the top-k of the true map. An untrained gate and fixed patterns show
-# what is for free.
+# The maps are of one document. The recall rows cover every layer and head over several documents, for each
+# method at equal sparsities, compared with the oracle (the top-k rule on the true map). An untrained gate and
+# fixed patterns show how much one gets without training.
 
 
 # %% tags=["hide-input"]
 def heat(rows, value):
-    """[layer, head] means over documents."""
+    """Return the means over documents as [layer, head]."""
     return rows.pivot_table(index="layer", columns="head", values=value, aggfunc="mean")
 
 
@@ -213,11 +215,10 @@ with rc_context(style.STYLE):
         f"{at:.0%} asked for, context {style.size(here.context.max())}. {frames.label(run_of_recall, here)}"
     )
     notebooks.caption(figure, about_rows)
-notebooks.picture(figure, "Recall and kept mass by layer and head, a column a method")
+notebooks.picture(figure, "Recall and kept mass by layer and head, one column per method")
 
 # %% [markdown]
-# The heads at which the trained gates lose most, by kept mass: these are the ones to pick above, if their maps
-# were kept.
+# The heads in which the trained gates lose most, by kept mass. Pick these above, if their maps were stored.
 
 # %%
 trained = here[(here.method == "seer") & ~here.gate.str.contains("untrained", na=True)]
@@ -227,8 +228,8 @@ worst = (
 display(worst.head(8).reset_index().style.hide().format("{:.0%}", subset=["recall", "mass", "sparsity_realised"]))
 
 # %% [markdown]
-# Documents differ too. Below: the mean over layers and heads of each document, with a document's spread as a
-# line. A gate whose documents scatter widely has learned some texts and not others.
+# Documents differ too. Below: the mean over layers and heads of each document, with the spread within a
+# document as a line. If the documents of a gate are scattered widely, it has learned some texts and not others.
 
 # %% tags=["hide-input"]
 by_document = here.groupby(["method", "gate", "document"], dropna=False)[["recall", "mass"]].mean().reset_index()
@@ -244,4 +245,4 @@ with rc_context(style.STYLE):
         ax.set_xlabel({"recall": "recall", "mass": "kept mass"}[value])
     axes[1].set_yticklabels([])
     notebooks.caption(figure, about_rows)
-notebooks.picture(figure, "Recall and kept mass of each document, a line a method")
+notebooks.picture(figure, "Recall and kept mass of each document, one line per method")

@@ -6,11 +6,11 @@
 # ---
 
 # %% [markdown]
-# # Kernels: from the oracle to Hopper
+# # Kernels: from the definition to Hopper
 #
-# The same mathematics five times: as a definition, as a walk over lists, as a portable Triton kernel, as a kernel
-# that is built around one GPU's tensor cores, and as what was measured of each. The first steps run here, on any
-# machine; the measured ladder is read from rows.
+# Block-sparse attention in five forms: the definition, a loop over lists in torch, a portable Triton kernel, a
+# kernel built around the tensor cores of one GPU, and the measurements of each. The first forms run here, on
+# any machine; the measurements are read from rows.
 
 # %%
 import ast
@@ -33,24 +33,25 @@ runs = notebooks.runs()
 
 
 def listing(path, name):
-    """The source of one function, read as text: nothing of it is imported, and none of it is copied here."""
+    """Show the source of one function, read as text without importing it."""
     text = (ROOT / path).read_text()
     node = next(node for node in ast.parse(text).body if getattr(node, "name", None) == name)
     return Markdown(f"`{path}`, `{name}`\n\n```python\n{ast.get_source_segment(text, node)}\n```")
 
 
 def card(path):
-    """What a file says of itself in its first lines."""
+    """Show the first lines of a file, which describe it."""
     return Markdown(f"`{path}`\n\n```text\n{ast.get_docstring(ast.parse((ROOT / path).read_text()))}\n```")
 
 
 notebooks.overview(runs).style.hide()
 
 # %% [markdown]
-# ## 1. The oracle
+# ## 1. The reference
 #
 # Softmax attention over the kept blocks, by definition, in float64. It builds the whole map, so it is slow and
-# takes memory with the square of the length; it is right, and every kernel is judged against it.
+# its memory grows with the square of the length. It is correct by construction, and every kernel is compared
+# with it.
 
 # %%
 listing("seerbench/core/reference.py", "reference_attention")
@@ -58,8 +59,9 @@ listing("seerbench/core/reference.py", "reference_attention")
 # %% [markdown]
 # ## 2. What is kept: lists
 #
-# A block mask says which key blocks each query block reads, per query head: a count and an ascending list a row.
-# Work is then proportional to the entries, and a kernel that walks a list never looks at what was skipped.
+# A block mask says which key blocks each query block reads, for each query head: one count and one ascending
+# list per row of blocks. The work is then proportional to the number of entries, and a kernel never reads what
+# was skipped.
 
 # %%
 kept = torch.tensor(
@@ -76,14 +78,15 @@ print(f"skipped {1 - mask.density():.0%} of the causal blocks; the last block ho
 # %% [markdown]
 # ## 3. Online softmax over a list
 #
-# A tile of query rows keeps three things: the largest score so far `m`, the sum of exponentials `l`, and the
-# output `o`, both relative to `m`. A new block of keys may raise `m`; what was summed before shrinks by `exp(old
-# m - new m)`. The map is never stored. This is FlashAttention's recurrence, and every kernel below is this loop.
+# For a tile of query rows three things are stored: the largest score so far `m`, the sum of exponentials `l`,
+# and the output `o`, both relative to `m`. If a new block of keys raises `m`, the earlier sums are multiplied
+# by `exp(old m - new m)`. The map is never stored. This is FlashAttention's recurrence, and every kernel below
+# is this loop.
 
 
 # %%
 def walk(q, k, v, mask):
-    """Block-sparse attention in plain torch: q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]."""
+    """Compute block-sparse attention in plain torch: q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]."""
     k, v = repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1])
     out = torch.zeros_like(q)
     n, scale = q.shape[2], q.shape[-1] ** -0.5
@@ -108,9 +111,9 @@ error, budget = error_and_budget(walk(q, k, v, mask), exact, rounded)
 print(f"error {error:.2e}, budget {budget:.2e}: {'right' if error <= budget else 'wrong'}")
 
 # %% [markdown]
-# The budget is derived, not chosen: a kernel may miss the float64 answer by twice what the same mathematics
-# misses in the kernel's own precision. It needs no constant for each dtype and cannot be loosened quietly. A
-# kernel that forgets one rescaling is far outside:
+# The error budget is derived, not chosen: a kernel's error against the float64 reference may be at most twice
+# the error of the same mathematics in the kernel's own precision. So there is no constant per dtype that could
+# be loosened. A kernel that forgets one rescaling exceeds the budget by far:
 
 # %%
 wrong = walk(q, k * 1.02, v, mask)
@@ -120,9 +123,9 @@ print(f"keys off by 2%: error {error:.2e}, budget {budget:.2e}: {'right' if erro
 # %% [markdown]
 # ## 4. Portable Triton
 #
-# The same loop, one program a tile of query rows. What was added is all about time: programs are ordered so that
-# those who read the same keys run together, exponentials are of base 2, and since lists ascend only the last
-# entries can cross the diagonal, so that the first of two loops compares no positions.
+# The same loop, with one program per tile of query rows. The rest serves speed: programs that read the same
+# keys run at the same time, exponentials have base 2, and the loop is split. Since lists ascend, only the last
+# entries can cross the diagonal, and the first of the two loops compares no positions.
 
 # %%
 listing("kernels/block_sparse/triton.py", "_walk")
@@ -130,19 +133,19 @@ listing("kernels/block_sparse/triton.py", "_walk")
 # %% [markdown]
 # ## 5. Hopper
 #
-# On an H100 or H200 a warp that loads and computes by turns leaves the tensor cores idle. The Gluon kernel gives
-# the two jobs to different warps:
+# On an H100 or H200, a warp that alternates between loading and computing leaves the tensor cores idle. The
+# Gluon kernel gives the two jobs to different warps:
 
 # %%
 card("kernels/block_sparse/hopper.py")
 
 # %% [markdown]
-# ## 6. The ladder, measured
+# ## 6. The measurements
 #
-# Every rung in the same rounds on the same inputs. *x* is dense / kernel within a round, over FlashAttention-2
-# where it runs; *TFLOP/s* count kept blocks only; *of the dense ceiling* is that rate over the fastest dense
-# kernel's in the same cell: at 100% a kept block costs what it costs dense, and nothing is left to gain but by
-# skipping more.
+# All kernels in the same rounds on the same inputs. *x* is dense / kernel within a round, where dense is
+# FlashAttention-2 if it runs. *TFLOP/s* count kept blocks only. *Of the dense ceiling* is that rate divided by
+# the fastest dense kernel's in the same cell: at 100% the kernel needs no more time per kept block than that
+# dense kernel, and only skipping more makes it faster.
 
 # %%
 timed = [run for run in runs if (run.table("cells").sweep == "kernel").any()]
@@ -191,10 +194,10 @@ shown = pd.DataFrame(
 display(shown.style.hide().set_caption(f"context {style.size(context)}, {most:.0%} asked for"))
 
 # %% [markdown]
-# Left: the rate on kept blocks. A kernel whose line falls towards high sparsity has work that does not shrink
-# with the blocks: launches, lists, the beginning and end of each row. Right: what that leaves of the ideal
-# speed-up, 1 / (1 - skipped), drawn dashed; a kernel above that line is better made than the dense kernel that
-# it is compared with.
+# Left: the rate on kept blocks. If a kernel's line falls towards high sparsity, it has work that does not
+# shrink with the number of blocks: launches, lists, the beginning and end of each row. Right: the share of the
+# ideal speed-up 1 / (1 - skipped), drawn dashed. A kernel above that line is more efficient per block than the
+# dense kernel that it is compared with.
 
 # %% tags=["hide-input"]
 plain = ladder[ladder.context == context]
@@ -221,11 +224,11 @@ with rc_context(style.STYLE):
     left.legend(fontsize=5)
     right.legend(fontsize=5)
     notebooks.caption(figure, frames.label(run, cells, timed=True))
-notebooks.picture(figure, "Rate on kept blocks and speed-up against sparsity, a line a kernel")
+notebooks.picture(figure, "Rate on kept blocks and speed-up against sparsity, one line per kernel")
 
 # %% [markdown]
-# The same speed-up over the length. Short contexts have little work to hide the launch behind; long ones show the
-# kernel alone.
+# The speed-up against the length. In short contexts the launch of the kernel is a large part of the time; in
+# long ones it is not visible.
 
 # %%
 table = ladder[ladder.sparsity_requested == most].assign(rung=lambda frame: frame.method.map(colors.display))
@@ -236,8 +239,8 @@ display(table.map("{:.2f}x".format).reset_index().style.hide().set_caption(f"spe
 # %% [markdown]
 # ## 7. The kernel that makes the training target
 #
-# The gate learns from the dense map pooled to blocks. Written down naively that is the whole map in memory; the
-# pooled kernel takes each block's maximum on its way through FlashAttention.
+# The gate learns from the dense map pooled to blocks. A naive implementation needs the whole map in memory. The
+# pooled kernel takes the maximum of each block inside FlashAttention's loop.
 
 # %% tags=["hide-input"]
 trainers = [one for one in runs if (one.table("cells").sweep == "training_kernel").any()]
@@ -263,8 +266,8 @@ if trainers:
 # %% [markdown]
 # ## 8. What did not work
 #
-# [docs/LOG.md](../docs/LOG.md) keeps every experiment with its prediction and result. The kernel experiments whose
-# outcome is negative:
+# [docs/LOG.md](../docs/LOG.md) keeps every experiment with its prediction and result. The kernel experiments
+# whose outcome is negative:
 
 # %%
 index = re.findall(

@@ -8,10 +8,10 @@
 # %% [markdown]
 # # Results: every artefact, the numbers behind it, and what they mean
 #
-# SeerBench asks one question: how much of attention can be skipped in a long prefill, at what loss, and how much
-# time does that really save? This notebook walks through the answer in that order. It measures nothing: it reads
-# rows (parquet, one fact a row) and computes everything that it says from them. Each artefact is drawn once for
-# every machine below that measured it; its caption names machine, date and commit.
+# How much of attention can be skipped in a long prefill, what does that cost in quality, and how much time does
+# it really save? This notebook answers in that order. It measures nothing: it reads rows (parquet, one fact per
+# row) and computes all numbers from them. Each artefact is drawn once for every machine below that measured it;
+# its caption names machine, date and commit.
 
 # %%
 import importlib
@@ -30,15 +30,15 @@ paper = frames.paper_values()
 notebooks.overview(runs).style.hide()
 
 # %% [markdown]
-# A run holds what one preset measured on one machine. A small model on a CPU can say which method finds the right
-# blocks; it says nothing about a GPU's speed. A run of kernels says what time is saved, and nothing about loss.
-# So watch the *scale* column: a number is as good as what it was measured on.
+# A run contains what one preset measured on one machine. A small model on a CPU can tell which method finds the
+# right blocks, and nothing about a GPU's speed. A run of kernels tells what time is saved, and nothing about
+# quality. So read the *scale* column first.
 
 
 # %% tags=["hide-input"]
 @cache
 def measured(name):
-    """[(run, frame), ...]: an artefact's frame from every machine that measured it, fresh before published."""
+    """Return (run, frame) of an artefact for every machine that measured it, fresh runs before published ones."""
     found, machines = [], set()
     for run in runs:
         machine = tuple(run.table("runs").device.unique())
@@ -53,7 +53,7 @@ def measured(name):
 
 
 def show(name):
-    """Draw an artefact, once a machine, with its notes."""
+    """Draw an artefact with its notes, once per machine."""
     entry, module = ARTEFACTS[name], importlib.import_module(f"seerbench.artefacts.{name}")
     for run, frame in measured(name):
         if entry.kind == "figure":
@@ -73,9 +73,9 @@ def show(name):
 # %% [markdown]
 # ## What is lost when blocks are skipped
 #
-# Figure 4 shows perplexity against the share of skipped blocks, Table 1 the same numbers with the baselines at
-# equal sparsity. Perplexities of different documents differ far more than a method changes any one of them, so
-# compare the *loss*: nats a token over dense on the same documents. 0.01 nats is 1% in perplexity.
+# Figure 4 shows perplexity against sparsity. Table 1 has the same numbers, with the baselines at equal
+# sparsity. Perplexities of different documents differ far more than a method changes any one of them, so
+# compare the *loss*: nats per token over dense on the same documents. 0.01 nats is 1% in perplexity.
 
 # %%
 show("fig4")
@@ -83,12 +83,12 @@ show("fig4")
 show("table1")
 
 # %% [markdown]
-# The question that a user has is the reverse one: how far can I go? Below, for each method and context, the
-# highest sparsity whose loss is at most 0.02 nats with its whole 95% interval. An empty cell: none that was
-# measured.
+# Usually the question is the reverse one: how much can be skipped? Below, for each method and context, the
+# highest sparsity whose loss is at most 0.02 nats with its whole 95% interval. An empty cell: none of the
+# measured sparsities.
 
 # %%
-BEARABLE = 0.02  # nats a token, 2% in perplexity; choose your own
+BEARABLE = 0.02  # nats per token, 2% in perplexity; choose your own
 
 for run, frame in measured("table1"):
     known = frame[(frame.source == "measured") & (frame.metric == "perplexity") & frame.delta.notna()]
@@ -99,8 +99,8 @@ for run, frame in measured("table1"):
     display(shares.style.hide().set_caption(f"{run.folder.name}: skipped at a loss of at most {BEARABLE} nats"))
 
 # %% [markdown]
-# Perplexity averages over all tokens, and most tokens need only what is near. Retrieval tasks ask for one far
-# block and show what perplexity hides.
+# Perplexity averages over all tokens, and most tokens need only nearby blocks. Retrieval tasks need one far
+# block, and show what perplexity does not.
 
 # %%
 show("table2")
@@ -108,8 +108,8 @@ show("table2")
 # ## Are they the right blocks?
 #
 # Recall compares the chosen blocks with the oracle's: those with the most attention. *Kept mass* weighs each
-# block by its attention, so a method can have low recall and yet lose little, if what it misses weighs nothing.
-# The notebook `gates` looks at single heads.
+# block by its attention. A method can have low recall and yet lose little, if the missed blocks have little
+# weight. The notebook `gates` shows single heads.
 
 # %%
 show("recall")
@@ -118,10 +118,10 @@ show("fig7")
 # %% [markdown]
 # ## What makes a good gate
 #
-# Figure 10 tries all 49 poolings of Q and K, Figure 9 asks whether the gate needs RoPE beyond its training
-# length, and Table 3 whether training gate and model together keeps more than training the gate afterwards. Mind
-# the intervals before believing an ordering: the cell below counts how many poolings cannot be told from the best
-# one.
+# Figure 10 compares all 49 poolings of Q and K. Figure 9 asks whether the gate needs RoPE beyond its training
+# length. Table 3 asks whether training gate and model together keeps more quality than training the gate
+# afterwards. Look at the intervals before believing an order: the cell below counts how many poolings cannot be
+# distinguished from the best one.
 
 # %%
 show("fig10")
@@ -142,10 +142,10 @@ show("table3")
 # %% [markdown]
 # ## What time is saved
 #
-# Three questions, often mixed up. *Kernel*: the sparse attention alone, its blocks given. *Method*: choosing the
-# blocks included. *End to end*: the whole prefill, with the parts that attention cannot shorten. Each speed-up is
-# the median over rounds of dense / method within the round, over FlashAttention-2 where that runs and torch's own
-# dense kernel elsewhere.
+# There are three different questions. *Kernel*: sparse attention alone, with given blocks. *Method*: choosing
+# the blocks included. *End to end*: the whole prefill, with the parts that sparse attention does not shorten.
+# Each speed-up is the median over rounds of dense / method within the round, where dense is FlashAttention-2 if
+# it runs and torch's own dense kernel otherwise.
 
 # %%
 show("fig1")
@@ -160,11 +160,11 @@ show("table4")
 # %%
 show("fig8")
 # %% [markdown]
-# ### Where does it begin to pay?
+# ### From which sparsity on is it faster?
 #
 # For each run, sweep, context and method: the lowest requested sparsity whose speed-up has its whole interval
-# above 1, and the speed-up at the highest sparsity that was measured. "Never" is an answer too: short contexts
-# leave nothing to save.
+# above 1, and the speed-up at the highest measured sparsity. "Never" is an answer too: in short contexts there
+# is little to save.
 
 # %% tags=["hide-input"]
 SWEEPS = {"kernel": "attend", "methods": "total", "ttft": "ttft"}
@@ -200,9 +200,8 @@ display(crossing[~crossing.method.str.contains("gate-shaped")].style.hide())
 # %% [markdown]
 # ## Loss against time
 #
-# The two halves together, on the same model, text and masks: what a method loses against what it saves, with and
-# without the time of choosing the blocks. Right and low is better. Where a run has no context with both, there is
-# nothing to draw.
+# Both on the same model, text and masks: what a method loses against what it saves, with and without the time
+# to choose the blocks. Better is lower and further right. If a run has no context with both, nothing is drawn.
 
 # %%
 show("pareto")
@@ -210,9 +209,9 @@ show("pareto")
 # %% [markdown]
 # ## The paper's claims
 #
-# Each sentence of the paper with a number or an ordering in it, judged by code (`seerbench/report/verdicts.py`) from the
-# rows of the run that reaches the longest context. "Not reproduced" holds the undecided ones too: an interval
-# across the bound.
+# Each sentence of the paper with a number or an ordering in it, judged by code (`seerbench/report/verdicts.py`)
+# from the rows of the run that reaches the longest context. "Not reproduced" includes undecided claims: an
+# interval that contains the bound.
 
 # %%
 verdicts = report_verdicts.judge(runs)

@@ -1,6 +1,6 @@
-"""The kernels' times beside FlashAttention-2 (PyTorch SDPA), cuDNN and FlexAttention, on this GPU.
+"""Time the kernels beside FlashAttention-2 (PyTorch SDPA), cuDNN and FlexAttention on this GPU.
 
-    PYTHONPATH=. python tests/gpu/ladder.py sparse --context 32768 --sparsity 0 0.5 0.9 --block 64x64 128x128
+    PYTHONPATH=. python tools/ladder.py sparse --context 32768 --sparsity 0 0.5 0.9 --block 64x64 128x128
 
 All methods of a case run interleaved in shuffled order, timed by CUDA events, L2 flushed before each and
 the host's launch hidden behind a sleep. Printed: medians over the rounds, the ratio to FA-2 in the same
@@ -59,7 +59,7 @@ def a_mask(args, context, block_q, block_k, sparsity):
 
 
 def measure(methods, rounds, show_host=False):
-    """{name: function} -> {name: [ms a round]}; a method that fails says why and drops out."""
+    """Time functions by name: {name: [ms per round]}. One that fails is reported and left out."""
     flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
     times, alive = {name: [] for name in methods}, {}
     for name, function in methods.items():
@@ -87,7 +87,7 @@ def measure(methods, rounds, show_host=False):
             begin = time.perf_counter()
             for _ in range(20):
                 alive[name]()
-            print(f"    host {name}: {(time.perf_counter() - begin) / 20 * 1e6:.0f} us a launch")
+            print(f"    host {name}: {(time.perf_counter() - begin) / 20 * 1e6:.0f} us per launch")
     return {name: t for name, t in times.items() if t}
 
 
@@ -226,7 +226,7 @@ def tiles(args):
 
 
 def backward(args):
-    """dQ, dK and dV. Rates count FlashAttention-2's five products a tile, for our seven too."""
+    """Time dQ, dK and dV. Rates count five products per tile, as FlashAttention-2 needs, for our seven too."""
     from seerbench.kernels.block_sparse import triton_backward as ours
 
     for context in args.context:

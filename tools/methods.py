@@ -1,6 +1,6 @@
-"""Every method on a GPU at the paper's shape: `check` against the oracle, `time` plan, attend and memory. By hand.
+"""Run every method on a GPU at the paper's shape: `check` against the reference, `time` plan, attend and memory.
 
-    python tests/gpu/methods.py check | time
+    python tools/methods.py check | time
 
 `time` prints CUDA-event medians of a few calls, not interleaved: for a look while working; results come from
 `seerbench latency`.
@@ -93,7 +93,7 @@ def median_ms(call: Callable[[], Any], rounds: int = 5) -> float:
 
 @torch.no_grad()
 def timed(methods: dict[str, Any], context: int) -> None:
-    """A line a method."""
+    """Print one line per method."""
     both = flags(context, 0.02, 1000)
     scan = median_ms(lambda: convert._scan_on_gpu(*both))
     whole = median_ms(lambda: convert.vertical_slash_tiles(*both))
