@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from seerbench.core.block_mask import causal_blocks
 from seerbench.core.problem import LayerContext
+from seerbench.errors import MeasureError
 from seerbench.kernels.pooled.api import pooled_attention
 from seerbench.measure.arm import Arm
 from seerbench.methods.block_selection import select_top_k
@@ -25,6 +26,8 @@ from seerbench.models.hugging_face import for_each_layer
 @torch.no_grad()
 def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], block: int) -> list[dict[str, Any]]:
     """Compare the blocks of each arm with the oracle's: one row per document, layer, arm and query head.
+
+    Raises MeasureError for a method without a requested sparsity.
 
     recall is |method & oracle| / |oracle| at the same requested sparsity. mass is the share of the row-normalised
     pooled map on the blocks that the method keeps.
@@ -47,7 +50,10 @@ def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], b
             future = ~causal_blocks(target.shape[-1], 1, 1, q.device)
             ranked = target.float().masked_fill(future, -torch.inf)
             for arm in arms:
-                best = select_top_k(ranked, arm.method.sparsity, q.shape[2], block).to_dense()
+                sparsity = arm.method.sparsity
+                if sparsity is None:
+                    raise MeasureError(f"recall needs a requested sparsity; {arm.method.name} takes none")
+                best = select_top_k(ranked, sparsity, q.shape[2], block).to_dense()
                 plan = arm.method.plan(q, k, layer)
                 sparsities = (1 - plan.head_density())[0].tolist()
                 kept = plan.to_dense()

@@ -1,4 +1,4 @@
-"""machine."""
+"""Name the CPU and GPU of this machine and count its threads. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 
 def thread_count() -> int:
-    """Threads that torch may use, asked of torch only if something already imported it."""
+    """Return the number of threads that torch may use; the number of cores if nothing has imported torch."""
     torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else (os.cpu_count() or 1)
+    return int(torch.get_num_threads()) if torch else (os.cpu_count() or 1)
 
 
 def cpu_name() -> str:
-    """The CPU's model name and the number of cores this process may use."""
+    """Return the model name of the CPU and the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        lines = (line for line in info.read_text().splitlines() if line.startswith("model name"))
-        name = next(lines, f": {name}").split(":", 1)[1].strip()
+        models = (line for line in info.read_text().splitlines() if line.startswith("model name"))
+        name = next(models, f": {name}").split(":", 1)[1].strip()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name} CPU, {cores} cores"
 
 
 def gpu_facts() -> dict[str, Any]:
-    """Name, UUID, driver and current SM clock of the first GPU; {} where there is none. No torch import."""
+    """Return name, uuid, driver and sm_clock_mhz (now) of the first GPU; {} if there is none."""
     import pynvml
 
     try:

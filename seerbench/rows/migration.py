@@ -23,7 +23,7 @@ SCALES = {
 }
 # `cells.inputs` of version 1 named the model, and its training length where the context was beyond it:
 # "captured:llama, beyond the 8192 tokens of its training" or "random weights:llama-3.1-8b".
-INPUTS = re.compile(r"(?P<kind>captured|random weights):(?P<model>[^,]+)(?:, beyond the (?P<trained>\d+) tokens)?")
+INPUTS = re.compile(r"(?P<kind>captured|random weights):(?P<model>[^,]+)(, beyond the (?P<trained>\d+) tokens)?")
 
 
 def migrated_rows(table: str, content: pa.Table) -> pa.Table:

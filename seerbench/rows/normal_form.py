@@ -83,7 +83,7 @@ class Project:
         if name in self.bindings(module):
             return [Key(module, name)]
         paths = self.imports(module).get(name)
-        return paths and [self.resolve(path) for path in paths]
+        return None if paths is None else [self.resolve(path) for path in paths]
 
     def resolve(self, path: str, seen: tuple[str, ...] = ()) -> Key | str:
         """Return the definition that a dotted path names, through re-exports; else the path."""
@@ -113,6 +113,7 @@ class Project:
         return self._parts[key]
 
     def _statement(self, key: Key, node: ast.stmt) -> Parts:
+        """Return the normal form of one statement that binds a definition's name."""
         writer = _Writer(self, key.module)
         if isinstance(node, ast.ClassDef):
             fields, functions, rest = self.members(key.module, node)
@@ -125,8 +126,7 @@ class Project:
                 parts += [base for base in bases if isinstance(base, Key)]
             return parts
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = [target for target in ast.walk(node) if _stores(target)]
-            places = "".join("*" if target.id == key.name else "." for target in targets)
+            places = "".join("*" if name == key.name else "." for name in _stored(node))
             writer.text(f"constant {places} ")
             writer.write(node.value)
         elif isinstance(node, FUNCTIONS):
@@ -151,11 +151,11 @@ class Project:
 
         external = 0
         for base in reversed(node.bases):
-            found = self.base(module, base)
-            if isinstance(found, Key):
-                inherited = self.members(found.module, self.bindings(found.module)[found.name][-1])
+            meaning = self.base(module, base)
+            if isinstance(meaning, Key):
+                inherited = self.members(meaning.module, self._class(meaning))
                 fields, functions, rest = fields | inherited[0], functions | inherited[1], rest + inherited[2]
-            elif not (isinstance(found, str) and found.startswith(ABSTRACT_BASES)):
+            elif not (isinstance(meaning, str) and meaning.startswith(ABSTRACT_BASES)):
                 external += 1
                 rest += written(base)
         marks = [mark for mark in node.decorator_list if not is_register(mark)]
@@ -171,9 +171,9 @@ class Project:
                 value = statement.value
                 # Only the fields of dataclasses, tuples and other classes of a foreign kind need no value.
                 kept = isinstance(statement, ast.AnnAssign) and (marks or external)
-                for target in filter(_stores, ast.walk(statement)):
+                for name in _stored(statement):
                     member = ["field ", *(written(value) if value else [])]
-                    fields[target.id] = member if kept or (value and not _is_empty(value)) else []
+                    fields[name] = member if kept or (value and not _is_empty(value)) else []
             elif not _says_nothing(statement):
                 rest += written(statement)
         return fields, functions | own, rest
@@ -186,6 +186,13 @@ class Project:
         if isinstance(part, Key) and not isinstance(self.bindings(part.module)[part.name][-1], ast.ClassDef):
             return None
         return part
+
+    def _class(self, key: Key) -> ast.ClassDef:
+        """Return the syntax node of a class that `base` has named."""
+        node = self.bindings(key.module)[key.name][-1]
+        if not isinstance(node, ast.ClassDef):
+            raise TypeError(f"{'.'.join(key)} is not a class")
+        return node
 
 
 class _Writer:
@@ -204,14 +211,14 @@ class _Writer:
         """Write a syntax node, a list of them, or a plain value."""
         if isinstance(value, list):
             self.text("[")
-            for one in value:
-                if not _says_nothing(one):
-                    self.write(one)
+            for item in value:
+                if not _says_nothing(item):
+                    self.write(item)
             self.text("]")
         elif isinstance(value, FUNCTIONS):
             self.function(value)
         elif isinstance(value, COMPREHENSIONS):
-            targets = {node.id for part in value.generators for node in ast.walk(part.target) if _stores(node)}
+            targets = {name for generator in value.generators for name in _stored(generator.target)}
             self.inside(Scope(targets), value)
         elif isinstance(value, ast.AST):
             getattr(self, f"write_{type(value).__name__}", self.fields)(value)
@@ -246,7 +253,7 @@ class _Writer:
         self.write([arguments.defaults, [default or "none" for default in arguments.kw_defaults]])
         body = node.body if isinstance(node.body, list) else [node.body]
         scope = self.project.scope(body, self.module)
-        scope.names |= {one.arg for one in ast.walk(arguments) if isinstance(one, ast.arg)}
+        scope.names |= {part.arg for part in ast.walk(arguments) if isinstance(part, ast.arg)}
         self.scopes.append(scope)
         for kind in ("posonlyargs", "args", "vararg", "kwonlyargs", "kwarg"):
             value = getattr(arguments, kind)
@@ -279,10 +286,12 @@ class _Writer:
     def meanings(self, meanings: Iterable[Key | str]) -> None:
         """Write what a name refers to; a module stands for all its public definitions."""
         for meaning in meanings:
-            whole_module = isinstance(meaning, str) and meaning in self.project.sources
-            self.text(Key(meaning, "*") if whole_module else meaning)
+            if isinstance(meaning, str) and meaning in self.project.sources:
+                meaning = Key(meaning, "*")
+            self.text(meaning)
 
     def write_Name(self, node: ast.Name) -> None:
+        """Write a name as `name` does."""
         self.name(node.id)
 
     def write_Attribute(self, node: ast.Attribute) -> None:
@@ -290,10 +299,10 @@ class _Writer:
         path = self.path(node)
         if path is None:
             return self.fields(node)
-        found = self.project.resolve(path)
+        meaning = self.project.resolve(path)
         external = path.partition(".")[0] not in self.project.sources
-        if external or isinstance(found, Key) or found in self.project.sources:
-            return self.meanings([found])
+        if external or isinstance(meaning, Key) or meaning in self.project.sources:
+            return self.meanings([meaning])
         return self.fields(node)  # an attribute of a class or constant
 
     def path(self, node: ast.expr) -> str | None:
@@ -309,17 +318,21 @@ class _Writer:
         return paths[0] if len(paths) == 1 else None
 
     def write_Constant(self, node: ast.Constant) -> None:
+        """Write a constant; the text "package.module:name" as the definition that it names."""
         value = node.value
         if isinstance(value, str) and re.fullmatch(r"seerbench(\.\w+)+:\w+", value):
             return self.meanings([self.project.resolve(value.replace(":", "."))])
         self.text(repr(value))
 
     def write_arg(self, node: ast.arg) -> None:
+        """Write an argument by its name."""
         self.name(node.arg)
         self.constexpr(node.annotation)
 
     def write_AnnAssign(self, node: ast.AnnAssign) -> None:
-        self.fields(ast.Assign(targets=[node.target], value=node.value))
+        """Write an assignment without its annotation."""
+        if node.value is not None:  # _says_nothing leaves out annotations without a value
+            self.fields(ast.Assign(targets=[node.target], value=node.value))
         self.constexpr(node.annotation)
 
     def constexpr(self, annotation: ast.expr | None) -> None:
@@ -328,9 +341,11 @@ class _Writer:
             self.text(" constexpr")
 
     def write_Raise(self, node: ast.Raise) -> None:
+        """Write that something is raised; the error and its message do not count."""
         self.text("Raise")
 
     def write_ClassDef(self, node: ast.ClassDef) -> None:
+        """Write a class that is defined inside a function."""
         self.name(node.name)
         self.write([*node.bases, *node.keywords, *node.decorator_list])
         self.scopes.append(Scope(self.project.scope(node.body, self.module).names, is_class=True))
@@ -344,17 +359,17 @@ def _scope(body: Iterable[ast.AST], module: str) -> Scope:
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Import):
-            for one in node.names:
-                path = one.name if one.asname else one.name.partition(".")[0]
-                scope.imports.setdefault(one.asname or path, []).append(path)
+            for alias in node.names:
+                path = alias.name if alias.asname else alias.name.partition(".")[0]
+                scope.imports.setdefault(alias.asname or path, []).append(path)
         elif isinstance(node, ast.ImportFrom):
             package = module.split(".")[: -node.level] if node.level else []
-            for one in node.names:
-                path = ".".join([*package, *([node.module] if node.module else []), one.name])
-                scope.imports.setdefault(one.asname or one.name, []).append(path)
+            for alias in node.names:
+                path = ".".join([*package, *([node.module] if node.module else []), alias.name])
+                scope.imports.setdefault(alias.asname or alias.name, []).append(path)
         elif isinstance(node, (ast.Global, ast.Nonlocal)):
             outside |= set(node.names)
-        elif _stores(node):
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             scope.names.add(node.id)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             scope.names.add(node.name)
@@ -370,8 +385,9 @@ def _scope(body: Iterable[ast.AST], module: str) -> Scope:
     return scope
 
 
-def _stores(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+def _stored(node: ast.AST) -> list[str]:
+    """Return the names that a syntax node assigns to, in the order of `ast.walk`, one entry per assignment."""
+    return [part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
 
 
 def is_register(mark: ast.expr) -> bool:
@@ -398,9 +414,10 @@ def _computes_nothing(function: Any) -> bool:
     body = [statement for statement in function.body if not _says_nothing(statement)]
     if len(body) != 1 or not isinstance(body[0], ast.Return):
         return not body or (len(body) == 1 and isinstance(body[0], ast.Raise))
-    value, arguments = body[0].value, {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)}
+    value, arguments = body[0].value, {part.arg for part in ast.walk(function.args) if isinstance(part, ast.arg)}
     return value is None or _is_empty(value) or (isinstance(value, ast.Name) and value.id in arguments)
 
 
 def _renamed(name: str) -> str:
+    """Return the present name of a member, attribute or keyword."""
     return RENAMED.get(name, name)

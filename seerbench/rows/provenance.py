@@ -1,4 +1,4 @@
-"""provenance."""
+"""Describe one execution of a step: its row in the table `runs`, to which all rows that it measures refer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from seerbench.paths import ROOT
+from seerbench.rows.git import git
 from seerbench.rows.machine import cpu_name, gpu_facts, thread_count
 from seerbench.rows.source_digest import source_digest
+
+# The packages whose version a number may depend on.
+PACKAGES = ("seerbench", "torch", "triton", "transformers", "flash-attn", "flash-attn-4", "minference")
 
 
 def provenance(
@@ -32,10 +36,18 @@ def provenance(
     corpus_sha256: str | None = None,
     corpus_split: str | None = None,
 ) -> dict[str, Any]:
-    """The `runs` row of this execution. Call it when the step starts; `finish` sets its wall time.
+    """Return the `runs` row of this execution. Call it when the step starts; `finish` fills in the wall time.
 
-    device is "cpu" or "cuda". A node without git hands the commit in through SEERBENCH_COMMIT and
-    SEERBENCH_DIRTY (0 or 1).
+    Args:
+        step: what runs, e.g. "latency kernel 8192".
+        preset: the name of the preset.
+        scale: the size of the experiment in words.
+        seed: the seed of the step.
+        device: "cpu" or "cuda".
+        scale_kind: one of schema.SCALE_KINDS; None if it has none.
+        corpus: the corpus that the step reads, if any.
+        corpus_sha256: the hash of its texts.
+        corpus_split: the split that the step reads: train, validation or test.
     """
     started = datetime.now(UTC)
     commit, dirty = commit_and_dirty()
@@ -67,31 +79,35 @@ def provenance(
 
 
 def finish(run: dict[str, Any]) -> dict[str, Any]:
-    """The same row with its wall time filled in."""
+    """Return a `runs` row with its wall time, in seconds until now."""
     started = datetime.fromisoformat(run["started"]).timestamp()
     return {**run, "wall_s": round(time.time() - started, 1)}
 
 
-def commit_and_dirty() -> tuple[str | None, bool | None]:
-    """(commit, dirty) as handed in by the environment, else as git says, else (None, None)."""
-    if os.environ.get("SEERBENCH_COMMIT"):
+def commit_and_dirty(root: Path = ROOT) -> tuple[str | None, bool | None]:
+    """Return the commit of a repository, and whether its tree has uncommitted changes.
+
+    SEERBENCH_COMMIT and SEERBENCH_DIRTY (0 or 1) answer where they are set, for machines without git. Otherwise git
+    does. Both are None where neither can; nothing is guessed.
+    """
+    commit = os.environ.get("SEERBENCH_COMMIT")
+    if commit:
         dirty = os.environ.get("SEERBENCH_DIRTY")
-        return os.environ["SEERBENCH_COMMIT"], None if dirty is None else dirty == "1"
-    if not shutil.which("git") or not (ROOT / ".git").exists():
+        return commit, None if dirty is None else dirty == "1"
+    if not shutil.which("git") or not (root / ".git").exists():
         return None, None
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True)
+    head, status = git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain")
     if head.returncode or status.returncode:
         return None, None
-    return head.stdout.strip(), bool(status.stdout.strip())
+    return head.stdout.decode().strip(), bool(status.stdout.strip())
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each package that a number may depend on, if installed."""
-    found = {"python": platform.python_version()}
-    for name in ("seerbench", "torch", "triton", "transformers", "flash-attn", "flash-attn-4", "minference"):
+    """Return the version of Python and of each installed package of PACKAGES."""
+    installed = {"python": platform.python_version()}
+    for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

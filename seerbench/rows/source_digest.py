@@ -19,29 +19,19 @@ import ast
 import functools
 import hashlib
 import io
-import os
 import re
-import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import seerbench
 from seerbench.errors import UnknownCommit
+from seerbench.paths import ROOT
+from seerbench.rows.git import git
 from seerbench.rows.normal_form import IMPORTS, Key, Project, is_register
 
-
-def files_digest(files: Iterable[Path]) -> str:
-    """Hash of files by name and content, in the order of their names."""
-    whole = hashlib.sha256()
-    for path in sorted(files, key=lambda path: path.name):
-        whole.update(path.name.encode() + path.read_bytes())
-    return whole.hexdigest()[:16]
-
-
 PACKAGE = Path(seerbench.__file__).resolve().parent
-ROOT = PACKAGE.parent
-# The last two are imported as seerbench.kernels and seerbench.baselines.
+# The folders with source code. The last two are imported as seerbench.kernels and seerbench.baselines.
 FOLDERS = ("seerbench", "kernels", "baselines")
 # Roots that no source refers to by name, since callers hand them in or time them directly.
 ROOT_NAMES = ("AttnGate", "pooled_attention", "naive_pooled_attention")
@@ -63,22 +53,34 @@ def sources_on_disk(package: Path = PACKAGE) -> dict[str, str]:
 
 def sources_at(commit: str, root: Path = ROOT) -> dict[str, str]:
     """Return the source text of every module at a git commit; raise UnknownCommit where git cannot give it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command = ["git", "archive", "--format=tar", commit, "--", *FOLDERS]
     try:
-        archive = subprocess.run(command, cwd=root, env=environment, capture_output=True)
+        archive = git(root, "archive", "--format=tar", commit, "--", *FOLDERS)
     except FileNotFoundError:
         raise UnknownCommit(f"commit {commit[:9]} cannot be read, since git is not installed") from None
     if archive.returncode:
-        said = archive.stderr.decode(errors="replace").strip()
-        raise UnknownCommit(f"commit {commit[:9]} is not in this repository; fetch the whole history (git: {said})")
+        answer = archive.stderr.decode(errors="replace").strip()
+        raise UnknownCommit(
+            f"commit {commit[:9]} is not in this repository; fetch the whole history (git: {answer})"
+        )
+    sources = {}
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-        files = [file for file in tar if file.isfile() and file.name.endswith(".py")]
-        return {module_name(PurePosixPath(file.name)): tar.extractfile(file).read().decode() for file in files}
+        for file in tar:
+            content = tar.extractfile(file) if file.isfile() and file.name.endswith(".py") else None
+            if content is not None:
+                sources[module_name(PurePosixPath(file.name))] = content.read().decode()
+    return sources
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """Return a hash of files by name and content, in the order of their names, 16 hex digits."""
+    content = hashlib.sha256()
+    for path in sorted(files, key=lambda path: path.name):
+        content.update(path.name.encode() + path.read_bytes())
+    return content.hexdigest()[:16]
 
 
 def module_name(path: PurePosixPath) -> str:
-    """Return the dotted name of a file: kernels/lists.py -> seerbench.kernels.lists."""
+    """Return the dotted name of a file: kernels/index_lists.py -> seerbench.kernels.index_lists."""
     parts = [*path.parts[:-1], *([] if path.name == "__init__.py" else [path.stem])]
     return ".".join(parts if parts[0] == "seerbench" else ["seerbench", *parts])
 
@@ -86,10 +88,10 @@ def module_name(path: PurePosixPath) -> str:
 def definitions(sources: Mapping[str, str]) -> dict[str, str]:
     """Return digest -> "module.name" for every definition that the roots reach, referenced ones first."""
     project = Project(sources)
-    found: dict[Key, str] = {}
+    digests: dict[Key, str] = {}
     for group in _groups(_roots(project), project):
-        found |= _digests(group, project, found)
-    return {digest: ".".join(key) for key, digest in found.items()}
+        digests |= _digests(group, project, digests)
+    return {digest: ".".join(key) for key, digest in digests.items()}
 
 
 @functools.cache
@@ -106,12 +108,12 @@ def definitions_at(commit: str) -> dict[str, str]:
 
 def source_digest() -> str:
     """Return the digest of what this tree's kernels and methods compute, 16 hex digits."""
-    return _whole(definitions_here())
+    return _combined(definitions_here())
 
 
 def digest_at(commit: str) -> str:
     """Return what `source_digest` gives at a commit of this repository; raise UnknownCommit."""
-    return _whole(definitions_at(commit))
+    return _combined(definitions_at(commit))
 
 
 def changed_since(commit: str | None, recorded: str, dirty: bool | None = False) -> list[str]:
@@ -131,11 +133,13 @@ def changed_since(commit: str | None, recorded: str, dirty: bool | None = False)
     return [name for digest, name in definitions_at(commit).items() if digest not in now]
 
 
-def _whole(digests: Iterable[str]) -> str:
+def _combined(digests: Iterable[str]) -> str:
+    """Return one digest of a set of digests, whatever their order."""
     return _hash("".join(sorted(digests)))
 
 
 def _hash(text: str) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -187,8 +191,8 @@ def _digests(group: list[Key], project: Project, known: Mapping[Key, str]) -> di
     """
     digests = dict.fromkeys(group, "")
     for _ in group:
-        seen = {**{key: known[key] for one in group for key in project.parts(one) if key in known}, **digests}
+        before = {**known, **digests}
         for key in group:
-            texts = [f"<{seen[part]}>" if isinstance(part, Key) else part for part in project.parts(key)]
+            texts = [f"<{before[part]}>" if isinstance(part, Key) else part for part in project.parts(key)]
             digests[key] = _hash("".join(sorted(texts) if key.name == "*" else texts))
     return digests

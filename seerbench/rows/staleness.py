@@ -1,31 +1,31 @@
-"""staleness."""
+"""Check published runs: whether their files are those that were published, and their timings those of this tree."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import pandas as pd
 
 from seerbench.errors import UnknownCommit
+from seerbench.rows.publish import MANIFEST, sha256
 from seerbench.rows.source_digest import changed_since
 from seerbench.rows.store import Run
 
 
 def stale(folder: Path) -> list[str]:
-    """Return what is wrong with a published run: changed files, timings of other kernels. Empty if nothing.
+    """Return the problems of a published run, one sentence each; an empty list if there are none.
 
-    A timing is up to date while this tree still has every definition that the commit that measured it had
-    (source_digest.changed_since).
+    Problems are a changed or missing file, and timings of other kernels or methods than this tree's. A timing is up
+    to date while this tree has every definition that the commit had that measured it (source_digest.changed_since).
     """
-    manifest = folder / "MANIFEST.json"
+    manifest = folder / MANIFEST
     if not manifest.exists():
-        return [f"{folder} has no MANIFEST.json; publish it with seerbench publish"]
+        return [f"{folder} has no {MANIFEST}; publish it with seerbench publish"]
     problems = []
     for name, digest in json.loads(manifest.read_text()).items():
         path = folder / name
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if not path.exists() or sha256(path) != digest:
             problems.append(f"{path} is not the file that was published")
     run = Run(folder)
     runs = run.table("runs")

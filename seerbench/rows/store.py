@@ -1,12 +1,13 @@
-"""Rows: the one definition of what a measurement looks like, with its provenance, in parquet.
+"""Write and read rows in parquet, checked against the schema and together with their provenance.
 
-Every step writes its rows with `write_rows`; everything downstream reads them with `Run`. A file
-holds one table and carries, in its own metadata, the schema version and the provenance of each
-execution that wrote rows into it, so that rows and their origin cannot part. `Run.table("runs")`
-is that provenance as a frame.
+Every step writes its rows with `write_rows`; everything downstream reads them with `Run`. A file holds rows of one
+table. Its metadata hold the schema version and the provenance of each execution that measured them, so that rows
+and provenance cannot get separated. `Run.table("runs")` returns the provenance as a frame.
 
-A run is a folder: `<run>/<table>/<part>.parquet`, in `results/fresh/<preset>` (what this machine
-measured) or `results/published/<machine>` (committed deliberately by `publish`).
+A run is a folder with files `<table>/<part>.parquet`: `results/fresh/<preset>` (what this machine measured) or
+`results/published/<machine>` (what `publish` copied there to be committed).
+
+Files of schema version 1 are read too; migration.py fills the columns that they lack.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,26 @@ from seerbench.errors import ResultsError
 from seerbench.rows.migration import migrated_rows, migrated_run
 from seerbench.rows.schema import SCHEMA_VERSION, TABLES, schema
 
+# Keys of a file's metadata.
+TABLE_KEY, VERSION_KEY, RUNS_KEY = b"seerbench.table", b"seerbench.schema", b"seerbench.runs"
+
 
 def to_table(table: str, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows -> pyarrow, checked against the schema: no missing, unknown, mistyped or empty field."""
+    """Return rows as a pyarrow table with the columns of the schema.
+
+    Raises ResultsError for a missing, unknown or mistyped column, and for an empty value in a column that may have
+    none.
+    """
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    want = schema(table)
+    expected = schema(table)
     if frame.empty:
-        return want.empty_table()
-    missing = [field.name for field in want if field.name not in frame and not field.nullable]
-    unknown = [name for name in frame if name not in want.names]
+        return expected.empty_table()
+    missing = [field.name for field in expected if field.name not in frame and not field.nullable]
+    unknown = [name for name in frame if name not in expected.names]
     if missing or unknown:
         raise ResultsError(f"rows of {table}: missing columns {missing}, unknown columns {unknown}")
     columns = []
-    for field in want:
+    for field in expected:
         values = frame[field.name] if field.name in frame else pd.Series([None] * len(frame), dtype=object)
         try:
             column = pa.Array.from_pandas(values, type=field.type)
@@ -47,7 +55,7 @@ def to_table(table: str, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pa
         if column.null_count and not field.nullable:
             raise ResultsError(f"rows of {table}: column {field.name} has {column.null_count} empty values")
         columns.append(column)
-    return pa.Table.from_arrays(columns, schema=want)
+    return pa.Table.from_arrays(columns, schema=expected)
 
 
 def write_rows(
@@ -56,28 +64,37 @@ def write_rows(
     rows: pd.DataFrame | Iterable[Mapping[str, Any]],
     runs: Mapping[str, Any] | Iterable[Mapping[str, Any]],
 ) -> None:
-    """Write one table atomically (temporary file, rename); an old file stays whole until then.
+    """Write rows of one table to a file; an existing file is replaced only once the new one is complete.
 
-    runs: the provenance of the executions that the rows name (`provenance()` makes one).
-    Raises ResultsError for rows that do not fit, and OSError (disk full) with nothing changed.
+    Raises ResultsError for rows that do not fit the schema or that name an execution without provenance, and
+    OSError (for example where the disk is full). Neither changes an existing file.
+
+    Args:
+        path: the file, `<run>/<table>/<part>.parquet`.
+        table: the name of the table.
+        rows: the rows.
+        runs: the `runs` rows of the executions that the rows name, as `provenance.provenance` makes them.
     """
     runs = [dict(runs)] if isinstance(runs, Mapping) else [dict(run) for run in runs]
     content = to_table(table, rows)
-    to_table("runs", runs)  # checked too, before anything is written
+    to_table("runs", runs)
     strangers = set(content["run_id"].to_pylist()) - {run["run_id"] for run in runs}
     if strangers:
         raise ResultsError(f"rows of {table} name runs without provenance: {sorted(strangers)}")
-    kept = {
-        b"seerbench.table": table.encode(),
-        b"seerbench.schema": str(SCHEMA_VERSION).encode(),
-        b"seerbench.runs": json.dumps(runs, sort_keys=True).encode(),
+    metadata = {
+        TABLE_KEY: table.encode(),
+        VERSION_KEY: str(SCHEMA_VERSION).encode(),
+        RUNS_KEY: json.dumps(runs, sort_keys=True).encode(),
     }
-    content = content.replace_schema_metadata(kept)
-    atomically(path, lambda part: pq.write_table(content, part, compression="zstd"))
+    content = content.replace_schema_metadata(metadata)
+    atomically(path, lambda temporary: pq.write_table(content, temporary, compression="zstd"))
 
 
-def atomically(path: Path, write: Any) -> None:
-    """Call `write(temporary path)` and rename the result onto `path`; leaves nothing behind on error."""
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary file in the folder of `path`, and rename that file to `path`.
+
+    If `write` raises, the temporary file is removed and `path` is as before. Missing folders are made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -89,39 +106,59 @@ def atomically(path: Path, write: Any) -> None:
         Path(name).unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically (see `atomically`)."""
+    atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def read_rows(path: Path, table: str | None = None) -> tuple[pd.DataFrame, list[dict[str, Any]], str]:
-    """(rows, provenance of their runs, table) of one file; ResultsError with path and field otherwise."""
+    """Read one file.
+
+    Raises ResultsError, with path and field, for a file that is not readable, is not SeerBench's, has another
+    schema version or table, or lacks a column.
+
+    Args:
+        path: the file.
+        table: the table that it must hold; None for any.
+
+    Returns:
+        The rows, the `runs` rows of the executions that measured them, and the name of the table.
+    """
     try:
         content = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ResultsError(f"{path} is not readable parquet ({str(error).splitlines()[0]})") from None
-    kept = content.schema.metadata or {}
-    if b"seerbench.table" not in kept:
-        raise ResultsError(f"{path} was not written by SeerBench (no field seerbench.table in its metadata)")
-    found, version = kept[b"seerbench.table"].decode(), kept[b"seerbench.schema"].decode()
+    metadata = content.schema.metadata or {}
+    for key in (TABLE_KEY, VERSION_KEY, RUNS_KEY):
+        if key not in metadata:
+            raise ResultsError(f"{path} was not written by SeerBench (no field {key.decode()} in its metadata)")
+    name, version = metadata[TABLE_KEY].decode(), metadata[VERSION_KEY].decode()
     if version not in ("1", str(SCHEMA_VERSION)):
         raise ResultsError(
             f"{path} has schema version {version}, this SeerBench reads 1 and {SCHEMA_VERSION}; measure it again"
         )
-    if table is not None and found != table:
-        raise ResultsError(f"{path} holds the table {found}, expected {table}")
-    runs = json.loads(kept[b"seerbench.runs"])
+    if table is not None and name != table:
+        raise ResultsError(f"{path} holds the table {name}, expected {table}")
+    runs = json.loads(metadata[RUNS_KEY])
     if version == "1":
-        content, runs = migrated_rows(found, content), [migrated_run(run) for run in runs]
-    want = schema(found)
-    for field in want:
-        if field.name not in content.schema.names and field.nullable:  # younger than the file
+        content, runs = migrated_rows(name, content), [migrated_run(run) for run in runs]
+    expected = schema(name)
+    for field in expected:
+        if field.name not in content.schema.names and field.nullable:  # the column is younger than the file
             content = content.append_column(field, pa.nulls(len(content), field.type))
         if field.name not in content.schema.names:
             raise ResultsError(f"{path}: column {field.name} is missing")
-        if content.schema.field(field.name).type != field.type:
-            kind = content.schema.field(field.name).type
+        kind = content.schema.field(field.name).type
+        if kind != field.type:
             raise ResultsError(f"{path}: column {field.name} is {kind}, expected {field.type}")
-    return content.select(want.names).to_pandas(), runs, found
+    return content.select(expected.names).to_pandas(), runs, name
 
 
 class Run:
-    """The rows below one folder, read on demand: `Run(path).table("cells")`."""
+    """The rows in one folder, read when they are asked for: `Run(path).table("cells")`.
+
+    Raises ResultsError where there is no such folder.
+    """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -129,20 +166,21 @@ class Run:
             raise ResultsError(f"no results in {self.folder}; measure first (make figures) or name another run")
 
     def table(self, name: str, part: str | None = None) -> pd.DataFrame:
-        """All rows of a table (of the one file `<part>.parquet` if given); empty frame if there are none."""
-        want = schema(name)
+        """Return all rows of a table, or those of the file `<part>.parquet`; an empty frame if there are none."""
+        expected = schema(name)
         if name == "runs":
             return self._runs()
         frames = [read_rows(path, name)[0] for path in self._files(name, part)]
         if not frames:
-            return want.empty_table().to_pandas()
+            return expected.empty_table().to_pandas()
         return pd.concat(frames, ignore_index=True)
 
     def _files(self, table: str, part: str | None = None) -> list[Path]:
-        found = sorted((self.folder / table).glob("*.parquet"))
-        return [path for path in found if part is None or path.stem == part]
+        """Return the files of a table in the order of their names."""
+        return sorted((self.folder / table).glob(f"{part or '*'}.parquet"))
 
     def _runs(self) -> pd.DataFrame:
+        """Return the provenance of all rows in the folder, oldest execution first."""
         runs: dict[str, dict[str, Any]] = {}
         for table in TABLES:
             for path in self._files(table):

@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from seerbench.errors import MissingRows, ResultsError
-from seerbench.rows import provenance as rows_provenance
 from seerbench.rows import store
 from seerbench.rows.migration import migrated_run
-from seerbench.rows.provenance import finish, provenance
+from seerbench.rows.provenance import commit_and_dirty, finish, provenance
 from seerbench.rows.publish import publish
 from seerbench.rows.schema import TABLES
 from seerbench.rows.staleness import stale
@@ -135,21 +134,22 @@ def test_no_run_and_unknown_tables_say_so(tmp_path):
 def test_the_commit_is_handed_in_or_read_but_never_guessed(monkeypatch, tmp_path):
     monkeypatch.setenv("SEERBENCH_COMMIT", "abc")
     monkeypatch.setenv("SEERBENCH_DIRTY", "0")
-    assert rows_provenance.commit_and_dirty() == ("abc", False)
+    assert commit_and_dirty(tmp_path) == ("abc", False)
     monkeypatch.delenv("SEERBENCH_DIRTY")
-    assert rows_provenance.commit_and_dirty() == ("abc", None)
+    assert commit_and_dirty(tmp_path) == ("abc", None)
     monkeypatch.delenv("SEERBENCH_COMMIT")
-    monkeypatch.setattr(rows_provenance, "ROOT", tmp_path)
-    assert rows_provenance.commit_and_dirty() == (None, None)
+    assert commit_and_dirty(tmp_path) == (None, None)
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    assert rows_provenance.commit_and_dirty() == (None, None)  # no commit yet
+    assert commit_and_dirty(tmp_path) == (None, None)  # no commit yet
     author = ["-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run(["git", "-C", tmp_path, *author, "commit", "-qm", "x", "--allow-empty"], check=True)
-    commit, dirty = rows_provenance.commit_and_dirty()
+    commit, dirty = commit_and_dirty(tmp_path)
     assert len(commit) == 40
     assert dirty is False
     (tmp_path / "new").write_text("x")
-    assert rows_provenance.commit_and_dirty() == (commit, True)
+    assert commit_and_dirty(tmp_path) == (commit, True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))  # as a git hook of another repository sets it
+    assert commit_and_dirty(tmp_path) == (commit, True)
 
 
 def test_publishing_is_deliberate_and_checked(tmp_path):

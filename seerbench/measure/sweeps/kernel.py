@@ -56,7 +56,7 @@ def kernel_sweep(
     blocks, masks = tuple(blocks) or (problem.block_q,), tuple(masks)
     with exclusive(problem.device):
         q, k, v = random_inputs(problem, timing.seed)
-        checked_inputs = [x[:, :, : check_tokens(problem.context)].contiguous() for x in (q, k, v)]
+        few_q, few_k, few_v = (x[:, :, : check_tokens(problem.context)].contiguous() for x in (q, k, v))
 
         def entry(
             name: str,
@@ -74,7 +74,7 @@ def kernel_sweep(
                     "attend",
                     realised_sparsity(mask),
                     flops(mask, problem),
-                    check_attend(kernel, *checked_inputs, checked_mask),
+                    check_attend(kernel, few_q, few_k, few_v, checked_mask),
                 )
 
             implementation, refusal = kernel.implementation(problem), kernel.refuses(problem)
@@ -89,7 +89,7 @@ def kernel_sweep(
                 checked_mask = mask
                 if problem.context > MAX_CHECKED_CONTEXT:
                     # A check has few blocks: at 90% only the diagonal would be left, so half of them are kept.
-                    checked_mask = random_mask(*checked_inputs[:2], 0.5, blocked, timing.seed)
+                    checked_mask = random_mask(few_q, few_k, 0.5, blocked, timing.seed)
                 suffix = [str(block)] * (block != blocks[0]) + [kind] * (kind != masks[0])
                 for name, kernel in kernels.items():
                     yield entry("-".join([name, *suffix]), kernel, blocked, kind, sparsity, mask, checked_mask)

@@ -44,7 +44,7 @@ def training_kernel_sweep(
     """
     with exclusive(problem.device):
         q, k, v = random_inputs(problem, timing.seed)
-        checked_inputs = [x[:, :, : check_tokens(problem.context)].contiguous() for x in (q, k, v)]
+        few_q, few_k, few_v = (x[:, :, : check_tokens(problem.context)].contiguous() for x in (q, k, v))
         dense, block = Dense(), problem.block_q
 
         def entry(
@@ -57,7 +57,7 @@ def training_kernel_sweep(
 
         def pooled(name: str, implementation: str, refusal: str | None, kernel: PooledKernel) -> Entry:
             def check() -> Check:
-                return check_pooled(kernel, *checked_inputs, block)
+                return check_pooled(kernel, few_q, few_k, few_v, block)
 
             return entry(name, implementation, refusal, lambda: kernel(q, k, v, block), check)
 
@@ -69,7 +69,7 @@ def training_kernel_sweep(
                 dense.implementation(problem),
                 dense.refuses(problem),
                 lambda: dense.attend(q, k, v, None),
-                lambda: check_attend(dense, *checked_inputs, None),
+                lambda: check_attend(dense, few_q, few_k, few_v, None),
             ),
             pooled("pooled", implementation, refusal, pooled_api.pooled_attention),
             pooled("naive", "torch-naive", naive_refusal, pooled_reference.naive_pooled_attention),
