@@ -24,20 +24,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
+from seerbench.kernels import flex_attention
+from seerbench.methods.protocol import Method
 from seerbench.methods.registry import register
 
 
 @register("dense", cites="arXiv:2307.08691", fidelity="upstream kernel through PyTorch's SDPA")
-class Dense:
+class Dense(Method[None]):
     """Dense causal attention through SDPA (the FlashAttention-2 kernel on a GPU)."""
 
-    sparsity = None
+    def implementation(self, problem: AttentionProblem) -> str:
+        return "sdpa-flash" if problem.device == "cuda" else "sdpa"
 
-    def implementation(self, case: AttentionProblem) -> str:
-        return "sdpa-flash" if case.device == "cuda" else "sdpa"
-
-    def refuses(self, case: AttentionProblem) -> str | None:
-        if case.device == "cuda" and case.dtype == "float32":
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        if problem.device == "cuda" and problem.dtype == "float32":
             return "the FlashAttention-2 kernel takes float16 and bfloat16"
         return None
 
@@ -57,13 +57,13 @@ class _OnGpu(Dense):
 
     backend = "sdpa-flash"
 
-    def implementation(self, case: AttentionProblem) -> str:
+    def implementation(self, problem: AttentionProblem) -> str:
         return self.backend
 
-    def refuses(self, case: AttentionProblem) -> str | None:
-        if case.device != "cuda":
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        if problem.device != "cuda":
             return f"{self.backend} runs on a GPU only"
-        if case.dtype == "float32":
+        if problem.dtype == "float32":
             return f"{self.backend} takes float16 and bfloat16"
         return None
 
@@ -100,40 +100,35 @@ class FlashAttnPackage(_OnGpu):
 
     backend = "flash-attn"
 
-    def refuses(self, case: AttentionProblem) -> str | None:
+    def refuses(self, problem: AttentionProblem) -> str | None:
         # FlashAttention-4 has a folder of the same name, without this module.
         if find_spec("flash_attn") is None or find_spec("flash_attn.flash_attn_interface") is None:
             return "flash-attn is not installed; pip install flash-attn"
-        return super().refuses(case)
+        return super().refuses(problem)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
-        from flash_attn import flash_attn_func
+        from flash_attn import flash_attn_func  # optional, and so imported here
 
         return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=True).transpose(1, 2)
 
 
 @register("flex", cites="arXiv:2412.05496", fidelity="upstream kernel, compiled by PyTorch")
-class Flex:
+class Flex(Method[None]):
     """Dense causal attention through compiled FlexAttention."""
 
-    sparsity = None
-    block = 128  # FlexAttention's own default
+    block = 128  # FlexAttention's default block size
 
-    def implementation(self, case: AttentionProblem) -> str:
-        return "flex" if case.device == "cuda" else "flex-cpu"
+    def implementation(self, problem: AttentionProblem) -> str:
+        return "flex" if problem.device == "cuda" else "flex-cpu"
 
-    def refuses(self, case: AttentionProblem) -> str | None:
-        from seerbench.kernels import flex_attention
-
-        return flex_attention.refuses(replace(case, block_q=self.block, block_k=self.block))
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        return flex_attention.refuses(replace(problem, block_q=self.block, block_k=self.block))
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> None:
         return None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
-        from seerbench.kernels.flex_attention import flex_attention
-
-        return flex_attention(q, k, v, _causal_mask(*q.shape[:3], self.block, q.device))
+        return flex_attention.flex_attention(q, k, v, _causal_mask(*q.shape[:3], self.block, q.device))
 
 
 @lru_cache(maxsize=1)

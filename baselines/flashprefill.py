@@ -45,7 +45,7 @@ class FlashPrefill(BlockSparse):
         """sparsity: in place of alpha, when given."""
         self.sparsity, self.block, self.alpha = sparsity, block, alpha
 
-    def settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> FlashPrefill:
+    def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> FlashPrefill:
         """The same at the alpha that a requested sparsity comes to on this input: what a timing runs."""
         limit = float(budget_limit(self._cost(q, k), self.sparsity).max())
         return FlashPrefill(block=self.block, alpha=max(math.exp(-limit), SMALLEST))

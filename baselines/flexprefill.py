@@ -42,7 +42,7 @@ class FlexPrefill(BlockSparse):
         """sparsity: in place of gamma, when given."""
         self.sparsity, self.block, self.gamma, self.tau = sparsity, block, gamma, tau
 
-    def settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> FlexPrefill:
+    def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> FlexPrefill:
         """The same at the gamma that a requested sparsity comes to on this input: what a timing runs."""
         gamma = self._gamma(estimate_blocks(q, k, self.block), q.shape[2])
         return FlexPrefill(block=self.block, gamma=gamma, tau=self.tau)

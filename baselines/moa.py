@@ -48,12 +48,13 @@ class MoA(BlockSparse):
         """plan: a file of `load_plan`. sparsity: the one that it was searched for; None for its own."""
         self.sparsity, self.block = sparsity, block
         self.alphas, self.betas = load_plan(plan)
-        self.source = Path(plan).stem
+        self.configuration = Path(plan).stem
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         if layer.index >= len(self.alphas) or len(self.alphas[layer.index]) != q.shape[1]:
             shape = f"{len(self.alphas)} layers of {len(self.alphas[0])} heads"
-            raise ValueError(f"the plan {self.source} is for {shape}; layer {layer.index} has {q.shape[1]} heads")
+            heads = f"layer {layer.index} has {q.shape[1]} heads"
+            raise ValueError(f"the plan {self.configuration} is for {shape}; {heads}")
         rules = self.alphas[layer.index], self.betas[layer.index]
         windows = window_blocks(*rules, q.shape[2], self.block, reserve_for(self.sparsity))
         return windows_and_sink(windows, q.shape[0], q.shape[2], self.block, q.device)

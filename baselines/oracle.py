@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, causal_blocks
 from seerbench.core.problem import LayerContext
+from seerbench.kernels.pooled.api import pooled_attention
 from seerbench.methods.block_selection import select_top_k
 from seerbench.methods.gate_losses import gate_target
 from seerbench.methods.protocol import BlockSparse
@@ -28,8 +29,6 @@ class OracleTopK(BlockSparse):
         self.sparsity, self.block = sparsity, block
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
-        from seerbench.kernels.pooled.api import pooled_attention
-
         # The map does not depend on v; k stands in for it.
         target = gate_target(pooled_attention(q, k, k, self.block)[2]).float()
         hidden = ~causal_blocks(target.shape[-1], 1, 1, q.device)

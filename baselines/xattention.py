@@ -51,7 +51,7 @@ class XAttention(BlockSparse):
             raise ValueError(f"blocks of {block} do not hold whole strides of {stride}")
         self.sparsity, self.block, self.tau, self.stride = sparsity, block, tau, stride
 
-    def settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> XAttention:
+    def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> XAttention:
         """The same at the tau that a requested sparsity comes to on this input: what a timing runs."""
         limit = budget_limit(mass_before(antidiagonal_mass(q, k, self.block, self.stride)), self.sparsity)
         return XAttention(block=self.block, tau=math.nextafter(float(limit.max()), math.inf), stride=self.stride)

@@ -21,6 +21,10 @@ class UnknownMethod(UserError, ValueError):
     """A method name that nobody registered, or that a plug-in may not take; the text lists the known names."""
 
 
+class MethodError(UserError, TypeError):
+    """A method that does not follow the protocol; the text names the class and what it must do."""
+
+
 class ResultsError(UserError, ValueError):
     """A file of rows that cannot be used, or rows that do not fit their table; the text names file and field."""
 

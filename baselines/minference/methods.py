@@ -51,16 +51,17 @@ from seerbench.baselines.minference.patterns import (
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.top_k import budget_limit, top_k_density
+from seerbench.kernels.vertical_slash import attention
 from seerbench.kernels.vertical_slash.convert import vertical_slash_tiles
 from seerbench.kernels.vertical_slash.tile_mask import TileMask
 from seerbench.methods.block_selection import mask_from_flags, select_budget
-from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.protocol import BlockSparse, Method, Plan, PlanT
 from seerbench.methods.registry import register
 
 BISECTIONS = 14  # of the factor on the budgets, where a sparsity is asked for
 
 
-class _Patterns:
+class _Patterns(Method[PlanT]):
     """What the port and the upstream package share: whose patterns they follow."""
 
     def __init__(self, patterns: Path | str | None = None, block: int = 64, sparsity: float | None = None) -> None:
@@ -72,12 +73,12 @@ class _Patterns:
         """
         self.block, self.sparsity, self.factor = block, sparsity, 1.0
         if patterns in (None, "v2"):
-            self.layers, self.source = None, f"v2 ({VERTICAL}, {SLASH})"
+            self.layers, self.configuration = None, f"v2 ({VERTICAL}, {SLASH})"
         elif patterns == "v1":
             with as_file(files("seerbench.baselines") / "configs" / V1) as file:
-                self.layers, self.source = load_patterns(file), "v1 (mix)"
+                self.layers, self.configuration = load_patterns(file), "v1 (mix)"
         else:
-            self.layers, self.source = load_patterns(patterns), Path(patterns).stem
+            self.layers, self.configuration = load_patterns(patterns), Path(patterns).stem
 
     def patterns(self, layer: int, heads: int) -> list[Pattern]:
         """One layer's patterns by head."""
@@ -85,7 +86,9 @@ class _Patterns:
             default = Pattern("vertical_and_slash", _scaled(VERTICAL, self.block), _scaled(SLASH, self.block))
             return [default] * heads
         if layer >= len(self.layers):
-            raise ValueError(f"the configuration {self.source} has {len(self.layers)} layers, no layer {layer}")
+            raise ValueError(
+                f"the configuration {self.configuration} has {len(self.layers)} layers, no layer {layer}"
+            )
         return [self.layers[layer].get(head, ABSENT) for head in range(heads)]
 
 
@@ -94,20 +97,16 @@ class _Patterns:
     cites="arXiv:2407.02490",
     fidelity="our port: unaligned tiles, gathered columns, both official configurations or a search",
 )
-class MInference(_Patterns):
+class MInference(_Patterns[TileMask]):
     """Vertical-slash, A-shape and block-sparse heads, estimated online, on unaligned tiles and gathered columns."""
 
-    def implementation(self, case: AttentionProblem) -> str:
-        from seerbench.kernels.vertical_slash import attention
+    def implementation(self, problem: AttentionProblem) -> str:
+        return attention.implementation(problem)
 
-        return attention.implementation(case)
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        return attention.refuses(problem)
 
-    def refuses(self, case: AttentionProblem) -> str | None:
-        from seerbench.kernels.vertical_slash import attention
-
-        return attention.refuses(case)
-
-    def settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> MInference:
+    def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> MInference:
         """The same with its budgets scaled as a requested sparsity comes to on this input: what a timing runs."""
         fixed = copy.copy(self)
         fixed.sparsity, fixed.factor = None, self._factor(q, k, layer)
@@ -134,9 +133,7 @@ class MInference(_Patterns):
         return low
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: TileMask) -> Tensor:
-        from seerbench.kernels.vertical_slash.attention import tile_attention
-
-        return tile_attention(q, k, v, plan)
+        return attention.tile_attention(q, k, v, plan)
 
 
 @register(
@@ -150,9 +147,9 @@ class MInferenceAligned(BlockSparse):
     def __init__(self, sparsity: float | None = None, block: int = 64, scale: float = 1.0) -> None:
         """sparsity: None keeps what the budgets (512, 2048) times `scale` touch; a number finds the scale."""
         self.sparsity, self.block, self.scale = sparsity, block, scale
-        self.source = f"v2 ({VERTICAL}, {SLASH})"
+        self.configuration = f"v2 ({VERTICAL}, {SLASH})"
 
-    def settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> MInferenceAligned:
+    def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> MInferenceAligned:
         """The same at the scale that a requested sparsity comes to on this input: what a timing runs."""
         limit = float(budget_limit(self._cost(q, k), self.sparsity).max())
         return MInferenceAligned(block=self.block, scale=math.nextafter(max(limit, 0.0), math.inf))
@@ -174,23 +171,36 @@ class MInferenceAligned(BlockSparse):
         )
 
 
+@dataclass(frozen=True)
+class UpstreamPlan(Plan):
+    """Columns and diagonals of each head as upstream takes them: int32 [1, 1, count] a head."""
+
+    picks: list[list[Tensor]]
+    columns: Tensor
+    diagonals: Tensor
+
+    def density(self) -> float:
+        """By our conversion, which is upstream's."""
+        return vertical_slash_tiles(self.columns, self.diagonals).density()
+
+
 @register(
     "minference-upstream",
     cites="arXiv:2407.02490",
     needs=("cuda", "minference"),
     fidelity="upstream package's kernels, where installed; not yet run",
 )
-class MInferenceUpstream(_Patterns):
+class MInferenceUpstream(_Patterns[UpstreamPlan]):
     """MInference's own kernels, where its package is installed; vertical-slash heads only."""
 
-    def implementation(self, case: AttentionProblem) -> str:
+    def implementation(self, problem: AttentionProblem) -> str:
         return "minference"
 
-    def refuses(self, case: AttentionProblem) -> str | None:
-        if case.device != "cuda" or case.dtype not in ("float16", "bfloat16"):
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        if problem.device != "cuda" or problem.dtype not in ("float16", "bfloat16"):
             return "MInference's kernels run on a GPU in float16 and bfloat16"
-        if case.batch != 1:
-            return f"MInference takes batch 1, not {case.batch}"
+        if problem.batch != 1:
+            return f"MInference takes batch 1, not {problem.batch}"
         if importlib.util.find_spec("minference") is None:
             return "minference is not installed; pip install minference"
         for other in ("sgl_kernel", "vllm_flash_attn", "vllm"):
@@ -226,19 +236,6 @@ def _upstream_kernel() -> Callable[..., Tensor]:
     from minference.ops.pit_sparse_flash_attention_v2 import vertical_slash_sparse_attention
 
     return vertical_slash_sparse_attention
-
-
-@dataclass(frozen=True)
-class UpstreamPlan:
-    """Columns and diagonals of each head as upstream takes them: int32 [1, 1, count] a head."""
-
-    picks: list[list[Tensor]]
-    columns: Tensor
-    diagonals: Tensor
-
-    def density(self) -> float:
-        """By our conversion, which is upstream's."""
-        return vertical_slash_tiles(self.columns, self.diagonals).density()
 
 
 def _best_of_blocks(ranks: Tensor, n: int, block: int) -> Tensor:

@@ -68,7 +68,7 @@ def check_method(
                 yield trial, _judge(method.attend, trial, q, k, v, plan)
             continue
         own_plans = False
-        if plan is None or hasattr(plan, "to_token_mask"):
+        if plan is None or plan.to_token_mask() is not None:
             yield trial, _judge(method.attend, trial, q, k, v, plan)
             continue
         plan = whole.plan(q, k, layer)
@@ -77,7 +77,7 @@ def check_method(
             # The oracle's plan is None, dense; the method is handed its own.
             attend = partial(_with_plan, whole.attend, plan)
             yield trial, _judge(attend, trial, q, k, v, None)
-    if own_plans and getattr(type(method), "attend", None) is not BlockSparse.attend:
+    if own_plans and type(method).attend is not BlockSparse.attend:
         yield from check_kernel(method.attend, case, seed)
 
 

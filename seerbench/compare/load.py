@@ -19,14 +19,15 @@ from seerbench.core.problem import AttentionProblem
 from seerbench.errors import CompareError
 from seerbench.methods import block_sparse_kernels
 from seerbench.methods.cards import Card
-from seerbench.methods.registry import card_of, create
+from seerbench.methods.mask_kernels import BlockSparseKernel
+from seerbench.methods.registry import card_of, create, registered
 from seerbench.rows.source_digest import files_digest
 
 ARGUMENTS = ["q", "k", "v", "mask"]
 
 
 @dataclass
-class KernelFunction:
+class KernelFunction(BlockSparseKernel):
     """A bare function as the sweeps take kernels: implementation, refuses, attend."""
 
     name: str
@@ -110,7 +111,7 @@ def _is_kernel(value: Any) -> bool:
 
 
 def _is_method(value: Any) -> bool:
-    return inspect.isclass(value) and hasattr(value, "plan") and hasattr(value, "cites")
+    return inspect.isclass(value) and value in registered
 
 
 def kernel_named(name: str) -> Any:

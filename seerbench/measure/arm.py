@@ -17,15 +17,13 @@ class Arm:
         method: the method, at one requested sparsity.
         gate: the gate set that it uses, if any.
         recipe: none, post, yarn or joint: how model and gates were trained.
-        source: for a method without a gate: the plan file or patterns that decide its plans, if any.
     """
 
     method: Method
     gate: GateRef | None = None
     recipe: str = "none"
-    source: str | None = None
 
     def labels(self) -> dict[str, Any]:
-        """Return the columns method, gate (without a gate: the source) and sparsity_requested."""
-        gate = self.source if self.gate is None else str(self.gate)
+        """Return the columns method, gate (without a gate: the method's configuration) and sparsity_requested."""
+        gate = self.method.configuration if self.gate is None else str(self.gate)
         return {"method": self.method.name, "gate": gate, "sparsity_requested": self.method.sparsity}

@@ -85,10 +85,10 @@ def check_attend(method: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask |
 def check_method(method: Method, q: Tensor, k: Tensor, v: Tensor, layer: LayerContext) -> Check | None:
     """Check a method under its own plan on the first tokens of a layer.
 
-    Returns None for a plan that has no token mask, since there is nothing to compare with.
+    Returns None for a plan that cannot say its token mask, since there is nothing to compare with.
 
     Args:
-        method: the method; one with `exact` computes something else than attention over its plan, and says what.
+        method: the method; its `exact` says what `attend` should return.
         q: queries [B, Hq, N, D], rotated.
         k: keys [B, Hk, N, D], rotated.
         v: values [B, Hk, N, D].
@@ -101,12 +101,10 @@ def check_method(method: Method, q: Tensor, k: Tensor, v: Tensor, layer: LayerCo
             layer, q_unrotated=layer.q_unrotated[:, :, :tokens], k_unrotated=layer.k_unrotated[:, :, :tokens]
         )
     plan = method.plan(q, k, layer)
-    if plan is not None and not hasattr(plan, "to_token_mask"):
+    exact, rounded = (method.exact(q, k, v, plan, dtype) for dtype in (torch.float64, q.dtype))
+    if exact is None or rounded is None:
         return None
-    if hasattr(method, "exact"):
-        exact, rounded = (method.exact(q, k, v, plan, dtype) for dtype in (torch.float64, q.dtype))
-        return Check(*error_and_budget(method.attend(q, k, v, plan), exact, rounded))
-    return check_attend(method, q, k, v, plan)
+    return Check(*error_and_budget(method.attend(q, k, v, plan), exact, rounded))
 
 
 def check_pooled(kernel: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, block: int) -> Check:

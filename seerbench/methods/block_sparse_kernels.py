@@ -1,4 +1,4 @@
-"""The list of block-sparse kernels that run a given mask, and of the dense methods. Imports no torch."""
+"""List the dense methods and the block-sparse kernels by the names that presets and rows use. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seerbench.core.block_mask import BlockMask
+    from seerbench.methods.mask_kernels import BlockSparseKernel
 
+# Methods that read every key.
 DENSE = ("dense", "fa2", "cudnn", "fa4", "flash-attn", "flex")
-# Block-sparse kernels for a given mask, by the name that a preset and the rows have for them.
+# Kernels that run a given block mask, each with its class (mask_kernels.py).
 SPARSE_KERNELS = {
-    "block_sparse": "seerbench.methods.protocol:BlockSparse",
-    "fa4-sparse": "seerbench.baselines.flash4:FlashAttention4Sparse",
-    "flex-sparse": "seerbench.methods.flex_block_sparse:Flex",
+    "block_sparse": "seerbench.methods.mask_kernels:BlockSparseKernel",
+    "fa4-sparse": "seerbench.methods.mask_kernels:FlashAttention4Kernel",
+    "flex-sparse": "seerbench.methods.mask_kernels:FlexKernel",
 }
 
 
-def sparse_kernel(name: str) -> Any:
-    """One of SPARSE_KERNELS; its module is imported only now."""
-    module, _, kind = SPARSE_KERNELS[name].partition(":")
-    return getattr(import_module(module), kind)()
+def sparse_kernel(name: str) -> BlockSparseKernel:
+    """Return the kernel that SPARSE_KERNELS lists under `name`; its module, and torch, are imported now.
+
+    Raises KeyError for another name.
+    """
+    module, _, attribute = SPARSE_KERNELS[name].partition(":")
+    kernel: BlockSparseKernel = getattr(import_module(module), attribute)()
+    return kernel
 
 
 def laid_out(kernel: Any, mask: BlockMask | None) -> Any:
-    """The mask as the kernel takes it: through its `layout` if it has one. Part of a plan, so not of `attend`."""
-    return kernel.layout(mask) if mask is not None and hasattr(kernel, "layout") else mask
+    """Return the mask as `kernel.attend` takes it; None, which stands for dense attention, stays None."""
+    return None if mask is None else kernel.layout(mask)

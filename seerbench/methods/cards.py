@@ -1,4 +1,4 @@
-"""cards."""
+"""Read the cards of methods, which say what each is and how faithful, from source text and without torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,28 @@ from seerbench.devices import has_gpu
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a method without importing it."""
+    """What is known of a method without importing it.
+
+    Attributes:
+        name: the method's name in presets and rows.
+        summary: the first line of the class's docstring.
+        cites: its paper or address.
+        needs: "cuda", or packages that must be installed.
+        module: where its class is.
+        attribute: the name of its class.
+        fidelity: upstream's kernel unmodified, our port, or simplified and how; "" if a plug-in does not say.
+    """
 
     name: str
-    summary: str  # first line of the class's docstring
+    summary: str
     cites: str
-    needs: tuple[str, ...]  # "cuda", or packages that must be installed
+    needs: tuple[str, ...]
     module: str
     attribute: str
-    fidelity: str = ""  # upstream kernel unmodified, our port, simplified and how; "" where a plug-in does not say
+    fidelity: str = ""
 
     def refused_here(self) -> str | None:
-        """Why this machine cannot run the method at all, or None. Imports nothing heavy."""
+        """Return why this machine cannot run the method at all, or None. Imports nothing that is slow to import."""
         for need in self.needs:
             if need == "cuda":
                 if not has_gpu():
@@ -33,16 +43,21 @@ class Card:
         return None
 
 
-def _read_cards(path: Path, module: str) -> list[Card]:
-    """The registered classes of one source file, read as text."""
+def read_cards(path: Path, module: str) -> list[Card]:
+    """Return the cards of the classes under `@register` in a source file, which is parsed and not imported.
+
+    Args:
+        path: the file.
+        module: its dotted name, for the cards.
+    """
     cards = []
     for node in ast.parse(path.read_text(), str(path)).body:
         if not isinstance(node, ast.ClassDef):
             continue
         for mark in node.decorator_list:
-            if not (isinstance(mark, ast.Call) and getattr(mark.func, "id", None) == "register"):
+            if not (isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "register"):
                 continue
-            keywords = {word.arg: ast.literal_eval(word.value) for word in mark.keywords}
+            keywords = {str(word.arg): ast.literal_eval(word.value) for word in mark.keywords}
             summary = (ast.get_docstring(node) or "(no docstring)").splitlines()[0]
             cards.append(
                 Card(

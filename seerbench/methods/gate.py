@@ -100,13 +100,22 @@ class AttnGate(nn.Module):
         return q, k
 
 
-def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, whole: bool = True) -> Tensor:
-    """Scores [B, Hq, n, n] of one layer's gate, from the q and k that its config asks for.
+def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, upper_triangle: bool = True) -> Tensor:
+    """Compute the scores of one layer's gate, fp32 [B, Hq, nq, nk].
 
-    q and k are the rotated ones; the gate with RoPE reads those before RoPE from `layer`. On a GPU, where no
-    gradient is wanted (torch.no_grad), all of it runs in kernels for square blocks (attn_gate.py).
-    whole=False: for `select_top_k` and `select_threshold` alone, which do not read above the diagonal; what is
-    there may be anything.
+    On a GPU and without gradients (torch.no_grad) the kernels of kernels/attn_gate do it for square blocks;
+    otherwise torch does.
+
+    Args:
+        gate: the layer's gate.
+        q: queries [B, Hq, N, D] after RoPE, which a gate without RoPE reads.
+        k: keys [B, Hk, N, D] after RoPE.
+        layer: has q and k before RoPE, which a gate with RoPE reads, and the rotation.
+        upper_triangle: whether blocks above the diagonal must have the score -inf. If not, their scores are
+            undefined; `select_top_k` and `select_threshold` do not read them.
+
+    Raises:
+        ValueError: the gate has RoPE and `layer` has no q and k before RoPE.
     """
     if gate.config.rope:
         if layer.q_unrotated is None or layer.k_unrotated is None or layer.rope is None:
@@ -125,4 +134,4 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, whole
     operators = ([name for name in OPERATORS if name in pooling] for pooling in (config.q_pool, config.k_pool))
     pools = attn_gate_pool.pool_side_by_side(list(zip((q, k), operators, strict=True)), config.block)
     projected = attn_gate_project.project(list(zip(pools, (gate.wq, gate.wk), strict=True)), tables)
-    return attn_gate_score.block_scores(*projected, whole=whole)
+    return attn_gate_score.block_scores(*projected, whole=upper_triangle)

@@ -1,9 +1,9 @@
-"""Finding methods by name without importing them: `seerbench list` must not wait for torch.
+"""Find methods by name without importing them, so that `seerbench list` does not wait for torch.
 
-A method is a class under `@register(name, cites=..., needs=...)` in `baselines/*.py` or `seer.py`, or
-in a third party's module named by an entry point of the group `seerbench.methods` (its value is
-`module:Class`, its name the method's name). The catalogue is read off the source text; the module is
-imported when the method is created.
+A method is a class under `@register(name, cites=..., needs=...)` in `baselines/`, in `seer_attention.py`, or in a
+module of another package. Such a package has an entry point in the group `seerbench.methods`: its name is the
+method's name and its value is `module:Class`. The catalogue is read from the source text (cards.py). A module is
+imported when its method is created.
 """
 
 from __future__ import annotations
@@ -13,19 +13,48 @@ import importlib.util
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from seerbench.errors import UnknownMethod
-from seerbench.methods.cards import Card, _read_cards
+from seerbench.errors import MethodError, UnknownMethod
+from seerbench.methods.cards import Card, read_cards
+
+if TYPE_CHECKING:
+    from seerbench.methods.protocol import Method
 
 ENTRY_POINTS = "seerbench.methods"
+PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def register(name: str, *, cites: str, needs: tuple[str, ...] = (), fidelity: str = "") -> Callable[[type], type]:
-    """Class decorator that names a method. cites: its paper; needs, fidelity: see `Card`."""
+MethodClass = TypeVar("MethodClass", bound="type[Method[Any]]")
+registered: set[type] = set()  # the classes that `register` has named in this process
 
-    def mark(cls: type) -> type:
+
+def register(
+    name: str, *, cites: str, needs: tuple[str, ...] = (), fidelity: str = ""
+) -> Callable[[MethodClass], MethodClass]:
+    """Name a method: a decorator for its class, which must inherit from `Method` (protocol.py).
+
+    Args:
+        name: the method's name in presets and rows.
+        cites: its paper.
+        needs: "cuda", or packages that must be installed.
+        fidelity: how close it is to its upstream; see `Card`.
+
+    Raises:
+        MethodError: from the decorator, for a class that does not inherit from `Method`.
+    """
+
+    def mark(cls: MethodClass) -> MethodClass:
+        # Imported here because listing methods must not import torch.
+        from seerbench.methods.protocol import Method
+
+        if not issubclass(cls, Method):
+            raise MethodError(
+                f"{cls.__module__}.{cls.__name__} is registered as the method {name} and does not inherit from "
+                "seerbench.methods.protocol.Method (or BlockSparse, if its plan is a BlockMask)"
+            )
         cls.name, cls.cites, cls.needs, cls.fidelity = name, cites, needs, fidelity
+        registered.add(cls)
         return cls
 
     return mark
@@ -33,14 +62,18 @@ def register(name: str, *, cites: str, needs: tuple[str, ...] = (), fidelity: st
 
 @functools.cache
 def catalogue() -> dict[str, Card]:
-    """Every known method by name, ours first. UnknownMethod when a plug-in takes a taken name."""
-    baselines = _baselines_folder()
+    """Return the card of every known method by name, ours first.
+
+    Raises:
+        UnknownMethod: two methods of ours have one name, or a plug-in takes a name that is taken.
+    """
+    baselines = PACKAGE / "baselines"
     cards: dict[str, Card] = {}
-    for path in [Path(__file__).with_name("seer_attention.py"), *sorted(baselines.rglob("*.py"))]:
+    for path in [PACKAGE / "methods" / "seer_attention.py", *sorted(baselines.rglob("*.py"))]:
         module = "seerbench.methods.seer_attention"
         if path.is_relative_to(baselines):
             module = ".".join(("seerbench", "baselines", *path.relative_to(baselines).with_suffix("").parts))
-        for card in _read_cards(path, module):
+        for card in read_cards(path, module):
             if card.name in cards:
                 raise UnknownMethod(f"two methods call themselves {card.name}: {cards[card.name].module}, {module}")
             cards[card.name] = card
@@ -52,26 +85,24 @@ def catalogue() -> dict[str, Card]:
             )
         module, _, attribute = point.value.partition(":")
         spec = importlib.util.find_spec(module)
-        found = _read_cards(Path(spec.origin), module) if spec and spec.origin else []
-        card = next((card for card in found if card.attribute == attribute), None)
-        cards[point.name] = card or Card(point.name, "(no card)", "", (), module, attribute)
+        in_module = read_cards(Path(spec.origin), module) if spec and spec.origin else []
+        own = next((card for card in in_module if card.attribute == attribute), None)
+        cards[point.name] = own or Card(point.name, "(no card)", "", (), module, attribute)
     return cards
 
 
 def card_of(name: str) -> Card:
-    """The card of one method; UnknownMethod lists the known names for another."""
+    """Return the card of one method; raise UnknownMethod, which lists the known names, for another name."""
     if name not in catalogue():
         raise UnknownMethod(f"no method {name!r}; known methods: {', '.join(sorted(catalogue()))}")
     return catalogue()[name]
 
 
 def create(name: str, **options: Any) -> Any:
-    """The method `name`, built with its options (sparsity, block, ...). Imports its module now."""
+    """Return the method `name`, made with its options (sparsity, block, ...); its module is imported now.
+
+    Raises:
+        UnknownMethod: there is no method of this name.
+    """
     card = card_of(name)
     return getattr(importlib.import_module(card.module), card.attribute)(**options)
-
-
-def _baselines_folder() -> Path:
-    # find_spec of the package itself imports only its (empty) __init__.
-    spec = importlib.util.find_spec("seerbench.baselines")
-    return Path(spec.submodule_search_locations[0])

@@ -1,4 +1,12 @@
-"""SeerAttention as a method: a learned gate plans, the block-sparse kernel attends."""
+"""SeerAttention: a learned gate scores the blocks, a rule selects from the scores, our kernel attends.
+
+What it is  a gate per layer (gate.py) scores every pair of query block and key block from pooled q and k; the top-k
+            rule or a threshold selects key blocks per query block
+Paper       SeerAttention (arXiv:2410.13276), v1 and v2
+Upstream    microsoft/SeerAttention (MIT), read for the gate's layout, losses and rules
+Fidelity    our own implementation of the paper's gate, selection rules and kernel
+Timed       plan (score: pooling, linear layers and scores; select: the lists) and attend
+"""
 
 from __future__ import annotations
 
@@ -33,36 +41,39 @@ class SeerAttention(BlockSparse):
         threshold: float | None = None,
         last_rows_dense: int = 0,
     ) -> None:
-        """gates: one a layer. sparsity: top-k; threshold: instead of it. last_rows_dense: block rows (v2: 2)."""
+        """Make a method of trained gates.
+
+        Args:
+            gates: one gate per layer, all with the same configuration.
+            sparsity: requested share of causal blocks to skip, by the top-k rule (v1).
+            threshold: smallest softmax of a block's score that is kept (v2), in place of a sparsity.
+            last_rows_dense: number of block rows at the end that read every key (v2 has 2).
+
+        Raises:
+            ValueError: unless exactly one of sparsity and threshold is given.
+        """
         if (sparsity is None) == (threshold is None):
-            raise ValueError("SeerAttention takes a sparsity (top-k) or a threshold, one of the two")
+            raise ValueError("SeerAttention takes a sparsity (top-k) or a threshold, and not both")
         self.gates, self.sparsity, self.threshold = gates, sparsity, threshold
         self.last_rows_dense = last_rows_dense
+        self.block, self.block_q = gates[0].config.block, gates[0].config.query_block
 
-    @property
-    def block(self) -> int:
-        """The gates' block size (of keys)."""
-        return self.gates[0].config.block
-
-    @property
-    def block_q(self) -> int:
-        """Query rows a block."""
-        return self.gates[0].config.query_block
-
-    def refuses(self, case: AttentionProblem) -> str | None:
-        if (case.block_q, case.block_k) != (self.block_q, self.block):
-            return f"its gate chooses blocks of {self.block_q} x {self.block}, not {case.block_q} x {case.block_k}"
-        return super().refuses(case)
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        if (problem.block_q, problem.block_k) != (self.block_q, self.block):
+            wanted = f"{problem.block_q} x {problem.block_k}"
+            return f"its gate chooses blocks of {self.block_q} x {self.block}, not {wanted}"
+        return super().refuses(problem)
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         return self.select(self.score(q, k, layer), q.shape[2])
 
     def score(self, q: Tensor, k: Tensor, layer: LayerContext) -> Tensor:
-        """The gate: fp32 [B, Hq, nq, nk], for `select` alone: above the diagonal they may be anything."""
-        return gate_scores(self.gates[layer.index], q, k, layer, whole=False)
+        """Return the gate's scores, fp32 [B, Hq, nq, nk]; above the diagonal, which `select` skips, undefined."""
+        return gate_scores(self.gates[layer.index], q, k, layer, upper_triangle=False)
 
     def select(self, scores: Tensor, tokens: int) -> BlockMask:
-        """Scores -> block mask: top-k or threshold."""
+        """Return the blocks that the top-k rule or the threshold keeps of the result of `score`."""
         if self.threshold is not None:
             return select_threshold(scores, self.threshold, tokens, self.block, self.last_rows_dense)
+        assert self.sparsity is not None  # __init__ takes one of the two
         return select_top_k(scores, self.sparsity, tokens, self.block, self.last_rows_dense, self.block_q)

@@ -1,8 +1,8 @@
-"""What any block-sparse method can be run with: another kernel for its mask, or a mean for what it skips.
+"""Run a method through another block-sparse kernel, or with means for what it skips.
 
-variant     wraps a method as an arm of a preset asks
-OnKernel    the same plan through another block-sparse kernel (latency.SPARSE_KERNELS), such as FlashAttention-4's
-MeanCorrected  each skipped block enters the softmax as its mean key and value (flashprefill.mean_corrected)
+variant        wraps a method as an arm of a preset asks
+OnKernel       the same plan on another kernel of block_sparse_kernels.py, such as FlashAttention-4's
+MeanCorrected  each skipped block enters the softmax as its mean key and value (mean_correction.py)
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem, LayerContext
-from seerbench.methods.protocol import Method
+from seerbench.methods.block_sparse_kernels import sparse_kernel
+from seerbench.methods.mean_correction import mean_corrected, mean_corrected_exactly
+from seerbench.methods.protocol import Method, Plan, PlanT
 
 
 def variant(method: Method, kernel: str | None = None, mean_correction: bool = False) -> Method:
@@ -31,66 +33,62 @@ def variant(method: Method, kernel: str | None = None, mean_correction: bool = F
     return MeanCorrected(method) if mean_correction else method
 
 
-class _Wrapped:
-    """A method whose plan is another's BlockMask."""
+class _Wrapped(Method[PlanT]):
+    """A method whose plan comes from another method's BlockMask."""
 
-    def __init__(self, method: Method) -> None:
-        self.method, self.sparsity = method, method.sparsity
-        for name in ("block", "source"):
-            if hasattr(method, name):
-                setattr(self, name, getattr(method, name))
+    def __init__(self, method: Method[Any]) -> None:
+        self.method, self.sparsity, self.block, self.block_q = method, method.sparsity, method.block, method.block_q
+        self.configuration, self.variant = method.configuration, method.variant
 
-        if hasattr(method, "settled"):
-            self.settled = self._settled
-
-    def _settled(self, q: Tensor, k: Tensor, layer: LayerContext) -> Method:
-        """The wrapped method's `settled`, wrapped."""
-        fixed = copy.copy(self)
-        fixed.method = self.method.settled(q, k, layer)
-        return fixed
+    def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> Method[PlanT]:
+        wrapper = copy.copy(self)
+        wrapper.method = self.method.with_threshold_for(q, k, layer)
+        return wrapper
 
     def mask(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
-        """The wrapped method's plan; ValueError when it is no BlockMask."""
+        """Return the wrapped method's plan; raise ValueError if it is not a BlockMask."""
         plan = self.method.plan(q, k, layer)
         if not isinstance(plan, BlockMask):
-            raise ValueError(f"{self.method.name} plans no BlockMask, so that only its own kernel runs it")
+            raise ValueError(f"{self.method.name} plans no BlockMask, so only its own kernel runs it")
         return plan
 
 
 @dataclass(frozen=True)
-class LaidOut:
-    """A mask and its lists in another kernel's layout."""
+class LaidOut(Plan):
+    """A mask together with its lists in another kernel's layout."""
 
     mask: BlockMask
     lists: Any
 
     def density(self) -> float:
-        """The mask's."""
         return self.mask.density()
 
+    def head_density(self) -> Tensor:
+        return self.mask.head_density()
+
     def flops(self, head_dim: int) -> int:
-        """The mask's."""
         return self.mask.flops(head_dim)
 
+    def to_dense(self) -> Tensor:
+        return self.mask.to_dense()
+
     def to_token_mask(self) -> Tensor:
-        """The mask's."""
         return self.mask.to_token_mask()
 
 
-class OnKernel(_Wrapped):
-    """A method through another kernel; making the kernel's lists is part of its plan."""
+class OnKernel(_Wrapped[LaidOut]):
+    """A method on another kernel. Making the kernel's lists is part of its plan."""
 
-    def __init__(self, method: Method, kernel: str) -> None:
-        from seerbench.methods.block_sparse_kernels import sparse_kernel
-
+    def __init__(self, method: Method[Any], kernel: str) -> None:
+        """Wrap `method`, whose plan must be a BlockMask, for a kernel named in SPARSE_KERNELS."""
         super().__init__(method)
         self.name, self.kernel = f"{method.name}+{kernel.removesuffix('-sparse')}", sparse_kernel(kernel)
 
-    def implementation(self, case: AttentionProblem) -> str:
-        return self.kernel.implementation(case)
+    def implementation(self, problem: AttentionProblem) -> str:
+        return self.kernel.implementation(problem)
 
-    def refuses(self, case: AttentionProblem) -> str | None:
-        return self.method.refuses(case) or self.kernel.refuses(case)
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        return self.method.refuses(problem) or self.kernel.refuses(problem)
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> LaidOut:
         mask = self.mask(q, k, layer)
@@ -100,29 +98,27 @@ class OnKernel(_Wrapped):
         return self.kernel.attend(q, k, v, plan.lists)
 
 
-class MeanCorrected(_Wrapped):
-    """A method whose skipped blocks count by their means. Accuracy only: its correction is dense in pooled keys."""
+class MeanCorrected(_Wrapped[BlockMask]):
+    """A method whose skipped blocks count by their means. For accuracy only: it multiplies all pooled keys."""
 
-    def __init__(self, method: Method) -> None:
+    corrects_skipped = True
+
+    def __init__(self, method: Method[Any]) -> None:
+        """Wrap `method`, whose plan must be a BlockMask."""
         super().__init__(method)
         self.name = f"{method.name}+mean"
 
-    def implementation(self, case: AttentionProblem) -> str:
-        return f"{self.method.implementation(case)}+torch-mean"
+    def implementation(self, problem: AttentionProblem) -> str:
+        return f"{self.method.implementation(problem)}+torch-mean"
 
-    def refuses(self, case: AttentionProblem) -> str | None:
-        return self.method.refuses(case)
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        return self.method.refuses(problem)
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         return self.mask(q, k, layer)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
-        from seerbench.methods.mean_correction import mean_corrected
-
         return mean_corrected(q, k, v, plan)
 
     def exact(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask, dtype: torch.dtype) -> Tensor:
-        """What `attend` should give, in `dtype`: no attention over the plan's blocks alone."""
-        from seerbench.methods.mean_correction import mean_corrected_exactly
-
         return mean_corrected_exactly(q, k, v, plan, dtype)

@@ -173,7 +173,7 @@ def chunked_mlps(model: nn.Module, chunk: int = MLP_CHUNK) -> Iterator[None]:
             del mlp.forward  # this uncovers the method of the class
 
 
-class _ActivationTap:
+class _ActivationTap(Method[None]):
     """Dense attention that passes the q, k and v of every layer to a function."""
 
     name, sparsity = "activation-tap", None
@@ -250,7 +250,7 @@ def _attention(
         if attention_mask is None:
             _check_once(state, query, key, plan)
             out = state.method.attend(query, key, value, plan)
-        elif hasattr(state.method, "exact"):
+        elif state.method.corrects_skipped:
             raise Refused(
                 f"{state.method.name} computes more than attention over its blocks and takes no padding mask"
             )
@@ -267,8 +267,11 @@ def _attention(
 
 def _check_once(state: _LayerState, q: Tensor, k: Tensor, plan: Any) -> None:
     """Raise Refused if the method cannot run q and k under this plan; ask it once per shape."""
-    mask = getattr(plan, "mask", plan)  # a plan that is laid out for another kernel has its mask as an attribute
-    block_q, block_k = (mask.block_q, mask.block_k) if isinstance(mask, BlockMask) else (64, 64)
+    if isinstance(plan, BlockMask):
+        block_q, block_k = plan.block_q, plan.block_k
+    else:
+        block_k = state.method.block or 64
+        block_q = state.method.block_q or block_k
     dtype = str(q.dtype).removeprefix("torch.")
     problem = AttentionProblem(
         q.device.type, dtype, q.shape[0], q.shape[1], k.shape[1], q.shape[3], q.shape[2], block_q, block_k

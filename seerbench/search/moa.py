@@ -25,6 +25,7 @@ from seerbench.baselines.moa import reserve_for, window_blocks, windows_and_sink
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import LayerContext
 from seerbench.kernels.flex_attention import masked_attention
+from seerbench.methods.protocol import Method
 from seerbench.models.hugging_face import attention_method
 from seerbench.models.likelihood import window_nll
 from seerbench.search import moa_solver
@@ -202,7 +203,7 @@ def backward_through(model: Any, tokens: Tensor, answer: int, see: GradientFunct
             parameter.requires_grad_(True)
 
 
-class _GradientTap:
+class _GradientTap(Method[None]):
     """Dense attention that passes its inputs to a function once the gradient of its output is known."""
 
     name, sparsity = "gradient-tap", None
@@ -233,7 +234,7 @@ def _validation_loss(
         return float(np.mean([window_nll(model, torch.from_numpy(w).long().to(device)) for w in windows]))
 
 
-class _MaskedMoA:
+class _MaskedMoA(Method[BlockMask]):
     """MoA under one plan in masked attention, which is exact and needs no compilation."""
 
     name = "moa"

@@ -36,8 +36,7 @@ def make_arms(arms: Iterable[ArmJob], device: str) -> list[Arm]:
             options["plan"] = arm.plan
         if arm.gate is None or arm.gates is None:
             method = _method(arm, options)
-            # A plan file that decides the choice stands beside the number, as a gate's name does.
-            found.append(Arm(method, None, arm.recipe, getattr(method, "source", None)))
+            found.append(Arm(method, None, arm.recipe))
             continue
         names = gate_set_names(arm.gates) if arm.gate.set == EVERY_SET else [arm.gate.set]
         for name in names:
@@ -67,7 +66,7 @@ def random_arms(
         if arm.method == "moa":
             options["plan"] = _random_plan(plans, problem.q_heads, arm.sparsity, layers, setup)
         method = _method(arm, options)
-        found.append(Arm(method, source=getattr(method, "source", None)))
+        found.append(Arm(method))
     return found
 
 

@@ -135,8 +135,8 @@ def named(arms: Iterable[Arm], block: int) -> list[tuple[str, Any]]:
     several = len({name for name in sets if name}) > 1
     found = []
     for arm, gate_set in zip(arms, sets, strict=True):
-        size = getattr(arm.method, "block", block)
-        parts = [arm.method.name, getattr(arm.method, "variant", None)]
+        size = arm.method.block or block
+        parts = [arm.method.name, arm.method.variant]
         if several and gate_set != PAPER_GATE:
             parts.append(gate_set)
         # FlexAttention has a block of its own, which says nothing of a dense method.

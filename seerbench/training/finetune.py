@@ -22,6 +22,7 @@ from seerbench.methods.block_selection import select_top_k
 from seerbench.methods.gate import gate_scores
 from seerbench.methods.gate_files import load_gates
 from seerbench.methods.gate_losses import gate_loss, gate_target
+from seerbench.methods.protocol import Method
 from seerbench.models.hugging_face import attention_method
 from seerbench.models.sources import DTYPES
 from seerbench.models.yarn import load_with_yarn
@@ -40,7 +41,7 @@ from seerbench.training.losses import token_losses
 from seerbench.training.optimizers import lr_at, optimizers, set_lr
 
 
-class _Joint:
+class _Joint(Method):
     """SeerAttention with gradients: sparse forward, gate loss on the side."""
 
     name = "joint"

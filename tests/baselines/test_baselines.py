@@ -307,7 +307,7 @@ def test_moa_s_plan_goes_through_upstream_s_format(tmp_path):
     save_plan(tmp_path / "mine.json", [[0.0, -1024.0]], [[0.5, 0.875]], {"model": "toy"})
     assert load_plan(tmp_path / "mine.json") == ([[0.0, -1024.0]], [[0.5, 0.875]])
     method = create("moa", plan=tmp_path / "mine.json")
-    assert method.source == "mine"
+    assert method.configuration == "mine"
     with pytest.raises(ValueError, match="is for 1 layers of 2 heads"):
         method.plan(torch.zeros(1, 4, 100, 8), torch.zeros(1, 4, 100, 8), LayerContext())
     (tmp_path / "bad.json").write_text('{"alphas": [[0]]}')
@@ -371,11 +371,11 @@ def test_minference_patterns_are_searched_and_go_through_upstream_s_format(qkv, 
     layers = load_patterns(tmp_path / "mine.json")
     assert [layers[0][head] for head in range(4)] == found
     method = create("minference", patterns=tmp_path / "mine.json", block=BLOCK)
-    assert method.source == "mine"
+    assert method.configuration == "mine"
     assert method.patterns(1, 4)[2:] == [Pattern("vertical_and_slash", 1000, 6096)] * 2  # upstream's default
-    assert create("minference").source == "v2 (512, 2048)"
+    assert create("minference").configuration == "v2 (512, 2048)"
     first = create("minference", patterns="v1")
-    assert (first.source, len(first.layers)) == ("v1 (mix)", 32)
+    assert (first.configuration, len(first.layers)) == ("v1 (mix)", 32)
     count = Counter((pattern.first, pattern.second) for layer in first.layers for pattern in layer.values())
     assert count == {  # A.6 of the description: what upstream's file holds
         (100, 800): 297,
@@ -587,12 +587,12 @@ def test_tiles_as_blocks_hold_every_key_that_is_read(qkv):
 
 @pytest.mark.parametrize("name", ["minference", "minference-aligned", "xattention", "flexprefill", "flashprefill"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.7])
-def test_a_settled_method_plans_the_same_without_looking(name, sparsity, make, qkv):
+def test_a_method_with_its_threshold_plans_the_same_without_searching(name, sparsity, make, qkv):
     """What a timing runs keeps the blocks that the requested sparsity came to, and takes no sparsity any more."""
     method = make(name, sparsity)
-    settled = method.settled(*qkv[:2], LayerContext())
-    assert settled.sparsity is None
+    fixed = method.with_threshold_for(*qkv[:2], LayerContext())
+    assert fixed.sparsity is None
     assert torch.equal(
-        settled.plan(*qkv[:2], LayerContext()).to_token_mask(),
+        fixed.plan(*qkv[:2], LayerContext()).to_token_mask(),
         method.plan(*qkv[:2], LayerContext()).to_token_mask(),
     )

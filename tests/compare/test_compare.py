@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem
 from seerbench.core.reference import reference_attention
 from seerbench.measure.sampler import Timing
-from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.protocol import BlockSparse, Plan
 from seerbench.paths import ROOT
 from seerbench.rows.store import Run
 
@@ -170,11 +169,12 @@ def test_poison_reaches_python_allocations_only_inside():
 METHOD = """
 import torch
 from seerbench.core.block_mask import BlockMask
+from seerbench.methods.protocol import Method
 from seerbench.methods.registry import register
 from gather_attention import attention
 
 @register("mine", cites="none")
-class Mine:
+class Mine(Method):
     \"\"\"Keeps everything.\"\"\"
     def __init__(self, sparsity=0.5, block=64):
         self.sparsity, self.block = sparsity, block
@@ -357,6 +357,26 @@ def test_what_cannot_be_compared_is_one_line(target, options, text, tmp_path):
         run(target and str(ROOT / target), tmp_path, **options)
 
 
+class Density(Plan):
+    """A plan that can say its density alone."""
+
+    def __init__(self, density):
+        self.share = density
+
+    def density(self):
+        return self.share
+
+
+class Pairs(Density):
+    """A plan that can also say its pairs."""
+
+    def __init__(self, density, pairs):
+        self.share, self.pairs = density, pairs
+
+    def to_token_mask(self):
+        return self.pairs
+
+
 class Opaque(BlockSparse):
     """Its plan says how dense it is and nothing else."""
 
@@ -366,7 +386,7 @@ class Opaque(BlockSparse):
         self.sparsity = sparsity
 
     def plan(self, q, k, layer):
-        return SimpleNamespace(density=lambda: 1 - self.sparsity)
+        return Density(1 - self.sparsity)
 
     def attend(self, q, k, v, plan):
         return reference_attention(q, k, v, None, q.dtype)[0] + self.error
@@ -378,7 +398,7 @@ class WrongOpaque(Opaque):
 
 class AlwaysSparse(Opaque):
     def plan(self, q, k, layer):
-        return SimpleNamespace(density=lambda: 0.5)
+        return Density(0.5)
 
 
 class Lines(Opaque):
@@ -387,7 +407,7 @@ class Lines(Opaque):
     def plan(self, q, k, layer):
         seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
         seen &= (torch.arange(q.shape[2]) % 2 == 0) | torch.eye(q.shape[2], dtype=torch.bool)
-        return SimpleNamespace(density=lambda: 0.5, to_token_mask=lambda: seen)
+        return Pairs(0.5, seen)
 
 
 class RightLines(Lines):

@@ -225,7 +225,7 @@ def test_the_whole_gate(single):
     assert learning.requires_grad  # joint fine-tuning trains the gate through it: no kernel there
     with torch.no_grad():
         ours = gate.gate_scores(one, q, k, layer)
-        half = gate.gate_scores(one, q, k, layer, whole=False)
+        half = gate.gate_scores(one, q, k, layer, upper_triangle=False)
         rounded = one(gate.pool_blocks(q, 64), gate.pool_blocks(k, 64), layer.rope)
         exact = one.double()(gate.pool_blocks(q.double(), 64), gate.pool_blocks(k.double(), 64), layer.rope)
     assert_no_worse_than_rounding(ours, exact, rounded)

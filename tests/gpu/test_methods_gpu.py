@@ -67,9 +67,8 @@ def test_attention_over_the_plan(name, n, tmp_path):
     plan = method.plan(q, k, LayerContext())
     exact, rounded = reference_attention(q, k, v, plan)[0], reference_attention(q, k, v, plan, q.dtype)[0]
     assert_no_worse_than_rounding(method.attend(q, k, v, plan), exact, rounded)
-    if hasattr(method, "settled"):
-        settled = method.settled(q, k, LayerContext()).plan(q, k, LayerContext())
-        assert abs(settled.density() - plan.density()) < 1e-3
+    fixed = method.with_threshold_for(q, k, LayerContext()).plan(q, k, LayerContext())
+    assert abs(fixed.density() - plan.density()) < 1e-3
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

@@ -6,9 +6,10 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from seerbench.errors import UnknownMethod
+from seerbench.errors import MethodError, UnknownMethod
 from seerbench.methods import cards as methods_cards
 from seerbench.methods import registry
+from seerbench.methods.protocol import Method
 from seerbench.methods.registry import catalogue, create, register
 from seerbench.paths import ROOT
 
@@ -96,7 +97,15 @@ def test_a_gpu_need_is_refused_where_there_is_none(monkeypatch):
 
 def test_register_marks_the_class():
     @register("here", cites="nobody")
-    class Here:
+    class Here(Method[None]):
         pass
 
     assert (Here.name, Here.cites, Here.needs) == ("here", "nobody", ())
+
+
+def test_register_refuses_a_class_without_the_base():
+    with pytest.raises(MethodError, match="Method"):
+
+        @register("here", cites="nobody")
+        class Here:
+            pass

@@ -4,6 +4,7 @@ import torch
 
 from seerbench.core.problem import LayerContext
 from seerbench.measure.sweeps import CachedThreshold
+from seerbench.methods.protocol import Method
 from seerbench.models.random_weights import random_model
 
 
@@ -16,7 +17,7 @@ def test_the_same_seed_draws_the_same_model():
         assert torch.equal(first, second)
 
 
-class Searches:
+class Searches(Method):
     """A method that notes where it looked for its threshold."""
 
     name, sparsity = "searches", 0.5
@@ -24,7 +25,7 @@ class Searches:
     def __init__(self):
         self.looked = []
 
-    def settled(self, q, k, layer):
+    def with_threshold_for(self, q, k, layer):
         self.looked.append(layer.index)
         return Found(layer.index)
 
@@ -32,7 +33,7 @@ class Searches:
         return plan
 
 
-class Found:
+class Found(Method):
     def __init__(self, at):
         self.at = at
 

@@ -11,6 +11,7 @@ from seerbench.errors import ModelError
 from seerbench.kernels import flex_attention
 from seerbench.methods.gate import gate_scores
 from seerbench.methods.gate_config import GateConfig
+from seerbench.methods.protocol import Method
 from seerbench.methods.registry import create
 from seerbench.models.hugging_face import attention_layers, attention_method
 from seerbench.models.released_gates import read_released
@@ -63,7 +64,7 @@ def test_its_scores_are_those_of_the_authors_formula(tmp_path):
     model = load(standins.make_llama_checkpoint(tmp_path / "model"))
     seen = {}
 
-    class Look:
+    class Look(Method):
         name, sparsity = "look", None
 
         def refuses(self, case):

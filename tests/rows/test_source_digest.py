@@ -365,7 +365,7 @@ def test_this_tree():
         f"{card.module}.{card.attribute}" for card in catalogue().values() if "seerbench" in card.module
     } <= names
     last = {name.rpartition(".")[2] for name in names}
-    assert {"AttnGate", "BlockSparse", "FlashAttention4Sparse", "pooled_attention", "BlockMask"} <= last
+    assert {"AttnGate", "BlockSparseKernel", "FlashAttention4Kernel", "pooled_attention", "BlockMask"} <= last
     assert {"gate_scores", "select_threshold", "block_scores", "ascending_lists", "vertical_slash_tiles"} <= last
     hopper = [name for name in names if "hopper" in name]
     assert len(hopper) > 20

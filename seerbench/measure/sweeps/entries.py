@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 from seerbench.core.block_mask import causal_blocks
 from seerbench.core.problem import AttentionProblem
 from seerbench.errors import MeasureError
 from seerbench.measure.cells import Entry, Prepared
 from seerbench.methods.block_sparse_kernels import DENSE
-from seerbench.methods.protocol import Method, realised_sparsity
+from seerbench.methods.protocol import Method, Plan, realised_sparsity
 
 # Dense methods that are timed in every cell, because speed-ups are given over one of them or over the fastest.
 # Other dense methods are timed in the first cell only.
@@ -34,8 +33,8 @@ def method_entry(name: str, method: Method, problem: AttentionProblem, prepare: 
         problem: the problem that the cell times.
         prepare: runs the method once and returns what to time.
     """
-    block = getattr(method, "block", problem.block_q)
-    problem = replace(problem, block_q=block, block_k=block)
+    block = method.block or problem.block_k
+    problem = replace(problem, block_q=method.block_q or block, block_k=block)
     return Entry(
         name,
         method.implementation(problem),
@@ -44,7 +43,7 @@ def method_entry(name: str, method: Method, problem: AttentionProblem, prepare: 
         method.refuses(problem),
         prepare,
         problem,
-        getattr(method, "source", None),
+        method.configuration,
         base_name(method) in DYNAMIC,
     )
 
@@ -71,10 +70,11 @@ def by_sparsity(methods: Iterable[tuple[str, Method]]) -> dict[float | None, dic
     return cells
 
 
-def flops(plan: Any, problem: AttentionProblem) -> float:
+def flops(plan: Plan | None, problem: AttentionProblem) -> float:
     """Return the floating-point operations of the two matrix products over the causal blocks that a plan keeps."""
-    if hasattr(plan, "flops"):
-        return float(plan.flops(problem.head_dim))
+    counted = None if plan is None else plan.flops(problem.head_dim)
+    if counted is not None:
+        return float(counted)
     causal = int(causal_blocks(problem.context, problem.block_q, problem.block_k).sum())
     per_block = 4 * problem.block_q * problem.block_k * problem.head_dim
     return per_block * causal * problem.batch * problem.q_heads * (1.0 - realised_sparsity(plan))

@@ -48,8 +48,8 @@ def methods_sweep(
         for name, method in group.items():
 
             def prepare(method: Method = method) -> Prepared:
-                if method.sparsity is not None and hasattr(method, "settled"):
-                    method = method.settled(q, k, layer)
+                if method.sparsity is not None:
+                    method = method.with_threshold_for(q, k, layer)
                 check = check_method(method, q, k, v, layer)
                 plan = method.plan(q, k, layer)
                 stages = method_stages(method, q, k, v, layer, plan)
@@ -81,8 +81,8 @@ def method_stages(
     stages: dict[str, Call] = {}
     if plan is None:
         return {"attend": lambda: method.attend(q, k, v, None)}
-    if hasattr(method, "score"):
-        scores = method.score(q, k, layer)
+    scores = method.score(q, k, layer)
+    if scores is not None:
         stages["score"] = lambda: method.score(q, k, layer)
         stages["select"] = lambda: method.select(scores, q.shape[2])
     return stages | {

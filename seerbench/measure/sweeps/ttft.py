@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seerbench.core.problem import LayerContext
+from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.measure.cells import CellTimer, Entry, Prepared, Rows, joined
 from seerbench.measure.gpu_lock import exclusive
 from seerbench.measure.inputs import InputSource, problem_of_model
@@ -62,7 +62,7 @@ def ttft_sweep(
         for name, method in group.items():
 
             def prepare(method: Method = method) -> Prepared:
-                if method.sparsity is not None and hasattr(method, "settled"):
+                if method.sparsity is not None:
                     method = CachedThreshold(method, layers_alike)
                 if problem.device == "cpu":  # the record of allocations would include those of compiling
                     with attention_method(model, method, count=False):
@@ -89,8 +89,8 @@ def ttft_sweep(
         return joined(timer.measure(sparsity, entries(group)) for sparsity, group in cells.items())
 
 
-class CachedThreshold:
-    """A method that meets a requested sparsity by threshold search, with the search done once per layer.
+class CachedThreshold(Method[Any]):
+    """A method for a requested sparsity whose threshold search, if it needs one, is done once per layer.
 
     The search runs when a layer is planned first, outside the timed calls; later plans reuse its threshold. With
     `layers_alike`, the threshold of the first layer serves all layers.
@@ -98,14 +98,22 @@ class CachedThreshold:
 
     def __init__(self, method: Method, layers_alike: bool) -> None:
         self.method, self.layers_alike = method, layers_alike
-        self.at_threshold: dict[int, Any] = {}  # by layer index
+        self.at_threshold: dict[int, Method[Any]] = {}  # by layer index
+        self.name, self.sparsity, self.configuration = method.name, method.sparsity, method.configuration
+        self.block, self.block_q, self.corrects_skipped = method.block, method.block_q, method.corrects_skipped
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.method, name)
+    def implementation(self, problem: AttentionProblem) -> str:
+        return self.method.implementation(problem)
+
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        return self.method.refuses(problem)
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> Any:
         """Return the plan at the threshold of this layer: q [B, Hq, N, D], k [B, Hk, N, D], both rotated."""
         place = 0 if self.layers_alike else layer.index
         if place not in self.at_threshold:
-            self.at_threshold[place] = self.method.settled(q, k, layer)
+            self.at_threshold[place] = self.method.with_threshold_for(q, k, layer)
         return self.at_threshold[place].plan(q, k, layer)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: Any) -> Tensor:
+        return self.method.attend(q, k, v, plan)
