@@ -3,7 +3,7 @@
 import torch
 
 from seerbench.core.problem import LayerContext
-from seerbench.measure.sweeps import CachedThreshold
+from seerbench.measure.sweeps.ttft import CachedThreshold
 from seerbench.methods.protocol import Method
 from seerbench.models.random_weights import random_model
 
