@@ -1,7 +1,7 @@
 """Corpora: texts -> tokens -> windows, the first step of the data flow.
 
 A config's `corpus` mapping names a source of documents; `read_texts` reads it, `train_tokenizer` (or
-`load_tokenizer`) and `tokenise` turn it into one parquet of tokens, and everything after that (training,
+`load_tokenizer`) and `tokenize` turn it into one parquet of tokens, and everything after that (training,
 perplexity, tasks) reads only that parquet. A document belongs to exactly one split, so what is evaluated
 was never trained on.
 """

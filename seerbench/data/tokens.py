@@ -101,12 +101,12 @@ def require_vocabulary(tokens: Path, tokenizer: PreTrainedTokenizerFast, model: 
     about = json.loads(Path(tokens).with_suffix(".json").read_text())
     if about["vocabulary"] != vocabulary_hash(tokenizer):
         raise CorpusError(
-            f"corpus {about['name']} was tokenised with another vocabulary than the model {model} has; in the"
+            f"corpus {about['name']} was tokenized with another vocabulary than the model {model} has; in the"
             f" preset, give that model a corpus with `tokenizer: {model}`"
         )
 
 
-def tokenise(
+def tokenize(
     texts: pd.DataFrame,
     tokenizer: PreTrainedTokenizerFast,
     out: Path,
@@ -139,7 +139,7 @@ def tokenise(
     try:
         with (
             pq.ParquetWriter(temporary, TOKEN_SCHEMA, compression="zstd") as writer,
-            tqdm(total=len(texts), desc=f"tokenise {name}", unit="doc", mininterval=1) as bar,
+            tqdm(total=len(texts), desc=f"tokenize {name}", unit="doc", mininterval=1) as bar,
         ):
             for start in range(0, len(texts), 64):
                 batch = texts.iloc[start : start + 64]

@@ -32,7 +32,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenised corpus: its name and its file (parquet; a card with its hash lies beside it)."""
+    """A tokenized corpus: its name and its file (parquet; a card with its hash lies beside it)."""
 
     corpus: str
     file: Path
@@ -247,7 +247,7 @@ class RetrievalJob(RunsArms):
 
     @property
     def token_files(self) -> list[Path]:
-        """The tokenised corpus."""
+        """The tokenized corpus."""
         return [self.tokens.file]
 
     @property
@@ -335,7 +335,7 @@ class LatencyJob(RunsArms):
 
     @property
     def token_files(self) -> list[Path]:
-        """The tokenised corpus that it reads, if it reads one."""
+        """The tokenized corpus that it reads, if it reads one."""
         tokens = getattr(self, "tokens", None)
         return [tokens.file] if tokens else []
 

@@ -192,7 +192,7 @@ class Preset:
     # Texts and models
 
     def tokens(self, corpus: str) -> Tokens:
-        """Return the tokenised corpus of that name."""
+        """Return the tokenized corpus of that name."""
         _one_of("corpora", self.file.corpora, corpus)
         return Tokens(corpus, self.paths.tokens(corpus))
 

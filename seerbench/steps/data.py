@@ -8,7 +8,7 @@ import pandas as pd
 
 from seerbench.data.corpora import TextSource
 from seerbench.data.texts import read_texts, union_of
-from seerbench.data.tokens import load_tokenizer, tokenise, train_tokenizer
+from seerbench.data.tokens import load_tokenizer, tokenize, train_tokenizer
 from seerbench.presets.preset import Preset
 
 
@@ -26,7 +26,7 @@ def make_corpus(preset: Preset, name: str) -> None:
     """Turn the texts of one corpus into tokens."""
     job = preset.corpus(name)
     tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
-    tokenise(_texts(job.texts, job.is_union), tokenizer, job.out, name=name, source=job.card)
+    tokenize(_texts(job.texts, job.is_union), tokenizer, job.out, name=name, source=job.card)
 
 
 def _texts(sources: Mapping[str, TextSource], is_union: bool) -> pd.DataFrame:

@@ -1,4 +1,8 @@
-"""batches."""
+"""Make the batch of any step of a training: windows of the corpus, look-ups and repeats.
+
+A batch depends on the number of its step alone, so a training that was killed continues with the batches that it
+has not seen. The windows and look-ups themselves are made in seerbench/data.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,19 @@ import numpy as np
 from seerbench.data.lookups import TRAINING, Pieces, pieces_of, training_lookups, training_repeats
 from seerbench.data.tokens import bos_of
 from seerbench.data.windows import packed, packed_rows, rows_of_step, training_windows
-from seerbench.training.jobs import DistillJob, FinetuneJob, Mix, MixChange, Stage
+from seerbench.training.jobs import DistillJob, FinetuneJob, Mix, MixChange, PretrainJob, Stage
+
+
+class Batch(NamedTuple):
+    """The windows of one step, those of the corpus first."""
+
+    tokens: np.ndarray  # int32 [windows, context]
+    weights: np.ndarray  # float32 [windows, context], the weight of each token's loss
+    corpus_windows: int
 
 
 class Step(NamedTuple):
-    """What one step of pre-training reads."""
+    """The shape and the mix of the batch of one step."""
 
     context: int  # tokens per window
     windows: int
@@ -23,10 +35,10 @@ class Step(NamedTuple):
 
 
 def schedule(stages: Sequence[Stage]) -> list[Step]:
-    """Return what every step of the stages reads.
+    """Return the shape and mix of the batch of every step.
 
-    The steps of a stage with several lengths take them in turn: a model that sees long windows alone forgets how to
-    look things up at the first positions.
+    The steps of a stage with several lengths take them in turn, because a model that sees only long windows forgets
+    how to look things up at the first positions.
     """
     plan: list[Step] = []
     for stage in stages:
@@ -45,21 +57,19 @@ def mixed_batch(
     mix: Mix,
     rng: np.random.Generator,
     vocab: int,
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return one batch: corpus windows, then repeats and look-ups in the shares that the mix asks for.
+) -> Batch:
+    """Return one batch: windows of the corpus, then repeats and look-ups in the shares of the mix.
 
     Args:
         stream: int32 tokens of the corpus, documents end to end.
-        pieces: what look-ups are put together from.
+        pieces: parts of look-ups as tokens.
         context: tokens per window.
         windows: windows per batch.
+        mix: shares of repeats and look-ups; with few windows, they are met on average over steps.
+        rng: decides everything that is random.
         vocab: number of tokens that repeats are drawn from.
-
-    Returns:
-        tokens int32 and loss weights float32, both [windows, context], and the number of corpus windows.
     """
     kinds = ("repeat", "passkey", "kv")
-    # Shares of few windows are met on average, not every step.
     exact = np.array([windows * share for share in (mix.repeat, mix.passkey, mix.kv)])
     counts = np.floor(exact + rng.random(len(kinds))).astype(int)
     while counts.sum() > windows:
@@ -88,18 +98,39 @@ def mixed_batch(
             part = training_lookups(stream, pieces, context, count, rng, task=kind, answer_weight=mix.answer_weight)
         tokens.append(part[0])
         weights.append(part[1])
-    return np.concatenate(tokens), np.concatenate(weights), corpus
+    return Batch(np.concatenate(tokens), np.concatenate(weights), corpus)
+
+
+def scheduled_batches(
+    job: PretrainJob, plan: Sequence[Step], stream: np.ndarray, tokenizer: Any
+) -> Callable[[int], Batch]:
+    """Return the function that makes the batch of any step of a pre-training.
+
+    Args:
+        job: its seed and its mix, which stages may change.
+        plan: from `schedule`.
+        stream: int32 tokens of the corpus, documents end to end.
+        tokenizer: that of the corpus.
+    """
+    pieces = pieces_of(tokenizer)
+
+    def batch_of(step: int) -> Batch:
+        context, windows, change = plan[step]
+        rng = np.random.default_rng([job.seed, TRAINING, step])
+        return mixed_batch(stream, pieces, context, windows, job.mix.changed_by(change), rng, len(tokenizer))
+
+    return batch_of
 
 
 def batches(
     job: DistillJob | FinetuneJob, documents: Mapping[str, np.ndarray], tokenizer: Any
-) -> Callable[[int], tuple[np.ndarray, np.ndarray, int]]:
-    """Return the function that gives the batch of any step of a distillation or fine-tuning.
-
-    A batch depends on the step alone, so that a run can resume. The function gives what `mixed_batch` gives.
+) -> Callable[[int], Batch]:
+    """Return the function that makes the batch of any step of a distillation or fine-tuning.
 
     Args:
+        job: its seed, its context, and either a mix or a packing.
         documents: id -> tokens, from `read_tokens`.
+        tokenizer: that of the corpus.
     """
     context, count, seed = job.context, job.batch, job.seed
     if job.packing is not None:
@@ -107,13 +138,13 @@ def batches(
         pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         rows = packed_rows(documents, context, job.packing, bos=bos_of(tokenizer), eos=eos, pad=pad)
         weights = np.ones((count, context), dtype=np.float32)
-        return lambda step: (rows_of_step(rows, step, count, seed), weights, count)
+        return lambda step: Batch(rows_of_step(rows, step, count, seed), weights, count)
     stream, pieces, mix = packed(documents, tokenizer.eos_token_id), pieces_of(tokenizer), job.mix
     if mix is None:
         raise ValueError(f"the training {job.name} has neither mix nor packing")
 
-    def mixed(step: int) -> tuple[np.ndarray, np.ndarray, int]:
+    def batch_of(step: int) -> Batch:
         rng = np.random.default_rng([seed, TRAINING, step])
         return mixed_batch(stream, pieces, context, count, mix, rng, len(tokenizer))
 
-    return mixed
+    return batch_of

@@ -1,4 +1,8 @@
-"""checkpoint."""
+"""Save and continue trainings, and write what they produce: model folders and files of gates.
+
+Every file and folder appears complete or not at all. With several processes, all of them call these functions and
+the first one writes; files hold unsharded tensors, so another number of processes may continue.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,30 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from seerbench.methods.gate import AttnGate
+from seerbench.methods.gate_files import save_gates
 from seerbench.training.fsdp import full_tensor, rank_and_world_size, shard_like
 
 
 def digest_of(*parts: object) -> str:
-    """Identity of a training run: a checkpoint of another config, corpus or seed is not continued."""
+    """Return a hash of what decides a training (settings, corpus, seed). Only its own checkpoint is continued."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def checkpoint_file(out: Path) -> Path:
+    """Return the checkpoint of the training that writes `out`."""
+    return _checkpoint_folder(out) / "state.safetensors"
+
+
+def _checkpoint_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".checkpoint")
 
 
 def save_checkpoint(
@@ -31,14 +47,14 @@ def save_checkpoint(
     step: int,
     rows: list[dict],
 ) -> None:
-    """Write everything that a run needs to continue into one safetensors file, whole or not at all.
-
-    Of several processes (sharded.py) all call this and the first writes.
+    """Write everything that a training needs to continue into one safetensors file.
 
     Args:
-        params: name -> trained tensor (`dict(model.named_parameters())`, or only the gates').
+        file: replaced as a whole.
+        params: name -> trained tensor: those of a model, or of gates only.
+        optimizers: of these tensors; their state is saved.
         digest: from `digest_of`.
-        step: steps done. Batches are functions of (seed, step), so this is also the data's RNG state.
+        step: number of steps done. Batches depend on seed and step alone, so this is the state of the data too.
         rows: the training rows so far.
     """
     tensors = {f"param.{name}": param.detach() for name, param in params.items()}
@@ -63,9 +79,18 @@ def load_checkpoint(
     *,
     digest: str,
 ) -> tuple[int, list[dict]]:
-    """Put a checkpoint back into params and optimizers; returns steps done and the rows so far.
+    """Load a checkpoint into tensors and optimizers, in place.
 
-    Without a file, or with one of another run (digest), nothing changes and the answer is (0, []).
+    Without a file, or if it belongs to another training, nothing changes.
+
+    Args:
+        file: from `save_checkpoint`.
+        params: name -> trained tensor.
+        optimizers: as they were given to `save_checkpoint`.
+        digest: from `digest_of`.
+
+    Returns:
+        The number of steps done and the training rows so far; (0, []) if nothing was loaded.
     """
     if not file.is_file():
         return 0, []
@@ -77,7 +102,7 @@ def load_checkpoint(
             for name, param in params.items():
                 param.copy_(shard_like(param, stored.get_tensor(f"param.{name}")))
         states: list[dict] = [{} for _ in optimizers]
-        for name in stored.keys():  # noqa: SIM118 (safe_open is no mapping)
+        for name in stored.keys():  # noqa: SIM118 (safe_open is not a mapping)
             kind, _, rest = name.partition(".")
             if kind == "optimizer":
                 number, param, key = rest.split(".")
@@ -86,7 +111,7 @@ def load_checkpoint(
             trained = [param for group in optimizer.param_groups for param in group["params"]]
             for place, values in state.items():
                 for key, value in values.items():
-                    if value.shape == trained[place].shape:  # its `step` is a number
+                    if value.shape == trained[place].shape:  # AdamW's step is a number
                         values[key] = shard_like(trained[place], value)
         for optimizer, state in zip(optimizers, states, strict=True):
             groups = optimizer.state_dict()["param_groups"]
@@ -96,16 +121,18 @@ def load_checkpoint(
 
 
 def drop_checkpoint(out: Path) -> None:
-    """Remove the checkpoint of a training whose results and rows are all written."""
-    shutil.rmtree(out.with_name(out.name + ".checkpoint"), ignore_errors=True)
+    """Remove the checkpoint of a training whose result and rows are written."""
+    shutil.rmtree(_checkpoint_folder(out), ignore_errors=True)
 
 
-def save_model(
-    model: nn.Module, out: Path, tokenizer: object | None = None, dtype: torch.dtype | None = None
-) -> None:
-    """save_pretrained into a folder that appears whole or not at all (an earlier one is replaced).
+def save_model(model: nn.Module, out: Path, tokenizer: Any | None = None, dtype: torch.dtype | None = None) -> None:
+    """Write a model folder in Hugging Face's format; an earlier one is replaced.
 
-    dtype: of the weights in the folder; None keeps the model's. Of several processes all call this and one writes.
+    Args:
+        model: a model of transformers, sharded or not.
+        out: the folder.
+        tokenizer: saved beside the model.
+        dtype: of the saved weights; None keeps the model's.
     """
     weights = {name: full_tensor(param.detach()).to("cpu", dtype) for name, param in model.named_parameters()}
     if rank_and_world_size()[0]:
@@ -117,3 +144,21 @@ def save_model(
         tokenizer.save_pretrained(temporary)
     shutil.rmtree(out, ignore_errors=True)
     os.replace(temporary, out)
+
+
+def save_gate_sets(out: Path, sets: Mapping[str, nn.ModuleList]) -> None:
+    """Write gate sets (name -> one gate per layer), sharded or not, into one safetensors file."""
+    unsharded = {name: [_unsharded(gate) for gate in gates] for name, gates in sets.items()}
+    if rank_and_world_size()[0]:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".tmp")
+    save_gates(temporary, unsharded)
+    os.replace(temporary, out)
+
+
+def _unsharded(gate: AttnGate) -> AttnGate:
+    """Return a copy of a gate on the CPU. If it is sharded, all processes must call this."""
+    copy = AttnGate(gate.config, gate.q_heads, gate.wk.shape[0], gate.head_dim)
+    copy.load_state_dict({key: full_tensor(value).cpu() for key, value in gate.state_dict().items()})
+    return copy

@@ -1,20 +1,28 @@
-"""finetune."""
+"""Extend a model's context with YaRN and fine-tune all its weights, dense or jointly with its gates.
+
+Jointly: the output of a layer comes from sparse attention under the mask that its gate predicts. The gate's target
+comes from a dense pass without gradients over the same q and k. The loss is the language-model loss plus the gate
+loss. The mask is not differentiable and the gate reads detached q and k, so neither loss reaches the other's
+weights.
+
+The step `finetune` calls `finetune` with a resolved job. Source: arXiv:2410.13276.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.data.tokens import load_tokenizer, read_tokens
+from seerbench.errors import ConfigError
 from seerbench.kernels.block_sparse import api as block_sparse_api
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.kernels.pooled.api import pooled_attention
@@ -27,31 +35,117 @@ from seerbench.models.hugging_face import attention_method
 from seerbench.models.sources import DTYPES
 from seerbench.models.yarn import load_with_yarn
 from seerbench.training.batches import batches
-from seerbench.training.checkpoint import digest_of, load_checkpoint, save_checkpoint, save_model
-from seerbench.training.distill import CLIP, _write_gates
-from seerbench.training.fsdp import (
-    all_gather_weight,
-    all_reduce_mean,
-    broadcast_from_rank0,
-    rank_and_world_size,
-    shard_whole,
-)
+from seerbench.training.checkpoint import digest_of, save_gate_sets, save_model
+from seerbench.training.fsdp import all_reduce_mean, rank_and_world_size, require_even_split, shard_all_weights
 from seerbench.training.jobs import FinetuneJob
-from seerbench.training.losses import token_losses
-from seerbench.training.optimizers import lr_at, optimizers, set_lr
+from seerbench.training.loop import Row, run_steps
+from seerbench.training.losses import next_token_losses
+from seerbench.training.optimizers import GATE_CLIP, lr_at, optimizers, set_lr, update_weights
 
 
-class _Joint(Method):
-    """SeerAttention with gradients: sparse forward, gate loss on the side."""
+def finetune(job: FinetuneJob) -> list[Row]:
+    """Extend a model's context with YaRN, fine-tune it, write the model folder `job.out`, and return the rows.
+
+    A joint run writes its gates into that folder as `gates.safetensors` (set `v1`). A killed run continues from
+    `<out>.checkpoint`, which stays until `drop_checkpoint`. Under `fsdp.processes` every process calls this with
+    its share of each batch, and the first one writes.
+
+    Returns:
+        One row per step: step, tokens, context, lm_loss (nats per token of text), gate_loss (summed over layers;
+        NaN for a dense run) and learning_rate.
+
+    Raises:
+        ConfigError: the batch does not split evenly over the processes, or several processes are given a mix or
+        Muon.
+    """
+    device, settings = job.device, job.optimizer
+    rank, size = rank_and_world_size()
+    require_even_split(job.batch)
+    if size > 1 and (job.packing is None or settings.muon_lr is not None):
+        raise ConfigError(
+            "fine-tuning in several processes needs packing and, for all weights, AdamW (muon_lr: null)"
+        )
+    tokenizer = load_tokenizer(job.model.weights, job.model.revision)
+    documents = read_tokens(job.tokens, "train")
+    batch_of = batches(job, documents, tokenizer)
+    model = load_with_yarn(job.model.weights, job.factor, job.model.revision).train()
+    gates = None if job.gates is None else nn.ModuleList(load_gates(job.gates, "v1")).to(device)
+    if size > 1:
+        shard_all_weights(model, gates or (), device)
+    else:
+        model.to(device)
+    if job.recompute:
+        recompute_activations(model)
+    joint = None if gates is None else JointAttention(gates.requires_grad_(True), job.sparsity, job.block)
+    optims = scheduled = optimizers(model, settings)
+    params = {f"model.{name}": p for name, p in model.named_parameters()}
+    if gates is not None:
+        optims = [*optims, torch.optim.AdamW(gates.parameters(), lr=job.gate_learning_rate, weight_decay=0.0)]
+        if settings.muon_lr is None:  # The authors train all weights with one AdamW and one schedule.
+            scheduled = optims
+        params |= {f"gates.{name}": p for name, p in gates.named_parameters()}
+
+    def train_step(step: int, _rows: Sequence[Row]) -> list[Row]:
+        batch = batch_of(step)
+        tokens = torch.from_numpy(batch.tokens[rank::size]).long().to(device)
+        weights = torch.from_numpy(batch.weights[rank::size, 1:].copy()).to(device)
+        factor = lr_at(step, job.steps, warmup=settings.warmup, decay_share=settings.decay_share)
+        rate = set_lr(scheduled, factor)
+        losses, joint_loss = _accumulate_gradients(model, joint, tokens, weights, job)
+        clipped = [(model.parameters(), settings.clip)]
+        update_weights(optims, clipped if gates is None else [*clipped, (gates.parameters(), GATE_CLIP)])
+        # Several processes have packed rows only, all of which are text.
+        text_windows = batch.corpus_windows if size == 1 else None
+        row = {
+            "step": step,
+            "tokens": (step + 1) * batch.tokens.size,
+            "context": job.context,
+            "lm_loss": all_reduce_mean(losses[:text_windows].mean()).item(),
+            "gate_loss": math.nan if joint is None else all_reduce_mean(joint_loss).item(),
+            "learning_rate": rate,
+        }
+        return [row]
+
+    def save_result() -> None:
+        save_model(model, job.out, tokenizer, DTYPES[job.dtype])
+        if gates is not None:
+            save_gate_sets(job.out / "gates.safetensors", {"v1": gates})
+
+    return run_steps(
+        job,
+        params,
+        optims,
+        steps=job.steps,
+        digest=digest_of(job.identity(), sum(map(len, documents.values()))),
+        title=f"finetune {job.out.name}",
+        train_step=train_step,
+        save_result=save_result,
+        shown="lm_loss",
+    )
+
+
+class JointAttention(Method[BlockMask]):
+    """SeerAttention with gradients: sparse attention in the forward pass, the gates' loss collected beside it.
+
+    Attributes:
+        loss: sum of the gate losses of the layers planned since `reset`.
+    """
 
     name = "joint"
 
     def __init__(self, gates: nn.ModuleList, sparsity: float, block: int) -> None:
-        self.gates, self.sparsity, self.block = gates, sparsity, block
-        self.start()
+        """Prepare the forward pass.
 
-    def start(self) -> None:
-        """Before the next forward: no loss yet, no layer planned."""
+        Args:
+            gates: one per layer, trainable.
+            sparsity: share of the causal blocks that are skipped.
+            block: tokens per block.
+        """
+        self.gates, self.sparsity, self.block = gates, sparsity, block
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the loss and the masks, before the next forward pass."""
         self.loss: Tensor | float = 0.0
         self.plans: dict[int, BlockMask] = {}
 
@@ -59,14 +153,16 @@ class _Joint(Method):
         return None if case.device == "cpu" else block_sparse_api.refuses(case)
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
-        if layer.index in self.plans:  # the layer is computed again in backward: same mask, its loss is counted
+        """Return the mask that the layer's gate predicts, and add the gate's loss to `loss`."""
+        if layer.index in self.plans:
+            # The backward pass computes the layer again: it needs the same mask, and its loss is counted already.
             return self.plans[layer.index]
         gate = self.gates[layer.index]
         detached = LayerContext(layer.index, layer.q_unrotated.detach(), layer.k_unrotated.detach(), layer.rope)
         with torch.no_grad():
             target = gate_target(pooled_attention(q.detach(), k.detach(), k.detach(), self.block)[2])
-        # What the gate's backward needs is kept even where the layer around it is recomputed.
-        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept):
+        # The gate's activations are kept for its backward pass even if those of the layer around it are not.
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
             scores = gate_scores(gate, q.detach(), k.detach(), detached)
             self.loss = self.loss + gate_loss(scores, target, gate.config.recipe)
         self.plans[layer.index] = select_top_k(scores.detach(), self.sparsity, q.shape[2], self.block)
@@ -75,108 +171,45 @@ class _Joint(Method):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
         if q.is_cuda:
             return block_sparse_api.block_sparse_attention(q, k, v, plan)
-        return masked_attention(q, k, v, plan)  # FlexAttention has no backward on a CPU
+        return masked_attention(q, k, v, plan)  # FlexAttention has no backward pass on a CPU.
 
 
-def finetune(job: FinetuneJob) -> list[dict]:
-    """Extend a model's context with YaRN and fine-tune it, dense or jointly with its gates.
+def recompute_activations(model: nn.Module) -> None:
+    """Let the backward pass compute the activations of each layer again, which saves memory and costs time.
 
-    Writes the model folder `job.out`; a joint run's gates lie in it as `gates.safetensors` (set `v1`).
-    A killed run continues from `<out>.checkpoint`, which stays until `drop_checkpoint`.
-    Under `fsdp.processes` every process calls this with its share of each batch, and the first writes.
+    The wrapper is inside the hooks of the layer, since those of FSDP must run once.
+    """
+    for layer in model.model.layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def _accumulate_gradients(
+    model: nn.Module, joint: JointAttention | None, tokens: Tensor, weights: Tensor, job: FinetuneJob
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of the windows of a batch that belong to this process.
+
+    With recomputed activations, the windows pass one at a time.
+
+    Args:
+        tokens: int64 [B, N].
+        weights: of the losses, float32 [B, N - 1].
 
     Returns:
-        The training rows, one per step.
-
-    Raises:
-        ValueError: several processes do not fit the batch, or the job has a mix or Muon.
+        The loss of every token, float32 [B, N - 1], and the gate loss (zero without gates), both detached.
     """
-    device, block, out, settings = job.device, job.block, job.out, job.optimizer
-    rank, size = rank_and_world_size()
-    if job.batch % size:
-        raise ValueError(f"a batch of {job.batch} windows does not split over {size} processes")
-    if size > 1 and (job.packing is None or settings.muon_lr is not None):
-        raise ValueError("fine-tuning in several processes takes packing and AdamW (muon_lr: null)")
-    tokenizer = load_tokenizer(job.model.weights, job.model.revision)
-    documents = read_tokens(job.tokens, "train")
-    batch_of = batches(job, documents, tokenizer)
-    model = load_with_yarn(job.model.weights, job.factor, job.model.revision).train()
-    gates = None if job.gates is None else nn.ModuleList(load_gates(job.gates, "v1")).to(device)
-    if size > 1:
-        shard_whole(model, gates or (), device)
-    else:
-        model.to(device)
-    if job.recompute:
-        for layer in model.model.layers:  # inside of its hooks, which sharding needs to run once
-            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
-    joint = None if gates is None else _Joint(gates.requires_grad_(True), job.sparsity, block)
-    optims = scheduled = optimizers(model, settings)
-    params = {f"model.{name}": p for name, p in model.named_parameters()}
-    if gates is not None:
-        optims = [*optims, torch.optim.AdamW(gates.parameters(), lr=job.gate_learning_rate, weight_decay=0.0)]
-        if settings.muon_lr is None:  # the authors': one AdamW and one schedule for all weights
-            scheduled = optims
-        params |= {f"gates.{name}": p for name, p in gates.named_parameters()}
-    amount = sum(map(len, documents.values()))
-    digest = digest_of(job.identity(), amount)
-    file = out.with_name(out.name + ".checkpoint") / "state.safetensors"
-    steps, saved = job.steps, time.monotonic()
-    done, rows = load_checkpoint(file, params, optims, digest=digest)
-    bar = tqdm(total=steps, initial=done, desc=f"finetune {out.name}", unit="step", mininterval=1, disable=rank > 0)
-    for step in range(done, steps):
-        ids, weights, corpus = batch_of(step)
-        x = torch.from_numpy(ids[rank::size]).long().to(device)
-        w = torch.from_numpy(weights[rank::size, 1:].copy()).to(device)
-        factor = lr_at(step, steps, warmup=settings.warmup, decay_share=settings.decay_share)
-        rate = set_lr(scheduled, factor)
-        of_text, of_gates = [], torch.zeros((), device=device)
-        for part, weight in zip(*(all_of.split(1 if job.recompute else len(x)) for all_of in (x, w)), strict=True):
-            # Backward too: a layer that is computed again there needs the same attention.
-            with nullcontext() if joint is None else attention_method(model, joint):
-                losses = _token_losses(model, part, job.loss_chunk, device)
-                loss = (losses * weight).sum() / w.sum()
-                if joint is not None:
-                    share = len(part) / len(x)
-                    loss = loss + share * joint.loss
-                    of_gates += share * joint.loss.detach()
-                loss.backward()
+    at_once = 1 if job.recompute else len(tokens)
+    all_losses, joint_loss = [], torch.zeros((), device=job.device)
+    for part, part_weights in zip(tokens.split(at_once), weights.split(at_once), strict=True):
+        # The method stays in the model for the backward pass, which may compute layers again.
+        with nullcontext() if joint is None else attention_method(model, joint):
+            losses = next_token_losses(model, part, job.loss_chunk, job.device)
+            loss = (losses * part_weights).sum() / weights.sum()
             if joint is not None:
-                joint.start()
-            of_text.append(losses.detach())
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        if gates is not None:
-            nn.utils.clip_grad_norm_(gates.parameters(), CLIP)
-        for optimizer in optims:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        rows.append(
-            {
-                "step": step,
-                "tokens": (step + 1) * ids.size,
-                "context": job.context,
-                # Several processes have packed rows alone, all of them text.
-                "lm_loss": all_reduce_mean(torch.cat(of_text)[: corpus if size == 1 else None].mean()).item(),
-                "gate_loss": math.nan if joint is None else all_reduce_mean(of_gates).item(),
-                "learning_rate": rate,
-            }
-        )
-        bar.update()
-        bar.set_postfix(loss=f"{rows[-1]['lm_loss']:.3f}", refresh=False)
-        if broadcast_from_rank0(time.monotonic() - saved > job.checkpoint_seconds):
-            save_checkpoint(file, params, optims, digest=digest, step=step + 1, rows=rows)
-            saved = time.monotonic()
-    bar.close()
-    save_model(model, out, tokenizer, DTYPES[job.dtype])
-    if gates is not None:
-        _write_gates(out / "gates.safetensors", {"v1": gates})
-    save_checkpoint(file, params, optims, digest=digest, step=steps, rows=rows)
-    return rows
-
-
-def _token_losses(model: nn.Module, x: Tensor, chunk: int, device: str) -> Tensor:
-    """Cross-entropy of x[:, 1:] given what stands before: fp32 [B, N - 1]."""
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
-        hidden = model.model(input_ids=x[:, :-1], use_cache=False).last_hidden_state
-        head = all_gather_weight(model.lm_head.weight)
-        flat = token_losses(hidden.flatten(0, 1), head, x[:, 1:].flatten(), chunk)
-    return flat.view(len(x), -1)
+                share = len(part) / len(tokens)
+                loss = loss + share * joint.loss
+                joint_loss += share * joint.loss.detach()
+            loss.backward()
+        if joint is not None:
+            joint.reset()
+        all_losses.append(losses.detach())
+    return torch.cat(all_losses), joint_loss

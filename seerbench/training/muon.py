@@ -1,4 +1,7 @@
-"""muon."""
+"""Muon: an optimizer for weight matrices whose updates are orthogonalized (Keller Jordan, 2024).
+
+Pre-training and fine-tuning use it for the matrices inside the layers (optimizers.py).
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,22 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (momentum, then orthogonalised updates) for matrices, Newton-Schulz in float32.
+    """Update matrices by their momentum, orthogonalized with Newton-Schulz iterations.
 
-    The same update as torch.optim.Muon with adjust_lr_fn="match_rms_adamw". That one iterates in bfloat16,
-    matrix by matrix; CPUs emulate bfloat16, and a step of our small model took 0.6 s there. Here matrices of
-    one shape go through the iteration together, in float32.
-
-    Args:
-        lr: in AdamW's units: an update has root mean square 0.2 * lr.
+    The update is that of torch.optim.Muon with adjust_lr_fn="match_rms_adamw", which iterates in bfloat16, matrix
+    by matrix. CPUs emulate bfloat16, so a step of the small model takes it 0.6 s. Here the matrices of one shape
+    are iterated together, in float32 on a CPU.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        """Prepare the optimizer.
+
+        Args:
+            params: matrices.
+            lr: in AdamW's units, so an update has a root mean square of 0.2 * lr.
+            weight_decay: decoupled, as AdamW's.
+            momentum: weight of the running mean of gradients.
+        """
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -38,18 +46,24 @@ class Muon(torch.optim.Optimizer):
                 buffers = [self.state[param]["momentum_buffer"] for param in params]
                 grads = [param.grad for param in params]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-                # Nesterov: look one momentum step ahead of the gradient
+                # Nesterov's momentum looks one step ahead of the gradient.
                 updates = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))
-                updates = orthogonalised(updates)
+                updates = orthogonalized(updates)
                 scale = group["lr"] * 0.2 * math.sqrt(max(shape))
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(params, list(updates.to(params[0].dtype)), alpha=-scale)
 
 
-def orthogonalised(updates: Tensor) -> Tensor:
-    """Five Newton-Schulz steps towards the nearest orthogonal matrices: [matrices, rows, columns].
+def orthogonalized(updates: Tensor) -> Tensor:
+    """Return the nearest orthogonal matrices, approximately, by five Newton-Schulz steps.
 
-    The quintic's coefficients are Keller Jordan's (Muon, 2024), as in torch.optim.Muon.
+    The coefficients of the quintic are those of Keller Jordan and of torch.optim.Muon.
+
+    Args:
+        updates: float32 [matrices, rows, columns].
+
+    Returns:
+        float32 of that shape; a GPU iterates in bfloat16.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = updates.shape[1] > updates.shape[2]

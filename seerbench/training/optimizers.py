@@ -1,20 +1,28 @@
-"""optimizers."""
+"""Make the optimizers of a training, follow its learning-rate schedule, and take a step.
+
+Pre-training and fine-tuning use Muon and AdamW on one schedule, distillation uses AdamW on another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seerbench.training.jobs import Optimizer
 from seerbench.training.muon import Muon
 
+# Largest norm of the gradient of a gate set: the default of Hugging Face's Trainer, which the authors' scripts
+# keep.
+GATE_CLIP = 1.0
+
 
 def optimizers(model: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices inside the layers, AdamW for embeddings, norms and all else that is trainable.
+    """Return AdamW for embeddings, norms and other vectors, and Muon for the matrices inside the layers.
 
-    Without a learning rate for Muon, AdamW trains the matrices too.
+    Without a learning rate for Muon, the list holds AdamW alone, which then trains the matrices too.
     """
     matrices, embeddings, others = [], [], []
     for name, param in model.named_parameters():
@@ -41,15 +49,45 @@ def optimizers(model: nn.Module, settings: Optimizer) -> list[torch.optim.Optimi
 
 
 def lr_at(step: int, steps: int, *, warmup: int, decay_share: float) -> float:
-    """The learning rate's factor at a step: linear warm-up, constant, linear decay over the last share."""
+    """Return the factor of the learning rate at a step: linear warm-up, constant, then linear decay.
+
+    Args:
+        step: from 0 to steps - 1.
+        steps: of the training.
+        warmup: steps of the warm-up.
+        decay_share: share of the steps over which the factor decays.
+    """
     decay = max(1, round(steps * decay_share))
     return min(1.0, (step + 1) / max(1, warmup), (steps - step) / decay)
 
 
+def cosine_at(step: int, steps: int, warmup: int) -> float:
+    """Return the factor of the learning rate at a step: linear warm-up, then half a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
 def set_lr(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> float:
-    """Scale every optimizer's first learning rate by `factor`; returns that of the last optimizer."""
+    """Set every learning rate to `factor` times its initial value; return that of the last optimizer."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
             group["lr"] = group["initial_lr"] * factor
     return optimizers[-1].param_groups[0]["lr"]
+
+
+def update_weights(
+    optimizers: Iterable[torch.optim.Optimizer], clipped: Iterable[tuple[Iterable[Tensor], float]]
+) -> None:
+    """Clip the gradients, take one step with every optimizer, and drop the gradients.
+
+    Args:
+        optimizers: of all trained weights.
+        clipped: groups of weights, each with the largest norm that the gradient of the group may have.
+    """
+    for weights, max_norm in clipped:
+        nn.utils.clip_grad_norm_(weights, max_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,7 @@
-"""small_model."""
+"""Make the small model that is pre-trained here, with initial weights that already look back.
+
+`pretrain` builds the model of a preset with this file.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,25 @@ from seerbench.training.jobs import Architecture, FirstWeights
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile every decoder layer in place, for a GPU: norms, RoPE and casts between the products fuse.
+    """Compile every decoder layer in place, for a GPU, which fuses norms, RoPE and casts.
 
-    Layer by layer, since all share one graph: one short compilation a length of window, not one of the whole
-    model. Parameters keep their names.
+    All layers share one graph, so there is one short compilation per length of window instead of a long one of the
+    entire model. Parameters keep their names.
     """
     for layer in model.model.layers:
         layer.compile(dynamic=False)
 
 
 def build_model(architecture: Architecture, tokenizer: Any) -> LlamaForCausalLM | MistralForCausalLM:
-    """Return a fresh model of the Llama or Mistral architecture with the tokenizer's vocabulary.
+    """Return an untrained model of the Llama or Mistral architecture with the tokenizer's vocabulary.
 
-    Mistral's attention is full here, without its sliding window.
+    Mistral has full attention here, without a sliding window.
     """
     mistral = architecture.architecture == "mistral"
-    about, kind = (MistralConfig, MistralForCausalLM) if mistral else (LlamaConfig, LlamaForCausalLM)
+    config_class, model_class = (MistralConfig, MistralForCausalLM) if mistral else (LlamaConfig, LlamaForCausalLM)
     extra = {"sliding_window": None} if mistral else {}
-    model = kind(
-        about(
+    model = model_class(
+        config_class(
             **extra,
             vocab_size=len(tokenizer),
             hidden_size=architecture.hidden,
@@ -51,30 +54,34 @@ def build_model(architecture: Architecture, tokenizer: Any) -> LlamaForCausalLM 
         )
     )
     if architecture.first_weights is not None:
-        initialise(model, architecture.first_weights)
+        initialize(model, architecture.first_weights)
     return model
 
 
 @torch.no_grad()
-def initialise(model: LlamaForCausalLM, weights: FirstWeights) -> None:
-    """First weights with which a small model learns to use its context within minutes.
+def initialize(model: LlamaForCausalLM, weights: FirstWeights) -> None:
+    """Set initial weights with which a small model learns to use its context within minutes.
 
-    The architecture is untouched and every weight is trained; only the start is not blank. In the spirit of
-    mimetic initialisation (Trockman and Kolter, 2023, arXiv:2305.09828), heads start close to what trained
-    models are known to grow (Olsson et al., 2022, arXiv:2209.11895):
+    The architecture is unchanged and every weight is trained. In the spirit of mimetic initialization (Trockman and
+    Kolter, 2023, arXiv:2305.09828), heads start close to what training is known to produce (Olsson et al., 2022,
+    arXiv:2209.11895):
 
-    - MLPs start at zero, and every head copies what it attends to (output = value transposed), which
-      the output embedding, aligned with the input's, turns into a prediction.
-    - `induction_heads` KV heads (one query head each) of the first layer read the token before, by
-      position alone: the embeddings share a direction for that. The same heads of the second layer look
-      for places whose preceding token is the current one, in the RoPE frequencies that hardly turn.
+    - MLPs start at zero. Every head copies what it attends to (the output matrix is the transposed value matrix),
+      and the output embedding, which is aligned with the input embedding, turns the copy into a prediction.
+    - In the first layer, `induction_heads` key/value heads, with one query head each, read the token before the
+      current one. They find it by position alone, through a direction that all embeddings share.
+    - In the second layer, these heads look for places whose preceding token is the current one. They compare tokens
+      in the RoPE frequencies that hardly turn within the context.
 
-    Learned from a blank start, the second took more tokens than the whole CPU preset has (docs/LOG.md).
+    From random weights, learning the last step took more tokens than the cpu preset has (docs/LOG.md).
 
+    Args:
+        model: of two layers or more.
+        weights: the scales and gains.
     """
-    about = model.config
-    hidden, head_dim = about.hidden_size, about.head_dim
-    group = about.num_attention_heads // about.num_key_value_heads
+    config = model.config
+    hidden, head_dim = config.hidden_size, config.head_dim
+    group = config.num_attention_heads // config.num_key_value_heads
     layers = [layer.self_attn for layer in model.model.layers]
 
     def rows(head: int) -> slice:
@@ -86,26 +93,26 @@ def initialise(model: LlamaForCausalLM, weights: FirstWeights) -> None:
         elif param.ndim == 2 and "embed" not in name:
             param.normal_(std=param.shape[1] ** -0.5)
     for layer in layers:
-        for head in range(about.num_attention_heads):
+        for head in range(config.num_attention_heads):
             value = layer.v_proj.weight[rows(head // group)]
             layer.o_proj.weight[:, rows(head)] = weights.copy_gain * value.T
 
     shared = F.normalize(torch.randn(hidden), dim=0)
-    own = torch.randn(about.vocab_size, hidden)
+    own = torch.randn(config.vocab_size, hidden)
     ratio = weights.embed_shared
     model.model.embed_tokens.weight.copy_(weights.embed_std * (own + ratio * hidden**0.5 * shared))
-    if not about.tie_word_embeddings:
+    if not config.tie_word_embeddings:
         model.lm_head.weight.copy_(weights.head_std * own)
 
-    theta = about.rope_parameters["rope_theta"]
+    theta = config.rope_parameters["rope_theta"]
     frequencies = theta ** (-torch.arange(head_dim // 2) * 2 / head_dim)
-    # The six fastest frequencies tell neighbours apart; the slower ones add the same to all of them.
+    # The six fastest frequencies tell neighbors apart. The slower ones add equally to the scores of all neighbors.
     fast = torch.arange(head_dim // 2) < 6
     slow = torch.nonzero(frequencies * weights.match_context < 1.5).flatten()
     slow = torch.cat([slow, slow + head_dim // 2])
     key = torch.cat([fast, torch.zeros_like(fast)]).float()
-    query = torch.cat([frequencies.cos() * fast, -frequencies.sin() * fast])  # turned back by one token
-    read = hidden**0.5 * ratio / (1 + ratio**2) ** 0.5  # the shared direction after the first norm
+    query = torch.cat([frequencies.cos() * fast, -frequencies.sin() * fast])  # rotated back by one token
+    read = hidden**0.5 * ratio / (1 + ratio**2) ** 0.5  # length of the shared direction after the first norm
     drop = (1 - frequencies[fast].cos()).sum()
     size = (weights.previous_gap * head_dim**0.5 / drop).sqrt() / read if ratio else 0.0
     for kv_head in range(weights.induction_heads):
@@ -113,7 +120,7 @@ def initialise(model: LlamaForCausalLM, weights: FirstWeights) -> None:
         first, second = layers[0], layers[1]
         first.q_proj.weight[head] = size * torch.outer(query, shared)
         first.k_proj.weight[rows(kv_head)] = size * torch.outer(key, shared)
-        # The token before goes into directions of its own, so that it is not mistaken for the current one.
+        # The preceding token is written to directions of its own. Otherwise it would look like the current one.
         written = torch.randn(hidden, head_dim) * head_dim**-0.5
         first.o_proj.weight[:, head] = written
         value = first.v_proj.weight[rows(kv_head)]

@@ -32,11 +32,11 @@ def texts():
 
 
 @pytest.fixture(scope="module")
-def tokenised(texts, tmp_path_factory):
+def tokenized(texts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     train = texts[texts["split"] == "train"]["text"].tolist()
     tokenizer = data_tokens.train_tokenizer(train, 300, folder / "tokenizer")
-    summary = data_tokens.tokenise(texts, tokenizer, folder / "tokens.parquet", name="toy", source={"kind": "toy"})
+    summary = data_tokens.tokenize(texts, tokenizer, folder / "tokens.parquet", name="toy", source={"kind": "toy"})
     return folder, tokenizer, summary
 
 
@@ -71,8 +71,8 @@ def test_a_text_in_two_splits_is_dropped_from_train(texts):
     assert "d0" not in set(kept["id"])
 
 
-def test_tokenizer_round_trips_and_splits_digits(tokenised):
-    folder, tokenizer, _ = tokenised
+def test_tokenizer_round_trips_and_splits_digits(tokenized):
+    folder, tokenizer, _ = tokenized
     loaded = AutoTokenizer.from_pretrained(folder / "tokenizer")
     text = "alpha 41729\n\tπ = 3"
     assert loaded.decode(loaded.encode(text)) == text
@@ -82,8 +82,8 @@ def test_tokenizer_round_trips_and_splits_digits(tokenised):
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (0, 1, 2)
 
 
-def test_tokens_round_trip_and_are_counted(texts, tokenised):
-    folder, tokenizer, summary = tokenised
+def test_tokens_round_trip_and_are_counted(texts, tokenized):
+    folder, tokenizer, summary = tokenized
     for split in SPLITS:
         documents = data_tokens.read_tokens(folder / "tokens.parquet", split)
         expected = texts[texts["split"] == split]
@@ -98,23 +98,23 @@ def test_tokens_round_trip_and_are_counted(texts, tokenised):
     assert not list(folder.glob("*.tmp"))
 
 
-def test_hash_sees_every_field(texts, tokenised, tmp_path):
-    _, tokenizer, summary = tokenised
+def test_hash_sees_every_field(texts, tokenized, tmp_path):
+    _, tokenizer, summary = tokenized
     for column, value in (("id", "other"), ("text", "other"), ("split", "validation")):
         changed = texts.copy()
         changed.loc[0, column] = value
-        again = data_tokens.tokenise(changed, tokenizer, tmp_path / "t.parquet", name="toy", source={})
+        again = data_tokens.tokenize(changed, tokenizer, tmp_path / "t.parquet", name="toy", source={})
         assert again["sha256"] != summary["sha256"], column
 
 
-def test_interrupted_write_leaves_the_old_file(texts, tokenised, tmp_path):
-    _, tokenizer, _ = tokenised
+def test_interrupted_write_leaves_the_old_file(texts, tokenized, tmp_path):
+    _, tokenizer, _ = tokenized
     out = tmp_path / "tokens.parquet"
     out.write_bytes(b"old")
     broken = texts.copy()
     broken.loc[5, "split"] = "nowhere"
     with pytest.raises(KeyError):
-        data_tokens.tokenise(broken, tokenizer, out, name="toy", source={})
+        data_tokens.tokenize(broken, tokenizer, out, name="toy", source={})
     assert out.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -240,9 +240,9 @@ def test_rows_are_packed_as_the_authors_pack_them():
     assert (data_windows.rows_of_step(rows, 1, 2, seed=7) == steps[1]).all()
 
 
-def test_packing_tokens_is_packing_text(tokenised, texts):
-    """The authors tokenise documents joined by the EOS string; where EOS is a token, that is the same."""
-    _, tokenizer, _ = tokenised
+def test_packing_tokens_is_packing_text(tokenized, texts):
+    """The authors tokenize documents joined by the EOS string; where EOS is a token, that is the same."""
+    _, tokenizer, _ = tokenized
     plain = [text.replace("<eos>", "gamma") for text in texts.text[:3]]
     ids = {str(row): np.array(tokenizer.encode(text)) for row, text in enumerate(plain)}
     joined = tokenizer.encode("<eos>".join(plain))
@@ -250,8 +250,8 @@ def test_packing_tokens_is_packing_text(tokenised, texts):
     assert row.tolist() == [[0, *joined]]
 
 
-def test_tokens_of_another_vocabulary_are_refused(tokenised):
-    folder, tokenizer, _ = tokenised
+def test_tokens_of_another_vocabulary_are_refused(tokenized):
+    folder, tokenizer, _ = tokenized
     data_tokens.require_vocabulary(folder / "tokens.parquet", tokenizer, "same")
     other = data_tokens.train_tokenizer(["aaa bbb ccc " * 9], 262)
     with pytest.raises(CorpusError, match="give that model a corpus with `tokenizer: tall`"):

@@ -7,12 +7,12 @@ import time
 
 import pytest
 import torch
-from torch import nn
 
 from seerbench.methods.gate_config import GateConfig
 from seerbench.models.random_weights import random_model
 from seerbench.presets.load import load_preset
 from seerbench.training import distill
+from seerbench.training.optimizers import GATE_CLIP, update_weights
 
 GIB = 2**30
 LARGE = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory > 75 * GIB
@@ -31,11 +31,8 @@ def test_a_distillation_step_at_64k_fits_80_gb():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        losses = distill._distill_step(model, windows, sets, 64)
-        for gates in sets.values():
-            nn.utils.clip_grad_norm_(gates.parameters(), distill.CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        losses = distill.accumulate_gradients(model, windows, sets, 64)
+        update_weights([optimizer], [(gates.parameters(), GATE_CLIP) for gates in sets.values()])
         torch.cuda.synchronize()
         seconds, peak = time.perf_counter() - started, torch.cuda.max_memory_allocated() / GIB
         print(

@@ -9,7 +9,9 @@ from seerbench.kernels.block_sparse import triton_backward
 from seerbench.kernels.block_sparse.api import block_sparse_attention
 from seerbench.methods.gate_config import GateConfig
 from seerbench.models.hugging_face import attention_method
-from seerbench.training import distill, finetune
+from seerbench.training import distill
+from seerbench.training.finetune import JointAttention
+from seerbench.training.losses import next_token_losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LENGTHS = [1, 63, 64, 65, 1000, 4095]
@@ -71,10 +73,10 @@ def test_a_joint_step_reaches_model_and_gates():
     )  # fmt: skip
     model = LlamaForCausalLM(config).cuda()
     gates = distill.fresh_gates(model, {"v1": GateConfig(block=64)}, 0)["v1"].cuda()
-    joint = finetune._Joint(gates, 0.5, 64)
+    joint = JointAttention(gates, 0.5, 64)
     tokens = torch.randint(0, 512, (2, 1000), device="cuda")
     with attention_method(model, joint):
-        loss = finetune._token_losses(model, tokens, 1024, "cuda").mean() + joint.loss
+        loss = next_token_losses(model, tokens, 1024, "cuda").mean() + joint.loss
         loss.backward()
     for name, parameter in [*model.named_parameters(), *gates.named_parameters()]:
         assert parameter.grad is not None, name

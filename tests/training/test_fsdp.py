@@ -1,4 +1,4 @@
-"""Two processes with sharded weights train the gates that one trains; one goes on where two have died."""
+"""Two processes with sharded weights train what one process trains; one continues where two have died."""
 
 import json
 import subprocess
@@ -7,66 +7,63 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_distill import ADAM, run_distill, weights, world  # noqa: F401 (world is a fixture)
-from tiny_jobs import finetune_job
+from tiny_jobs import ADAM, distill_job, finetune_job, gate_weights
 
+from seerbench.errors import ConfigError
 from seerbench.models.sources import load
 from seerbench.training import distill, finetune, fsdp
 
 
-@pytest.mark.slow
-def test_two_processes_do_what_one_does(world, tmp_path, monkeypatch):  # noqa: F811
+def in_two_processes(training, *paths):
+    """Run two_processes.py under torchrun; return what it printed."""
     script = Path(__file__).with_name("two_processes.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    two, cut = tmp_path / "two", tmp_path / "cut"
-    done = subprocess.run([*torchrun, "distill", world, two, cut], capture_output=True, text=True, check=False)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, script, training, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("died") == 2
-    one = run_distill(world, tmp_path / "one")
-    rows = json.loads((world / "rows.json").read_text())
-    assert [(row["recipe"], row["step"]) for row in rows] == [(row["recipe"], row["step"]) for row in one]
-    for mine, other in zip(one, rows, strict=True):
-        assert mine["gate_loss"] == pytest.approx(other["gate_loss"], rel=1e-6)
-    assert not cut.exists()
-    steps, original = [], distill._distill_step
-    monkeypatch.setattr(distill, "_distill_step", lambda *given: (steps.append(1), original(*given))[1])
-    run_distill(world, cut, checkpoint_seconds=-1)
-    assert len(steps) == 2  # of four: one process does what the two left
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(world, tmp_path, monkeypatch):
+    one, two, killed = tmp_path / "one", tmp_path / "two", tmp_path / "killed"
+    assert in_two_processes("distill", world, two, killed).count("died") == 2
+    rows = json.loads((tmp_path / "two.json").read_text())
+    for ours, theirs in zip(distill.distill(distill_job(world, one)), rows, strict=True):
+        assert (ours["recipe"], ours["step"]) == (theirs["recipe"], theirs["step"])
+        assert ours["gate_loss"] == pytest.approx(theirs["gate_loss"], rel=1e-6)
+    assert not killed.exists()
+    steps, original = [], distill.accumulate_gradients
+    monkeypatch.setattr(distill, "accumulate_gradients", lambda *given: (steps.append(1), original(*given))[1])
+    distill.distill(distill_job(world, killed, checkpoint_seconds=-1))
+    assert len(steps) == 2  # of four: one process does the two that are left
     for name in ("v1", "v2", "untrained"):
-        assert torch.allclose(weights(two, name), weights(tmp_path / "one", name), atol=1e-6)
-        assert torch.allclose(weights(cut, name), weights(tmp_path / "one", name), atol=1e-6)
+        assert torch.allclose(gate_weights(two, name), gate_weights(one, name), atol=1e-6)
+        assert torch.allclose(gate_weights(killed, name), gate_weights(one, name), atol=1e-6)
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_as_one_does(world, tmp_path):  # noqa: F811
+def test_two_processes_fine_tune_as_one_does(world, tmp_path):
     """All weights sharded, the output embedding too, activations recomputed: losses and models of one process."""
-    run_distill(world, tmp_path / "gates")
-    script = Path(__file__).with_name("two_processes.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    two = tmp_path / "two"
-    done = subprocess.run(
-        [*torchrun, "finetune", world, tmp_path / "gates", two], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    changes = {**ADAM, "gates": tmp_path / "gates", "batch": 2, "steps": 3, "recompute": True}
-    one = finetune.finetune(finetune_job(world, tmp_path / "one", **changes))
-    rows = json.loads((world / "finetune-rows.json").read_text())
-    for mine, other in zip(one, rows, strict=True):
-        assert mine["lm_loss"] == pytest.approx(other["lm_loss"], rel=1e-4)
-        assert mine["gate_loss"] == pytest.approx(other["gate_loss"], rel=1e-4)
-    for mine, other in zip(load(tmp_path / "one").parameters(), load(two).parameters(), strict=True):
+    one, two, gates = tmp_path / "one", tmp_path / "two", tmp_path / "gates"
+    distill.distill(distill_job(world, gates))
+    in_two_processes("finetune", world, two, gates)
+    changes = {**ADAM, "batch": 2, "steps": 3, "recompute": True}
+    rows = json.loads((tmp_path / "two.json").read_text())
+    for ours, theirs in zip(finetune.finetune(finetune_job(world, one, gates, **changes)), rows, strict=True):
+        assert ours["lm_loss"] == pytest.approx(theirs["lm_loss"], rel=1e-4)
+        assert ours["gate_loss"] == pytest.approx(theirs["gate_loss"], rel=1e-4)
+    for ours, theirs in zip(load(one).parameters(), load(two).parameters(), strict=True):
         # Adam turns the sign of a vanishing gradient into a step: most weights agree, none is two steps off.
-        assert (mine - other).abs().max() < 2 * 3 * ADAM["optimizer"].adam_lr
-        assert (mine - other).abs().mean() < 0.05 * ADAM["optimizer"].adam_lr
-    assert torch.allclose(
-        weights(two / "gates.safetensors", "v1"), weights(tmp_path / "one" / "gates.safetensors", "v1"), atol=1e-3
-    )
+        assert (ours - theirs).abs().max() < 2 * 3 * ADAM["optimizer"].adam_lr
+        assert (ours - theirs).abs().mean() < 0.05 * ADAM["optimizer"].adam_lr
+    trained = [gate_weights(folder / "gates.safetensors", "v1") for folder in (one, two)]
+    assert torch.allclose(*trained, atol=1e-3)
 
 
-def test_a_batch_that_does_not_split_is_refused(world, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("seerbench.training.distill.rank_and_world_size", lambda: (0, 3))
-    with pytest.raises(ValueError, match="batch of 2 windows does not split over 3 processes"):
-        run_distill(world, tmp_path / "gates")
+def test_a_batch_that_does_not_split_is_refused(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(fsdp, "rank_and_world_size", lambda: (0, 3))
+    with pytest.raises(ConfigError, match="batch of 2 windows"):
+        distill.distill(distill_job(world, tmp_path / "gates"))
 
 
 def test_alone_nothing_is_sharded():

@@ -1,12 +1,31 @@
-"""Trainings small enough for a test: jobs with a few steps, changed by keyword."""
+"""Trainings small enough for a test: a toy corpus with its model, and jobs of a few steps, changed by keyword."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from seerbench.data.tokens import tokenize, train_tokenizer
 from seerbench.methods.gate_config import GateConfig
+from seerbench.methods.gate_files import load_gates
 from seerbench.models.model_source import ModelSource
 from seerbench.training.jobs import DistillJob, FinetuneJob, Mix, Optimizer
 
+FIRST_WEIGHTS = {
+    "embed_std": 1.0,
+    "embed_shared": 1.0,
+    "head_std": 0.03,
+    "copy_gain": 0.5,
+    "induction_heads": 2,
+    "previous_gap": 4.0,
+    "match_gain": 2.0,
+    "match_context": 2048,
+}
+MODEL = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 32, "intermediate": 64}
+MODEL |= {"rope_theta": 500000.0, "tied_embeddings": False, "positions": 64, "first_weights": FIRST_WEIGHTS}
 MIX = Mix(repeat=0.0, passkey=0.0, kv=0.0, repeat_length=(8, 16), repeat_apart=0.5, answer_weight=1.0)
 SETS = {
     "v1": GateConfig(block=16),
@@ -24,6 +43,49 @@ OPTIMIZER = Optimizer(
     warmup=1,
     decay_share=0.5,
 )
+
+# The optimizer and the packing of SeerAttention's authors.
+ADAM = {
+    "mix": None,
+    "packing": 3,
+    "optimizer": OPTIMIZER.model_copy(update={"muon_lr": None, "adam_lr": 0.003, "embed_lr": 0.003}),
+    "gate_learning_rate": 0.003,
+}
+
+
+def make_world(folder: Path) -> None:
+    """Write a toy corpus, its tokenizer, and a toy Llama of two layers."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(60)]
+    texts = pd.DataFrame(
+        {
+            "id": [f"{i}" for i in range(12)],
+            "text": [" ".join(rng.choice(words, 400)) + " 0123456789\n" for _ in range(12)],
+            "split": ["train"] * 8 + ["validation"] * 2 + ["test"] * 2,
+        }
+    )
+    tokenizer = train_tokenizer(texts[texts.split == "train"].text.tolist(), 512, folder / "tokenizer")
+    tokenize(texts, tokenizer, folder / "tokens.parquet", name="toy", source={"kind": "test"})
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+
+def gate_weights(path: Path, name: str) -> torch.Tensor:
+    """Return all weights of a gate set in one vector."""
+    return torch.cat([p.flatten() for gate in load_gates(path, name) for p in gate.parameters()])
 
 
 def distill_job(world: Path, out: Path, **changes) -> DistillJob:

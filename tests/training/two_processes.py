@@ -1,28 +1,32 @@
-"""What test_fsdp.py runs under torchrun in two processes.
+"""Train in the two processes of torchrun that test_fsdp.py starts; the rows go to <out>.json.
 
-torchrun --nproc-per-node 2 two_processes.py distill <world> <whole> <cut>     # distils, and dies at the third step
-torchrun --nproc-per-node 2 two_processes.py finetune <world> <gates> <model>  # fine-tunes jointly
+torchrun --nproc-per-node 2 two_processes.py distill <world> <out> <killed>    # a second run dies at the third step
+torchrun --nproc-per-node 2 two_processes.py finetune <world> <out> <gates>    # fine-tunes jointly
 """
 
 import json
 import sys
 from pathlib import Path
 
-from test_distill import ADAM
-from tiny_jobs import distill_job, finetune_job
+from tiny_jobs import ADAM, distill_job, finetune_job
 from torch.distributed.tensor import DTensor
 
 from seerbench.training import distill, finetune, fsdp
 
-what, (world, first, second) = sys.argv[1], map(Path, sys.argv[2:])
-if what == "finetune":
+training, (world, out, other) = sys.argv[1], map(Path, sys.argv[2:])
+
+
+def write_rows(rows):
+    if fsdp.rank_and_world_size()[0] == 0:
+        out.with_name(out.name + ".json").write_text(json.dumps(rows))
+
+
+if training == "finetune":
     with fsdp.processes("cpu") as device:
         changes = {**ADAM, "batch": 2, "steps": 3, "recompute": True, "device": device}
-        rows = finetune.finetune(finetune_job(world, second, first, **changes))
-        if fsdp.rank_and_world_size()[0] == 0:
-            (world / "finetune-rows.json").write_text(json.dumps(rows))
+        write_rows(finetune.finetune(finetune_job(world, out, other, **changes)))
     sys.exit()
-original = distill._distill_step
+original = distill.accumulate_gradients
 shards = []
 
 
@@ -44,14 +48,12 @@ def dies_at_the_third(*arguments):
 
 dies_at_the_third.calls = 0
 with fsdp.processes("cpu") as device:
-    distill._distill_step = step
-    rows = distill.distill(distill_job(world, first, device=device))
+    distill.accumulate_gradients = step
+    write_rows(distill.distill(distill_job(world, out, device=device)))
     if not all(shards):
         raise AssertionError("weights are not sharded")
-    if fsdp.rank_and_world_size()[0] == 0:
-        (world / "rows.json").write_text(json.dumps(rows))
-    distill._distill_step = dies_at_the_third
+    distill.accumulate_gradients = dies_at_the_third
     try:
-        distill.distill(distill_job(world, second, device=device, checkpoint_seconds=-1))
+        distill.distill(distill_job(world, other, device=device, checkpoint_seconds=-1))
     except KeyboardInterrupt:
         print("died")

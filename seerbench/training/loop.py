@@ -1,0 +1,80 @@
+"""Run the steps of a training: continue from its checkpoint, save at intervals, and write the result at the end.
+
+Pre-training, distillation and fine-tuning share this loop; each passes a function that performs one step. Batches
+and learning rates depend on the number of the step alone. So a run that was killed at any moment and started again
+ends with the weights and rows of a run that was not disturbed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from seerbench.training.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint
+from seerbench.training.fsdp import broadcast_from_rank0, rank_and_world_size
+
+Row = dict[str, Any]
+
+
+class Job(Protocol):
+    """The settings that the loop reads from the job of a training."""
+
+    @property
+    def out(self) -> Path:
+        """What the training writes; the checkpoint lies beside it."""
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """The time between two checkpoints, in seconds."""
+
+
+def run_steps(
+    job: Job,
+    params: Mapping[str, Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    steps: int,
+    digest: str,
+    title: str,
+    train_step: Callable[[int, Sequence[Row]], list[Row]],
+    save_result: Callable[[], None],
+    shown: str | None = None,
+) -> list[Row]:
+    """Perform the steps that the checkpoint does not contain, write the result, and return all training rows.
+
+    Every process of torchrun calls this.
+
+    Args:
+        job: says where the checkpoint is and how often it is written.
+        params: name -> trained tensor.
+        optimizers: of these tensors.
+        steps: of the training, those in the checkpoint included.
+        digest: identity of the training, from `digest_of`. The checkpoint of another training is not continued.
+        title: text before the progress bar.
+        train_step: called with the number of a step and the rows so far; updates the weights and returns the
+            rows of the step.
+        save_result: writes the trained weights; called after the last step and before the last checkpoint.
+        shown: column of the rows that the progress bar shows.
+    """
+    file = checkpoint_file(job.out)
+    saved = time.monotonic()
+    done, rows = load_checkpoint(file, params, optimizers, digest=digest)
+    hidden = rank_and_world_size()[0] > 0
+    with tqdm(total=steps, initial=done, desc=title, unit="step", mininterval=1, disable=hidden) as bar:
+        for step in range(done, steps):
+            rows += train_step(step, rows)
+            bar.update()
+            if shown is not None:
+                bar.set_postfix({shown: f"{rows[-1][shown]:.3f}"}, refresh=False)
+            if broadcast_from_rank0(time.monotonic() - saved > job.checkpoint_seconds):
+                save_checkpoint(file, params, optimizers, digest=digest, step=step + 1, rows=rows)
+                saved = time.monotonic()
+    save_result()
+    save_checkpoint(file, params, optimizers, digest=digest, step=steps, rows=rows)
+    return rows
