@@ -181,7 +181,7 @@ class _ActivationTap(Method[None]):
     def __init__(self, see: Callable[[LayerContext, Tensor, Tensor, Tensor], Tensor | None]) -> None:
         self.see = see
 
-    def refuses(self, case: AttentionProblem) -> None:
+    def refuses(self, problem: AttentionProblem) -> None:
         return None
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> None:

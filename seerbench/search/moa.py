@@ -23,7 +23,7 @@ from torch import Tensor
 
 from seerbench.baselines.moa import reserve_for, window_blocks, windows_and_sink
 from seerbench.core.block_mask import BlockMask
-from seerbench.core.problem import LayerContext
+from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.methods.protocol import Method
 from seerbench.models.hugging_face import attention_method
@@ -211,7 +211,7 @@ class _GradientTap(Method[None]):
     def __init__(self, see: GradientFunction) -> None:
         self.see = see
 
-    def refuses(self, case: Any) -> None:
+    def refuses(self, problem: AttentionProblem) -> None:
         return None
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> None:
@@ -242,7 +242,7 @@ class _MaskedMoA(Method[BlockMask]):
     def __init__(self, rules: np.ndarray, block: int, sparsity: float | None) -> None:
         self.rules, self.block, self.sparsity = rules, block, sparsity
 
-    def refuses(self, case: Any) -> None:
+    def refuses(self, problem: AttentionProblem) -> None:
         return None
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:

@@ -149,8 +149,8 @@ class JointAttention(Method[BlockMask]):
         self.loss: Tensor | float = 0.0
         self.plans: dict[int, BlockMask] = {}
 
-    def refuses(self, case: AttentionProblem) -> str | None:
-        return None if case.device == "cpu" else block_sparse_api.refuses(case)
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        return None if problem.device == "cpu" else block_sparse_api.refuses(problem)
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         """Return the mask that the layer's gate predicts, and add the gate's loss to `loss`."""
