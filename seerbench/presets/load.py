@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from seerbench.errors import ConfigError
 from seerbench.paths import FRESH, ROOT
+from seerbench.presets.file import PresetFile
 from seerbench.presets.preset import Preset
-from seerbench.presets.types import PresetFile
 
 # What pydantic's errors are called here; all others are told in its words.
 _MAPPING = "expected a mapping (key: value)"

@@ -20,6 +20,7 @@ from seerbench.devices import has_gpu
 from seerbench.errors import ConfigError
 from seerbench.models.model_source import ModelSource
 from seerbench.paths import ROOT
+from seerbench.presets.file import PresetFile
 from seerbench.presets.jobs import (
     AnyLatencyJob,
     ArmJob,
@@ -53,7 +54,6 @@ from seerbench.presets.types import (
     Latency,
     LongBench,
     MethodsSweep,
-    PresetFile,
     RandomModel,
     ReleasedGates,
     SourceModel,

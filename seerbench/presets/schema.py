@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from seerbench.methods.gate_config import POOLINGS, RECIPES
 from seerbench.paths import ROOT
-from seerbench.presets.types import PresetFile
+from seerbench.presets.file import PresetFile
 
 FILE = ROOT / "config" / "preset.schema.json"
 # GateConfig checks these itself, so that its types do not list them.

@@ -27,14 +27,21 @@ def cpu_name() -> str:
 
 
 def gpu_facts() -> dict[str, Any]:
-    """Return name, uuid, driver and sm_clock_mhz (now) of the first GPU; {} if there is none."""
+    """Return name, uuid, driver and sm_clock_mhz (now) of the GPU in use; {} if there is none.
+
+    That is the GPU whose UUID stands in CUDA_VISIBLE_DEVICES (`devices.claim_gpu` sets it), or else the first.
+    """
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return {}
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if visible.startswith("GPU-") and "," not in visible:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(visible)
+    else:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     facts = {
         "name": pynvml.nvmlDeviceGetName(handle),
         "uuid": pynvml.nvmlDeviceGetUUID(handle),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -41,10 +42,10 @@ def profile_model(preset: Preset, name: str) -> None:
     )
     facts = {"model": name, "corpus": job.tokens.corpus, "documents": len(profiled[longest])}
     for sparsity, plan in plans.items():
-        atomically(
-            job.plans[sparsity],
-            lambda part, plan=plan: save_plan(part, plan.alphas, plan.betas, facts | plan.provenance),
+        save = functools.partial(
+            save_plan, alphas=plan.alphas, betas=plan.betas, about=facts | plan.provenance
         )
+        atomically(job.plans[sparsity], save)
 
 
 def search_patterns(preset: Preset, name: str) -> None:

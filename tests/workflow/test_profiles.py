@@ -94,8 +94,10 @@ def test_on_kubernetes_a_rule_is_a_job(kubernetes, tmp_path):
     done = snakemake(kubernetes, tmp_path, *seconds, "--", tokens, **VOLUME)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "run" / tokens).exists()
-    (job,) = [yaml.safe_load(path.read_text())[1] for path in (tmp_path / "jobs").iterdir()]
-    pod = job["spec"]["template"]["spec"]
+    jobs = [yaml.safe_load(path.read_text())[1] for path in (tmp_path / "jobs").iterdir()]
+    assert len(jobs) == 2  # the tokenizer's, which asks for little, and the corpus'
+    pods = [job["spec"]["template"]["spec"] for job in jobs]
+    (pod,) = [pod for pod in pods if pod["containers"][0]["resources"]["requests"]["cpu"] == "16"]
     assert pod["containers"][0]["image"] == "image:1"
     assert pod["containers"][0]["resources"] == {
         "requests": {"cpu": "16", "memory": "120000M"},

@@ -42,6 +42,11 @@ def code_of(*modules):
     return files_digest(ROOT / "seerbench" / name for name in modules)
 
 
+def timing(wildcards):
+    """The job of a timing."""
+    return PRESET.latency(wildcards.sweep, int(wildcards.context))
+
+
 def launcher(processes):
     """What starts a step in several processes with a GPU each (seerbench/training/fsdp.py)."""
     if processes == 1:

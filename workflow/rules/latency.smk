@@ -1,9 +1,4 @@
 # Timings: one job per sweep and context, all methods interleaved in it, alone on the machine.
-def timing(wildcards):
-    """The job of a timing."""
-    return PRESET.latency(wildcards.sweep, int(wildcards.context))
-
-
 rule latency:
     input:
         tokens=lambda wildcards: timing(wildcards).token_files,
