@@ -42,9 +42,7 @@ def profile_model(preset: Preset, name: str) -> None:
     )
     facts = {"model": name, "corpus": job.tokens.corpus, "documents": len(profiled[longest])}
     for sparsity, plan in plans.items():
-        save = functools.partial(
-            save_plan, alphas=plan.alphas, betas=plan.betas, about=facts | plan.provenance
-        )
+        save = functools.partial(save_plan, alphas=plan.alphas, betas=plan.betas, about=facts | plan.provenance)
         atomically(job.plans[sparsity], save)
 
 
