@@ -1,4 +1,4 @@
-"""Offline calibration: gradients through a model, MoA's plans and MInference's patterns of a small one."""
+"""MoA's search: gradients through a model, plans that run in it, and plans for no model."""
 
 import threading
 import warnings
@@ -7,32 +7,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from seerbench.baselines.moa import save_plan
+from seerbench.errors import ConfigError
 from seerbench.kernels.flex_attention import masked_attention
+from seerbench.methods.protocol import Method
 from seerbench.methods.registry import create
 from seerbench.models.hugging_face import attention_method
-from seerbench.search import minference, moa, moa_solver
+from seerbench.search import moa, moa_solver
 
 BLOCK = 16
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
-    config = LlamaConfig(vocab_size=64, intermediate_size=64, head_dim=16, attn_implementation="sdpa", **shape)
-    return LlamaForCausalLM(config).eval()
-
-
-@pytest.fixture(scope="module")
-def windows():
-    rng = np.random.default_rng(0)
-    return {n: [rng.integers(0, 64, n).astype(np.int32) for _ in range(2)] for n in (64, 128, 256)}
-
-
-class Pushed:
+class Pushed(Method):
     """Dense attention whose output in one layer is moved by `push`."""
 
     name, sparsity = "pushed", None
@@ -40,7 +27,7 @@ class Pushed:
     def __init__(self, layer, push):
         self.layer, self.push = layer, push
 
-    def refuses(self, case):
+    def refuses(self, problem):
         return None
 
     def plan(self, q, k, layer):
@@ -97,14 +84,14 @@ def test_a_warning_that_another_thread_made_an_error_costs_no_plan(monkeypatch):
             return [limits]
         warnings.simplefilter("error")
         if limits == "wrong":
-            raise RuntimeError("no plan")
+            raise ConfigError("no plan")
         warnings.warn("about to change", DeprecationWarning, stacklevel=1)
 
     monkeypatch.setattr(moa_solver, "choose_rules", choose)
     before = list(warnings.filters)
     assert moa.choose_in_parallel([], ["a", "b"]) == [["a"], ["b"]]
     assert warnings.filters == before
-    with pytest.raises(RuntimeError, match="no plan"):
+    with pytest.raises(ConfigError, match="no plan"):
         moa.choose_in_parallel([], ["a", "wrong"])
 
 
@@ -113,9 +100,3 @@ def test_a_random_plan_stands_for_no_model():
     assert plan.provenance["influence"] == "random"
     assert plan.alphas.shape == (1, 8)
     assert len(set(zip(plan.alphas[0], plan.betas[0]))) == 2  # uneven, as a search makes it
-
-
-def test_every_head_gets_a_pattern(model, windows):
-    found = minference.minference_patterns(model, windows[128][0], BLOCK)
-    assert [len(layer) for layer in found] == [4, 4]
-    assert all(0 < pattern.score <= 1 for layer in found for pattern in layer)
