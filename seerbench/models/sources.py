@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from seerbench.errors import ModelError
 from seerbench.methods.gate import AttnGate
@@ -68,11 +68,3 @@ def check_gates(gates: Sequence[AttnGate], source: str | Path, revision: str | N
             f"these gates are for another model than {source}: layers, heads, head_dim (and key/value heads) are "
             f"{given} for the gates and {wanted} for the model"
         )
-
-
-def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
-    """The tokenizer beside a model, or in a folder of its own."""
-    try:
-        return AutoTokenizer.from_pretrained(source, revision=revision)
-    except OSError as error:
-        raise ModelError(f"no tokenizer at {source}: {str(error).splitlines()[0]}") from None
