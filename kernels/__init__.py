@@ -1,1 +1,6 @@
-"""The kernels: one file each, with its maths, its oracle in plain torch, the kernel and the launcher."""
+"""GPU kernels, one folder or file per operation; imported as seerbench.kernels.
+
+A folder has `api.py` (signature, checks, choice of the kernel), `reference.py` (plain torch, any device) and one
+file per kernel: `triton.py` for any GPU from Ampere on, `hopper.py` for H100 and H200. What several operations
+use is in `primitives.py`. Kernels import seerbench.core and nothing above it.
+"""

@@ -1,9 +1,9 @@
-"""FlexAttention and masked SDPA over a BlockMask: the CPU's kernel, and the differentiable form.
+"""FlexAttention and masked SDPA over a BlockMask: the kernel on a CPU, and the differentiable form.
 
-`flex_block_sparse`  PyTorch's FlexAttention, compiled for the device. On a CPU it is a C++ kernel that
-                     really skips; on a GPU it is Triton and a competitor of ours. Forward only.
-`masked_attention`   the same maths as masked SDPA. Skips nothing, but has a backward and takes
-                     padding masks: training and padded batches use it, timings never do.
+`flex_block_sparse`  PyTorch's FlexAttention, compiled for the device. On a CPU it is a C++ kernel that really skips;
+                     on a GPU it is Triton code and competes with ours. Forward only.
+`masked_attention`   block-sparse attention as masked SDPA. It skips nothing, but has a backward and takes padding
+                     masks: training and padded batches use it, timings never do.
 Oracle               seerbench.core.reference.reference_attention, float64.
 """
 
@@ -22,7 +22,7 @@ from seerbench.core.reference import repeat_kv
 
 
 def refuses(case: AttentionProblem) -> str | None:
-    """Why FlexAttention cannot run `case`, or None."""
+    """Return why FlexAttention cannot run `case`, or None."""
     if case.q_heads % case.kv_heads:
         return f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads"
     if case.device == "cpu" and case.dtype != "float32":
@@ -33,16 +33,16 @@ def refuses(case: AttentionProblem) -> str | None:
 
 
 def flex_block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D] in q's dtype.
+    """Return attention over the listed blocks, [B, Hq, N, D] in q's dtype, for q [B, Hq, N, D], k, v [B, Hk, N, D].
 
-    Cost is proportional to the blocks kept. Rows without a block give zeros.
+    The cost is proportional to the number of blocks kept. Rows without a block give zeros.
     """
     return flex_attention(q, k, v, mask.to_flex())
 
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, flex_mask: Any) -> Tensor:
-    """`flex_block_sparse` with a mask that `BlockMask.to_flex` has made already."""
-    # A tile must divide a block. At 128 PyTorch's own choice for the head dimension does.
+    """Return what `flex_block_sparse` does, for a mask that `BlockMask.to_flex` has converted already."""
+    # A tile must divide a block. PyTorch's own choice for the head dimension divides 128.
     block_q, block_k = flex_mask.BLOCK_SIZE
     small = q.is_cuda and min(block_q, block_k) < 128
     tiles = {"BLOCK_M": block_q, "BLOCK_N": block_k} if small else None
@@ -54,10 +54,11 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, flex_mask: Any) -> Tensor:
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None = None, attention_mask: Tensor | None = None
 ) -> Tensor:
-    """The same maths in SDPA, differentiable: O(N^2) whatever the sparsity.
+    """Return attention over the listed blocks by SDPA, differentiable: O(N^2) at any sparsity.
 
-    mask: block mask, or None for dense causal attention. attention_mask: bool [B, 1, N, N], True
-    where a pair may be seen (padding, sliding windows), combined with it. Rows that see nothing give 0.
+    q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]. mask: block mask, or None for dense causal attention.
+    attention_mask: bool [B, 1, N, N], True where a query may see a key (padding, sliding windows); both must allow
+    a pair. Rows that see nothing give 0.
     """
     k, v = repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1])
     if mask is None and attention_mask is None:
@@ -74,6 +75,6 @@ def masked_attention(
 def _compiled_flex():
     from torch.nn.attention.flex_attention import flex_attention
 
-    # dynamic: one compilation serves every length and sparsity. fullgraph: past the recompilation
-    # limit it fails, where the default would silently run the eager form, which skips nothing.
+    # dynamic: one compilation serves every length and sparsity. fullgraph: past the recompilation limit it raises
+    # an error; by default it would silently run the eager form, which skips nothing.
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)

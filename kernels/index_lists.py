@@ -1,9 +1,9 @@
-"""From flags to lists: where a row's flags are set, ascending. What turns any plan's n x n map into a BlockMask.
+"""From flags to lists: the columns where a row's flags are set, ascending. Turns any n x n map into a BlockMask.
 
 Oracle  `BlockMask.from_dense` on a CPU: a stable sort of the flags, in torch.
-GPU     two launches, a program a row: count, then fill lists as wide as the longest (the one wait for the
-        GPU). At 128k tokens, 32 heads and blocks of 64 the flags are 134 MB; a sort would move a key and a
-        64-bit index of each, several times.
+Here    two launches with one program per row: the first counts, the second fills lists as wide as the longest.
+        Between them the host waits for the GPU once. At 128k tokens, 32 heads and blocks of 64 the flags take
+        134 MB; a sort would move a key and a 64-bit index of each several times.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 1024  # flags at one time
+CHUNK = 1024  # flags per step of a program: 32 per thread of its one warp
 
 
 def ascending_lists(flags: Tensor) -> tuple[Tensor, Tensor]:
-    """bool [..., n] -> int32 counts [...] and int32 places [..., width], the rest of a row zero."""
+    """Return int32 counts [...] and the places [..., width] of the flags that are set, for bool flags [..., n].
+
+    width is the largest count, and at least 1; places are int32 and ascend, and the rest of a row is zero.
+    """
     flags = flags.contiguous()
     *shape, n = flags.shape
     counts = torch.empty(shape, dtype=torch.int32, device=flags.device)

@@ -1,8 +1,56 @@
-"""primitives."""
+"""What several kernels share: constants, the order of programs, one step of the online softmax, strides.
+
+The online softmax works in base 2, since the GPU's exponential is exp2: scores are scaled by log2(e) / sqrt(D).
+"""
 
 from __future__ import annotations
 
+import triton
+import triton.language as tl
+from torch import Tensor
 
-def _vector(n: int) -> int:
-    """Floats that one load of a row of n scores takes: a row starts at a multiple of that."""
+LOG2_E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x * log2(e)), and log(x) = log2(x) / log2(e)
+# The running maximum starts far below any score but finite. A row whose first tiles are all masked then computes
+# exp2(-inf - LOWEST) = 0; from -inf it would compute -inf - -inf, which is NaN.
+LOWEST = tl.constexpr(-1.0e30)
+
+
+def base_2_scale(head_dim: int) -> float:
+    """Return the factor on q . k whose exp2 is exp(q . k / sqrt(head_dim))."""
+    return head_dim**-0.5 * LOG2_E.value
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """Return x, or a contiguous copy if entries of its last dimension are not adjacent in memory."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def vector_width(n: int) -> int:
+    """Return how many floats one load of a row of n scores takes; every row starts at a multiple of it."""
     return 4 if n % 4 == 0 else 1
+
+
+@triton.jit
+def program_order(program, tiles, heads, group):
+    """Return the (batch, query head, tile of rows) of a program, for `tiles` tiles per head.
+
+    The query heads of a group run side by side (they read the same K and V), then tiles from the last, which has
+    the most keys, to the first, then key/value heads. The K and V in use at one time then belong to one head and
+    stay in L2, and the launch ends with short rows. heads: query heads; group: query heads per key/value head.
+    """
+    kv_head, rest = program // (group * tiles), program % (group * tiles)  # kv_head counts over the batch
+    kv_heads = heads // group
+    return kv_head // kv_heads, (kv_head % kv_heads) * group + rest % group, tiles - 1 - rest // group
+
+
+@triton.jit
+def softmax_step(s, row_max, row_sum, scale):
+    """Take one tile of raw scores s [ROWS, KEYS] into the online softmax of each row.
+
+    Returns (p, row_max, row_sum, alpha): weights [ROWS, KEYS] relative to the new maximum, the new running maximum
+    and sum [ROWS], and the factor by which the output so far must be rescaled. scale: from `base_2_scale`.
+    """
+    new_max = tl.maximum(row_max, tl.max(s, 1) * scale)
+    p = tl.exp2(s * scale - new_max[:, None])
+    alpha = tl.exp2(row_max - new_max)
+    return p, new_max, row_sum * alpha + tl.sum(p, 1), alpha

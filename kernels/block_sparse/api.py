@@ -1,4 +1,9 @@
-"""api."""
+"""Block-sparse attention: checks, choice of the kernel, gradients.
+
+`block_sparse_attention` is what methods call. On a GPU it runs hopper.py or triton.py and, for gradients,
+triton_backward.py; on a CPU FlexAttention. The reference is seerbench.core.reference.reference_attention, which
+runs on any device.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +15,22 @@ from torch import Tensor
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem
 from seerbench.kernels import flex_attention
-from seerbench.kernels.block_sparse.triton import TILES, launch
+from seerbench.kernels.block_sparse import triton
 from seerbench.kernels.block_sparse.triton_backward import gradients
+from seerbench.kernels.primitives import unit_stride
 
-HOPPER_BLOCKS = ((64, 64), (128, 64), (128, 128))  # (block_q, block_k) of block_sparse_hopper.py
+HOPPER_BLOCKS = ((64, 64), (128, 64), (128, 128))  # (block_q, block_k) that hopper.py takes
 
 
 def implementation(case: AttentionProblem) -> str:
-    """The name of the kernel that runs `case`; it goes into the rows."""
+    """Return the name of the kernel that runs `case`, as it goes into the rows."""
     if case.device == "cpu":
         return "flex-cpu"
-    return "gluon-hopper" if _hopper(case.block_q, case.block_k, case.head_dim) else "triton"
+    return "gluon-hopper" if on_hopper(case.block_q, case.block_k, case.head_dim) else "triton"
 
 
 def refuses(case: AttentionProblem) -> str | None:
-    """Why the kernel cannot run `case`, or None."""
+    """Return why the kernel cannot run `case`, or None."""
     if case.device == "cpu":
         return flex_attention.refuses(case)
     if case.q_heads % case.kv_heads:
@@ -33,46 +39,24 @@ def refuses(case: AttentionProblem) -> str | None:
         return f"the Triton kernel takes float16 and bfloat16, not {case.dtype}"
     if case.head_dim not in (16, 32, 64, 128):
         return f"the Triton kernel takes head_dim 16, 32, 64 or 128, not {case.head_dim}"
-    if (case.block_q, case.block_k) not in TILES:
-        return f"the Triton kernel takes blocks {sorted(TILES)}, not {case.block_q} x {case.block_k}"
+    if (case.block_q, case.block_k) not in triton.TILES:
+        return f"the Triton kernel takes blocks {sorted(triton.TILES)}, not {case.block_q} x {case.block_k}"
     return None
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D] in q's dtype.
+    """Return attention over the listed blocks, [B, Hq, N, D] in q's dtype, for q [B, Hq, N, D], k, v [B, Hk, N, D].
 
-    Cost is proportional to the blocks kept. Rows without a block give zeros. Differentiable on a GPU; on a CPU
-    `flex_attention.masked_attention` is.
+    The cost is proportional to the number of blocks kept. Rows without a block give zeros. Differentiable on a GPU;
+    on a CPU use `flex_attention.masked_attention` for gradients.
     """
     if not q.is_cuda:
         return flex_attention.flex_block_sparse(q, k, v, mask)
-    from seerbench.kernels.block_sparse.api import BlockSparseAttention
-
     return BlockSparseAttention.apply(q, k, v, mask)
 
 
-def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor]:
-    """The same on a GPU, with the log-sum-exp [B, Hq, N] in fp32, natural log; -inf where a row sees nothing."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    o = torch.empty_like(q)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    if _hopper(mask.block_q, mask.block_k, q.shape[-1]):
-        from seerbench.kernels.block_sparse import hopper as block_sparse_hopper
-
-        block_sparse_hopper.launch(q, k, v, mask, o, lse)
-    else:
-        launch(q, k, v, mask, o, lse)
-    return o, lse
-
-
-def _hopper(block_q: int, block_k: int, head_dim: int) -> bool:
-    """Whether block_sparse_hopper.py takes it: wgmma and TMA, 64 rows a warpgroup."""
-    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
-    return hopper and head_dim in (64, 128) and (block_q, block_k) in HOPPER_BLOCKS
-
-
 class BlockSparseAttention(torch.autograd.Function):
-    """`block_sparse_attention` on a GPU with gradients for q, k and v."""
+    """`block_sparse_attention` on a GPU, with gradients for q, k and v."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
@@ -87,3 +71,26 @@ class BlockSparseAttention(torch.autograd.Function):
         """do [B, Hq, N, D] -> gradients of q, k and v, and none for the mask."""
         q, k, v, o, lse = ctx.saved_tensors
         return *gradients(q, k, v, o, lse, do, ctx.mask), None
+
+
+def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor]:
+    """Return attention [B, Hq, N, D] and its log-sum-exp [B, Hq, N] on a GPU, without gradients.
+
+    The log-sum-exp is fp32 and natural; it is -inf where a row sees nothing.
+    """
+    q, k, v = map(unit_stride, (q, k, v))
+    o = torch.empty_like(q)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    if on_hopper(mask.block_q, mask.block_k, q.shape[-1]):
+        from seerbench.kernels.block_sparse import hopper  # Gluon, which only Hopper needs, is not in every Triton
+
+        hopper.launch(q, k, v, mask, o, lse)
+    else:
+        triton.launch(q, k, v, mask, o, lse)
+    return o, lse
+
+
+def on_hopper(block_q: int, block_k: int, head_dim: int) -> bool:
+    """Return whether hopper.py takes these sizes on this machine: it needs wgmma, TMA and 64 rows per warpgroup."""
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return hopper and head_dim in (64, 128) and (block_q, block_k) in HOPPER_BLOCKS

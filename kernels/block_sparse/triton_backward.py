@@ -10,13 +10,13 @@ With s_ij = q_i . k_j / sqrt(D) over the pairs seen (listed block and j <= i), L
 
 Paper   FlashAttention-2 (arXiv:2307.08691), Algorithm 2, over the blocks of the mask only.
 Oracle  autograd through seerbench.core.reference.reference_attention in float64.
-Here    two Triton kernels (Ampere and later), no atomics, the same bits in every run:
-        `_query_gradient`  a program owns query rows and walks their list of key blocks, as the forward does;
-        `_key_gradients`   a program owns keys of one key/value head and walks the transposed list: the query
-                           blocks of all heads of the group that read them, so that the group's sum needs
-                           no second pass.
-        S and dP are computed in both: 7 matrix products a tile for FlashAttention-2's 5, which adds to dQ
-        by atomics. The mask is a constant: gates learn from their own loss.
+Here    two Triton kernels (Ampere and later) without atomics, so every run gives the same bits:
+        `_query_gradient`  a program owns query rows and loops over their list of key blocks, as the forward does;
+        `_key_gradients`   a program owns keys of one key/value head and loops over the transposed list: the query
+                           blocks of all heads of the group that read them. The sum over the group then needs no
+                           second pass.
+        Both compute S and dP: 7 matrix products per tile, where FlashAttention-2 needs 5 and adds to dQ by
+        atomics. The mask is a constant: gates learn from their own loss.
 """
 
 from __future__ import annotations
@@ -27,35 +27,37 @@ import triton.language as tl
 from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count
-from seerbench.kernels.block_sparse.triton import LOG2_E, flat_lists
+from seerbench.kernels.block_sparse.triton import diagonal_blocks, flat_lists
+from seerbench.kernels.primitives import LOG2_E, program_order, unit_stride
 
 
 def gradients(
     q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor, mask: BlockMask
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) shaped, typed and laid out like q, k and v; o and lse [B, Hq, N] as the forward gave them.
+    """Return (dq, dk, dv), each with the shape, dtype and strides of q [B, Hq, N, D], k and v [B, Hk, N, D].
 
-    Queries without a key and keys without a reader get zeros.
+    o [B, Hq, N, D] and lse [B, Hq, N]: the forward's results; do: the gradient of o. Queries without a key and keys
+    without a reader get zeros.
     """
-    q, k, v, o, do = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v, o, do))
+    q, k, v, o, do = map(unit_stride, (q, k, v, o, do))
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     launch(q, k, v, o, lse, do, mask, dq, dk, dv)
     return dq, dk, dv
 
 
-# (block_q, block_k) -> tile of each kernel: query rows, keys, warps, pipeline stages; the ladder that chose
-# them is in docs/LOG.md.
+# (block_q, block_k) -> tile of each kernel: query rows, keys, warps, pipeline stages. Measured in docs/LOG.md at
+# 32k tokens and 90% sparsity; blocks of 64 x 128 and 128 x 64 take the nearest measured tile.
 QUERY_TILES = {
-    (64, 64): (64, 64, 4, 2),  # 96 KiB: two programs a multiprocessor; 3 stages, one program: 1.7 times slower
+    (64, 64): (64, 64, 4, 2),  # 96 KiB: two programs per multiprocessor; with 3 stages one, 1.7 times slower
     (64, 128): (64, 64, 4, 2),
     (128, 64): (128, 64, 8, 2),
-    (128, 128): (128, 128, 8, 2),  # 2.6 ms at 32k and 90%; 64 keys: 3.5
+    (128, 128): (128, 128, 8, 2),  # 2.6 ms; 64 keys take 3.5
 }
 KEY_TILES = {
     (64, 64): (64, 64, 4, 2),
     (64, 128): (64, 128, 8, 2),
     (128, 64): (64, 64, 4, 2),
-    (128, 128): (64, 128, 8, 3),  # 4.6 ms; 2 stages 4.9, 128 rows 5.2
+    (128, 128): (64, 128, 8, 3),  # 4.6 ms; 2 stages take 4.9, 128 rows 5.2
 }
 
 
@@ -64,9 +66,9 @@ def launch(
     dq: Tensor, dk: Tensor, dv: Tensor,
     query_tile: tuple[int, ...] | None = None, key_tile: tuple[int, ...] | None = None,
 ) -> None:  # fmt: skip
-    """Run both kernels into dq, dk and dv. Tiles override QUERY_TILES and KEY_TILES (for the ladder)."""
-    # In base 2, and +inf where a row sees nothing: its P is then exp2(-inf) = 0 without a further test.
-    lse = torch.where(lse == -torch.inf, torch.inf, lse * LOG2_E)
+    """Run both kernels into dq, dk and dv. Tiles override QUERY_TILES and KEY_TILES, for tools/ladder.py."""
+    # In base 2, and +inf where a row sees nothing: its P is then exp2(-inf) = 0 without another test.
+    lse = torch.where(lse == -torch.inf, torch.inf, lse * LOG2_E.value)
     delta = torch.empty_like(lse)
     launch_query_gradient(q, k, v, o, lse, do, mask, delta, dq, query_tile)
     launch_key_gradients(q, k, v, lse, do, delta, mask, dk, dv, key_tile)
@@ -93,7 +95,7 @@ def launch_key_gradients(
     q: Tensor, k: Tensor, v: Tensor, lse: Tensor, do: Tensor, delta: Tensor, mask: BlockMask,
     dk: Tensor, dv: Tensor, tile: tuple[int, ...] | None = None, lists: tuple[Tensor, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Run `_key_gradients` into dk and dv; lists: the mask's transposed ones, if they are at hand."""
+    """Run `_key_gradients` into dk and dv; lists: `mask.transposed(kv_heads)`, where the caller has it already."""
     (batch, heads, n, head_dim), kv_heads = q.shape, k.shape[1]
     rows, keys, warps, stages = tile or KEY_TILES[mask.block_q, mask.block_k]
     offsets, readers = lists or mask.transposed(kv_heads)
@@ -106,7 +108,7 @@ def launch_key_gradients(
     )  # fmt: skip
 
 
-# Unspecialised: otherwise a length or width divisible by 16, or equal to 1, would be another kernel.
+# Sizes are not specialised: a length or width divisible by 16, or equal to 1, would compile another kernel.
 @triton.jit(do_not_specialize=["n", "heads", "group", "mask_rows", "width"])
 def _query_gradient(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, do_ptr, delta_ptr, dq_ptr, counts_ptr, indices_ptr,
@@ -115,13 +117,9 @@ def _query_gradient(
     HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """dQ and delta of a tile of query rows. Order of programs and split of the list: as in the forward."""
-    pid = tl.program_id(0)
-    tiles = tl.cdiv(n, ROWS)
-    kv, rest = pid // (group * tiles), pid % (group * tiles)
-    tile = tiles - 1 - rest // group
-    kv_heads = heads // group
-    batch, head = (kv // kv_heads).to(tl.int64), (kv % kv_heads * group + rest % group).to(tl.int64)
+    """Compute dQ and delta of a tile of query rows, in the order of programs of the forward."""
+    batch, head, tile = program_order(tl.program_id(0), tl.cdiv(n, ROWS), heads, group)
+    batch, head = batch.to(tl.int64), head.to(tl.int64)
     row = batch * heads + head
 
     local = tl.arange(0, ROWS)
@@ -144,20 +142,16 @@ def _query_gradient(
     mask_row = row * mask_rows + tile * ROWS // BLOCK_Q
     count = tl.load(counts_ptr + mask_row)
     list_ptr = indices_ptr + mask_row * width
-    # Blocks that hold a key after this tile's first query cross the diagonal; they end the list.
-    crossing = 0
-    for back in tl.static_range(1, (ROWS + BLOCK_K - 1) // BLOCK_K + 1):
-        block = tl.load(list_ptr + count - back, mask=back <= count, other=-1)
-        crossing += (block * BLOCK_K + BLOCK_K - 1 > tile * ROWS).to(tl.int32)
+    diagonal = diagonal_blocks(list_ptr, count, tile * ROWS, ROWS, BLOCK_K)
 
     dq = tl.zeros([ROWS, HEAD_DIM], tl.float32)
-    SPLIT: tl.constexpr = BLOCK_K // KEYS  # tiles a key block
-    dq = _walk_keys(
-        q, do, lse, delta, k_base, v_base, k_n, v_n, list_ptr, 0, (count - crossing) * SPLIT,
+    SPLIT: tl.constexpr = BLOCK_K // KEYS  # tiles per key block
+    dq = _loop_over_keys(
+        q, do, lse, delta, k_base, v_base, k_n, v_n, list_ptr, 0, (count - diagonal) * SPLIT,
         offs_m, n, scale, dq, HEAD_DIM, BLOCK_K, KEYS, False,
     )  # fmt: skip
-    dq = _walk_keys(
-        q, do, lse, delta, k_base, v_base, k_n, v_n, list_ptr, (count - crossing) * SPLIT, count * SPLIT,
+    dq = _loop_over_keys(
+        q, do, lse, delta, k_base, v_base, k_n, v_n, list_ptr, (count - diagonal) * SPLIT, count * SPLIT,
         offs_m, n, scale, dq, HEAD_DIM, BLOCK_K, KEYS, True,
     )  # fmt: skip
     dq_base = dq_ptr + batch * dq_b + head * dq_h + first * dq_n
@@ -166,11 +160,11 @@ def _query_gradient(
 
 
 @triton.jit
-def _walk_keys(
+def _loop_over_keys(
     q, do, lse, delta, k_base, v_base, k_n, v_n, list_ptr, first, last, offs_m, n, scale, dq,
-    HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, KEYS: tl.constexpr, CROSSING: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, KEYS: tl.constexpr, DIAGONAL: tl.constexpr,
 ):  # fmt: skip
-    """dQ over the tiles first .. last - 1 of a list of key blocks; CROSSING ones compare positions."""
+    """Add to dQ over the tiles first .. last - 1 of a list of key blocks; DIAGONAL tiles compare positions."""
     SPLIT: tl.constexpr = BLOCK_K // KEYS
     offs_d = tl.arange(0, HEAD_DIM)
     local = tl.arange(0, KEYS)
@@ -180,14 +174,15 @@ def _walk_keys(
         # Only the tile's start needs 64 bits (a [B, N, H, D] tensor of 1M tokens overflows 32).
         k_ptrs = k_base + start.to(tl.int64) * k_n + local[:, None] * k_n + offs_d[None, :]
         v_ptrs = v_base + start.to(tl.int64) * v_n + local[:, None] * v_n + offs_d[None, :]
-        if CROSSING:  # the tail block, which may be partial, always crosses
+        if DIAGONAL:  # the tail block, which may be partial, always crosses
             k = tl.load(k_ptrs, mask=offs_n[:, None] < n, other=0.0)
             v = tl.load(v_ptrs, mask=offs_n[:, None] < n, other=0.0)
         else:
             k = tl.load(k_ptrs)
             v = tl.load(v_ptrs)
-        z = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634) - lse[:, None]
-        if CROSSING:
+        # [ROWS, KEYS]
+        z = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E) - lse[:, None]
+        if DIAGONAL:
             z = tl.where(offs_m[:, None] >= offs_n[None, :], z, -float("inf"))
         dp = tl.dot(do, tl.trans(v), input_precision="ieee")
         ds = tl.exp2(z) * (dp - delta[:, None])
@@ -203,7 +198,7 @@ def _key_gradients(
     HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of a tile of keys: the first keys, which have the most readers, come first."""
+    """Compute dK and dV of a tile of keys. The first keys, which have the most readers, come first."""
     pid = tl.program_id(0)
     tiles = tl.cdiv(n, KEYS)
     kv, tile = pid // tiles, pid % tiles
@@ -226,23 +221,23 @@ def _key_gradients(
     offsets_ptr += kv * columns + tile * KEYS // BLOCK_K
     first, last = tl.load(offsets_ptr), tl.load(offsets_ptr + 1)
     # Query blocks that begin before this tile's last key cross the diagonal; they begin the list.
-    CROSSING_BLOCKS: tl.constexpr = (BLOCK_K + BLOCK_Q - 1) // BLOCK_Q
-    crossing = 0
-    for t in range(first, tl.minimum(first + group * CROSSING_BLOCKS, last)):
+    DIAGONAL_BLOCKS: tl.constexpr = (BLOCK_K + BLOCK_Q - 1) // BLOCK_Q
+    diagonal = 0
+    for t in range(first, tl.minimum(first + group * DIAGONAL_BLOCKS, last)):
         block = tl.load(readers_ptr + t) // group
-        crossing += (block * BLOCK_Q < tile * KEYS + KEYS - 1).to(tl.int32)
+        diagonal += (block * BLOCK_Q < tile * KEYS + KEYS - 1).to(tl.int32)
 
     dk = tl.zeros([KEYS, HEAD_DIM], tl.float32)
     dv = tl.zeros([KEYS, HEAD_DIM], tl.float32)
-    SPLIT: tl.constexpr = BLOCK_Q // ROWS  # tiles a query block
-    dk, dv = _walk_queries(
+    SPLIT: tl.constexpr = BLOCK_Q // ROWS  # tiles per query block
+    dk, dv = _loop_over_queries(
         k, v, q_base, do_base, lse_ptr + row_base, delta_ptr + row_base, q_h, q_n, do_h, do_n, readers_ptr,
-        first * SPLIT, (first + crossing) * SPLIT, offs_n, n, group, scale, dk, dv,
+        first * SPLIT, (first + diagonal) * SPLIT, offs_n, n, group, scale, dk, dv,
         HEAD_DIM, BLOCK_Q, ROWS, True,
     )  # fmt: skip
-    dk, dv = _walk_queries(
+    dk, dv = _loop_over_queries(
         k, v, q_base, do_base, lse_ptr + row_base, delta_ptr + row_base, q_h, q_n, do_h, do_n, readers_ptr,
-        (first + crossing) * SPLIT, last * SPLIT, offs_n, n, group, scale, dk, dv,
+        (first + diagonal) * SPLIT, last * SPLIT, offs_n, n, group, scale, dk, dv,
         HEAD_DIM, BLOCK_Q, ROWS, False,
     )  # fmt: skip
     dk_base = dk_ptr + batch * dk_b + kv_head * dk_h + first_key * dk_n
@@ -253,14 +248,14 @@ def _key_gradients(
 
 
 @triton.jit
-def _walk_queries(
+def _loop_over_queries(
     k, v, q_base, do_base, lse_base, delta_base, q_h, q_n, do_h, do_n, readers_ptr,
     first, last, offs_n, n, group, scale, dk, dv,
-    HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, ROWS: tl.constexpr, CROSSING: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, ROWS: tl.constexpr, DIAGONAL: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV over the tiles first .. last - 1 of a list of readers; CROSSING ones compare positions.
+    """Add to dK and dV over the tiles first .. last - 1 of a list of readers; DIAGONAL tiles compare positions.
 
-    Scores stand transposed, [KEYS, ROWS], so that P and dS are left operands and stay in registers.
+    Scores are transposed, [KEYS, ROWS]: P and dS are then left operands of the products and stay in registers.
     """
     SPLIT: tl.constexpr = BLOCK_Q // ROWS
     offs_d = tl.arange(0, HEAD_DIM)
@@ -278,8 +273,9 @@ def _walk_queries(
         # A row past the end has a probability of exp2(-inf) everywhere.
         lse = tl.load(lse_base + member * n + offs_m, mask=inside, other=float("inf"))
         delta = tl.load(delta_base + member * n + offs_m, mask=inside, other=0.0)
-        z = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * 1.4426950408889634) - lse[None, :]
-        if CROSSING:
+        # [KEYS, ROWS]
+        z = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2_E) - lse[None, :]
+        if DIAGONAL:
             z = tl.where(offs_m[None, :] >= offs_n[:, None], z, -float("inf"))
         p = tl.exp2(z)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")

@@ -1,4 +1,7 @@
-"""reference."""
+"""Pooled attention in plain torch, on any device: by its definition, and one row of blocks at a time.
+
+Source: SeerAttention (arXiv:2410.13276), Algorithm 1. triton.py says what the map is.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,17 @@ from seerbench.core.reference import repeat_kv
 def naive_pooled_attention(
     q: Tensor, k: Tensor, v: Tensor, block: int = 64, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By definition, the whole map in memory: O(N^2). Figure 8's naive form; the oracle with float64.
+    """Return (o, lse, d) by definition, with the whole attention map in memory: O(N^2).
 
-    Computes and returns in `dtype`, by default q's.
+    This is the naive form of Figure 8 and, in float64, the oracle. Arguments and results as in
+    `api.pooled_attention`; everything is computed and returned in `dtype`, by default q's.
     """
     n, heads, dtype = q.shape[2], q.shape[1], dtype or q.dtype
     q, k, v = q.to(dtype), repeat_kv(k, heads).to(dtype), repeat_kv(v, heads).to(dtype)
     future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
     scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(future, -torch.inf)
     weights = scores.softmax(-1)
-    # 0 is the smallest a probability can be, so that padding the tail with it changes no maximum.
+    # No probability is below 0, so padding the tail with 0 changes no maximum.
     tail = block_count(n, block) * block - n
     tiles = F.pad(weights, (0, tail, 0, tail)).unflatten(-1, (-1, block)).unflatten(-3, (-1, block))
     return weights @ v, scores.logsumexp(-1), tiles.amax((-3, -1))
@@ -30,11 +34,14 @@ def naive_pooled_attention(
 
 @torch.no_grad()
 def streamed(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, one row of query blocks at a time, so that only a [block, N] strip of P exists at once."""
+    """Return (o, lse, d) with a [block, N] strip of the map in memory at one time: O(N * block) per head.
+
+    Arguments as in `api.pooled_attention`; computed in fp32 or more, lse in that dtype. Used on a CPU.
+    """
     batch, heads, n, _ = q.shape
     kv_heads, blocks = k.shape[1], block_count(n, block)
     given, dtype = q.dtype, torch.promote_types(q.dtype, torch.float32)
-    # The query heads of a group side by side: one product a key/value head, and K is never repeated.
+    # The query heads of a group side by side: one product per key/value head, and K is never repeated.
     q = (q.to(dtype) * q.shape[-1] ** -0.5).unflatten(1, (kv_heads, -1))  # [B, Hk, g, N, D]
     k, v = k.to(dtype), v.to(dtype)
     o = torch.empty(batch, heads, n, v.shape[-1], dtype=dtype, device=q.device)

@@ -7,16 +7,15 @@
 D is not row-normalised here; the loss does that (its target is D[I, :] / sum_J D[I, J]).
 
 Paper   SeerAttention (arXiv:2410.13276), Algorithm 1; Figure 8 times it beside FA-2 and the naive form.
-Oracle  `naive_pooled_attention` in float64: it materialises P.
-CPU     `streamed`: one row of blocks at a time, O(N * block) memory a head.
-Hopper  one pass, pooled_hopper.py, with a scratch of one row of tiles a program, in parts of O not yet written.
-GPU     two passes, no scratch: the forward (block_sparse_attention.py, whose rows all share one full list),
-        then Q K^T again in `_pool`, where the final log-sum-exp is known, so that
+Oracle  `reference.naive_pooled_attention` in float64, which materialises P.
+Here    two passes without a scratch, for any GPU: the block-sparse forward, all of whose rows share one full list,
+        then Q K^T again in `_pool`. There the final log-sum-exp is known, and
             D[I, J] = exp(max_{i, j} (s_ij - LSE_i))
-        needs one exponential a tile. The paper's scratch of row maxima is O(N^2 / 64), 17.7 GB at 128k.
+        needs one exponential per tile. The paper's scratch of row maxima is O(N^2 / 64), 17.7 GB at 128k.
+        On Hopper, hopper.py needs one pass; on a CPU, `reference.streamed` runs.
 
-D leaves in q's dtype: computed in fp32 and rounded once, at the end (2^-9 relative in bf16; in fp16 2^-11,
-and to zero below 3e-8). It is the largest output but O: at 128k and 32 heads 256 MiB in 16 bits.
+D is returned in q's dtype: computed in fp32 and rounded once, at the end (2^-9 relative in bf16, 2^-11 in fp16,
+where values below 3e-8 become zero). It is the largest output after O: 256 MiB at 128k and 32 heads in 16 bits.
 """
 
 from __future__ import annotations
@@ -27,17 +26,19 @@ import triton.language as tl
 from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count, causal_blocks
-from seerbench.kernels.block_sparse import api as block_sparse_api
+from seerbench.kernels.block_sparse.api import block_sparse_attention_with_lse
+from seerbench.kernels.primitives import LOG2_E, base_2_scale, program_order, unit_stride
 
-LOG2_E = 1.4426950408889634
+# block -> warps of `_pool`, whose tiles are block x block: 8 hold a 128 x 128 tile of scores without spilling.
+WARPS = {32: 4, 64: 4, 128: 8}
 
 
 def two_passes(q: Tensor, k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same on any GPU: the forward, then the map."""
-    # The forward's own tiles are 128 x 128 (the fastest), whatever blocks the map has.
+    """Return (o, lse, d) as `api.pooled_attention` does, on any GPU: the forward, then the map."""
+    # The forward's own tiles are 128 x 128, the fastest, whatever blocks the map has.
     batch, heads, n, _ = q.shape
     full = full_mask(batch, heads, n, 128, q.device)
-    o, lse = block_sparse_api.block_sparse_attention_with_lse(q, k, v, full)
+    o, lse = block_sparse_attention_with_lse(q, k, v, full)
     blocks = block_count(n, block)
     d = torch.zeros(batch, heads, blocks, blocks, dtype=q.dtype, device=q.device)
     launch_pool(q, k, lse, d, block)
@@ -45,19 +46,19 @@ def two_passes(q: Tensor, k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Ten
 
 
 def full_mask(batch: int, heads: int, n: int, block: int, device: torch.device) -> BlockMask:
-    """Every causal block, as one list that all rows share: n / block entries in memory, not its square."""
+    """Return a mask of every causal block. All rows share one list, which takes ceil(n / block) entries of memory."""
     counts = causal_blocks(n, block, block, device).sum(-1, dtype=torch.int32).expand(batch, heads, -1)
     columns = torch.arange(block_count(n, block), dtype=torch.int32, device=device)
     return BlockMask(counts, columns.expand(*counts.shape, -1), n, block, block)
 
 
 def launch_pool(q: Tensor, k: Tensor, lse: Tensor, d: Tensor, block: int) -> None:
-    """Run `_pool` into d, which is zero above the diagonal already."""
+    """Run `_pool` into d [B, Hq, n, n], which must be zero above the diagonal already."""
     batch, heads, n, head_dim = q.shape
-    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    q, k = unit_stride(q), unit_stride(k)
     _pool[(block_count(n, block) * heads * batch,)](
-        q, k, lse, d, *q.stride()[:3], *k.stride()[:3], n, heads, heads // k.shape[1], head_dim**-0.5 * LOG2_E,
-        HEAD_DIM=head_dim, BLOCK=block, num_warps=8 if block == 128 else 4, num_stages=3,
+        q, k, lse, d, *q.stride()[:3], *k.stride()[:3], n, heads, heads // k.shape[1], base_2_scale(head_dim),
+        HEAD_DIM=head_dim, BLOCK=block, num_warps=WARPS[block], num_stages=3,
     )  # fmt: skip
 
 
@@ -66,24 +67,22 @@ def _pool(
     q_ptr, k_ptr, lse_ptr, d_ptr, q_b, q_h, q_n, k_b, k_h, k_n, n, heads, group, scale,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row of D: S = Q K^T tile by tile, and of each tile the largest s - LSE, in base 2."""
-    pid = tl.program_id(0)
+    """Compute one row of D: S = Q K^T tile by tile, and the largest s - LSE of each tile, in base 2."""
     blocks = tl.cdiv(n, BLOCK)
-    kv, rest = pid // (group * blocks), pid % (group * blocks)
-    tile = blocks - 1 - rest // group  # longest rows first, the heads of a group side by side
-    kv_heads = heads // group
-    batch, head = (kv // kv_heads).to(tl.int64), (kv % kv_heads * group + rest % group).to(tl.int64)
+    batch, head, tile = program_order(tl.program_id(0), blocks, heads, group)
+    batch, head = batch.to(tl.int64), head.to(tl.int64)
     local = tl.arange(0, BLOCK)
     offs_d = tl.arange(0, HEAD_DIM)
     offs_m = tile * BLOCK + local
     row = batch * heads + head
     q_base = q_ptr + batch * q_b + head * q_h + (tile * BLOCK).to(tl.int64) * q_n
+    # [BLOCK, HEAD_DIM]
     q = tl.load(q_base + local[:, None] * q_n + offs_d[None, :], mask=offs_m[:, None] < n, other=0.0)
     # A row past the end has a probability of exp2(-inf) everywhere.
-    lse = tl.load(lse_ptr + row * n + offs_m, mask=offs_m < n, other=float("inf")) * 1.4426950408889634
+    lse = tl.load(lse_ptr + row * n + offs_m, mask=offs_m < n, other=float("inf")) * LOG2_E
     k_ptrs = k_ptr + batch * k_b + (head // group) * k_h + local[None, :] * k_n + offs_d[:, None]
     d_ptr += (row * blocks + tile) * blocks
-    for _ in range(tile):
+    for _ in range(tile):  # z is [BLOCK, BLOCK]
         z = tl.dot(q, tl.load(k_ptrs), input_precision="ieee") * scale - lse[:, None]
         tl.store(d_ptr, tl.exp2(tl.max(z)))
         k_ptrs += BLOCK * k_n

@@ -4,10 +4,10 @@
     M[I, J] = sum over i in block I, j in block J of softmax_j(s_ij)
 
 Paper   XAttention (arXiv:2503.16428), section 2; baselines/xattention.py makes its block mask of it.
-Oracle  `baselines.xattention.antidiagonal_mass` in torch, by chunks of the N/S x N/S scores.
-GPU     one program a tile of strided rows of one head, two walks over the strided keys: the first finds each row's
-        log-sum-exp, the second adds up what each block gets. Scores stay in registers; q and k are read where
-        they lie, every S-th row S times, and never rearranged.
+Oracle  `reference.antidiagonal_mass` in float64.
+Here    one program per tile of strided rows of one head, with two loops over the strided keys: the first finds each
+        row's log-sum-exp, the second adds up the mass of each block. Scores stay in registers. q and k are read
+        from where they are, every S-th row S times, and never rearranged.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ import triton.language as tl
 from torch import Tensor
 
 from seerbench.core.block_mask import block_count
+from seerbench.kernels.primitives import LOWEST, unit_stride
 
-ROWS, KEYS = 128, 64  # strided, of a tile: 8 warps, 48 KiB of q and k a stage at head_dim 128
+# Strided rows and keys of a tile. With 8 warps a stage of q and k takes 48 KiB at head_dim 128, so 3 stages fit.
+ROWS, KEYS = 128, 64
 
 
 def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
-    """q [B, Hq, N, D], k [B, Hk, N, D] -> fp32 [B, Hq, n, n], zero above the diagonal."""
+    """Return the mass of each block on a GPU: fp32 [B, Hq, n, n], zero above the diagonal, n = ceil(N / block).
+
+    q [B, Hq, N, D], k [B, Hk, N, D]. Raises ValueError if block / stride does not divide KEYS.
+    """
     batch, heads, tokens, head_dim = q.shape
-    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    q, k = unit_stride(q), unit_stride(k)
     n, width = block_count(tokens, block), block // stride
     if KEYS % width:
         raise ValueError(f"blocks of {block} at stride {stride} do not divide tiles of {KEYS} strided keys")
@@ -43,7 +48,7 @@ def _scores(
     q_base, k_base, q_n, k_n, rows, start, tokens, scale,
     HEAD_DIM: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """s of a tile, [ROWS, KEYS]; -inf where the key comes after the row."""
+    """Return s of a tile, [ROWS, KEYS]; -inf where the key comes after the row."""
     keys = start + tl.arange(0, KEYS)
     dims = tl.arange(0, HEAD_DIM)
     s = tl.zeros([ROWS, KEYS], tl.float32)
@@ -63,29 +68,30 @@ def _mass(
     q_ptr, k_ptr, mass_ptr, q_b, q_h, q_n, k_b, k_h, k_n, tokens, n, group, scale,
     HEAD_DIM: tl.constexpr, STRIDE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the tiles with the most keys first
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     q_base = q_ptr + batch * q_b + head.to(tl.int64) * q_h
     k_base = k_ptr + batch * k_b + (head // group).to(tl.int64) * k_h
     rows = tile * ROWS + tl.arange(0, ROWS)
     end = tl.minimum((tile + 1) * ROWS, tl.cdiv(tokens, STRIDE))
 
-    m = tl.full([ROWS], -1.0e30, tl.float32)
-    l = tl.zeros([ROWS], tl.float32)  # noqa: E741
+    row_max = tl.full([ROWS], LOWEST, tl.float32)
+    row_sum = tl.zeros([ROWS], tl.float32)
     for start in range(0, end, KEYS):
         s = _scores(q_base, k_base, q_n, k_n, rows, start, tokens, scale, HEAD_DIM, STRIDE, ROWS, KEYS)
-        m_new = tl.maximum(m, tl.max(s, 1))
-        l = l * tl.exp(m - m_new) + tl.sum(tl.exp(s - m_new[:, None]), 1)  # noqa: E741
-        m = m_new
-    lse = m + tl.log(l)
+        new_max = tl.maximum(row_max, tl.max(s, 1))
+        row_sum = row_sum * tl.exp(row_max - new_max) + tl.sum(tl.exp(s - new_max[:, None]), 1)
+        row_max = new_max
+    lse = row_max + tl.log(row_sum)
 
     blocks_q: tl.constexpr = ROWS // WIDTH
     blocks_k: tl.constexpr = KEYS // WIDTH
-    of_q = tile * blocks_q + tl.arange(0, blocks_q)
+    of_q = tile * blocks_q + tl.arange(0, blocks_q)  # blocks of queries and, below, of keys
     out = mass_ptr + (batch * tl.num_programs(1) + head) * n * n
     for start in range(0, end, KEYS):
         s = _scores(q_base, k_base, q_n, k_n, rows, start, tokens, scale, HEAD_DIM, STRIDE, ROWS, KEYS)
-        p = tl.where((rows * STRIDE < tokens)[:, None], tl.exp(s - lse[:, None]), 0.0)  # not the rows of padding
+        p = tl.where((rows * STRIDE < tokens)[:, None], tl.exp(s - lse[:, None]), 0.0)  # rows of padding count nothing
+        # [blocks_q, blocks_k]
         sums = tl.sum(tl.sum(tl.reshape(p, [blocks_q, WIDTH, blocks_k, WIDTH]), 3), 1)
         of_k = start // WIDTH + tl.arange(0, blocks_k)
         inside = (of_q[:, None] < n) & (of_k[None, :] <= of_q[:, None])

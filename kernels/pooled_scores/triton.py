@@ -1,10 +1,10 @@
 """How much each block of queries sees in the mean key of each block: FlashPrefill's score.
 
-    S[I, J] = log sum_{i in block I, block J ends at or before i} exp(q_i . mean(k_J) / sqrt(D)),  -inf: none does
+    S[I, J] = log sum_{i in block I, block J ends at or before i} exp(q_i . mean(k_J) / sqrt(D)),  -inf for an empty sum
 
 Paper   FlashPrefill (arXiv:2603.06199); baselines/flashprefill.py makes its block mask of it.
-Oracle  `baselines.flashprefill.pooled_scores` in torch, which writes the N x n logits in chunks.
-GPU     one program a block of queries of one head; the logits stay in registers, so that only n x n sums leave.
+Oracle  `reference.pooled_scores` in float64, which writes the N x n logits in chunks.
+Here    one program per block of queries of one head; the logits stay in registers, only n x n sums are written.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS = 64  # blocks of keys at one time
+from seerbench.kernels.primitives import unit_stride
+
+COLUMNS = 64  # key blocks per step of a program: a [BLOCK, 64] tile of logits fits the registers of 4 warps
 
 
-def log_sums(q: Tensor, pooled_k: Tensor, block: int) -> Tensor:
-    """q [B, Hq, N, D], pooled_k [B, Hk, n, D] of blocks of `block` tokens, one dtype -> fp32 [B, Hq, n, n]."""
+def pooled_scores(q: Tensor, pooled_k: Tensor, block: int) -> Tensor:
+    """Return the scores on a GPU, fp32 [B, Hq, n, n], from the mean keys pooled_k [B, Hk, n, D].
+
+    q [B, Hq, N, D] in the dtype of pooled_k; block: tokens of a block.
+    """
     batch, heads, tokens, head_dim = q.shape
-    q, pooled_k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, pooled_k))
+    q, pooled_k = unit_stride(q), unit_stride(pooled_k)
     n = pooled_k.shape[2]
     scores = torch.full((batch, heads, n, n), -torch.inf, dtype=torch.float32, device=q.device)
     _log_sums[(n, heads, batch)](
@@ -48,11 +53,12 @@ def _log_sums(
     for start in range(0, i + 1, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         k = tl.load(k_base + columns[None, :] * k_n + dims[:, None], mask=columns[None, :] < n, other=0.0)
-        s = tl.dot(q, k, input_precision="ieee") * scale
+        s = tl.dot(q, k, input_precision="ieee") * scale  # [BLOCK, COLUMNS]
         seen = (columns[None, :] * BLOCK + BLOCK - 1 <= rows[:, None]) & real[:, None]
         s = tl.where(seen, s, -float("inf"))
-        most = tl.max(s, 0)
-        finite = tl.where(most == -float("inf"), 0.0, most)  # a column that no query sees: -inf - 0, not - -inf
+        column_max = tl.max(s, 0)
+        # In a column that no query sees, s - 0 is -inf where s - -inf would be NaN.
+        finite = tl.where(column_max == -float("inf"), 0.0, column_max)
         total = tl.sum(tl.exp(s - finite[None, :]), 0)
         result = tl.where(total > 0, finite + tl.log(tl.where(total > 0, total, 1.0)), -float("inf"))
         tl.store(out + columns, result, mask=columns <= i)
