@@ -24,17 +24,15 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import LayerContext
-from seerbench.core.reference import repeat_kv
 from seerbench.core.top_k import budget_limit
+from seerbench.kernels.pooled_scores.api import pooled_scores
 from seerbench.methods.block_selection import mask_from_flags, select_budget
-from seerbench.methods.gate import pool_blocks
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
 
 ALPHA = 0.1  # V2's evaluations; V1's code has 0.7 as its default
 SINKS, WINDOW, LAST_ROWS = 2, 4, 2  # blocks; V1's code
 SMALLEST = 1e-300  # alpha that still has a logarithm
-CHUNK = 2048  # query rows whose pooled scores exist at one time
 
 
 @register("flashprefill", cites="arXiv:2603.06199", fidelity="our port of the plan, on our kernel")
@@ -68,26 +66,3 @@ def always_kept(n: int, device: torch.device | str = "cpu") -> Tensor:
     rows = torch.arange(n, device=device)
     near = (rows[:, None] - rows < WINDOW) & (rows <= rows[:, None])
     return near | (rows < SINKS) | (rows[:, None] >= n - LAST_ROWS)
-
-
-def pooled_scores(q: Tensor, k: Tensor, block: int) -> Tensor:
-    """log of the sum over a block's queries of exp(q . mean(k) / sqrt(D)), fp32 [B, Hq, n, n]; -inf: not seen."""
-    if q.is_cuda:
-        from seerbench.kernels.attn_gate import pool as attn_gate_pool
-        from seerbench.kernels.pooled_scores import log_sums
-
-        return log_sums(q, attn_gate_pool.pool_blocks(k, block, ["avg"])["avg"], block)
-    tokens, head_dim = q.shape[2], q.shape[3]
-    pooled = repeat_kv(pool_blocks(k, block)["avg"], q.shape[1])
-    n = pooled.shape[2]
-    last_key = torch.arange(n, device=q.device) * block + block - 1
-    scores = torch.full((*q.shape[:2], n, n), -torch.inf, dtype=torch.float32, device=q.device)
-    rows = max(1, CHUNK // block) * block
-    for start in range(0, tokens, rows):
-        part = (q[:, :, start : start + rows] @ pooled.mT).float() * head_dim**-0.5
-        queries = torch.arange(start, start + part.shape[2], device=q.device)
-        part = part.masked_fill_(last_key > queries[:, None], -torch.inf)
-        part = torch.nn.functional.pad(part, (0, 0, 0, -part.shape[2] % block), value=-torch.inf)
-        first = start // block
-        scores[:, :, first : first + part.shape[2] // block] = part.unflatten(2, (-1, block)).logsumexp(-2)
-    return scores

@@ -19,20 +19,18 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import LayerContext
-from seerbench.core.reference import grouped_products
 from seerbench.core.top_k import budget_limit
+from seerbench.kernels.antidiagonal_mass.api import antidiagonal_mass
 from seerbench.methods.block_selection import mask_from_flags, select_budget
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
 
 STRIDE = 8  # upstream's default; 16 is its faster setting
 TAU = 0.9  # upstream's default threshold
-CHUNK_BYTES = 2**30  # of fp32 scores that exist at one time: at 128k and 32 heads all of them are 32 GiB
 
 
 @register(
@@ -61,34 +59,6 @@ class XAttention(BlockSparse):
         if self.sparsity is not None:
             return select_budget(before, self.sparsity, q.shape[2], self.block)
         return mask_from_flags(before.double() < self.tau, q.shape[2], self.block, self.block)
-
-
-def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
-    """q [B, Hq, N, D], k [B, Hk, N, D] -> fp32 mass of each block, [B, Hq, n, n], zero above the diagonal."""
-    if q.is_cuda:
-        from seerbench.kernels import antidiagonal_mass as kernel
-
-        return kernel.antidiagonal_mass(q, k, block, stride)
-    tokens, head_dim = q.shape[2], q.shape[3]
-    n = block_count(tokens, block)
-    q, k = (F.pad(x, (0, 0, 0, n * block - tokens)).unflatten(2, (-1, stride)) for x in (q, k))
-    # Query S-1-a meets key a: their sum over a is the antidiagonal of a stride x stride square.
-    q, k = q.flip(3).flatten(3), k.flatten(3)
-    width, real = block // stride, block_count(tokens, stride)
-    mass = q.new_zeros(*q.shape[:2], n, n, dtype=torch.float32)
-    rows = max(1, CHUNK_BYTES // (4 * q.shape[0] * q.shape[1] * n * width * width))  # of blocks at a time
-    for first in range(0, n, rows):
-        last = min(first + rows, n)
-        # Keys of later rows are in the future.
-        products = grouped_products(q[:, :, first * width : last * width], k[:, :, : last * width])
-        scores = products.float() / (head_dim**0.5 * stride)
-        places = torch.arange(last * width, device=q.device)
-        seen = places[first * width :, None] >= places
-        weights = scores.masked_fill_(~seen, -torch.inf).softmax(-1)
-        weights[:, :, max(0, real - first * width) :] = 0.0  # rows of padding
-        sums = weights.unflatten(-1, (last, width)).sum(-1).unflatten(-2, (last - first, width)).sum(-2)
-        mass[:, :, first:last, :last] = sums
-    return mass
 
 
 def mass_before(mass: Tensor) -> Tensor:

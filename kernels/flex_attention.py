@@ -1,7 +1,7 @@
 """FlexAttention and masked SDPA over a BlockMask: the kernel on a CPU, and the differentiable form.
 
-`flex_block_sparse`  PyTorch's FlexAttention, compiled for the device. On a CPU it is a C++ kernel that really skips;
-                     on a GPU it is Triton code and competes with ours. Forward only.
+`flex_block_sparse`  PyTorch's FlexAttention, compiled for the device. On a CPU it is a C++ kernel that really
+                     skips; on a GPU it is Triton code and competes with ours. Forward only.
 `masked_attention`   block-sparse attention as masked SDPA. It skips nothing, but has a backward and takes padding
                      masks: training and padded batches use it, timings never do.
 Oracle               seerbench.core.reference.reference_attention, float64.

@@ -39,8 +39,10 @@ def program_order(program, tiles, heads, group):
     stay in L2, and the launch ends with short rows. heads: query heads; group: query heads per key/value head.
     """
     kv_head, rest = program // (group * tiles), program % (group * tiles)  # kv_head counts over the batch
+    tile = tiles - 1 - rest // group
     kv_heads = heads // group
-    return kv_head // kv_heads, (kv_head % kv_heads) * group + rest % group, tiles - 1 - rest // group
+    batch, head = kv_head // kv_heads, (kv_head % kv_heads) * group + rest % group
+    return batch, head, tile
 
 
 @triton.jit

@@ -128,7 +128,7 @@ print(f"keys off by 2%: error {error:.2e}, budget {budget:.2e}: {'right' if erro
 # entries can cross the diagonal, and the first of the two loops compares no positions.
 
 # %%
-listing("kernels/block_sparse/triton.py", "_walk")
+listing("kernels/block_sparse/triton.py", "_inner_loop")
 
 # %% [markdown]
 # ## 5. Hopper

@@ -195,14 +195,13 @@ def gate_plan(args):
             "  pool K": lambda k=k: attn_gate_pool.pool_blocks(k, 64, ["max", "min"]),
             "  score": lambda q=pq, k=pk: attn_gate_score.block_scores(q, k),
             "  top-k": lambda s=scores, t=top, c=context: attn_gate_select.select_top_k(s, t, c, 64),
-            "  relative threshold": lambda s=scores, c=context: attn_gate_select.select_relative(s, 0.5, c, 64),
         }
         report(f"{context} gate", measure(methods, args.rounds))
 
 
 def tiles(args):
     """MInference's kernel on synthetic selections of its official (512, 2048), beside FA-2."""
-    from seerbench.kernels.vertical_slash import attention, convert
+    from seerbench.kernels.vertical_slash import api as vertical_slash
 
     for context in args.context:
         q, k, v = inputs(args, context)
@@ -212,12 +211,12 @@ def tiles(args):
             if kind == "near":
                 diagonals = (torch.arange(context, device="cuda") < 2048).expand_as(diagonals).clone()
             diagonals[..., 0] = True
-            mask = convert.vertical_slash_tiles(columns, diagonals)
+            mask = vertical_slash.vertical_slash_tiles(columns, diagonals)
             methods = {
                 "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
                 "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
-                "tiles": lambda a=(q, k, v, mask): attention.tile_attention(*a),
-                "  conversion": lambda a=(columns, diagonals): convert.vertical_slash_tiles(*a),
+                "tiles": lambda a=(q, k, v, mask): vertical_slash.tile_attention(*a),
+                "  conversion": lambda a=(columns, diagonals): vertical_slash.vertical_slash_tiles(*a),
             }
             dense = 2 * context * context * args.dim * args.heads
             flops = {"fa2": dense, "cudnn": dense, "tiles": mask.flops(args.dim)}

@@ -22,7 +22,7 @@ from seerbench.baselines.moa import save_plan
 from seerbench.core.problem import LayerContext
 from seerbench.core.reference import reference_attention
 from seerbench.core.tolerance import error_and_budget
-from seerbench.kernels.vertical_slash import convert
+from seerbench.kernels.vertical_slash import api, convert
 from seerbench.methods.registry import create
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
@@ -70,8 +70,8 @@ def check(methods: dict[str, Any]) -> None:
         print(f"{name:24} error {error:.2e} of {budget:.2e} {'ok' if error <= budget else 'WRONG'}", flush=True)
     for context in (1, 64, 333, 4096, 20_000):
         both = flags(context, 0.05)
-        gpu = convert.vertical_slash_tiles(*both)
-        cpu = convert.vertical_slash_tiles(*(x.cpu() for x in both))
+        gpu = api.vertical_slash_tiles(*both)
+        cpu = api.vertical_slash_tiles(*(x.cpu() for x in both))
         names = ("tile_counts", "column_counts", "tile_starts", "columns")
         same = [torch.equal(getattr(gpu, name).cpu(), getattr(cpu, name)) for name in names]
         print(f"index conversion of {context} tokens: {'equal' if all(same) else f'DIFFERENT {same}'}", flush=True)
@@ -95,8 +95,8 @@ def median_ms(call: Callable[[], Any], rounds: int = 5) -> float:
 def timed(methods: dict[str, Any], context: int) -> None:
     """Print one line per method."""
     both = flags(context, 0.02, 1000)
-    scan = median_ms(lambda: convert._scan_on_gpu(*both))
-    whole = median_ms(lambda: convert.vertical_slash_tiles(*both))
+    scan = median_ms(lambda: convert.scan(*both))
+    whole = median_ms(lambda: api.vertical_slash_tiles(*both))
     print(f"{context:7} index conversion {whole:8.3f} ms, of it the scan {scan:7.3f}", flush=True)
     q, k, v = draw(context)
     for name, method in methods.items():

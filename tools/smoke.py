@@ -6,7 +6,7 @@ import torch
 from kernel_cases import build_mask, check_attention, check_gradients, draw
 
 from seerbench.core.rope import plain_rope
-from seerbench.kernels.antidiagonal_mass import antidiagonal_mass
+from seerbench.kernels.antidiagonal_mass.api import antidiagonal_mass
 from seerbench.kernels.attn_gate import pool as attn_gate_pool
 from seerbench.kernels.attn_gate import project as attn_gate_project
 from seerbench.kernels.attn_gate import score as attn_gate_score
@@ -17,10 +17,8 @@ from seerbench.kernels.block_sparse import triton as block_sparse_triton
 from seerbench.kernels.index_lists import ascending_lists
 from seerbench.kernels.pooled import api as pooled_api
 from seerbench.kernels.pooled import triton as pooled_triton
-from seerbench.kernels.pooled_scores import log_sums
-from seerbench.kernels.vertical_slash.attention import tile_attention
-from seerbench.kernels.vertical_slash.convert import vertical_slash_tiles
-from seerbench.methods.gate import pool_blocks
+from seerbench.kernels.pooled_scores.api import pooled_scores
+from seerbench.kernels.vertical_slash.api import tile_attention, vertical_slash_tiles
 
 for blocks in block_sparse_api.HOPPER_BLOCKS:
     for name, launch in (("triton", block_sparse_triton.launch), ("hopper", block_sparse_hopper.launch)):
@@ -45,9 +43,10 @@ projected = [
 ]
 scores = attn_gate_score.block_scores(*projected)
 attn_gate_select.select_top_k(scores, 2, 300, 64)
-attn_gate_select.select_top_k(attn_gate_score.block_scores(*projected, whole=False), 2, 300, 64, last_rows_dense=1)
+attn_gate_select.select_top_k(
+    attn_gate_score.block_scores(*projected, upper_triangle=False), 2, 300, 64, last_rows_dense=1
+)
 attn_gate_select.select_threshold(scores, 0.3, 300, 64)
-attn_gate_select.select_relative(scores, 0.3, 300, 64)
 torch.cuda.synchronize()
 print("pooled and gate ok")
 
@@ -61,7 +60,7 @@ for blocks in block_sparse_api.HOPPER_BLOCKS:
 
 ascending_lists(torch.ones(1, 4, 5, 5, dtype=torch.bool, device="cuda").tril())
 antidiagonal_mass(q, k, 64, 8)
-log_sums(q, pool_blocks(k, 64)["avg"], 64)
+pooled_scores(q, k, 64)
 columns, diagonals = torch.rand(2, 1, 4, 300, device="cuda") < 0.1
 diagonals[..., 0] = True
 tile_attention(q, k, v, vertical_slash_tiles(columns, diagonals))

@@ -12,7 +12,7 @@ from seerbench.baselines.minference.patterns import Pattern, _scaled
 from seerbench.core.block_mask import block_count
 from seerbench.core.block_sums import diagonal_sums
 from seerbench.core.reference import grouped_products
-from seerbench.kernels.vertical_slash.convert import vertical_slash_tiles
+from seerbench.kernels.vertical_slash.api import vertical_slash_tiles
 from seerbench.kernels.vertical_slash.tile_mask import TileMask
 from seerbench.methods.block_selection import mask_from_flags
 

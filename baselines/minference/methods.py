@@ -8,7 +8,7 @@ What      per head one of three patterns. Vertical-slash: the key columns and th
 Source    arXiv:2407.02490, section 3, algorithms 1 to 3, appendix C
 Upstream  microsoft/MInference (MIT), read at fb56c917 (after v0.1.6)
 Fidelity  `minference`: our port, the estimation and the index conversion entry for entry (tiles at unaligned
-          tokens, gathered columns: kernels/vertical_slash.py). Departures: all heads in one launch, keys and
+          tokens, gathered columns: kernels/vertical_slash/). Departures: all heads in one launch, keys and
           values of a group are not repeated, any batch (upstream: head by head, batch 1); A-shape and
           block-sparse heads run through the same tiles, so that a window ends on whole tiles; with blocks that
           are not 64 the budgets of the default, the forced runs and the tiles scale with the block
@@ -51,8 +51,8 @@ from seerbench.baselines.minference.patterns import (
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.top_k import budget_limit, top_k_density
-from seerbench.kernels.vertical_slash import attention
-from seerbench.kernels.vertical_slash.convert import vertical_slash_tiles
+from seerbench.kernels.vertical_slash import api as vertical_slash
+from seerbench.kernels.vertical_slash.api import vertical_slash_tiles
 from seerbench.kernels.vertical_slash.tile_mask import TileMask
 from seerbench.methods.block_selection import mask_from_flags, select_budget
 from seerbench.methods.protocol import BlockSparse, Method, Plan, PlanT
@@ -101,10 +101,10 @@ class MInference(_Patterns[TileMask]):
     """Vertical-slash, A-shape and block-sparse heads, estimated online, on unaligned tiles and gathered columns."""
 
     def implementation(self, problem: AttentionProblem) -> str:
-        return attention.implementation(problem)
+        return vertical_slash.implementation(problem)
 
     def refuses(self, problem: AttentionProblem) -> str | None:
-        return attention.refuses(problem)
+        return vertical_slash.refuses(problem)
 
     def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> MInference:
         """The same with its budgets scaled as a requested sparsity comes to on this input: what a timing runs."""
@@ -133,7 +133,7 @@ class MInference(_Patterns[TileMask]):
         return low
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: TileMask) -> Tensor:
-        return attention.tile_attention(q, k, v, plan)
+        return vertical_slash.tile_attention(q, k, v, plan)
 
 
 @register(

@@ -90,7 +90,9 @@ def _mass(
     out = mass_ptr + (batch * tl.num_programs(1) + head) * n * n
     for start in range(0, end, KEYS):
         s = _scores(q_base, k_base, q_n, k_n, rows, start, tokens, scale, HEAD_DIM, STRIDE, ROWS, KEYS)
-        p = tl.where((rows * STRIDE < tokens)[:, None], tl.exp(s - lse[:, None]), 0.0)  # rows of padding count nothing
+        p = tl.where(
+            (rows * STRIDE < tokens)[:, None], tl.exp(s - lse[:, None]), 0.0
+        )  # rows of padding count nothing
         # [blocks_q, blocks_k]
         sums = tl.sum(tl.sum(tl.reshape(p, [blocks_q, WIDTH, blocks_k, WIDTH]), 3), 1)
         of_k = start // WIDTH + tl.arange(0, blocks_k)

@@ -1,27 +1,54 @@
-"""AttnGate's plan on a GPU: pool Q and K, score the blocks, write the chosen ones down as a BlockMask.
+"""AttnGate's plan on a GPU: pool Q and K, score the blocks, list the chosen ones as a BlockMask.
 
-    pool    max, min and mean over each block of tokens, all three in one pass over the tensor
-    project a linear layer a head and RoPE at the block's first token, fp32 until both are done
-    score   Z[I, J] = <q_I, k_J> / sqrt(D) for J <= I, else -inf
-    select  top-k, a threshold on softmax(Z), or a threshold relative to the row's best block,
-            straight from scores to int32 lists: no sort, no n x n mask and no scatter in between
+    pool     max, min and mean over each block of tokens, in one pass over the tensor (pool.py)
+    project  one linear layer per head, then RoPE at the block's first token; fp32 until both are done (project.py)
+    score    Z[I, J] = <q_I, k_J> / sqrt(D) for J <= I, else -inf (score.py)
+    select   top-k, or a threshold on softmax(Z), straight from scores to int32 lists: no sort, no n x n mask and no
+             scatter in between (select.py)
 
-Paper   SeerAttention (arXiv:2410.13276), sections 3.1 and 3.2; the relative threshold is FlashPrefill's
-        rule (arXiv:2603.06199).
-Oracle  seerbench.gate in plain torch: pool_blocks, AttnGate.forward, select_top_k, select_threshold.
-        Ties go to the lower index there and here, so that the lists are equal entry for entry.
+Paper   SeerAttention (arXiv:2410.13276), sections 3.1 and 3.2.
+Oracle  plain torch: reference.pool_blocks, seerbench.methods.gate.AttnGate and seerbench.core.top_k. Ties go to the
+        lower index there and here, so lists are equal entry for entry.
 
-Four launches make a plan, since the host takes longer than the GPU for a short one: Q and K share a launch of
-`_pool` and one of `_project`. The plan's scores stay unwritten above the diagonal, where `select` does not look.
-
-top-k without a sort: a row looks for a score that exactly k are as large as, by counting how many are as large as a
-guess. The first guess is where k would fall if the scores were normal, with mean and deviation from 64 of them;
-until the k-th is known to lie between two guesses the next one follows that normal density, then k's place if the
-scores between were even. Where no float lies between, or one is infinite, or it takes too long, the range of bits
-is halved: a float's, with the sign folded in, order like integers. The row sits in registers all the while.
+A short plan costs the host more time than the GPU, so a plan is four launches: Q and K share one launch of `pool`
+and one of `project`. The functions here take CUDA tensors; seerbench.methods chooses between them and torch.
 """
 
 from __future__ import annotations
 
-# Rows of up to this many blocks fit a program's registers (2M tokens of 64-token blocks).
-MOST_BLOCKS = 32768
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from seerbench.kernels.attn_gate.pool import pool_side_by_side
+from seerbench.kernels.attn_gate.project import project
+from seerbench.kernels.attn_gate.score import block_scores
+from seerbench.kernels.attn_gate.select import select_threshold, select_top_k
+
+__all__ = ["gate_scores", "select_threshold", "select_top_k"]
+
+
+def gate_scores(
+    q: Tensor,
+    k: Tensor,
+    weights: tuple[Tensor | None, Tensor],
+    operators: Sequence[Sequence[str]],
+    tables: tuple[Tensor, Tensor] | None,
+    block: int,
+    upper_triangle: bool = True,
+) -> Tensor:
+    """Return a gate's scores, fp32 [B, Hq, n, n], n = ceil(N / block).
+
+    Args:
+        q: [B, Hq, N, D], before RoPE if the gate rotates.
+        k: [B, Hk, N, D], likewise.
+        weights: the linear layers of Q (None: Q is not projected) and of K, as `project` takes them.
+        operators: the pools of Q and of K, from "max", "min" and "avg", in that order.
+        tables: cos and sin [n, D] at the blocks' first tokens, or None for a gate without RoPE.
+        block: tokens per block.
+        upper_triangle: write -inf above the diagonal. If False those entries are undefined; `select_top_k` and
+            `select_threshold` do not read them.
+    """
+    pools = pool_side_by_side(list(zip((q, k), operators, strict=True)), block)
+    projected = project(list(zip(pools, weights, strict=True)), tables)
+    return block_scores(*projected, upper_triangle=upper_triangle)

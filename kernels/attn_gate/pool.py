@@ -1,4 +1,8 @@
-"""pool."""
+"""Pooling for AttnGate: max, min and mean over each block of tokens, one pass over the tensor.
+
+Oracle  reference.pool_blocks. One program of one warp owns one block of one head and keeps partial results for 8
+        rows in registers, so the reduction is elementwise until the last step. Q and K share a launch.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,27 @@ import triton.language as tl
 from torch import Tensor
 
 from seerbench.core.block_mask import block_count
+from seerbench.kernels.primitives import unit_stride
 
 
 def pool_blocks(x: Tensor, block: int, operators: Sequence[str] = ("max", "min", "avg")) -> dict[str, Tensor]:
-    """x [B, H, N, D] -> each of `operators`, [B, H, n, D] in x's dtype; the tail over its real tokens."""
+    """Return each of `operators` over blocks of x [B, H, N, D], as [B, H, n, D] in x's dtype, n = ceil(N / block).
+
+    A partial block at the end is pooled over its real tokens only.
+    """
     pooled = pool_side_by_side([(x, operators)], block)[0]
     return dict(zip(operators, pooled.chunk(len(operators), -1), strict=True))
 
 
 def pool_side_by_side(tensors: Sequence[tuple[Tensor, Sequence[str]]], block: int) -> list[Tensor]:
-    """One or two (x [B, H, N, D], operators) in one launch -> each in one tensor, [B, H, n, D * operators].
+    """Pool one or two (x [B, H, N, D], operators) in one launch; return [B, H, n, D * operators] for each.
 
-    That is what a gate's linear layer reads. The two may differ in heads, operators and strides only.
+    A gate's linear layer reads the pools in this form. Two tensors may differ in heads, operators and strides only.
     """
     (batch, heads, n, head_dim), blocks = tensors[0][0].shape, block_count(tensors[0][0].shape[2], block)
     sources, pools, sizes, all_heads = [], [], {}, 0
-    for at, (x, operators) in enumerate((tensors[0], tensors[-1]), 1):
-        x = x if x.stride(-1) == 1 else x.contiguous()
+    for at, (x, operators) in enumerate((tensors[0], tensors[-1]), 1):  # one tensor alone is passed twice
+        x = unit_stride(x)
         sources += [x, *x.stride()[:3]]
         if at <= len(tensors):
             pools.append(x.new_empty(batch, x.shape[1], blocks, len(operators) * head_dim))
@@ -40,56 +48,58 @@ def pool_side_by_side(tensors: Sequence[tuple[Tensor, Sequence[str]]], block: in
     return pools
 
 
+# Suffixes 1 and 2 are the two tensors of the launch, Q and K in a plan. Program ids along axis 1 count the heads of
+# the first tensor and then those of the second, of which there are none (heads_2 = 0) for one tensor alone.
 @triton.jit(do_not_specialize=["n", "heads_1", "heads_2"])
 def _pool(
-    x_1, b_1, h_1, n_1, x_2, b_2, h_2, n_2, out_1, out_2, n, heads_1, heads_2,
+    x_ptr_1, stride_b_1, stride_h_1, stride_n_1, x_ptr_2, stride_b_2, stride_h_2, stride_n_2, out_ptr_1, out_ptr_2,
+    n, heads_1, heads_2,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
     MAX_1: tl.constexpr, MIN_1: tl.constexpr, AVG_1: tl.constexpr, WIDTH_1: tl.constexpr,
     MAX_2: tl.constexpr, MIN_2: tl.constexpr, AVG_2: tl.constexpr, WIDTH_2: tl.constexpr,
 ):  # fmt: skip
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     if head < heads_1:
-        x_ptr = x_1 + batch * b_1 + head.to(tl.int64) * h_1
+        x_ptr = x_ptr_1 + batch * stride_b_1 + head.to(tl.int64) * stride_h_1
         out_row = (batch * heads_1 + head) * tl.num_programs(0)
-        _pool_block(x_ptr, n_1, out_1, out_row, n, HEAD_DIM, BLOCK, MAX_1, MIN_1, AVG_1, WIDTH_1)
+        _pool_block(x_ptr, stride_n_1, out_ptr_1, out_row, n, HEAD_DIM, BLOCK, MAX_1, MIN_1, AVG_1, WIDTH_1)
     else:
         head -= heads_1
-        x_ptr = x_2 + batch * b_2 + head.to(tl.int64) * h_2
+        x_ptr = x_ptr_2 + batch * stride_b_2 + head.to(tl.int64) * stride_h_2
         out_row = (batch * heads_2 + head) * tl.num_programs(0)
-        _pool_block(x_ptr, n_2, out_2, out_row, n, HEAD_DIM, BLOCK, MAX_2, MIN_2, AVG_2, WIDTH_2)
+        _pool_block(x_ptr, stride_n_2, out_ptr_2, out_row, n, HEAD_DIM, BLOCK, MAX_2, MIN_2, AVG_2, WIDTH_2)
 
 
 @triton.jit
 def _pool_block(
-    x_ptr, x_n, out_ptr, out_row, n, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, stride_n, out_ptr, out_row, n, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
     MAX: tl.constexpr, MIN: tl.constexpr, AVG: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Block program_id(0) of one head; MAX, MIN and AVG say which place among the pools each has, -1: none."""
+    """Pool block program_id(0) of one head. MAX, MIN and AVG are places among the pools; -1 leaves one out."""
     i = tl.program_id(0)
-    # 8 rows at a time: the reduction over rows is then elementwise until the very end.
-    ROWS: tl.constexpr = 8
+    ROWS: tl.constexpr = 8  # of the partial results
     local = tl.arange(0, ROWS)
     dims = tl.arange(0, HEAD_DIM)
-    base = x_ptr + (i * BLOCK).to(tl.int64) * x_n
-    most = tl.full([ROWS, HEAD_DIM], -float("inf"), tl.float32)
-    least = tl.full([ROWS, HEAD_DIM], float("inf"), tl.float32)
+    base = x_ptr + (i * BLOCK).to(tl.int64) * stride_n
+    running_max = tl.full([ROWS, HEAD_DIM], -float("inf"), tl.float32)
+    running_min = tl.full([ROWS, HEAD_DIM], float("inf"), tl.float32)
     total = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     for start in tl.static_range(0, BLOCK, ROWS):
         rows = start + local
         real = (i * BLOCK + rows < n)[:, None]
-        x = tl.load(base + rows[:, None] * x_n + dims[None, :], mask=real, other=0.0).to(tl.float32)
+        x = tl.load(base + rows[:, None] * stride_n + dims[None, :], mask=real, other=0.0).to(tl.float32)
         if MAX >= 0:
-            most = tl.maximum(most, tl.where(real, x, -float("inf")))
+            running_max = tl.maximum(running_max, tl.where(real, x, -float("inf")))
         if MIN >= 0:
-            least = tl.minimum(least, tl.where(real, x, float("inf")))
+            running_min = tl.minimum(running_min, tl.where(real, x, float("inf")))
         if AVG >= 0:
             total += x
-    out = out_ptr + (out_row + i) * WIDTH + dims
-    kind = out_ptr.dtype.element_ty
+    out = out_ptr + (out_row + i) * WIDTH + dims  # [HEAD_DIM]
+    dtype = out_ptr.dtype.element_ty
     if MAX >= 0:
-        tl.store(out + MAX * HEAD_DIM, tl.max(most, 0).to(kind))
+        tl.store(out + MAX * HEAD_DIM, tl.max(running_max, 0).to(dtype))
     if MIN >= 0:
-        tl.store(out + MIN * HEAD_DIM, tl.min(least, 0).to(kind))
+        tl.store(out + MIN * HEAD_DIM, tl.min(running_min, 0).to(dtype))
     if AVG >= 0:
         count = tl.minimum(n - i * BLOCK, BLOCK).to(tl.float32)
-        tl.store(out + AVG * HEAD_DIM, (tl.sum(total, 0) / count).to(kind))
+        tl.store(out + AVG * HEAD_DIM, (tl.sum(total, 0) / count).to(dtype))

@@ -1,4 +1,15 @@
-"""select."""
+"""Block selection for AttnGate: from scores to ascending int32 lists, by top-k or by a threshold on the softmax.
+
+Oracle  seerbench.core.top_k in plain torch; ties go to the lower index there and here.
+
+Top-k without a sort: for each row, find a threshold t with exactly k scores >= t. Guess t, count the scores >= t,
+narrow the bracket. The row stays in registers all the while. The first guess is where k would be if the scores were
+normal, with mean and deviation from 64 of them. Until the k-th largest score is known to be between two guesses,
+the next guess follows that normal density; afterwards, the place of k if the scores inside the bracket were even.
+If the guess falls outside the bracket (no float is between, or a bound is infinite) or 20 steps were not enough,
+the bracket of keys is halved: the bits of a float, with the sign folded in, order as integers do.
+`reference.search_top_k` is the same search in torch.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +19,20 @@ import triton.language as tl
 from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask
-from seerbench.kernels.attn_gate.api import MOST_BLOCKS
+from seerbench.kernels.attn_gate.reference import HIGHEST_KEY, LOWEST_KEY
 from seerbench.kernels.attn_gate.score import SCORE_TILE
-from seerbench.kernels.primitives import _vector
+from seerbench.kernels.primitives import vector_width
 
-COLUMNS_PER_WARP = 2048  # scores of a row that one warp holds, 64 a lane
+MAX_BLOCKS = 32768  # a program holds a row of scores in registers: 2M tokens in blocks of 64
+COLUMNS_PER_WARP = 2048  # scores of a row that one warp holds, 64 per thread
 
 
 def select_top_k(scores: Tensor, k: int, tokens: int, block: int, last_rows_dense: int = 0) -> BlockMask:
-    """The k best blocks of each row (all, where a row sees fewer); ties go to the lower index."""
+    """Select the k best blocks of each row, or all in a row of fewer than k; ties go to the lower index.
+
+    scores: fp32 [B, Hq, n, n], not read above the diagonal; tokens: N; block: tokens per block; last_rows_dense:
+    block rows at the end that keep every block. Raises ValueError for more than MAX_BLOCKS blocks.
+    """
     batch, heads, n, _ = scores.shape
     width = n if last_rows_dense else min(k, n)
     counts = torch.empty(batch, heads, n, dtype=torch.int32, device=scores.device)
@@ -24,7 +40,7 @@ def select_top_k(scores: Tensor, k: int, tokens: int, block: int, last_rows_dens
     columns = _columns(n)
     _select_top_k[(heads * batch, n)](
         scores.contiguous(), counts, indices, n, k, width, last_rows_dense,
-        COLUMNS=columns, TILE=SCORE_TILE, VECTOR=_vector(n), num_warps=max(1, columns // COLUMNS_PER_WARP),
+        COLUMNS=columns, TILE=SCORE_TILE, VECTOR=vector_width(n), num_warps=max(1, columns // COLUMNS_PER_WARP),
     )  # fmt: skip
     return BlockMask(counts, indices, tokens, block, block)
 
@@ -32,52 +48,49 @@ def select_top_k(scores: Tensor, k: int, tokens: int, block: int, last_rows_dens
 def select_threshold(
     scores: Tensor, threshold: float, tokens: int, block: int, last_rows_dense: int = 0
 ) -> BlockMask:
-    """Blocks whose softmax(scores) exceeds `threshold`; a row that none does keeps its best one."""
-    return _above(scores, threshold, tokens, block, last_rows_dense, relative=False)
+    """Select the blocks whose softmax(scores) exceeds `threshold`; a row without any keeps its best block.
 
-
-def select_relative(scores: Tensor, share: float, tokens: int, block: int) -> BlockMask:
-    """Blocks whose softmax(scores) is at least `share` of the row's largest: no sort and no sum."""
-    return _above(scores, share, tokens, block, 0, relative=True)
-
-
-def _above(
-    scores: Tensor, threshold: float, tokens: int, block: int, last_rows_dense: int, relative: bool
-) -> BlockMask:
+    Arguments as in `select_top_k`. Two launches: the first counts, the second fills lists as wide as the longest.
+    Between them the host waits for the GPU once.
+    """
     batch, heads, n, _ = scores.shape
     scores = scores.contiguous()
     counts = torch.empty(batch, heads, n, dtype=torch.int32, device=scores.device)
-    # Rows keep what they keep: count first, then lists as wide as the longest (the one wait for the GPU).
     grid = (n, heads * batch)
-    sizes = {"RELATIVE": relative, "COLUMNS": _columns(n), "num_warps": 4}
-    _select_above[grid](scores, counts, counts, n, threshold, 0, last_rows_dense, FILL=False, **sizes)
+    sizes = {"COLUMNS": _columns(n), "num_warps": 4}
+    _select_threshold[grid](scores, counts, counts, n, threshold, 0, last_rows_dense, FILL=False, **sizes)
     width = max(1, int(counts.max()))
     indices = torch.zeros(batch, heads, n, width, dtype=torch.int32, device=scores.device)
-    _select_above[grid](scores, counts, indices, n, threshold, width, last_rows_dense, FILL=True, **sizes)
+    _select_threshold[grid](scores, counts, indices, n, threshold, width, last_rows_dense, FILL=True, **sizes)
     return BlockMask(counts, indices, tokens, block, block)
 
 
 def _columns(n: int) -> int:
-    if n > MOST_BLOCKS:
-        raise ValueError(f"selection keeps a row of scores in registers: at most {MOST_BLOCKS} blocks, not {n}")
+    if n > MAX_BLOCKS:
+        raise ValueError(f"selection keeps a row of scores in registers: at most {MAX_BLOCKS} blocks, not {n}")
     return triton.next_power_of_2(n)
+
+
+LOWEST = tl.constexpr(LOWEST_KEY)
+HIGHEST = tl.constexpr(HIGHEST_KEY)
 
 
 @triton.jit
 def _key_of(score):
-    """fp32 -> uint32 in the same order: negative floats order backwards, so that all their bits are flipped."""
+    """Return uint32 keys in the order of fp32 scores: those of negative floats have all bits flipped."""
     bits = (score + 0.0).to(tl.uint32, bitcast=True)  # -0.0 is 0.0
     return tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
 
 
 @triton.jit
 def _score_of(key):
+    """Return the fp32 score of a key; the inverse of `_key_of`."""
     return tl.where(key >> 31 != 0, key ^ 0x80000000, ~key).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _write_list(kept, columns, list_ptr):
-    """The columns where `kept`, ascending. The rest of the list is not touched."""
+    """Write the columns where `kept`, ascending. The rest of the list is not touched."""
     tl.store(list_ptr + (tl.cumsum(kept.to(tl.int32), 0) - 1), columns, mask=kept)
 
 
@@ -91,11 +104,11 @@ def _select_top_k(
     want = tl.where(i >= n - dense_rows, i + 1, tl.minimum(k, i + 1))
     tl.store(counts_ptr + row, want)
     list_ptr = indices_ptr + row * width
-    if want == i + 1:  # the whole row: its scores need not be read
+    if want == i + 1:  # the row keeps all its blocks: its scores need not be read
         columns = tl.arange(0, COLUMNS)
         tl.store(list_ptr + columns, tl.where(columns <= i, columns, 0), mask=columns < width)
     else:
-        # A row in no more registers than the power of two that covers it.
+        # A short row takes fewer registers: a quarter, half, or all of the columns.
         row_ptr = scores_ptr + tl.multiple_of(row * n, VECTOR)
         SHORT: tl.constexpr = COLUMNS // 4 if COLUMNS >= 256 else COLUMNS
         if i < SHORT:
@@ -104,33 +117,33 @@ def _select_top_k(
             _top_k_of_row(row_ptr, list_ptr, i, want, n, 2 * SHORT, TILE, VECTOR)
         else:
             _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS, TILE, VECTOR)
-        if want < width:  # few rows: none without dense ones
+        if want < width:  # only where other rows are dense
             columns = tl.arange(0, COLUMNS)
             tl.store(list_ptr + columns, 0, mask=(columns >= want) & (columns < width))
 
 
 @triton.jit
 def _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr):
-    """List the `want` best, fewer than all i + 1, of a row of fewer than COLUMNS + 1 scores."""
+    """List the `want` best of the i + 1 scores of a row, want <= i and i < COLUMNS."""
     columns = tl.arange(0, COLUMNS)
-    # Whole vectors, to the end of the diagonal's tile: -inf above the diagonal there.
+    # Whole vectors, to the end of the tile that the diagonal crosses; inside it, scores above the diagonal are
+    # -inf.
     read = columns // VECTOR * VECTOR < tl.minimum((i // TILE + 1) * TILE, n)
     s = tl.load(row_ptr + columns, mask=read, other=-float("inf"))
 
-    # 64 scores of the row, evenly spaced, for a normal distribution's quantile.
+    # The first guess. 64 scores of the row, evenly spaced, give the mean and deviation of a normal distribution.
     sample = tl.load(row_ptr + tl.arange(0, 64) * (i + 1) // 64)
     mean = tl.sum(sample, 0) / 64
     deviation = tl.sqrt(tl.maximum(tl.sum(sample * sample, 0) / 64 - mean * mean, 0.0))
     share = (want - 0.5) / (i + 1)
-    # Tukey's lambda distribution is close to the normal one: quantile z, off by 0.01.
+    # The normal quantile z of 1 - share, to 0.01: that of Tukey's lambda distribution with lambda = 0.14.
     z = 4.91 * (tl.exp2(0.14 * tl.log2(1.0 - share)) - tl.exp2(0.14 * tl.log2(share)))
     guess = mean + deviation * z
-    width_of_one = deviation * tl.exp2(0.7213475 * z * z) * 2.5066 / (i + 1)  # of one score, at the guess
+    # Distance between neighbouring scores at the guess: 1 / (density * (i + 1)), with exp(z^2 / 2) in base 2.
+    spacing = deviation * tl.exp2(0.7213475 * z * z) * 2.5066 / (i + 1)
 
-    # The k-th largest is in [low, high), bounds as keys: `count` entries, at least `want`, are as large as low, and
-    # `beyond`, fewer than `want`, as large as high. All are as large as the lowest finite number.
-    LOWEST: tl.constexpr = 0x00800000
-    HIGHEST: tl.constexpr = 0xFF800001  # past infinity
+    # Invariant: the k-th largest score is in [low, high) (keys, k = want); count = #{s >= low} >= k and
+    # beyond = #{s >= high} < k.
     low = tl.full([], LOWEST, tl.uint32)
     high = tl.full([], HIGHEST, tl.uint32)
     count = i + 1
@@ -142,38 +155,39 @@ def _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS: tl.constexpr, TILE: tl
         if (middle <= low) | (middle >= high) | (step > 20):
             middle = low + (high - low) // 2
         at = _score_of(middle)
-        as_large = tl.sum((s >= at).to(tl.float32), 0).to(tl.int32)  # a sum of floats is half the instructions
-        if as_large >= want:
+        # A sum of floats takes half the instructions of one of integers.
+        above = tl.sum((s >= at).to(tl.float32), 0).to(tl.int32)
+        if above >= want:
             low = middle
-            count = as_large
+            count = above
         else:
             high = middle
-            beyond = as_large
+            beyond = above
         step += 1
         if (low == LOWEST) | (high == HIGHEST):
-            # Not between two guesses yet: past where the density puts it, and ever further.
-            off = (as_large - want).to(tl.float32)
-            guess = at + off * width_of_one * 1.25 + tl.where(off < 0, -reach, reach)
+            # No bracket of two guesses yet: step past where the density puts k, further each time.
+            off = (above - want).to(tl.float32)
+            guess = at + off * spacing * 1.25 + tl.where(off < 0, -reach, reach)
             reach = tl.where(step == 1, deviation * 0.8, reach * 4)
         else:
-            least = _score_of(low)
+            low_score = _score_of(low)
             part = ((count - want).to(tl.float32) + 0.5) / (count - beyond).to(tl.float32)
-            part = tl.where(step % 4 == 3, 0.5, part)  # ties would keep the range from shrinking
-            guess = least + (_score_of(high) - least) * part
-    least = _score_of(low)
-    kept = s >= least
-    if count != want:  # ties at the k-th: the lower indices win
-        larger = s > least
-        tied = s == least
+            part = tl.where(step % 4 == 3, 0.5, part)  # many ties could keep the bracket from shrinking
+            guess = low_score + (_score_of(high) - low_score) * part
+    kth = _score_of(low)
+    kept = s >= kth
+    if count != want:  # ties at the k-th score: the lower indices win
+        larger = s > kth
+        tied = s == kth
         room = want - tl.sum(larger.to(tl.int32), 0)
         kept = larger | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
     _write_list(kept, columns, list_ptr)
 
 
 @triton.jit(do_not_specialize=["n", "width", "dense_rows"])
-def _select_above(
+def _select_threshold(
     scores_ptr, counts_ptr, indices_ptr, n, threshold, width, dense_rows,
-    RELATIVE: tl.constexpr, FILL: tl.constexpr, COLUMNS: tl.constexpr,
+    FILL: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64) * n + i
@@ -182,8 +196,7 @@ def _select_above(
     s = tl.load(scores_ptr + row * n + columns, mask=seen, other=-float("inf"))
     best = tl.max(s, 0)
     p = tl.exp(s - best)
-    kept = (p >= threshold) if RELATIVE else (p / tl.sum(p, 0) > threshold)
-    kept = kept & seen
+    kept = (p / tl.sum(p, 0) > threshold) & seen
     first_best = tl.min(tl.where(s == best, columns, COLUMNS), 0)
     none = tl.max(kept.to(tl.int32), 0) == 0
     kept = tl.where(none, columns == first_best, kept)

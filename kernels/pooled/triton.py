@@ -46,7 +46,7 @@ def two_passes(q: Tensor, k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Ten
 
 
 def full_mask(batch: int, heads: int, n: int, block: int, device: torch.device) -> BlockMask:
-    """Return a mask of every causal block. All rows share one list, which takes ceil(n / block) entries of memory."""
+    """Return a mask of every causal block, whose rows all share one list of ceil(n / block) entries."""
     counts = causal_blocks(n, block, block, device).sum(-1, dtype=torch.int32).expand(batch, heads, -1)
     columns = torch.arange(block_count(n, block), dtype=torch.int32, device=device)
     return BlockMask(counts, columns.expand(*counts.shape, -1), n, block, block)

@@ -1,6 +1,7 @@
 """How much each block of queries sees in the mean key of each block: FlashPrefill's score.
 
-    S[I, J] = log sum_{i in block I, block J ends at or before i} exp(q_i . mean(k_J) / sqrt(D)),  -inf for an empty sum
+    S[I, J] = log sum_{i in block I, block J ends at or before i} exp(q_i . mean(k_J) / sqrt(D))    (empty sum:
+    -inf)
 
 Paper   FlashPrefill (arXiv:2603.06199); baselines/flashprefill.py makes its block mask of it.
 Oracle  `reference.pooled_scores` in float64, which writes the N x n logits in chunks.

@@ -1,4 +1,4 @@
-"""tile_mask."""
+"""TileMask: which keys MInference's vertical-slash attention reads."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from seerbench.core import top_k
 from seerbench.core.block_mask import BlockMask, causal_blocks
 from seerbench.core.top_k import top_k_count
-from seerbench.kernels.attn_gate import select as kernel
+from seerbench.kernels.attn_gate import api as kernel
 from seerbench.kernels.index_lists import ascending_lists
 
 

@@ -13,33 +13,15 @@ import math
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seerbench.core.block_mask import block_count, causal_blocks
 from seerbench.core.problem import LayerContext, Rope
 from seerbench.core.reference import repeat_kv
 from seerbench.core.rope import block_starts, rotate
+from seerbench.kernels.attn_gate import api
+from seerbench.kernels.attn_gate.reference import pool_blocks
 from seerbench.methods.gate_config import OPERATORS, GateConfig
-
-
-def pool_blocks(x: Tensor, block: int) -> dict[str, Tensor]:
-    """x [B, H, N, D] -> each operator over windows of `block` tokens, [B, H, n, D].
-
-    A partial tail window is pooled over its real tokens only.
-    """
-    n, tail = block_count(x.shape[2], block), -x.shape[2] % block
-    counts = torch.full((n, 1), block, dtype=x.dtype, device=x.device)
-    counts[-1] -= tail
-
-    def windows(fill: float) -> Tensor:
-        return F.pad(x, (0, 0, 0, tail), value=fill).unflatten(2, (n, block))
-
-    return {
-        "max": windows(-math.inf).amax(3),
-        "min": windows(math.inf).amin(3),
-        "avg": windows(0.0).sum(3) / counts,
-    }
 
 
 def concat_pools(pools: Mapping[str, Tensor], pooling: str) -> Tensor:
@@ -124,14 +106,8 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, upper
     config = gate.config
     if not q.is_cuda or torch.is_grad_enabled() or config.query_block != config.block:
         return gate(pool_blocks(q, config.query_block), pool_blocks(k, config.block), layer.rope)
-    from seerbench.kernels.attn_gate import pool as attn_gate_pool
-    from seerbench.kernels.attn_gate import project as attn_gate_project
-    from seerbench.kernels.attn_gate import score as attn_gate_score
-
     tables = None
     if config.rope:
         tables = layer.rope(block_starts(block_count(q.shape[2], config.block), config.block, q.device))
-    operators = ([name for name in OPERATORS if name in pooling] for pooling in (config.q_pool, config.k_pool))
-    pools = attn_gate_pool.pool_side_by_side(list(zip((q, k), operators, strict=True)), config.block)
-    projected = attn_gate_project.project(list(zip(pools, (gate.wq, gate.wk), strict=True)), tables)
-    return attn_gate_score.block_scores(*projected, whole=upper_triangle)
+    pools = [[name for name in OPERATORS if name in pooling] for pooling in (config.q_pool, config.k_pool)]
+    return api.gate_scores(q, k, (gate.wq, gate.wk), pools, tables, config.block, upper_triangle)

@@ -21,7 +21,7 @@ from seerbench.baselines.minference.estimate import pattern_tiles
 from seerbench.baselines.minference.patterns import Pattern, scaled_budgets
 from seerbench.core.problem import LayerContext
 from seerbench.core.reference import repeat_kv
-from seerbench.kernels.vertical_slash.attention import tile_attention
+from seerbench.kernels.vertical_slash.api import tile_attention
 from seerbench.models.hugging_face import for_each_layer
 
 # Bisections of the factor on a candidate's budgets, which lies between 1/32 and 32. This many resolve it to 3%.

@@ -293,7 +293,8 @@ def test_minference_patterns_are_searched_and_go_through_upstream_s_format(qkv, 
 
 def test_xattention_by_definition():
     """Antidiagonal sums, softmax and row rule in float64, loops over the definition; no multiple is special."""
-    from seerbench.baselines.xattention import antidiagonal_mass, mass_before
+    from seerbench.baselines.xattention import mass_before
+    from seerbench.kernels.antidiagonal_mass.api import antidiagonal_mass
 
     tokens, block, stride = 64, 16, 4
     q, k = torch.randn(2, 1, 1, tokens, 8, dtype=torch.float64)
@@ -365,7 +366,7 @@ def test_flexprefill_by_definition():
 
 
 def test_flashprefill_keeps_what_is_near_the_row_s_best():
-    from seerbench.baselines.flashprefill import pooled_scores
+    from seerbench.kernels.pooled_scores.api import pooled_scores
 
     q, k = torch.randn(2, 1, 1, 160, 8, dtype=torch.float64)
     scores = pooled_scores(q, k, 16)[0, 0]
@@ -457,12 +458,13 @@ def test_the_mean_correction_goes_with_any_block_mask(qkv):
 
 def test_chunks_change_nothing(qkv, monkeypatch):
     """Long contexts are planned by chunks of rows; a chunk of one block of rows gives the same scores."""
-    from seerbench.baselines import flashprefill, xattention
+    from seerbench.kernels.antidiagonal_mass import reference as mass
+    from seerbench.kernels.pooled_scores import reference as scores
 
-    whole = xattention.antidiagonal_mass(*qkv[:2], 32, 8), flashprefill.pooled_scores(*qkv[:2], 32)
-    monkeypatch.setattr(xattention, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(flashprefill, "CHUNK", 1)
-    parts = xattention.antidiagonal_mass(*qkv[:2], 32, 8), flashprefill.pooled_scores(*qkv[:2], 32)
+    whole = mass.antidiagonal_mass(*qkv[:2], 32, 8), scores.pooled_scores(*qkv[:2], 32)
+    monkeypatch.setattr(mass, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(scores, "CHUNK", 1)
+    parts = mass.antidiagonal_mass(*qkv[:2], 32, 8), scores.pooled_scores(*qkv[:2], 32)
     for left, right in zip(whole, parts):
         assert torch.allclose(left, right, atol=1e-5)
 

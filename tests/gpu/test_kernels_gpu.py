@@ -11,13 +11,16 @@ from seerbench.core.reference import reference_attention
 from seerbench.core.rope import plain_rope
 from seerbench.core.tolerance import assert_no_worse_than_rounding
 from seerbench.kernels.attn_gate import pool as attn_gate_pool
+from seerbench.kernels.attn_gate import reference as gate_reference
 from seerbench.kernels.attn_gate import score as attn_gate_score
 from seerbench.kernels.attn_gate import select as attn_gate_select
 from seerbench.kernels.block_sparse import api as sparse
 from seerbench.kernels.block_sparse import triton as block_sparse_triton
 from seerbench.kernels.pooled import reference as pooled_reference
 from seerbench.kernels.pooled import triton as pooled_triton
-from seerbench.kernels.vertical_slash import attention, convert
+from seerbench.kernels.vertical_slash import api as vertical_slash
+from seerbench.kernels.vertical_slash import reference as vertical_slash_reference
+from seerbench.kernels.vertical_slash import triton as vertical_slash_triton
 from seerbench.methods import gate, gate_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -185,8 +188,8 @@ def test_gate_pooling(n, dtype):
     x = torch.randn(2, 3, n, 128, device="cuda").to(dtype)
     ours, exact, rounded = (
         attn_gate_pool.pool_blocks(x, 64),
-        gate.pool_blocks(x.double(), 64),
-        gate.pool_blocks(x, 64),
+        gate_reference.pool_blocks(x.double(), 64),
+        gate_reference.pool_blocks(x, 64),
     )
     for name, pooled in ours.items():
         assert_no_worse_than_rounding(pooled, exact[name], rounded[name])
@@ -226,8 +229,8 @@ def test_the_whole_gate(single):
     with torch.no_grad():
         ours = gate.gate_scores(one, q, k, layer)
         half = gate.gate_scores(one, q, k, layer, upper_triangle=False)
-        rounded = one(gate.pool_blocks(q, 64), gate.pool_blocks(k, 64), layer.rope)
-        exact = one.double()(gate.pool_blocks(q.double(), 64), gate.pool_blocks(k.double(), 64), layer.rope)
+        rounded = one(gate_reference.pool_blocks(q, 64), gate_reference.pool_blocks(k, 64), layer.rope)
+        exact = one.double()(gate_reference.pool_blocks(q.double(), 64), gate_reference.pool_blocks(k.double(), 64), layer.rope)
     assert_no_worse_than_rounding(ours, exact, rounded)
     assert torch.equal(half.tril(), ours.tril())
 
@@ -239,12 +242,13 @@ def test_vertical_slash(n, chance, dtype):
     q, k, v = draw(n, 4, 1, 128, dtype, "cuda", 1)
     columns, diagonals = (torch.rand(1, 4, n, device="cuda") < chance for _ in range(2))
     diagonals[..., 0] = True
-    mask = convert.vertical_slash_tiles(columns, diagonals)
-    same = convert.vertical_slash_tiles(columns.cpu(), diagonals.cpu())
+    mask = vertical_slash.vertical_slash_tiles(columns, diagonals)
+    tables = vertical_slash_reference.scan(columns, diagonals)
+    same = vertical_slash_reference.tiles_of(*tables, block_count(n, 64), n, 64)
     for name in ("tile_counts", "tile_starts", "column_counts", "columns"):
-        assert torch.equal(getattr(mask, name).cpu(), getattr(same, name))
+        assert torch.equal(getattr(mask, name), getattr(same, name))
     o = torch.full_like(q, torch.nan)
-    attention.launch(q, k, v, mask, o)
+    vertical_slash_triton.launch(q, k, v, mask, o)
     exact, rounded = reference_attention(q, k, v, mask)[0], reference_attention(q, k, v, mask, q.dtype)[0]
     assert_no_worse_than_rounding(o, exact, rounded)
-    assert len(attention._forward.device_caches[torch.cuda.current_device()][0]) <= len(DTYPES)
+    assert len(vertical_slash_triton._forward.device_caches[torch.cuda.current_device()][0]) <= len(DTYPES)

@@ -4,18 +4,18 @@ import pytest
 import torch
 from kernel_cases import draw
 
-from seerbench.baselines import xattention
-from seerbench.baselines.flashprefill import pooled_scores
 from seerbench.baselines.moa import save_plan
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.reference import reference_attention
 from seerbench.core.tolerance import assert_no_worse_than_rounding
-from seerbench.kernels.antidiagonal_mass import antidiagonal_mass
+from seerbench.kernels.antidiagonal_mass import reference as mass_reference
+from seerbench.kernels.antidiagonal_mass import triton as mass_kernel
+from seerbench.kernels.attn_gate.reference import pool_blocks
 from seerbench.kernels.index_lists import ascending_lists
-from seerbench.kernels.pooled_scores import log_sums
+from seerbench.kernels.pooled_scores import reference as scores_reference
+from seerbench.kernels.pooled_scores import triton as scores_kernel
 from seerbench.measure.correctness import check_method
-from seerbench.methods.gate import pool_blocks
 from seerbench.methods.registry import create
 from seerbench.methods.wrappers import variant
 
@@ -40,9 +40,9 @@ def test_lists(n, chance):
 def test_pooled_scores(n, block, dtype):
     q, k, _ = draw(n, 4, 2, 128, dtype, "cuda", 1)
     pooled = pool_blocks(k, block)["avg"]
-    exact = pooled_scores(q.cpu().double(), pooled.cpu().double().repeat_interleave(block, 2)[:, :, :n], block)
-    rounded = pooled_scores(q.cpu(), pooled.cpu().repeat_interleave(block, 2)[:, :, :n], block)
-    assert_no_worse_than_rounding(log_sums(q, pooled, block).cpu(), exact, rounded)
+    exact = scores_reference.scores_of_means(q.double(), pooled.double(), block)
+    rounded = scores_reference.scores_of_means(q, pooled, block)
+    assert_no_worse_than_rounding(scores_kernel.pooled_scores(q, pooled, block), exact, rounded)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -50,9 +50,9 @@ def test_pooled_scores(n, block, dtype):
 @pytest.mark.parametrize("n", [1, 129, 1000, 4096])
 def test_antidiagonal_mass(n, block, dtype):
     q, k, _ = draw(n, 4, 2, 128, dtype, "cuda", 1)
-    exact = xattention.antidiagonal_mass(q.cpu().double(), k.cpu().double(), block, 8)
-    rounded = xattention.antidiagonal_mass(q.cpu(), k.cpu(), block, 8)
-    assert_no_worse_than_rounding(antidiagonal_mass(q, k, block, 8).cpu(), exact, rounded)
+    exact = mass_reference.antidiagonal_mass(q.double(), k.double(), block, 8)
+    rounded = mass_reference.antidiagonal_mass(q, k, block, 8)
+    assert_no_worse_than_rounding(mass_kernel.antidiagonal_mass(q, k, block, 8), exact, rounded)
 
 
 @pytest.mark.parametrize("name", METHODS)

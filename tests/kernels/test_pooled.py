@@ -40,7 +40,7 @@ if not INTERPRETED:
         assert (d[..., 0, 1:] == 0).all()
 
     # batch * Hq, Hq / Hk, N, head_dim, multiprocessors: the paper's shape, other GPUs, few heads and many, lengths
-    # around whole tiles and pieces, the shortest.
+    # around whole tiles and chunks, the shortest.
     SCHEDULES = [
         (32, 4, 131072, 128, 132), (32, 4, 32768, 128, 132), (32, 4, 8192, 128, 114), (4, 4, 131072, 128, 132),
         (1, 1, 131072, 128, 132), (8, 8, 65535, 64, 132), (28, 7, 20000, 64, 78), (400, 2, 5000, 64, 132),
@@ -48,33 +48,35 @@ if not INTERPRETED:
         (2, 1, 2049, 64, 1),
     ]  # fmt: skip
 
-    @pytest.mark.parametrize(("lines", "group", "n", "head_dim", "multiprocessors"), SCHEDULES)
-    def test_hopper_does_each_item_once_and_lends_only_memory_it_has_yet_to_write(
-        lines, group, n, head_dim, multiprocessors
+    @pytest.mark.parametrize(("batch_heads", "group", "n", "head_dim", "multiprocessors"), SCHEDULES)
+    def test_hopper_does_each_work_tile_once_and_lends_only_memory_it_has_yet_to_write(
+        batch_heads, group, n, head_dim, multiprocessors
     ):
         from seerbench.kernels.pooled import hopper
 
         tiles = block_count(n, 128)
-        programs, pieces, apart = hopper.schedule(lines, n, head_dim, multiprocessors)
+        programs, chunks, stride = hopper.schedule(batch_heads, n, head_dim, multiprocessors)
         assert 1 <= programs <= multiprocessors
-        done_by, done_at = np.full((2, lines, tiles), -1)
+        done_by, done_at = np.full((2, batch_heads, tiles), -1)
         for program in range(programs):
-            shared_turns, turns = hopper._turns.fn(program, programs, lines, tiles, pieces)
-            for turn in range(turns):
-                item = hopper._locate.fn(turn, shared_turns, program, programs, lines, group, tiles, pieces, apart)
-                assert done_by[item] == -1, "done twice"
-                done_by[item], done_at[item] = program, turn
+            shared, iterations = hopper.iterations_of.fn(program, programs, batch_heads, tiles, chunks)
+            for iteration in range(iterations):
+                work_tile = hopper.locate.fn(
+                    iteration, shared, program, programs, batch_heads, group, tiles, chunks, stride
+                )
+                assert done_by[work_tile] == -1, "done twice"
+                done_by[work_tile], done_at[work_tile] = program, iteration
         assert (done_by >= 0).all()
         for program in range(programs):
-            rows = program // lines + np.arange(pieces) * apart
-            assert (rows + 1).max() * 128 <= n, "a piece must be a whole tile of O"
-            given_up = done_at[program % lines, rows]
-            assert (done_by[program % lines, rows] == program).all()
+            rows = program // batch_heads + np.arange(chunks) * stride
+            assert (rows + 1).max() * 128 <= n, "a chunk must be a whole tile of O"
+            given_up = done_at[program % batch_heads, rows]
+            assert (done_by[program % batch_heads, rows] == program).all()
             _, row = np.nonzero(done_by == program)
-            turn = done_at[done_by == program]
-            # Each needs the pieces up to that of its last tile, its own output included: it reads before it writes.
+            iteration = done_at[done_by == program]
+            # Each needs the chunks up to that of its last tile, its own output included: it reads before it writes.
             needed = row // (head_dim // 4)
-            assert (np.minimum.accumulate(given_up)[needed] >= turn).all()
+            assert (np.minimum.accumulate(given_up)[needed] >= iteration).all()
 
     @pytest.mark.parametrize("heads_inside", [False, True], ids=["[B, H, N, D]", "[B, N, H, D]"])
     @pytest.mark.parametrize(("n", "head_dim"), [(128, 64), (128, 128), (5000, 64), (9000, 128)])
@@ -82,25 +84,27 @@ if not INTERPRETED:
         from seerbench.kernels.pooled import hopper
 
         batch, heads, tiles = 2, 3, block_count(n, 128)
-        programs, _, apart = hopper.schedule(batch * heads, n, head_dim, 50)
+        programs, _, stride = hopper.schedule(batch * heads, n, head_dim, 50)
         o = torch.empty(batch, heads, n, head_dim)
         o = torch.empty(batch, n, heads, head_dim).transpose(1, 2) if heads_inside else o
-        strides = [stride // 2 for stride in o.stride()[:3]]
-        # What each fp32 of O's memory belongs to: the line, and the half tile of it.
+        strides = [step // 2 for step in o.stride()[:3]]
+        # What each fp32 of O's memory belongs to: the batch_head, and the half tile of it.
         belongs = np.full((o.numel() // 2, 2), -1)
-        line, token, x = np.ogrid[: batch * heads, :n, : head_dim // 2]
-        flat = line // heads * strides[0] + line % heads * strides[1] + token * strides[2] + x
-        belongs[flat] = np.stack(np.broadcast_arrays(line + 0 * x * token, token // 64 + 0 * line * x), -1)
+        batch_head, token, x = np.ogrid[: batch * heads, :n, : head_dim // 2]
+        flat = batch_head // heads * strides[0] + batch_head % heads * strides[1] + token * strides[2] + x
+        belongs[flat] = np.stack(
+            np.broadcast_arrays(batch_head + 0 * x * token, token // 64 + 0 * batch_head * x), -1
+        )
         block, row = np.ogrid[: 2 * tiles, :64]
         for program in range(programs):
             for consumer in range(2):
-                start = hopper._scratch_at.fn(program, batch * heads, heads, *strides, consumer)
-                to_block = hopper._of_block.fn(block, strides[2], apart * 128 * strides[2], head_dim)
+                start = hopper.scratch_start.fn(program, batch * heads, heads, *strides, consumer)
+                to_block = hopper.block_offset.fn(block, strides[2], stride * 128 * strides[2], head_dim)
                 assert (to_block[1::2] == to_block[::2] + 128 // head_dim * strides[2]).all()
-                at = start + to_block + hopper._of_row.fn(row, strides[2], head_dim)
+                at = start + to_block + hopper.row_offset.fn(row, strides[2], head_dim)
                 assert len(np.unique(at)) == at.size
-                piece = block // 2 // (head_dim // 4)
-                half_tile = (piece * apart + program // (batch * heads)) * 2 + consumer
+                chunk = block // 2 // (head_dim // 4)
+                half_tile = (chunk * stride + program // (batch * heads)) * 2 + consumer
                 assert (belongs[at, 0] == program % (batch * heads)).all()
                 assert (belongs[at, 1] == half_tile).all()
 

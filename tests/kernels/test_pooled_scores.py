@@ -1,13 +1,12 @@
-"""FlashPrefill's scores: the kernel in the interpreter against the float64 oracle, tails and unseen blocks too."""
+"""FlashPrefill's scores: the kernel in the interpreter against the float64 reference."""
 
 import pytest
 import torch
 from gpu.kernel_cases import INTERPRETED, draw, run_in_interpreter
 
-from seerbench.baselines.flashprefill import pooled_scores
 from seerbench.core.tolerance import assert_no_worse_than_rounding
-from seerbench.kernels.pooled_scores import log_sums
-from seerbench.methods.gate import pool_blocks
+from seerbench.kernels.attn_gate.reference import pool_blocks
+from seerbench.kernels.pooled_scores import reference, triton
 
 if not INTERPRETED:
 
@@ -20,9 +19,8 @@ else:
     @pytest.mark.parametrize("n", [1, 16, 17, 200])
     def test_scores_are_those_of_the_definition(n, dtype):
         q, k, _ = draw(n, 4, 2, 16, dtype, batch=2)
-        pooled = pool_blocks(k, 16)["avg"]
-        found = log_sums(q, pooled, 16)
-        exact = pooled_scores(q.double(), k.double(), 16)
+        found = triton.pooled_scores(q, pool_blocks(k, 16)["avg"], 16)
+        exact = reference.pooled_scores(q.double(), k.double(), 16)
         # Pooling in q's dtype is part of the method: what it rounds is what plain torch in that dtype rounds.
-        assert_no_worse_than_rounding(found, exact, pooled_scores(q, k, 16))
+        assert_no_worse_than_rounding(found, exact, reference.pooled_scores(q, k, 16))
         assert (found == -torch.inf).equal(exact == -torch.inf)

@@ -7,7 +7,7 @@ from gpu.kernel_cases import INTERPRETED, draw, run_in_interpreter
 from seerbench.core.problem import AttentionProblem
 from seerbench.core.reference import reference_attention
 from seerbench.core.tolerance import assert_no_worse_than_rounding
-from seerbench.kernels.vertical_slash import attention
+from seerbench.kernels.vertical_slash import api, triton
 from seerbench.kernels.vertical_slash import convert as kernel
 
 
@@ -45,9 +45,9 @@ def by_definition(columns, diagonals, m, tile):
 def convert(columns, diagonals, tile):
     """The conversion of this process: torch, or the Triton kernel in the interpreter."""
     if not INTERPRETED:
-        return kernel.vertical_slash_tiles(columns, diagonals, tile)
+        return api.vertical_slash_tiles(columns, diagonals, tile)
     n = columns.shape[-1]
-    return kernel._convert_on_gpu(*kernel._scan_on_gpu(columns, diagonals, chunk=128), -(-n // tile), n, tile)
+    return kernel.tiles_of(*kernel.scan(columns, diagonals, chunk=128), -(-n // tile), n, tile)
 
 
 @pytest.mark.parametrize("tile", [16, 64])
@@ -77,8 +77,8 @@ if not INTERPRETED:
     @pytest.mark.parametrize(("n", "tile"), [(1, 16), (65, 16), (333, 16), (333, 64)])
     def test_cpu_path_is_masked_attention(n, tile):
         q, k, v = draw(n, 4, 2, 16, torch.float32, batch=1)
-        mask = kernel.vertical_slash_tiles(*pick(n, 0.03, heads=4), tile)
-        out = attention.tile_attention(q, k, v, mask)
+        mask = api.vertical_slash_tiles(*pick(n, 0.03, heads=4), tile)
+        out = api.tile_attention(q, k, v, mask)
         assert_no_worse_than_rounding(
             out, reference_attention(q, k, v, mask)[0], reference_attention(q, k, v, mask, q.dtype)[0]
         )
@@ -86,21 +86,21 @@ if not INTERPRETED:
     def test_density_counts_executed_tiles():
         columns, diagonals = torch.zeros(2, 1, 1, 256, dtype=torch.bool)
         diagonals[..., 0] = True
-        assert kernel.vertical_slash_tiles(columns, diagonals).density() == 4 / 10
+        assert api.vertical_slash_tiles(columns, diagonals).density() == 4 / 10
         columns[..., 3] = True  # one column is one gathered tile in each of three rows
-        mask = kernel.vertical_slash_tiles(columns, diagonals)
+        mask = api.vertical_slash_tiles(columns, diagonals)
         assert mask.density() == 7 / 10
         assert mask.token_density() == (4 * 64 * 65 / 2 + 192) / (256 * 257 / 2)
         assert mask.flops(32) == 7 * 4 * 64 * 64 * 32
 
     def test_refuses_with_the_reason():
         case = AttentionProblem("cuda", "float32", 1, 4, 2, 64, 1000)
-        assert "float32" in attention.refuses(case)
-        assert attention.implementation(AttentionProblem("cuda", "bfloat16", 1, 4, 2, 64, 100)) == "triton-tiles"
+        assert "float32" in api.refuses(case)
+        assert api.implementation(AttentionProblem("cuda", "bfloat16", 1, 4, 2, 64, 100)) == "triton-tiles"
 
     def test_diagonal_zero_is_needed():
         with pytest.raises(ValueError, match="diagonal 0"):
-            kernel.vertical_slash_tiles(*torch.zeros(2, 1, 1, 100, dtype=torch.bool))
+            api.vertical_slash_tiles(*torch.zeros(2, 1, 1, 100, dtype=torch.bool))
 
 else:
 
@@ -109,9 +109,9 @@ else:
     @pytest.mark.parametrize("n", [1, 63, 64, 65, 333])
     def test_kernel_is_masked_attention(n, chance, dtype):
         q, k, v = draw(n, 4, 2, 16, dtype, batch=1)
-        mask = kernel.vertical_slash_tiles(*pick(n, chance, heads=4))
+        mask = api.vertical_slash_tiles(*pick(n, chance, heads=4))
         o = torch.full_like(q, torch.nan)
-        attention.launch(q, k, v, mask, o)
+        triton.launch(q, k, v, mask, o)
         assert_no_worse_than_rounding(
             o, reference_attention(q, k, v, mask)[0], reference_attention(q, k, v, mask, q.dtype)[0]
         )
