@@ -230,7 +230,9 @@ def test_the_whole_gate(single):
         ours = gate.gate_scores(one, q, k, layer)
         half = gate.gate_scores(one, q, k, layer, upper_triangle=False)
         rounded = one(gate_reference.pool_blocks(q, 64), gate_reference.pool_blocks(k, 64), layer.rope)
-        exact = one.double()(gate_reference.pool_blocks(q.double(), 64), gate_reference.pool_blocks(k.double(), 64), layer.rope)
+        exact = one.double()(
+            gate_reference.pool_blocks(q.double(), 64), gate_reference.pool_blocks(k.double(), 64), layer.rope
+        )
     assert_no_worse_than_rounding(ours, exact, rounded)
     assert torch.equal(half.tril(), ours.tril())
 
