@@ -268,7 +268,6 @@ def compare(
 
     Exit code: 0 right, 1 the comparison cannot be made, 3 wrong, 4 slower than `--fail-below`.
     """
-    from seerbench.compare import check as compare_check
     from seerbench.compare import present as comparing
     from seerbench.compare import run as compare_run
     from seerbench.core.problem import AttentionProblem
@@ -282,7 +281,7 @@ def compare(
         against=[part for part in against.split(",") if part],
         contexts=_numbers(contexts or ("8192,32768" if gpu else "2048"), int, "--contexts"),
         sparsities=_numbers(sparsity, float, "--sparsity"),
-        case=AttentionProblem(
+        problem=AttentionProblem(
             device,
             dtype or ("bfloat16" if gpu else "float32"),
             batch,
@@ -301,7 +300,7 @@ def compare(
     )
     if outcome.frame is None:
         typer.echo(f"{outcome.name} is wrong and was not timed: {len(outcome.findings)} trials fail\n")
-        typer.echo(compare_check.explain(outcome.findings))
+        typer.echo(comparing.explain(outcome.findings))
         raise typer.Exit(3)
     if outcome.trials:
         typer.echo(f"{outcome.name} agrees with the float64 oracle in all {outcome.trials} trials\n")

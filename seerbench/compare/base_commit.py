@@ -1,11 +1,13 @@
-"""base_commit."""
+"""Load the block-sparse kernel of another commit beside this tree's, for `seerbench compare --base REF`.
+
+Both run in the same process and the same rounds, so that a difference of a few percent can be seen.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
 import re
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -18,9 +20,10 @@ from seerbench.compare.load import KernelFunction
 from seerbench.core.block_mask import BlockMask
 from seerbench.errors import CompareError
 from seerbench.paths import ROOT
+from seerbench.rows.git import git
 from seerbench.rows.source_digest import files_digest
 
-# Where a commit has the block-sparse kernel and BlockMask: this tree's files, then those of commits before 0.2.
+# The files with the block-sparse kernel and BlockMask: in this layout, then in the layout of earlier commits.
 PLACES = (
     ("kernels/block_sparse/api.py", "core/block_mask.py"),
     ("kernels/block_sparse_attention.py", "attention.py"),
@@ -28,31 +31,42 @@ PLACES = (
 
 
 def base_kernel(ref: str, root: Path = ROOT) -> KernelFunction:
-    """The block-sparse kernel of another commit, loaded beside this tree's under the package name of its own.
+    """Return the block-sparse kernel of a commit, imported under a package name of its own.
 
-    The commit's files are unpacked into a temporary folder and its imports of `seerbench` renamed, lazy ones
-    too, so that neither tree can reach the other's code. It gets masks of its own BlockMask class.
+    The files of the commit are unpacked into a temporary folder, and every import of `seerbench` in them is
+    renamed, inside functions too, so that neither tree can reach the other's code. Masks are converted to the
+    commit's own BlockMask class. Raises CompareError where git does not know the commit, or where the commit has no
+    such kernel.
+
+    Args:
+        ref: a commit, branch or tag.
+        root: the repository.
     """
-    sha = _git(root, "rev-parse", "--short", "--verify", f"{ref}^{{commit}}").decode().strip()
-    package = f"seerbench_at_{sha}"
+    commit = _answer(root, "rev-parse", "--short", "--verify", f"{ref}^{{commit}}").decode().strip()
+    package = f"seerbench_at_{commit}"
     folder = TemporaryDirectory(prefix=f"{package}-")
-    with tarfile.open(fileobj=io.BytesIO(_git(root, "archive", sha, "seerbench", "kernels", "baselines"))) as tar:
+    archive = _answer(root, "archive", commit, "seerbench", "kernels", "baselines")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder.name, filter="data")
-    whole = Path(folder.name) / package
-    (Path(folder.name) / "seerbench").rename(whole)
+    tree = Path(folder.name) / package
+    (Path(folder.name) / "seerbench").rename(tree)
     for name in ("kernels", "baselines"):
-        (whole / name).unlink(missing_ok=True)  # a link, where the tree has one
-        (Path(folder.name) / name).rename(whole / name)
-    digest = files_digest((whole / "kernels").rglob("*.py"))
-    for path in whole.rglob("*.py"):
+        (tree / name).unlink(missing_ok=True)  # the link to the folder, which a commit of this layout has
+        (Path(folder.name) / name).rename(tree / name)
+    digest = files_digest((tree / "kernels").rglob("*.py"))
+    for path in tree.rglob("*.py"):
         path.write_text(re.sub(r"(?m)^(\s*(?:from|import) )seerbench\b", rf"\1{package}", path.read_text()))
     sys.path.insert(0, folder.name)
-    kernel_file, mask_file = next(files for files in PLACES if (whole / files[0]).exists())
+    files = next((files for files in PLACES if (tree / files[0]).exists()), None)
+    if files is None:
+        raise CompareError(
+            f"commit {commit} has no block-sparse kernel in {' or '.join(file for file, _ in PLACES)}"
+        )
     kernel, block_mask = (
-        importlib.import_module(".".join((package, *Path(file).with_suffix("").parts)))
-        for file in (kernel_file, mask_file)
+        importlib.import_module(".".join((package, *Path(file).with_suffix("").parts))) for file in files
     )
-    converted: dict[int, tuple[BlockMask, Any]] = {}  # the mask is kept, so that its id stays its own
+    # The last mask and its conversion. The mask is held so that no other object can get its id.
+    converted: dict[int, tuple[BlockMask, Any]] = {}
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
         if id(mask) not in converted:
@@ -61,15 +75,14 @@ def base_kernel(ref: str, root: Path = ROOT) -> KernelFunction:
             converted[id(mask)] = (mask, block_mask.BlockMask(*lists))
         return kernel.block_sparse_attention(q, k, v, converted[id(mask)][1])
 
-    attend.folder = folder  # removed with the kernel: Triton reads its source when it compiles
-    return KernelFunction(f"base-{sha}", attend, digest, kernel.refuses)
+    # Triton reads the source of a kernel when it compiles, so the folder lives as long as the kernel.
+    return KernelFunction(f"base-{commit}", attend, digest, kernel.refuses, keeps=folder)
 
 
-def _git(root: Path, *arguments: str) -> bytes:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True)
+def _answer(root: Path, *arguments: str) -> bytes:
+    """Return the output of git; raise CompareError with git's last line where it fails."""
+    done = git(root, *arguments)
     if done.returncode:
-        said = done.stderr.decode().strip().splitlines()
-        raise CompareError(
-            f"git {' '.join(arguments)}: {said[-1] if said else 'failed'}; --base takes a commit of {root}"
-        )
+        lines = done.stderr.decode().strip().splitlines() or ["failed"]
+        raise CompareError(f"git {' '.join(arguments)}: {lines[-1]}; --base takes a commit of {root}")
     return done.stdout

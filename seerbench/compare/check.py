@@ -1,16 +1,12 @@
-"""Is a kernel right, and if not, where and why? What `seerbench compare` asks before it times anything.
+"""Check a kernel or method before it is timed: run the trials and find out what is wrong, where and why.
 
-A trial is a small case with one difficulty: a tail block, rows without a block, grouped heads, inputs that
-are views. Trials come in order of difficulty. Each runs on fresh random inputs, with NaN in the memory that
-the kernel allocates (`poisoned`), and is judged against the float64 oracle by attention.py's tolerance.
-
-A wrong answer is explained by comparing it with the answers of usual mistakes (`MISTAKES`): a kernel that
-ignores the mask gives dense attention exactly, and so on. Where none fits, the place of the error speaks.
+Each trial runs on fresh random inputs, with NaN in the memory that Python code allocates meanwhile (`poisoned`).
+measure/correctness.py decides whether an output is right; diagnose.py guesses the mistake behind a wrong one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,152 +16,180 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from seerbench.compare.diagnose import MISTAKES, _guess
+from seerbench.compare.diagnose import Guess, diagnose
 from seerbench.compare.trials import Finding, Kernel, Trial, inputs, kept_blocks, trials
-from seerbench.core import rope
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
-from seerbench.core.reference import reference_attention
-from seerbench.core.tolerance import error_and_budget
+from seerbench.core.rope import plain_rope
+from seerbench.measure.correctness import compare_with_reference
 from seerbench.methods.protocol import BlockSparse, realised_sparsity
 
 
-def check_kernel(kernel: Kernel, case: AttentionProblem, seed: int = 0) -> Iterator[tuple[Trial, Finding | None]]:
-    """Run every trial that fits `case`; yields each with what is wrong, or None.
+def check_kernel(
+    kernel: Kernel, problem: AttentionProblem, seed: int = 0
+) -> Iterator[tuple[Trial, Finding | None]]:
+    """Run every trial of a kernel; yield each with its finding, or with None if the output is right.
 
-    An exception inside the kernel is the kernel's: it comes through, with the trial as a note.
+    An error that the kernel raises comes through, with a note that names the trial.
+
+    Args:
+        kernel: (q, k, v, mask) -> output.
+        problem: gives heads, head_dim, block size, dtype and device.
+        seed: seed of inputs and masks.
     """
-    for number, trial in enumerate(trials(case)):
+    for number, trial in enumerate(trials(problem)):
         generator = torch.Generator().manual_seed(seed * 1_000 + number)
         q, k, v = inputs(trial, generator)
-        yield trial, _judge(kernel, trial, q, k, v, kept_blocks(trial, generator))
+        yield trial, judge(kernel, trial, q, k, v, kept_blocks(trial, generator))
 
 
 def check_method(
-    make: Callable[[float], Any], case: AttentionProblem, seed: int = 0
+    make: Callable[[float], Any], problem: AttentionProblem, seed: int = 0
 ) -> Iterator[tuple[Trial, Finding | None]]:
-    """A whole method: its plans are lawful, and `attend` obeys them; then the kernel's trials.
+    """Check that a method's plans are valid and that its `attend` follows them; then run the trials of its kernel.
 
-    make: sparsity -> method. A plan that is no BlockMask is checked through its `to_token_mask`; one without
-    it only where the method, asked to skip nothing, says that it skips nothing: the output is then dense
-    attention. Trials in which neither is possible are not yielded, since they compared nothing. A method that
-    inherits `attend` is spared the kernel's trials: the kernel has its own tests.
+    A plan that is no BlockMask is checked through its `to_token_mask`. One that has none is checked only where the
+    method, asked to skip nothing, skips nothing: its output must then be dense attention. Trials in which neither
+    is possible are not yielded, since they compare nothing. The kernel's trials are left out for a method that
+    inherits `attend` from BlockSparse, whose kernel has tests of its own.
+
+    Args:
+        make: requested sparsity -> method.
+        problem: gives heads, head_dim, block size, dtype and device.
+        seed: seed of inputs and masks.
     """
-    method, whole, last = make(0.5), make(0.0), len(trials(case))
-    own_plans = True
-    for number, trial in enumerate(trials(case)):
-        if trial.name not in ("grouped heads", "a tail block", "shorter than a block"):
+    method, skips_nothing = make(0.5), make(0.0)
+    all_trials = trials(problem)
+    plans_are_masks = True
+    for number, trial in enumerate(all_trials):
+        if not trial.plans:
             continue
-        q, k, v = inputs(trial, torch.Generator().manual_seed(seed * 1_000 + last + number))
-        layer = LayerContext(0, q, k, rope.plain_rope(trial.case.head_dim))
+        q, k, v = inputs(trial, torch.Generator().manual_seed(seed * 1_000 + len(all_trials) + number))
+        layer = LayerContext(0, q, k, plain_rope(trial.problem.head_dim))
         plan = method.plan(q, k, layer)
-        trial = replace(trial, name=f"its own plan, {trial.name}", suspect="attend does not do what plan says")
+        trial = replace(trial, subject="its own plan", suspect="attend does not do what plan says")
         if isinstance(plan, BlockMask):
-            unlawful = _unlawful(plan, trial.case)
-            if unlawful:
-                yield trial, Finding(trial, torch.inf, 0.0, "in the plan", unlawful)
+            invalid = invalid_plan(plan, trial.problem)
+            if invalid:
+                yield trial, Finding(trial, torch.inf, 0.0, "in the plan", invalid)
             else:
-                yield trial, _judge(method.attend, trial, q, k, v, plan)
+                yield trial, judge(method.attend, trial, q, k, v, plan)
             continue
-        own_plans = False
+        plans_are_masks = False
         if plan is None or plan.to_token_mask() is not None:
-            yield trial, _judge(method.attend, trial, q, k, v, plan)
+            yield trial, judge(method.attend, trial, q, k, v, plan)
             continue
-        plan = whole.plan(q, k, layer)
+        plan = skips_nothing.plan(q, k, layer)
         if realised_sparsity(plan) == 0.0:
-            trial = replace(trial, name=f"nothing skipped, {trial.name.split(', ')[1]}")
-            # The oracle's plan is None, dense; the method is handed its own.
-            attend = partial(_with_plan, whole.attend, plan)
-            yield trial, _judge(attend, trial, q, k, v, None)
-    if own_plans and type(method).attend is not BlockSparse.attend:
-        yield from check_kernel(method.attend, case, seed)
+            # The reference gets the plan None, which is dense; the method gets its own.
+            attend = partial(_with_plan, skips_nothing.attend, plan)
+            trial = replace(trial, subject="nothing skipped")
+            yield trial, judge(attend, trial, q, k, v, None)
+    if plans_are_masks and type(method).attend is not BlockSparse.attend:
+        yield from check_kernel(method.attend, problem, seed)
 
 
 def _with_plan(attend: Kernel, plan: Any, q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
+    """Call `attend` with `plan` in place of the last argument."""
     return attend(q, k, v, plan)
 
 
-def _unlawful(plan: BlockMask, case: AttentionProblem) -> str | None:
-    """What a method's lists may not be, or None."""
-    if plan.tokens != case.context:
-        return f"the plan is of {plan.tokens} tokens, the input of {case.context}"
-    if plan.kv_num_blocks.shape[:2] != (case.batch, case.q_heads):
-        return f"the plan has lists for {tuple(plan.kv_num_blocks.shape[:2])} (batch, heads), not one a query head"
+def invalid_plan(plan: BlockMask, problem: AttentionProblem) -> str | None:
+    """Return why a method's lists of blocks are invalid for a problem, or None."""
+    if plan.tokens != problem.context:
+        return f"the plan is of {plan.tokens} tokens, the input of {problem.context}"
+    lists = tuple(plan.kv_num_blocks.shape[:2])
+    if lists != (problem.batch, problem.q_heads):
+        return f"the plan has lists for {lists} (batch, heads), not one per query head"
     listed = torch.arange(plan.kv_indices.shape[-1], device=plan.kv_indices.device) < plan.kv_num_blocks[..., None]
     steps = plan.kv_indices.diff(dim=-1)
     if (steps[listed[..., 1:]] <= 0).any():
         return "a row's key blocks do not ascend, or one is listed twice"
-    seen = BlockMask.from_dense(plan.to_dense(), plan.tokens, plan.block_q, plan.block_k)
-    if not torch.equal(seen.kv_num_blocks, plan.kv_num_blocks):
-        return "the plan lists a key block of the future, or one that does not exist"
+    causal = BlockMask.from_dense(plan.to_dense(), plan.tokens, plan.block_q, plan.block_k)
+    if not torch.equal(causal.kv_num_blocks, plan.kv_num_blocks):
+        return "the plan has a key block of the future, or one that does not exist"
     return None
 
 
-def _judge(kernel: Kernel, trial: Trial, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Finding | None:
-    """mask: a BlockMask, another plan with a `to_token_mask`, or None for dense attention."""
+def judge(kernel: Kernel, trial: Trial, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Finding | None:
+    """Run a kernel on one trial; return what is wrong with its output, or None.
+
+    Args:
+        kernel: (q, k, v, mask) -> output.
+        trial: the trial.
+        q: its queries [B, Hq, N, D].
+        k: its keys [B, Hk, N, D].
+        v: its values [B, Hk, N, D].
+        mask: a BlockMask, another plan with `to_token_mask`, or None for dense attention.
+    """
     before = [x.clone() for x in (q, k, v)]
-    with ExitStack() as stack:
-        # Not caught: what the kernel raises comes through, with a note on where it happened.
-        stack.push(
-            lambda kind, error, trace: error and error.add_note(f"while checking {trial.name!r}: {trial.case}")
-        )
+    try:
         with torch.no_grad(), poisoned():
             actual = kernel(q, k, v, mask)
+    except Exception as error:
+        error.add_note(f"while checking {trial.title!r}: {trial.problem}")
+        raise  # an error of the kernel is never taken for a wrong output
     if not isinstance(actual, Tensor) or actual.shape != q.shape or actual.dtype != q.dtype:
         got = f"{tuple(actual.shape)} in {actual.dtype}" if isinstance(actual, Tensor) else type(actual).__name__
-        guess = f"gives {got} where q's shape and dtype are due, {tuple(q.shape)} in {q.dtype}"
+        guess = f"gives {got}; expected is q's shape and dtype, {tuple(q.shape)} in {q.dtype}"
         return Finding(trial, torch.inf, 0.0, "everywhere", guess)
     if not all(torch.equal(x, old) for x, old in zip((q, k, v), before)):
         return Finding(trial, torch.inf, 0.0, "in q, k or v", "overwrites its inputs")
-    exact, rounded = reference_attention(q, k, v, mask)[0], reference_attention(q, k, v, mask, q.dtype)[0]
-    error, budget = error_and_budget(actual, exact, rounded)
-    if error <= budget:
+    comparison = compare_with_reference(actual, q, k, v, mask)
+    if comparison.check.passed:
         return None
-    # error_and_budget has no budget for NaN; the finite part is still compared by the usual one.
-    budget = error_and_budget(rounded, exact, rounded)[1]
-    miss = (actual.double() - exact).abs()
-    wrong = ~(miss <= budget)
-    guess = trial.suspect
+    exact, budget = comparison.exact, comparison.rounding_budget
     if isinstance(mask, BlockMask):
-        guess = _guess(trial, q, k, v, mask, actual, exact, budget, wrong)
+        guess, recognised = diagnose(trial, q, k, v, mask, actual, exact, budget)
     elif not actual.isfinite().all():
-        guess = "NaN: reads memory that it did not write, or leaves part of the output unwritten"
-    return Finding(trial, error, budget, _where(trial, actual, exact, wrong, miss), guess)
+        guess, recognised = Guess("NaN: reads memory that it did not write, or leaves part of the output unwritten")
+    else:
+        guess, recognised = Guess(trial.suspect)
+    return Finding(trial, comparison.check.error, budget, where(trial, actual, exact, budget), guess, recognised)
 
 
-def _where(trial: Trial, actual: Tensor, exact: Tensor, wrong: Tensor, miss: Tensor) -> str:
-    """The batch entries, heads, query blocks and positions that are wrong, and the worst element."""
-    block, tokens = trial.case.block_q, trial.case.context
+def where(trial: Trial, actual: Tensor, exact: Tensor, budget: float) -> str:
+    """Return in words which batch entries, heads, query blocks and positions are wrong, and the worst element.
+
+    Args:
+        trial: the trial that failed.
+        actual: the wrong output [B, Hq, N, D].
+        exact: the float64 reference [B, Hq, N, D].
+        budget: the error that rounding explains.
+    """
+    block, tokens = trial.problem.block_q, trial.problem.context
+    error = (actual.double() - exact).abs()
+    wrong = ~(error <= budget)
     batch, head, position, _ = wrong.nonzero(as_tuple=True)
-    worst = [int(i) for i in torch.unravel_index(miss.nan_to_num(torch.inf, torch.inf).argmax(), miss.shape)]
+    worst = [int(i) for i in torch.unravel_index(error.nan_to_num(torch.inf, torch.inf).argmax(), error.shape)]
     rows = wrong.any(-1).float().mean()
     blocks = position // block
     return (
-        f"batch {_ranges(batch)} of {wrong.shape[0]}; head {_ranges(head)} of {wrong.shape[1]}; "
-        f"query block {_ranges(blocks)} of {block_count(tokens, block)}, "
+        f"batch {ranges(batch)} of {wrong.shape[0]}; head {ranges(head)} of {wrong.shape[1]}; "
+        f"query block {ranges(blocks)} of {block_count(tokens, block)}, "
         f"positions {int(position.min())} to {int(position.max())}; {rows:.0%} of all rows\n"
         f"           worst at [{', '.join(map(str, worst))}]: "
         f"{actual[tuple(worst)].item():.4g}, should be {exact[tuple(worst)].item():.4g}"
     )
 
 
-def _ranges(numbers: Tensor) -> str:
-    """tensor of 0, 1, 2, 2, 5 -> "0-2, 5"."""
-    parts: list[list[int]] = []
+def ranges(numbers: Tensor) -> str:
+    """Return a tensor of integers as ranges: 0, 1, 2, 2, 5 -> "0-2, 5"."""
+    spans: list[list[int]] = []
     for number in numbers.unique().tolist():
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
         else:
-            parts.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+            spans.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that Python code gets from torch.empty and its kin holds NaN meanwhile.
+    """Fill memory that Python code gets from torch.empty and similar functions with NaN, within the block.
 
-    A kernel that leaves part of its output unwritten then shows it, whatever the memory held before.
-    Memory that compiled code or C++ takes is out of reach.
+    A kernel that leaves part of its output unwritten then gives NaN, whatever the memory held before. Memory that
+    compiled code or C++ allocates is not reached.
     """
 
     def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -175,24 +199,8 @@ def poisoned() -> Iterator[None]:
 
         return allocate
 
+    allocators = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (Tensor, "new_empty")]
     with ExitStack() as stack:
-        for owner, name in (
-            (torch, "empty"),
-            (torch, "empty_like"),
-            (torch, "empty_strided"),
-            (Tensor, "new_empty"),
-        ):
+        for owner, name in allocators:
             stack.enter_context(mock.patch.object(owner, name, filled(getattr(owner, name))))
         yield
-
-
-def explain(findings: Iterable[Finding]) -> str:
-    """The findings for a person: the first of each guess in full; where a usual mistake is recognised, only those.
-
-    Other trials then fail for the same reason, and what they would suspect by themselves leads astray.
-    """
-    first: dict[str, Finding] = {}
-    for finding in findings:
-        first.setdefault(finding.guess, finding)
-    recognised = [finding for guess, finding in first.items() if guess in MISTAKES]
-    return "\n".join(map(str, recognised or first.values()))

@@ -1,7 +1,13 @@
-"""load."""
+"""Find the kernel or method that `seerbench compare` is given, and the baselines that it names.
+
+A kernel is a function (q, k, v, mask: BlockMask) -> output; one that is named may be any callable of four
+arguments. A method is a class under `@register`. Both come from a file (`mine.py`, `mine.py:name`) or a module
+(`package.module:name`).
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import sys
@@ -13,88 +19,111 @@ from typing import Any
 
 from torch import Tensor
 
-from seerbench.compare import trials as compare_trials
+from seerbench.compare.trials import Kernel
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem
 from seerbench.errors import CompareError
-from seerbench.methods import block_sparse_kernels
-from seerbench.methods.cards import Card
+from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS, sparse_kernel
 from seerbench.methods.mask_kernels import BlockSparseKernel
 from seerbench.methods.registry import card_of, create, registered
 from seerbench.rows.source_digest import files_digest
 
 ARGUMENTS = ["q", "k", "v", "mask"]
+# Methods that cannot be made from a sparsity alone, and what they need.
+NEEDS_A_MODEL = {"seer": "trained gates", "moa": "a plan searched for a model"}
 
 
 @dataclass
 class KernelFunction(BlockSparseKernel):
-    """A bare function as the sweeps take kernels: implementation, refuses, attend."""
+    """A function with the members that the sweeps expect of a kernel: implementation, refuses and attend.
+
+    Attributes:
+        name: its name in the rows.
+        function: (q, k, v, mask) -> output.
+        digest: the hash of its file, for the column source_digest; None for this tree's.
+        refusal: returns why the function cannot run a problem, or None.
+        keeps: anything that must live as long as the function, such as a temporary folder with its source.
+    """
 
     name: str
-    function: compare_trials.Kernel
-    digest: str | None = None  # of its file, for the rows
-    refusal: Callable[[AttentionProblem], str | None] = field(default=lambda case: None)
+    function: Kernel
+    digest: str | None = None
+    refusal: Callable[[AttentionProblem], str | None] = field(default=lambda problem: None)
+    keeps: object = None
 
-    def implementation(self, case: AttentionProblem) -> str:
+    def implementation(self, problem: AttentionProblem) -> str:
+        """Return the name: a bare function has one implementation."""
         return self.name
 
-    def refuses(self, case: AttentionProblem) -> str | None:
-        return self.refusal(case)
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        """Return why the function cannot run a problem, or None."""
+        return self.refusal(problem)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
+        """Return attention [B, Hq, N, D] over the kept blocks: q [B, Hq, N, D], k and v [B, Hk, N, D]."""
         return self.function(q, k, v, plan)
 
 
-def load(target: str, name: str | None = None) -> KernelFunction | type:
-    """The kernel or method class that `target` names; CompareError when it names none, or several."""
+def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
+    """Return the kernel or the method class that a target names.
+
+    Raises CompareError where it names none, or several and none by name.
+
+    Args:
+        target: a Python file or an importable module, with `:name` if it holds several kernels and methods.
+        name: the kernel's name in the rows; by default the function's, or the file's if it holds only one.
+    """
     place, _, wanted = target.partition(":")
     path = Path(place)
-    _reach(Path.cwd())
+    make_importable(Path.cwd())
     if path.suffix == ".py":
         if not path.is_file():
             raise CompareError(f"no file {place}; give a Python file or package.module:object")
-        module = _import_file(path)
+        module = import_file(path)
     else:
         try:
             module = importlib.import_module(place)
         except ModuleNotFoundError as error:
             raise CompareError(f"cannot import {place}: {error}; give a file.py or package.module:object") from None
-    found = {key: value for key, value in vars(module).items() if _is_kernel(value) or _is_method(value)}
-    own = {key: value for key, value in found.items() if value.__module__ == module.__name__ and key[0] != "_"}
+    known = {key: value for key, value in vars(module).items() if looks_like_kernel(value) or is_method(value)}
+    own = [key for key, value in known.items() if value.__module__ == module.__name__ and key[0] != "_"]
     if wanted and takes_four(getattr(module, wanted, None)):
-        found[wanted] = getattr(module, wanted)  # named, so that it need not look like a kernel
-    if wanted and wanted not in found:
+        known[wanted] = getattr(module, wanted)  # it is named, so it need not look like a kernel
+    if wanted and wanted not in known:
         raise CompareError(f"{place} has no kernel or method {wanted!r}; it has {', '.join(own) or 'none'}")
     if not wanted and len(own) != 1:
         raise CompareError(
             f"{place} has {len(own)} kernels and methods ({', '.join(own) or 'none'}); write {place}:name. "
             f"A kernel is a function ({', '.join(ARGUMENTS)}), a method a class under @register"
         )
-    value = found[wanted] if wanted else next(iter(own.values()))
-    if _is_method(value):
+    value = known[wanted or own[0]]
+    if is_method(value):
         return value
-    name = name or wanted or path.stem
-    digest = files_digest([Path(inspect.getfile(module))])
-    return KernelFunction(name, value, digest, getattr(module, "refuses", lambda case: None))
+    source = inspect.getfile(module)
+    refusal = getattr(module, "refuses", lambda problem: None)
+    return KernelFunction(name or wanted or path.stem, value, files_digest([Path(source)]), refusal)
 
 
-def _import_file(path: Path) -> ModuleType:
-    _reach(path.parent)
+def import_file(path: Path) -> ModuleType:
+    """Import a Python file as a module; files beside it can be imported by it."""
+    make_importable(path.parent)
     spec = importlib.util.spec_from_file_location(f"compared_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise CompareError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def _reach(folder: Path) -> None:
-    """Make a folder's modules importable, as Python does for a script's own."""
+def make_importable(folder: Path) -> None:
+    """Put a folder on Python's path, as Python does for the folder of a script."""
     if str(folder.resolve()) not in sys.path:
         sys.path.insert(0, str(folder.resolve()))
 
 
 def takes_four(value: Any) -> bool:
-    """Whether value(q, k, v, mask) is a call that Python would make: a function, a partial, a compiled one."""
+    """Return whether value(q, k, v, mask) is a valid call and value no class: a function, a partial, ..."""
     if inspect.isclass(value) or not callable(value):
         return False
     try:
@@ -104,24 +133,25 @@ def takes_four(value: Any) -> bool:
     return True
 
 
-def _is_kernel(value: Any) -> bool:
-    """A function that is one by its arguments' names, and can be called with these four."""
+def looks_like_kernel(value: Any) -> bool:
+    """Return whether a function's first four arguments are called q, k, v and mask, and it needs no others."""
     named = inspect.isfunction(value) and list(inspect.signature(value).parameters)[:4] == ARGUMENTS
     return named and takes_four(value)
 
 
-def _is_method(value: Any) -> bool:
+def is_method(value: Any) -> bool:
+    """Return whether a value is a registered method class."""
     return inspect.isclass(value) and value in registered
 
 
 def kernel_named(name: str) -> Any:
-    """A baseline of a kernel: one of latency.DENSE or SPARSE_KERNELS, or a target that `load` takes."""
-    if name in block_sparse_kernels.DENSE:
+    """Return a baseline of a kernel: one of DENSE or SPARSE_KERNELS, or what `load` finds. Raises CompareError."""
+    if name in DENSE:
         return create(name)
-    if name in block_sparse_kernels.SPARSE_KERNELS:
-        return block_sparse_kernels.sparse_kernel(name)
+    if name in SPARSE_KERNELS:
+        return sparse_kernel(name)
     if ".py" not in name and ":" not in name:
-        known = ", ".join((*block_sparse_kernels.DENSE, *block_sparse_kernels.SPARSE_KERNELS))
+        known = ", ".join((*DENSE, *SPARSE_KERNELS))
         raise CompareError(f"no baseline {name!r} for a kernel; there are {known}, or another file.py")
     loaded = load(name)
     if isinstance(loaded, type):
@@ -129,14 +159,17 @@ def kernel_named(name: str) -> Any:
     return loaded
 
 
-def _method_named(name: str) -> Card:
-    if name in ("seer", "moa"):
-        needs = {"seer": "trained gates", "moa": "a plan searched for a model"}[name]
-        raise CompareError(f"{name} needs {needs}; time it with `seerbench latency PRESET methods CONTEXT`")
-    return card_of(name)
+def require_method(name: str) -> None:
+    """Raise CompareError for a method that needs trained gates or a plan, UnknownMethod for an unknown name."""
+    if name in NEEDS_A_MODEL:
+        raise CompareError(
+            f"{name} needs {NEEDS_A_MODEL[name]}; time it with `seerbench latency PRESET methods CONTEXT`"
+        )
+    card_of(name)
 
 
 def build(make: Callable[..., Any], sparsity: float, block: int) -> Any:
-    """A method at a sparsity and block, as far as its constructor takes them."""
-    takes = inspect.signature(make).parameters
-    return make(**{key: value for key, value in (("sparsity", sparsity), ("block", block)) if key in takes})
+    """Make a method, with the sparsity and block size that its constructor takes."""
+    parameters = inspect.signature(make).parameters
+    options = {"sparsity": sparsity, "block": block}
+    return make(**{name: value for name, value in options.items() if name in parameters})

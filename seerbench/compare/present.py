@@ -1,42 +1,80 @@
-"""present."""
+"""Present a comparison: the findings in words, a summary of the timings, a table for the terminal, a figure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
+from seerbench.compare.trials import Finding
 from seerbench.rows import bootstrap
+
+# Columns of the summary that only measured rows have.
+NUMBERS = ("ms", "ms_q1", "ms_q3", "peak_mib", "tflops", "rounds", "of_dense", "speedup", "low", "high")
+
+
+def explain(findings: Iterable[Finding]) -> str:
+    """Return the findings in words: the first one of each guess.
+
+    If a common mistake is recognised, only recognised findings are shown: the other trials then fail for the same
+    reason, and their own guesses would mislead.
+    """
+    first: dict[str, Finding] = {}
+    for finding in findings:
+        first.setdefault(finding.guess, finding)
+    recognised = [finding for finding in first.values() if finding.recognised]
+    return "\n".join(map(describe, recognised or first.values()))
+
+
+def describe(finding: Finding) -> str:
+    """Return a finding in four lines: the trial, the error, the place and the guess."""
+    problem = finding.trial.problem
+    return "\n".join(
+        (
+            f"{finding.trial.title}: {problem.context} tokens, batch {problem.batch}, blocks of {problem.block_q}, "
+            f"{problem.q_heads} query over {problem.kv_heads} key/value heads of {problem.head_dim}, "
+            f"{problem.dtype}",
+            f"    error  {finding.error:.2e}, may be {finding.budget:.2e}",
+            f"    where  {finding.where}",
+            f"    guess  {finding.guess}",
+        )
+    )
 
 
 def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """A line a method and cell: median ms, quartiles, speed-up over `reference` with its 95% interval, TFLOP/s.
+    """Return one line per method and cell, with the median time and the speed-up over a reference method.
 
-    of_dense: TFLOP/s over those of the fastest dense kernel in the same cell, the ceiling of a sparse one: at 1
-    a kept block costs what it costs there.
+    Columns besides those of `cells`: ms (the median), ms_q1 and ms_q3 (the quartiles), tflops (TFLOP/s), of_dense
+    (tflops divided by that of the fastest dense kernel in the cell: at 1, a kept block costs what it costs there),
+    speedup with low and high (95% interval over rounds), rounds.
+
+    Args:
+        cells: rows of the table `cells`.
+        samples: their samples; the stage total counts where a method has it, else attend.
+        reference: the method that speed-ups are over.
     """
     lines = []
     for _, group in cells.groupby(["context", "cell"], sort=False):
-        first = group.iloc[0]
-        here = samples[(samples.cell == first.cell) & samples.stage.isin(["attend", "total"])]
+        here = samples[(samples.cell == group.cell.iloc[0]) & samples.stage.isin(["attend", "total"])]
         times = {}
-        for name, part in here.groupby("method"):
-            stage = "total" if "total" in set(part.stage) else "attend"
-            times[name] = part[part.stage == stage].set_index("round").ms
-        rate = {
+        for name, timed in here.groupby("method"):
+            stage = "total" if "total" in set(timed.stage) else "attend"
+            times[name] = timed[timed.stage == stage].set_index("round").ms
+        rates = {
             row.method: row.flops / times[row.method].median() / 1e9
             for row in group.itertuples()
             if row.method in times
         }
-        ceiling = max(
-            (rate[row.method] for row in group.itertuples() if row.mask == "dense" and row.method in rate),
-            default=float("nan"),
-        )
-        asked = group.sparsity_requested.max()
+        dense_rates = [
+            rates[row.method] for row in group.itertuples() if row.mask == "dense" and row.method in rates
+        ]
+        fastest_dense = max(dense_rates, default=float("nan"))
+        requested = group.sparsity_requested.max()
         for row in group.itertuples():
             line = {
                 "context": row.context,
-                "sparsity_requested": asked,
+                "sparsity_requested": requested,
                 "sparsity_realised": row.sparsity_realised,
                 "method": row.method,
                 "implementation": row.implementation,
@@ -45,20 +83,20 @@ def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.Da
                 "reference": reference,
             }
             if row.method in times:
-                line |= dict(zip(("ms", "ms_q1", "ms_q3"), bootstrap.median_iqr(times[row.method])))
-                line |= {"peak_mib": row.peak_mib, "tflops": rate[row.method], "rounds": len(times[row.method])}
-                line["of_dense"] = rate[row.method] / ceiling
+                ms = times[row.method]
+                line |= dict(zip(("ms", "ms_q1", "ms_q3"), bootstrap.median_iqr(ms)))
+                line |= {"peak_mib": row.peak_mib, "tflops": rates[row.method], "rounds": len(ms)}
+                line["of_dense"] = rates[row.method] / fastest_dense
                 if reference in times and row.method != reference:
-                    speed = bootstrap.paired_speedup(times[reference], times[row.method])
-                    line |= dict(zip(("speedup", "low", "high"), speed))
+                    speedup = bootstrap.paired_speedup(times[reference], ms)
+                    line |= dict(zip(("speedup", "low", "high"), speedup))
             lines.append(line)
-    columns = ["ms", "ms_q1", "ms_q3", "peak_mib", "tflops", "rounds", "of_dense", "speedup", "low", "high"]
     frame = pd.DataFrame(lines)
-    return frame.reindex(columns=[*frame.columns, *(name for name in columns if name not in frame)])
+    return frame.reindex(columns=[*frame.columns, *(name for name in NUMBERS if name not in frame)])
 
 
 def table(frame: pd.DataFrame) -> str:
-    """The summary for a terminal: a block a cell."""
+    """Return the summary as text for a terminal: one block of lines per cell."""
     reference = frame.reference.iloc[0]
     lines = []
     for (context, sparsity), group in frame.groupby(["context", "sparsity_requested"], sort=False, dropna=False):
@@ -81,14 +119,14 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def speed_up(row: Any) -> str:
-    """A line of the summary's speed-up with its interval; below 1, two digits that count."""
+    """Return the speed-up of a line of the summary with its interval; below 1, with two significant digits."""
     number, low, high = (f"{x:.2f}" if x >= 1 else f"{x:#.2g}" for x in (row.speedup, row.low, row.high))
     return f"{number}x [{low}, {high}]"
 
 
 def figure(frame: pd.DataFrame, title: str) -> Any:
-    """Speed-up against realised sparsity, a panel a context."""
-    from matplotlib import rc_context
+    """Return a figure of speed-up against realised sparsity, one panel per context."""
+    from matplotlib import rc_context  # an optional dependency, as in artefacts/
 
     from seerbench.artefacts import colors, style
 
@@ -109,10 +147,16 @@ def figure(frame: pd.DataFrame, title: str) -> Any:
     return fig
 
 
-def below(frame: pd.DataFrame, name: str, least: float) -> pd.DataFrame:
-    """The cells in which `name` is slower than `least` times the reference, its whole interval below it.
+def below(frame: pd.DataFrame, name: str, limit: float) -> pd.DataFrame:
+    """Return the lines of the summary in which a method failed a speed limit.
 
-    A cell in which either was not measured is among them: what could not be compared did not pass.
+    It fails where the whole interval of its speed-up is below the limit, and where it or the reference was not
+    measured.
+
+    Args:
+        frame: the summary.
+        name: the method.
+        limit: the smallest speed-up over the reference that passes.
     """
     high = frame.high.fillna(frame.speedup)
-    return frame[(frame.method == name) & ~(high >= least)]
+    return frame[(frame.method == name) & ~(high >= limit)]

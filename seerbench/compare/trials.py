@@ -1,4 +1,7 @@
-"""trials."""
+"""The trials of a kernel: small cases with one difficulty each, such as a partial last block.
+
+check.py runs them in the order of `trials`, from easy to difficult.
+"""
 
 from __future__ import annotations
 
@@ -16,76 +19,101 @@ Kernel = Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor]
 
 @dataclass(frozen=True)
 class Trial:
-    """One thing to get right: a case, the blocks kept in it, and what to suspect when it alone fails."""
+    """One case that a kernel must get right.
+
+    Attributes:
+        name: the difficulty, for a person.
+        problem: shape, context, block size, dtype and device.
+        pattern: which blocks are kept (see `kept_blocks`).
+        suspect: what to suspect if this trial is the first to fail.
+        scale: factor on q; 40 gives scores whose exp overflows unless the row's maximum is subtracted.
+        views: whether q, k and v are views as a model makes them: [B, N, H, D] transposed, with NaN beyond the last
+            token.
+        plans: whether the plan that a method makes itself is tried on this case too.
+        subject: what is tried instead of a given mask, e.g. "its own plan"; empty for a given mask.
+    """
 
     name: str
-    case: AttentionProblem
-    pattern: str  # see `kept_blocks`
+    problem: AttentionProblem
+    pattern: str
     suspect: str
-    scale: float = 1.0  # of q: 40 gives scores that overflow exp without the row's maximum
-    views: bool = False  # q, k, v as a model hands them: [B, N, H, D] transposed, NaN beyond the last token
+    scale: float = 1.0
+    views: bool = False
+    plans: bool = False
+    subject: str = ""
+
+    @property
+    def title(self) -> str:
+        """The subject and the name."""
+        return f"{self.subject}, {self.name}" if self.subject else self.name
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A trial that failed: by how much, where, and a guess why (a guess, and it says so)."""
+    """A trial that failed.
+
+    Attributes:
+        trial: the trial.
+        error: the largest absolute error against the float64 reference.
+        budget: the error that rounding explains.
+        where: the heads, blocks and positions that are wrong.
+        guess: the likely reason.
+        recognised: whether the guess is certain enough to stand alone: the wrong output is what a common mistake
+            gives.
+    """
 
     trial: Trial
     error: float
     budget: float
     where: str
     guess: str
-
-    def __str__(self) -> str:
-        case = self.trial.case
-        return "\n".join(
-            (
-                f"{self.trial.name}: {case.context} tokens, batch {case.batch}, blocks of {case.block_q}, "
-                f"{case.q_heads} query over {case.kv_heads} key/value heads of {case.head_dim}, {case.dtype}",
-                f"    error  {self.error:.2e}, may be {self.budget:.2e}",
-                f"    where  {self.where}",
-                f"    guess  {self.guess}",
-            )
-        )
+    recognised: bool = False
 
 
-def trials(case: AttentionProblem) -> list[Trial]:
-    """The trials at a case's heads, head_dim, block, dtype and device; its context and batch are replaced.
+def trials(problem: AttentionProblem) -> list[Trial]:
+    """Return the trials at a problem's heads, head_dim, block size, dtype and device.
 
-    Few distinct shapes, since a compiled kernel compiles once for each.
+    Its context and batch are replaced. There are few distinct shapes, since a compiled kernel compiles once for
+    each.
     """
-    block = max(case.block_q, case.block_k)
-    whole = replace(case, batch=1, context=4 * block)
-    tail = replace(whole, context=4 * block + block // 2 + 1)
-    short = replace(whole, context=block // 2 + 1)
-    plain = replace(whole, kv_heads=case.q_heads)
-    many = replace(tail, batch=2)
-    groups = f"{case.q_heads} query heads read {case.kv_heads} key/value heads"
-    found = [
+    block = max(problem.block_q, problem.block_k)
+    full = replace(problem, batch=1, context=4 * block)  # no partial block
+    tail = replace(full, context=4 * block + block // 2 + 1)
+    short = replace(full, context=block // 2 + 1)
+    plain = replace(full, kv_heads=problem.q_heads)
+    batch = replace(tail, batch=2)
+    grouped = problem.q_heads != problem.kv_heads
+    groups = f"{problem.q_heads} query heads read {problem.kv_heads} key/value heads"
+    return [
         Trial("every block kept", plain, "full", "wrong in plain causal attention"),
         Trial("half of the blocks", plain, "random", "wrong lists: kv_indices[..., :kv_num_blocks] are the blocks"),
-        Trial("grouped heads", whole, "random", f"wrong key/value head (GQA): {groups}"),
-        Trial("large scores", whole, "random", "softmax overflows: subtract the row's maximum", scale=40.0),
-        Trial("a tail block", tail, "random", "wrong in the tail block"),
+        *[Trial("grouped heads", full, "random", f"wrong key/value head (GQA): {groups}", plans=True)] * grouped,
+        Trial("large scores", full, "random", "softmax overflows: subtract the row's maximum", scale=40.0),
+        Trial("a tail block", tail, "random", "wrong in the tail block", plans=True),
         Trial("the diagonal alone", tail, "diagonal", "wrong in the diagonal block"),
         Trial("the first block alone", tail, "first", "expects the diagonal block in each list; it may be skipped"),
         Trial("rows without a block", tail, "empty rows", "wrong on a row without a block, whose output is 0"),
         Trial("nothing kept", tail, "nothing", "wrong on rows without a block, whose output is 0"),
-        Trial("shorter than a block", short, "full", "wrong when there are fewer tokens than a block has"),
-        Trial("a batch of views", many, "random", "assumes contiguous inputs, or a batch of one", views=True),
+        Trial(
+            "shorter than a block",
+            short,
+            "full",
+            "wrong when there are fewer tokens than a block has",
+            plans=True,
+        ),
+        Trial("a batch of views", batch, "random", "assumes contiguous inputs, or a batch of one", views=True),
     ]
-    return [trial for trial in found if trial.name != "grouped heads" or case.q_heads != case.kv_heads]
 
 
 def kept_blocks(trial: Trial, generator: torch.Generator) -> BlockMask:
-    """The trial's block mask, of its own pattern in every head and batch entry."""
-    case = trial.case
-    rows, columns = block_count(case.context, case.block_q), block_count(case.context, case.block_k)
-    shape = (case.batch, case.q_heads, rows, columns)
-    last_query = torch.arange(rows) * case.block_q + case.block_q - 1
-    diagonal = torch.arange(columns) == (last_query.clamp(max=case.context - 1) // case.block_k)[:, None]
+    """Return the block mask of a trial; random patterns differ between heads and batch entries."""
+    problem = trial.problem
+    rows, columns = block_count(problem.context, problem.block_q), block_count(problem.context, problem.block_k)
+    shape = (problem.batch, problem.q_heads, rows, columns)
+    last_query = torch.arange(rows) * problem.block_q + problem.block_q - 1
+    diagonal = torch.arange(columns) == (last_query.clamp(max=problem.context - 1) // problem.block_k)[:, None]
     random = (torch.rand(shape, generator=generator) < 0.5) | diagonal
-    empty = (torch.arange(rows)[:, None] + torch.arange(case.q_heads)[:, None, None]) % 2 == 0  # by row and head
+    empty = (torch.arange(rows)[:, None] + torch.arange(problem.q_heads)[:, None, None]) % 2 == 0  # by row and head
     kept = {
         "full": torch.ones(shape, dtype=torch.bool),
         "random": random,
@@ -94,20 +122,24 @@ def kept_blocks(trial: Trial, generator: torch.Generator) -> BlockMask:
         "empty rows": random & ~empty,
         "nothing": torch.zeros(shape, dtype=torch.bool),
     }[trial.pattern]
-    return BlockMask.from_dense(kept.to(case.device), case.context, case.block_q, case.block_k)
+    return BlockMask.from_dense(kept.to(problem.device), problem.context, problem.block_q, problem.block_k)
 
 
 def inputs(trial: Trial, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Normal q [B, Hq, N, D], k and v [B, Hk, N, D], drawn on the CPU so that a seed means one thing."""
-    case = trial.case
+    """Return normally distributed q [B, Hq, N, D], k and v [B, Hk, N, D] of a trial.
+
+    They are drawn on the CPU: the same seed then gives the same numbers on every device.
+    """
+    problem = trial.problem
 
     def draw(heads: int, scale: float = 1.0) -> Tensor:
-        values = torch.randn(case.batch, case.context, heads, case.head_dim, generator=generator) * scale
-        values = values.to(case.device, getattr(torch, case.dtype))
+        values = torch.randn(problem.batch, problem.context, heads, problem.head_dim, generator=generator) * scale
+        values = values.to(problem.device, getattr(torch, problem.dtype))
         if not trial.views:
             return values.transpose(1, 2).contiguous()
-        memory = values.new_full((case.batch, case.context + case.block_k, heads, case.head_dim), torch.nan)
-        memory[:, : case.context] = values
-        return memory[:, : case.context].transpose(1, 2)
+        shape = (problem.batch, problem.context + problem.block_k, heads, problem.head_dim)
+        memory = values.new_full(shape, torch.nan)
+        memory[:, : problem.context] = values
+        return memory[:, : problem.context].transpose(1, 2)
 
-    return draw(case.q_heads, trial.scale), draw(case.kv_heads), draw(case.kv_heads)
+    return draw(problem.q_heads, trial.scale), draw(problem.kv_heads), draw(problem.kv_heads)
