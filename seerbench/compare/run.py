@@ -27,7 +27,7 @@ from seerbench.measure.inputs import RANDOM_INPUTS, random_attention
 from seerbench.measure.sampler import Timing
 from seerbench.measure.sweeps import kernel_sweep, methods_sweep
 from seerbench.methods.block_sparse_kernels import DENSE
-from seerbench.methods.protocol import BlockSparse
+from seerbench.methods.mask_kernels import BlockSparseKernel
 from seerbench.methods.registry import create
 from seerbench.rows.provenance import finish, provenance
 from seerbench.rows.store import write_bytes, write_rows
@@ -169,7 +169,7 @@ def _load(
         for baseline in baselines:
             require_method(baseline)
     else:
-        candidate = loaded or BlockSparse()
+        candidate = loaded or BlockSparseKernel()
         label = name or ("block_sparse" if loaded is None else loaded.name)
         refusal = candidate.refuses(problem)
         if refusal:

@@ -371,7 +371,10 @@ def test_a_cell_a_sparsity_with_dense_in_each():
 
 def test_a_gate_set_is_named_where_there_are_several():
     def names(*gates):
-        arms = [Arm(SimpleNamespace(name="seer", block=block, variant=None), GateRef.parse(gate)) for gate, block in gates]
+        arms = [
+            Arm(SimpleNamespace(name="seer", block=block, variant=None), GateRef.parse(gate))
+            for gate, block in gates
+        ]
         return [name for name, _ in latency.named(arms, 64)]
 
     assert names(("released:v2", 64)) == ["seer"]
