@@ -32,7 +32,7 @@ USE, STEP, KEEP = "For a person", "Steps of the graph (the rules call these)", "
 
 
 def _presets() -> list[str]:
-    """For the shell's completion, as are the next two."""
+    """Return the names that the shell completes; so do the next two functions."""
     return known_presets()
 
 

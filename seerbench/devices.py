@@ -15,7 +15,7 @@ _claimed: list[IO[str]] = []  # open for as long as the process lives: closing o
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA driver answers here; asks the driver's tool, not torch."""
+    """Return whether an NVIDIA driver answers here; asks the driver's tool, not torch."""
     return shutil.which("nvidia-smi") is not None
 
 

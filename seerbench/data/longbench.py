@@ -1,9 +1,9 @@
-"""LongBench-E: 13 tasks of long text, their prompts, their answers' scores, their length buckets (Table 2).
+"""LongBench-E: 13 tasks on long texts with their prompts, scorers and length buckets (Table 2).
 
-Between a data set folder and rows: `read_examples` reads the questions, `prompt_ids` turns one into a model's
-input, `accuracy.answers` lets a model answer, `score` marks the answer. What the data set's authors decided
-(prompts, lengths of answers, which metric) stands in longbench.json; `VERSION` says which edition that is and
-goes into every row, since scores of two editions do not compare. The code is our own.
+`read_examples` reads the questions, `prompt_ids` turns one into a model's input, `measure/tasks.py` lets a model
+answer, and `score` marks the answer. What the data set's authors decided (prompts, lengths of answers, metrics) is
+in longbench.json. `VERSION` names that edition and goes into every row, since scores of two editions cannot be
+compared. The code is our own.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class Question:
 
     @property
     def bucket(self) -> str:
-        """0-4k, 4-8k or 8k+."""
+        """The length bucket: 0-4k, 4-8k or 8k+."""
         return next(name for name, end in BUCKETS if end is None or self.words < end)
 
 
 def read_examples(folder: Path, tasks: Sequence[str], a_bucket: int | None = None) -> list[Question]:
-    """The questions of some tasks, from `data.zip` or from `<task>_e.jsonl` files below `folder`.
+    """Read the questions of some tasks, from `data.zip` or from `<task>_e.jsonl` files below `folder`.
 
     Args:
         folder: a local copy of the data set (`corpus.dataset_folder`).
@@ -105,7 +105,7 @@ def read_examples(folder: Path, tasks: Sequence[str], a_bucket: int | None = Non
 
 
 def _lines(folder: Path, task: str) -> list[str]:
-    """The JSON lines of one task's file. Not splitlines(): texts hold line ends other than \\n."""
+    """Return the JSON lines of one task's file, split at \\n alone: texts hold other line ends."""
     name = f"{task}_e.jsonl"
     archive = folder / ARCHIVE
     if archive.is_file():
@@ -122,7 +122,7 @@ def _lines(folder: Path, task: str) -> list[str]:
 
 
 def digest(questions: Sequence[Question]) -> str:
-    """sha256 over the questions, for the provenance of rows."""
+    """Return the sha256 over the questions, for the provenance of rows."""
     whole = hashlib.sha256()
     for one in questions:
         whole.update(json.dumps([one.task, one.number, one.fields, one.answers, one.words]).encode())
@@ -130,7 +130,7 @@ def digest(questions: Sequence[Question]) -> str:
 
 
 def prompt_ids(question: Question, tokenizer: PreTrainedTokenizerFast, room: int) -> tuple[np.ndarray, bool]:
-    """The model's input for one question: int32 [tokens], and whether the text had to be cut.
+    """Return the model's input for one question, int32 [tokens], and whether the text had to be cut.
 
     A prompt of more than `room` tokens keeps its first and last half. The cut comes before the chat template, and
     a tokenizer that adds BOS adds it to the template's own, both as in the authors' evaluation.
@@ -149,7 +149,7 @@ def prompt_ids(question: Question, tokenizer: PreTrainedTokenizerFast, room: int
 
 
 def score(question: Question, prediction: str) -> float:
-    """How good an answer is, 0 to 1: the best over the reference answers."""
+    """Score an answer from 0 to 1: the best score over the reference answers."""
     task = TASKS[question.task]
     if task.first_line:
         prediction = prediction.lstrip("\n").split("\n")[0]
@@ -158,20 +158,20 @@ def score(question: Question, prediction: str) -> float:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower case, without punctuation and articles, split at white space."""
+    """Return the words of a text: lower case, without punctuation and articles, split at white space."""
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
 def f1(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """Harmonic mean of the precision and recall of the answer's words (`words_of`), as a bag."""
+    """Return the harmonic mean of precision and recall of the answer's words (`words_of`), in any order."""
     said, wanted = words_of(prediction), words_of(answer)
     same = sum((Counter(said) & Counter(wanted)).values())
     return 2 * same / (len(said) + len(wanted)) if same else 0.0
 
 
 def rouge(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """ROUGE-L's F, from the package `rouge` that the data set's scorer calls; another ROUGE is another number.
+    """Return ROUGE-L's F from the package `rouge`, as the data set's scorer does; other packages differ.
 
     Texts that the package cannot mark (empty, or a sentence too long for its recursion) score 0, as there: under
     Python's own limit of recursion, which other packages raise.
@@ -190,7 +190,7 @@ def rouge(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
 
 
 def classification(prediction: str, answer: str, classes: Sequence[str]) -> float:
-    """1 / (classes named in the prediction) if the right one is among them."""
+    """Return 1 / (classes named in the prediction) if the right one is among them, else 0."""
     named = [name for name in classes if name in prediction]
     # A name inside the right name is no other answer. The official scorer removes while it iterates, so that
     # the class after a removed one is not looked at; the same here, or scores would differ.
@@ -203,18 +203,20 @@ def classification(prediction: str, answer: str, classes: Sequence[str]) -> floa
 
 
 def count(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """Share of the numbers in the prediction that are the right one."""
+    """Return the share of the numbers in the prediction that are the right one."""
     numbers = re.findall(r"\d+", prediction)
     return numbers.count(str(answer)) / len(numbers) if numbers else 0.0
 
 
 def retrieval(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """The same for the number in an answer "Paragraph 12"."""
+    """Return the share of the numbers in the prediction that are the paragraph of an answer "Paragraph 12"."""
     return count(prediction, re.findall(r"Paragraph (\d+)", answer)[0])
 
 
 def code(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """Similarity, in whole percent, of the first line that is neither comment nor fence to the wanted line.
+    """Return the similarity, in whole percent, of the first line of code to the wanted line.
+
+    Comments and fences are no lines of code.
 
     That is fuzzywuzzy's `ratio` as the data set's requirements install it: Python's difflib, rounded. With the
     optional python-Levenshtein fuzzywuzzy would give another number.
@@ -239,7 +241,7 @@ METRICS: dict[str, Callable[[str, str, Sequence[str]], float]] = {
 
 
 def stops(task: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What generation needs beside the longest answer: samsum ends at a line break, after at least one token."""
+    """Return the stopping options of a task's generation: samsum ends at a line break, after at least one token."""
     if task != "samsum":
         return {}
     newline = tokenizer.encode("\n", add_special_tokens=False)[-1]

@@ -1,12 +1,13 @@
-"""Retrieval tasks: does a model still use its context when a method skips most of it?
+"""Look-up tasks: does a model still use its context when a method skips most of it?
 
-`accuracy.py` scores the examples that `passkey`, `kv` and `cloze` build from held-out documents;
-`train.py` mixes `training_lookups` and `training_repeats` (same form, other codes, train text) into
-pre-training, because a small model that never had to look back has nothing for sparsity to break.
+`passkey`, `kv` and `cloze` make examples from held-out documents, which `measure/tasks.py` scores.
+`training_lookups` and `training_repeats` make training windows of the same form, with other codes and from
+training text. Trainings mix them in, because a small model that never had to look back has nothing that sparsity
+could break.
 
-An example has exactly `context` tokens and ends with its answer. It is scored teacher-forced: one forward
-over all tokens, correct when the argmax at positions `answer_start - 1` to `context - 2` equals every
-answer token. Where the answer stands earlier in the context is random, so `distance` covers the window.
+An example has exactly `context` tokens and ends with its answer. It is scored teacher-forced, in one forward pass
+over all tokens: it is right when the argmax at positions `answer_start - 1` to `context - 2` equals every answer
+token. The place of the answer within the context is random, so that `distance` covers the window.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-CODE_DIGITS = 5
-KV_PAIRS = 8
+CODE_DIGITS = 5  # of a pass key
+KV_PAIRS = 8  # in one window, of which one is asked for
 CLOZE_CUE, CLOZE_ANSWER = 10, 2  # tokens of a repeated span: the cue is shown, the answer predicted
-# Seeds of evaluation and training are different streams of the same generator.
+# Part of the seeds, so that evaluation and training draw from different streams of random numbers.
 EVALUATION, TRAINING = 1, 2
 
 
@@ -41,7 +42,7 @@ class Example:
     tokens: np.ndarray
     answer_start: int
     answer_length: int
-    distance: int  # tokens from the answer in the context to its place at the end
+    distance: int  # tokens between the answer's place in the context and its place at the end
 
     @property
     def answer(self) -> np.ndarray:
@@ -51,7 +52,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What look-ups are put together from, as token ids of one tokenizer."""
+    """The parts that look-ups consist of, as token ids of one tokenizer."""
 
     bos: int
     digits: np.ndarray  # [10]: the ids of 0 to 9
@@ -97,16 +98,16 @@ def passkey(
     count: int,
     seed: int,
 ) -> list[Example]:
-    """A code of five different digits hidden in a document, asked for at the end.
+    """Make examples that ask at the end for a code of five different digits hidden in a document.
 
     `... \\n# the pass key is 41729\\n ... \\n# the pass key is ` -> 4 1 7 2 9. The digits are different so
-    that each names its successor: the task asks whether the place is found, not whether a model can count.
+    that each names its successor: the task tests whether the place is found, not whether a model can count.
 
     Args:
-        tokens: id -> tokens of a held-out split, from `corpus.read_tokens`.
-        context: tokens of every example.
-        count: examples.
-        seed: same seed, same examples.
+        tokens: id -> tokens of a held-out split, from `read_tokens`.
+        context: tokens per example.
+        count: number of examples.
+        seed: equal seeds give equal examples.
     """
     pieces, stream = pieces_of(tokenizer), packed(tokens, tokenizer.eos_token_id)
     rng = np.random.default_rng([seed, EVALUATION, context, 0])
@@ -120,7 +121,7 @@ def kv(
     count: int,
     seed: int,
 ) -> list[Example]:
-    """One of eight key-value pairs scattered over a document, asked for at the end.
+    """Make examples that ask at the end for one of eight key-value pairs scattered over a document.
 
     `... \\n# set KEY VALUE\\n ... \\n# set KEY` -> VALUE; keys and values are random words of one token,
     all different. Arguments as in `passkey`.
@@ -137,7 +138,7 @@ def cloze(
     count: int,
     seed: int,
 ) -> list[Example]:
-    """A span of a real document that occurred once before in the window, at least half the window back.
+    """Make examples that end with a span of a real document which occurs once before, at least half a window back.
 
     The span has twelve tokens; the first ten are shown and the last two predicted. Nothing is
     inserted: the window is the document's own text, cut to end with the span's second occurrence. Spans
@@ -176,7 +177,7 @@ def cloze(
 
 
 def span_hashes(document: np.ndarray, span: int) -> np.ndarray:
-    """A hash of the `span` tokens at every place: uint64 [tokens - span + 1], empty for a short document."""
+    """Return a hash of the `span` tokens at every place: uint64 [tokens - span + 1], empty for a short document."""
     if len(document) < span:
         return np.zeros(0, dtype=np.uint64)
     odd = np.random.default_rng(0).integers(1, 2**63, size=span, dtype=np.uint64) | np.uint64(1)
@@ -186,7 +187,7 @@ def span_hashes(document: np.ndarray, span: int) -> np.ndarray:
 
 
 def repeated_spans(hashes: np.ndarray, shared: np.ndarray, span: int, context: int) -> np.ndarray:
-    """Places (first, second) of spans that a window ending with the second holds exactly twice.
+    """Return the places (first, second) of spans that a window ending with the second holds exactly twice.
 
     They are at least half a context apart, and no span is in `shared`. Returns int64 [places, 2].
     """
@@ -206,7 +207,7 @@ TASKS: dict[str, Callable[..., list[Example]]] = {"passkey": passkey, "kv": kv, 
 
 
 def filler(stream: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-    """`length` tokens of text from a random place of a packed stream: int32 [length]."""
+    """Return text from a random place of a packed stream: int32 [length]."""
     if len(stream) < length + 1:
         raise CorpusError(f"no document reaches a context of {length} tokens: the split has {len(stream)}")
     start = rng.integers(0, len(stream) - length)
@@ -223,7 +224,7 @@ def scattered(text: np.ndarray, facts: list[np.ndarray], places: np.ndarray) -> 
 
 
 def passkey_example(pieces: Pieces, stream: np.ndarray, context: int, rng: np.random.Generator) -> Example:
-    """One pass-key window; the code's place is uniform over the text."""
+    """Make one pass-key window; the code's place is uniform over the text."""
     code = rng.permutation(pieces.digits)[:CODE_DIGITS]
     fact = np.concatenate([pieces.passkey, code, pieces.end])
     question = np.concatenate([pieces.passkey, code])
@@ -241,7 +242,7 @@ def passkey_example(pieces: Pieces, stream: np.ndarray, context: int, rng: np.ra
 def kv_example(
     pieces: Pieces, stream: np.ndarray, context: int, rng: np.random.Generator, questions: int = 1
 ) -> Example:
-    """One key-value window; with several `questions` (training only) the example is the last of them."""
+    """Make one key-value window; with several `questions` (training only) the example is the last of them."""
     words = rng.choice(pieces.words, 2 * KV_PAIRS, replace=False)
     fact_length = len(pieces.kv) + 2 + len(pieces.end)
     question_length = len(pieces.kv) + 2
@@ -273,10 +274,11 @@ def training_lookups(
     task: str,
     answer_weight: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Look-ups in train text, new codes each time: tokens int32 and loss weights float32, [count, context].
+    """Make look-ups in training text, with new codes each time.
 
-    A weight belongs to the token that is predicted. Text counts 1 and answers `answer_weight`; a code or
-    value where it first stands counts 0, for nothing predicts it. A key-value window asks up to four times.
+    Returns tokens int32 and loss weights float32, both [count, context]. A weight belongs to the token that is
+    predicted: 1 for text, `answer_weight` for answers, 0 for the first occurrence of a code or value, which nothing
+    predicts. A key-value window asks up to four times.
 
     Args:
         task: passkey or kv.
@@ -310,11 +312,11 @@ def training_repeats(
     length: tuple[int, int],
     apart: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Random sequences that come again: tokens int32 and loss weights float32, [count, context].
+    """Make windows with random sequences that come again.
 
-    A share `apart` of the windows holds one sequence at the start and at the end with text between; the
-    others repeat theirs to the end. Random tokens count only from their second occurrence on, for nothing
-    predicts the first.
+    Returns tokens int32 and loss weights float32, both [count, context]. A share `apart` of the windows holds one
+    sequence at the start and at the end with text between; the others repeat theirs to the end. Random tokens have
+    weight from their second occurrence on, since nothing predicts the first.
 
     Args:
         vocab: sequences are uniform over the tokens from 3 to vocab - 1.

@@ -1,9 +1,7 @@
-"""Corpora: texts -> tokens -> windows, the first step of the data flow.
+"""Read the documents of a corpus: id, text and split. The first step of the data flow (texts, tokens, windows).
 
-A config's `corpus` mapping names a source of documents; `read_texts` reads it, `train_tokenizer` (or
-`load_tokenizer`) and `tokenize` turn it into one parquet of tokens, and everything after that (training,
-perplexity, tasks) reads only that parquet. A document belongs to exactly one split, so what is evaluated
-was never trained on.
+Every document belongs to exactly one split, so that no text is evaluated that was trained on. `tokens.py` turns the
+texts into tokens; training, perplexity and tasks read only those.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from seerbench.data.corpora import SPLITS, FolderCorpus, HubCorpus, ParquetCorpu
 from seerbench.errors import CorpusError
 
 COLUMNS = ("id", "text", "split")
-# Not prose or code that somebody wrote: tests repeat themselves, the others are generated tables.
+# These folders hold no text that a person wrote for readers: tests repeat themselves, the others are generated.
 STDLIB_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 STDLIB_SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "_bundled", "lib2to3", "__phello__"}
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex"}
@@ -53,7 +51,7 @@ def read_texts(source: TextSource) -> pd.DataFrame:
 
 
 def read_stdlib(documents: str = "file") -> pd.DataFrame:
-    """The sources of the running Python's standard library: long text that is on every machine.
+    """Read the sources of the running Python's standard library: long text that every machine has.
 
     The split of a document is a hash of its path (80% train, 5% validation, 15% test: perplexity needs
     enough documents of full length), so it does not change when a Python release adds modules.
@@ -88,7 +86,7 @@ def read_stdlib(documents: str = "file") -> pd.DataFrame:
 
 
 def read_parquet(path: str) -> pd.DataFrame:
-    """One parquet file with the columns id, text and split (others are ignored)."""
+    """Read the columns id, text and split of one parquet file."""
     file = Path(path)
     if not file.is_file():
         raise CorpusError(f"corpus file {file} does not exist; set corpus.path to a parquet file")
@@ -101,7 +99,7 @@ def read_parquet(path: str) -> pd.DataFrame:
 
 
 def read_folder(path: str) -> pd.DataFrame:
-    """Text files under a folder, one document each.
+    """Read the text files below a folder, one document per file.
 
     The split is the sub-folder train/, validation/ or test/ where the folder has those, and otherwise
     a hash of the file's path.
@@ -147,7 +145,7 @@ def read_hub(source: HubCorpus) -> pd.DataFrame:
 
 
 def dataset_folder(name: str, files: Sequence[str], revision: str | None = None) -> Path:
-    """Where files of a data set are: a local folder of that name, the hub's cache, or fetched from the hub.
+    """Return the folder with files of a data set: a local folder, the hub's cache, or a new download.
 
     Raises:
         CorpusError: neither; the message gives the command to type on a machine with network.
@@ -173,7 +171,7 @@ def dataset_folder(name: str, files: Sequence[str], revision: str | None = None)
 
 
 def _column(path: Path, text: str) -> list[str]:
-    """One column of a parquet, .jsonl or .jsonl.gz file; CorpusError lists the columns that there are."""
+    """Read one column of a parquet, .jsonl or .jsonl.gz file; CorpusError lists the columns of the file."""
     known: list[str] = []
     if path.suffix == ".parquet":
         known = pq.read_schema(path).names
@@ -200,7 +198,7 @@ def _column(path: Path, text: str) -> list[str]:
 
 
 def union_of(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Several corpora as one, each document in the split that it has; ids become <corpus>/<id>.
+    """Join several corpora; each document keeps its split, its id becomes <corpus>/<id>.
 
     A text that stands in two of them is kept once, in the split that keeps it out of training.
     """
@@ -209,13 +207,13 @@ def union_of(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def hashed_split(name: str) -> str:
-    """The split of a document without one: 80% train, 5% validation, 15% test, by a hash of its name."""
+    """Return a split by a hash of a document's name: 80% train, 5% validation, 15% test."""
     bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
     return "test" if bucket < 15 else "validation" if bucket < 20 else "train"
 
 
 def require_columns(columns: Sequence[str], where: str) -> None:
-    """Raise CorpusError unless id, text and split are all there."""
+    """Raise CorpusError unless the columns id, text and split are all there."""
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
         raise CorpusError(
@@ -225,7 +223,9 @@ def require_columns(columns: Sequence[str], where: str) -> None:
 
 
 def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("train", "test")) -> pd.DataFrame:
-    """The frame with string columns, or CorpusError: foreign split, text twice, a needed split empty.
+    """Return the frame with string columns and without a text in two splits.
+
+    Raises CorpusError for an unknown split, an id that occurs twice, or a needed split without documents.
 
     A data set that is all one split (PG19's test set) needs that one; every other corpus train and test.
     """
@@ -241,8 +241,8 @@ def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("tra
     if len(twice):
         raise CorpusError(f"{where}: document {twice.iloc[0]!r} occurs twice; ids must be unique")
     frame = frame[frame["text"].str.len() > 0]
-    # The same text under two ids could stand in two splits: the evaluated text would have been trained on.
-    # A data set that is all one split stays as its authors have it.
+    # The same text under two ids could be in two splits: then the evaluated text would have been trained on.
+    # A data set with only one split stays as its authors published it.
     if frame["split"].nunique() < 2:
         return _with_splits(frame, where, needed)
     order = frame["split"].map({"test": 0, "validation": 1, "train": 2})

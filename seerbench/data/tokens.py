@@ -1,4 +1,4 @@
-"""tokens."""
+"""Tokenizers, and corpora as tokens: one parquet file per corpus, with a card (JSON) beside it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,27 +82,42 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
 
 
 def bos_of(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Id of the token that opens every window: BOS, or EOS for models without one (Qwen)."""
+    """Return the id of the token that opens every window: BOS, or EOS for models without BOS (Qwen)."""
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """sha256 of the tokenizer's definition, as 64 hex digits."""
+    """Return the sha256 of a tokenizer's definition, as 64 hex digits."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """sha256 of the tokens and their ids without the special ones, which models of one family change."""
+    """Return the sha256 of the vocabulary without special tokens, which differ between models of one family."""
     vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class CorpusCard:
+    """What the card beside a corpus' tokens says that code reads."""
+
+    name: str
+    sha256: str  # over ids, splits and texts
+    vocabulary: str  # `vocabulary_hash` of the tokenizer
+
+
+def read_card(tokens: Path) -> CorpusCard:
+    """Read the card beside a corpus' tokens."""
+    content = json.loads(tokens.with_suffix(".json").read_text(encoding="utf-8"))
+    return CorpusCard(content["name"], content["sha256"], content["vocabulary"])
+
+
 def require_vocabulary(tokens: Path, tokenizer: PreTrainedTokenizerFast, model: str) -> None:
-    """CorpusError unless the tokens at `tokens` are those of a model's own tokenizer."""
-    about = json.loads(Path(tokens).with_suffix(".json").read_text())
-    if about["vocabulary"] != vocabulary_hash(tokenizer):
+    """Raise CorpusError unless the file `tokens` was made with the vocabulary of a model's own tokenizer."""
+    card = read_card(tokens)
+    if card.vocabulary != vocabulary_hash(tokenizer):
         raise CorpusError(
-            f"corpus {about['name']} was tokenized with another vocabulary than the model {model} has; in the"
+            f"corpus {card.name} was tokenized with another vocabulary than the model {model} has; in the"
             f" preset, give that model a corpus with `tokenizer: {model}`"
         )
 
@@ -178,7 +194,7 @@ def tokenize(
 
 
 def read_tokens(path: Path, split: str) -> dict[str, np.ndarray]:
-    """The documents of one split of a tokens parquet: id -> int32 tokens, in the file's order.
+    """Read one split of a tokenized corpus: id -> int32 tokens, in the file's order.
 
     Raises:
         CorpusError: no such file, another schema, or an empty split.

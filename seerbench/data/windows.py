@@ -1,4 +1,4 @@
-"""windows."""
+"""Windows of tokens: what perplexity is measured on, and what trainings read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def evaluation_windows(
     bos: int,
     reaching: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """The windows that perplexity is measured on: one a document.
+    """Return the windows that perplexity is measured on: one per document.
 
     A window is BOS and the document's first `context - 1` tokens. Only documents of at least `longest`
     tokens count, and of those the first `documents` in the corpus' order, so that every context is
@@ -28,10 +28,10 @@ def evaluation_windows(
     Args:
         tokens: id -> tokens of one split, from `read_tokens`.
         context: window length in tokens, BOS included.
-        documents: how many at most; None takes all.
+        documents: the largest number of documents; None takes all.
         longest: the longest context that the run evaluates.
         bos: id of the BOS token.
-        reaching: documents of fewer tokens do not count even so (the paper's: 131,072, whatever is evaluated).
+        reaching: also leave out documents of fewer tokens (in the paper 131,072, whatever context is evaluated).
 
     Returns:
         id -> int32 window [context].
@@ -53,7 +53,7 @@ def evaluation_windows(
 
 
 def packed(tokens: Mapping[str, np.ndarray], eos: int) -> np.ndarray:
-    """All documents of a split in one int32 stream, EOS after each: what training windows are cut from."""
+    """Return the documents of a split as one int32 stream with EOS after each; training windows are cut from it."""
     parts = []
     for document in tokens.values():
         parts += [document, np.array([eos], dtype=np.int32)]
@@ -63,11 +63,12 @@ def packed(tokens: Mapping[str, np.ndarray], eos: int) -> np.ndarray:
 def packed_rows(
     tokens: Mapping[str, np.ndarray], context: int, documents: int, *, bos: int, eos: int, pad: int
 ) -> np.ndarray:
-    """Training windows as the SeerAttention authors pack them: int32 [rows, context].
+    """Return training windows as the SeerAttention authors pack them: int32 [rows, context].
 
-    So many `documents` at a time stand end to end, BOS before the first and EOS between two; that is filled up
+    Groups of `documents` documents are joined, with BOS before the first and EOS between two. Each group is padded
     with `pad` to whole rows of `context` tokens and cut into them. A row may begin inside a document, and padding
-    is trained on like text. (Tokenising the joined text, as they do, gives the same: a tokenizer splits at EOS.)
+    is trained on like text. The authors tokenize the joined text, which gives the same tokens, since a tokenizer
+    splits at EOS.
     """
     names = list(tokens)
     rows = []
@@ -82,7 +83,7 @@ def packed_rows(
 
 
 def rows_of_step(rows: np.ndarray, step: int, batch: int, seed: int) -> np.ndarray:
-    """The `batch` rows of one training step: every row once, shuffled, before any comes again. [batch, context]."""
+    """Return the rows [batch, context] of one training step: every row once, shuffled, before any comes again."""
     places = np.arange(step * batch, (step + 1) * batch)
     epochs = {epoch: np.random.default_rng([seed, epoch]).permutation(len(rows)) for epoch in places // len(rows)}
     return np.stack([rows[epochs[place // len(rows)][place % len(rows)]] for place in places])
@@ -91,7 +92,7 @@ def rows_of_step(rows: np.ndarray, step: int, batch: int, seed: int) -> np.ndarr
 def training_windows(
     stream: np.ndarray, context: int, count: int, rng: np.random.Generator, *, bos: int
 ) -> np.ndarray:
-    """`count` windows at random places of a packed stream: int32 [count, context], BOS first.
+    """Cut `count` windows at random places of a packed stream: int32 [count, context], BOS first.
 
     Raises:
         CorpusError: the stream is shorter than one window.
@@ -103,5 +104,5 @@ def training_windows(
 
 
 def with_bos(tokens: np.ndarray, bos: int) -> np.ndarray:
-    """BOS followed by the tokens, int32."""
+    """Return BOS followed by the tokens, int32."""
     return np.concatenate([[bos], tokens]).astype(np.int32)

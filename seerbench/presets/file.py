@@ -88,7 +88,7 @@ class PresetFile(Settings):
         return [*self.models, *(self.extend.models() if self.extend else ())]
 
     def is_random(self, model: str) -> bool:
-        """Whether a model is a geometry with random weights."""
+        """Return whether a model is a geometry with random weights."""
         return isinstance(self.models.get(model), RandomModel)
 
     def sweeps(self) -> dict[str, AnySweep]:

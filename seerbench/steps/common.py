@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seerbench.data.tokens import load_tokenizer, read_tokens, require_vocabulary
+from seerbench.data.tokens import load_tokenizer, read_card, read_tokens, require_vocabulary
 from seerbench.data.windows import evaluation_windows, with_bos
 from seerbench.models import sources
 from seerbench.models.model_source import ModelSource
@@ -22,7 +21,6 @@ from seerbench.rows.store import write_rows
 
 def start(setup: Setup, step: str, tokens: Tokens | None = None, split: str | None = None) -> dict[str, Any]:
     """Return the provenance of a step, with the hash of the corpus and the split that it reads."""
-    card = {} if tokens is None else json.loads(tokens.file.with_suffix(".json").read_text(encoding="utf-8"))
     return provenance(
         step,
         preset=setup.preset,
@@ -31,7 +29,7 @@ def start(setup: Setup, step: str, tokens: Tokens | None = None, split: str | No
         seed=setup.seed,
         device=setup.device,
         corpus=None if tokens is None else tokens.corpus,
-        corpus_sha256=card.get("sha256"),
+        corpus_sha256=None if tokens is None else read_card(tokens.file).sha256,
         corpus_split=split,
     )
 
