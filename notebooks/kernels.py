@@ -6,11 +6,11 @@
 # ---
 
 # %% [markdown]
-# # Kernels: from the definition to Hopper
+# # Kernels: from the reference to Hopper
 #
-# Block-sparse attention in five forms: the definition, a loop over lists in torch, a portable Triton kernel, a
-# kernel built around the tensor cores of one GPU, and the measurements of each. The first forms run here, on
-# any machine; the measurements are read from rows.
+# This notebook shows block-sparse attention four times: as a definition, as a loop over lists of blocks in plain
+# torch, as a portable Triton kernel, and as a kernel for the tensor cores of one GPU. Then it compares their
+# measured times. The first three sections run on any machine; the times are read from rows.
 
 # %%
 import ast
@@ -21,7 +21,7 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib import rc_context
 
-from seerbench.artefacts import aggregates, colors, frames, style
+from seerbench.artefacts import aggregates, colors, labels, style
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.reference import reference_attention, repeat_kv
 from seerbench.core.tolerance import error_and_budget
@@ -33,14 +33,14 @@ runs = notebooks.runs()
 
 
 def listing(path, name):
-    """Show the source of one function, read as text without importing it."""
+    """Return the source of one function, read from its file as text."""
     text = (ROOT / path).read_text()
     node = next(node for node in ast.parse(text).body if getattr(node, "name", None) == name)
     return Markdown(f"`{path}`, `{name}`\n\n```python\n{ast.get_source_segment(text, node)}\n```")
 
 
 def card(path):
-    """Show the first lines of a file, which describe it."""
+    """Return the docstring of a module, read from its file as text."""
     return Markdown(f"`{path}`\n\n```text\n{ast.get_docstring(ast.parse((ROOT / path).read_text()))}\n```")
 
 
@@ -49,19 +49,18 @@ notebooks.overview(runs).style.hide()
 # %% [markdown]
 # ## 1. The reference
 #
-# Softmax attention over the kept blocks, by definition, in float64. It builds the whole map, so it is slow and
-# its memory grows with the square of the length. It is correct by construction, and every kernel is compared
-# with it.
+# Softmax attention over the kept blocks, by definition, in float64. It builds the whole attention map, so it is
+# slow and its memory grows with the square of the length. Every kernel is compared with it.
 
 # %%
 listing("seerbench/core/reference.py", "reference_attention")
 
 # %% [markdown]
-# ## 2. What is kept: lists
+# ## 2. The block mask: lists of kept blocks
 #
-# A block mask says which key blocks each query block reads, for each query head: one count and one ascending
-# list per row of blocks. The work is then proportional to the number of entries, and a kernel never reads what
-# was skipped.
+# A block mask says which key blocks each query block reads, for each query head. It has one count and one
+# ascending list of block indices per row. The work is proportional to the number of entries: a kernel that
+# follows a list never reads a skipped block.
 
 # %%
 kept = torch.tensor(
@@ -72,16 +71,16 @@ kept = torch.tensor(
 )  # fmt: skip
 mask = BlockMask.from_dense(kept.expand(1, 4, 4, 4), tokens=60, block_q=16, block_k=16)
 print("counts ", mask.kv_num_blocks[0, 0].tolist())
-print("indices", mask.kv_indices[0, 0].tolist(), "(entries beyond a row's count do not matter)")
-print(f"skipped {1 - mask.density():.0%} of the causal blocks; the last block holds {60 - 48} tokens")
+print("indices", mask.kv_indices[0, 0].tolist(), "(entries beyond a row's count are not read)")
+print(f"skipped {1 - mask.density():.0%} of the causal blocks; the last block has {60 - 48} tokens")
 
 # %% [markdown]
 # ## 3. Online softmax over a list
 #
-# For a tile of query rows three things are stored: the largest score so far `m`, the sum of exponentials `l`,
-# and the output `o`, both relative to `m`. If a new block of keys raises `m`, the earlier sums are multiplied
-# by `exp(old m - new m)`. The map is never stored. This is FlashAttention's recurrence, and every kernel below
-# is this loop.
+# For a tile of query rows, the loop keeps the largest score so far (`m`), the sum of exponentials (`l`) and the
+# output (`o`), the last two relative to `m`. If a new block of keys raises `m`, `l` and `o` are multiplied by
+# `exp(old m - new m)`. The attention map is never stored. This is FlashAttention's recurrence, and every kernel
+# below is this loop.
 
 
 # %%
@@ -92,15 +91,15 @@ def walk(q, k, v, mask):
     n, scale = q.shape[2], q.shape[-1] ** -0.5
     for b, h, row in torch.cartesian_prod(*map(torch.arange, mask.kv_num_blocks.shape)).tolist():
         rows = torch.arange(row * mask.block_q, min(n, (row + 1) * mask.block_q))
-        m = torch.full((len(rows), 1), -1e30)  # finite: a row that sees nothing must not give inf - inf
+        m = torch.full((len(rows), 1), -1e30)  # Finite, since inf - inf is NaN in a row without a visible key.
         l, o = torch.zeros(len(rows), 1), torch.zeros(len(rows), q.shape[-1])  # noqa: E741
         for block in mask.kv_indices[b, h, row, : mask.kv_num_blocks[b, h, row]].tolist():
             keys = torch.arange(block * mask.block_k, min(n, (block + 1) * mask.block_k))
             scores = (q[b, h, rows] @ k[b, h, keys].T * scale).masked_fill(keys > rows[:, None], -torch.inf)
             larger = torch.maximum(m, scores.amax(1, keepdim=True))
-            weights, shrink = (scores - larger).exp(), (m - larger).exp()
-            m, o = larger, o * shrink + weights @ v[b, h, keys]
-            l = l * shrink + weights.sum(1, keepdim=True)  # noqa: E741
+            weights, alpha = (scores - larger).exp(), (m - larger).exp()
+            m, o = larger, o * alpha + weights @ v[b, h, keys]
+            l = l * alpha + weights.sum(1, keepdim=True)  # noqa: E741
         out[b, h, rows] = o / l.clamp(min=1e-30)
     return out
 
@@ -110,10 +109,9 @@ exact, rounded = reference_attention(q, k, v, mask)[0], reference_attention(q, k
 error, budget = error_and_budget(walk(q, k, v, mask), exact, rounded)
 print(f"error {error:.2e}, budget {budget:.2e}: {'right' if error <= budget else 'wrong'}")
 
-# %% [markdown]
-# The error budget is derived, not chosen: a kernel's error against the float64 reference may be at most twice
-# the error of the same mathematics in the kernel's own precision. So there is no constant per dtype that could
-# be loosened. A kernel that forgets one rescaling exceeds the budget by far:
+# %% [markdown] The budget is derived, not chosen: the error of a kernel against float64 may be at most twice the
+# error of the same mathematics in the kernel's dtype. It needs no constant per dtype that could be loosened. Keys
+# that are wrong by 2% exceed it clearly:
 
 # %%
 wrong = walk(q, k * 1.02, v, mask)
@@ -123,9 +121,9 @@ print(f"keys off by 2%: error {error:.2e}, budget {budget:.2e}: {'right' if erro
 # %% [markdown]
 # ## 4. Portable Triton
 #
-# The same loop, with one program per tile of query rows. The rest serves speed: programs that read the same
-# keys run at the same time, exponentials have base 2, and the loop is split. Since lists ascend, only the last
-# entries can cross the diagonal, and the first of the two loops compares no positions.
+# The Triton kernel is this loop, with one program per tile of query rows. The additions save time. Programs that
+# read the same keys run next to each other. Exponentials have base 2. Lists ascend, so only their last entries
+# can cross the diagonal, and the first of two loops need not compare positions.
 
 # %%
 listing("kernels/block_sparse/triton.py", "_inner_loop")
@@ -133,19 +131,19 @@ listing("kernels/block_sparse/triton.py", "_inner_loop")
 # %% [markdown]
 # ## 5. Hopper
 #
-# On an H100 or H200, a warp that alternates between loading and computing leaves the tensor cores idle. The
-# Gluon kernel gives the two jobs to different warps:
+# On an H100 or H200, a warp that alternates between loading and computing leaves the tensor cores idle. In the
+# Gluon kernel, different warps load and compute:
 
 # %%
 card("kernels/block_sparse/hopper.py")
 
 # %% [markdown]
-# ## 6. The measurements
+# ## 6. Measured times
 #
-# All kernels in the same rounds on the same inputs. *x* is dense / kernel within a round, where dense is
-# FlashAttention-2 if it runs. *TFLOP/s* count kept blocks only. *Of the dense ceiling* is that rate divided by
-# the fastest dense kernel's in the same cell: at 100% the kernel needs no more time per kept block than that
-# dense kernel, and only skipping more makes it faster.
+# All kernels were timed in the same rounds on the same inputs. *x* is the median over rounds of dense time /
+# kernel time, over FlashAttention-2 where that runs. *TFLOP/s* count kept blocks only. *of the dense ceiling* is
+# that rate divided by the rate of the fastest dense kernel in the same cell. At 100%, a kept block costs as much
+# time as in the dense kernel, and only skipping more blocks makes the kernel faster.
 
 # %%
 timed = [run for run in runs if (run.table("cells").sweep == "kernel").any()]
@@ -163,7 +161,8 @@ median = samples.groupby(["run_id", "cell", "method"]).ms.median().rename("ms").
 keys = ["context", "method", "sparsity_requested", "sparsity_realised"]
 ladder = cells.merge(median, on=["run_id", "cell", "method"])
 ladder = ladder.merge(
-    faster[[*keys, "value", "low", "high", "base"]].drop_duplicates(keys),  # a dense kernel is in several cells
+    # A dense kernel is timed in several cells.
+    faster[[*keys, "value", "low", "high", "base"]].drop_duplicates(keys),
     on=keys,
     how="left",
 )
@@ -174,12 +173,13 @@ ladder["share"] = ladder.tflops / ladder.ceiling
 
 context = 32768 if 32768 in set(ladder.context) else ladder.context.max()
 most = min(ladder.sparsity_requested.dropna(), key=lambda sparsity: abs(sparsity - 0.9))
-ladder = ladder[~ladder.method.str.contains("gate-shaped")]  # the same kernels on another kind of mask: Figure 6
+# Of the two kinds of masks, only random ones are shown here.
+ladder = ladder[ladder["mask"] != "gate-shaped"]
 rungs = ladder[(ladder.context == context) & (ladder.sparsity_requested.isin([most]) | (ladder["mask"] == "dense"))]
 rungs = rungs.drop_duplicates(["method"]).sort_values("ms", ascending=False)
-shown = pd.DataFrame(
+comparison = pd.DataFrame(
     {
-        "rung": [colors.display(method) for method in rungs.method],
+        "kernel": [colors.display(method) for method in rungs.method],
         "implementation": rungs.implementation,
         "skipped": rungs.sparsity_realised.map("{:.0%}".format),
         "ms": rungs.ms.map("{:.3g}".format),
@@ -191,13 +191,12 @@ shown = pd.DataFrame(
         "of the dense ceiling": rungs.share.map("{:.0%}".format),
     }
 )
-display(shown.style.hide().set_caption(f"context {style.size(context)}, {most:.0%} asked for"))
+display(comparison.style.hide().set_caption(f"context {style.size(context)}, requested sparsity {most:.0%}"))
 
-# %% [markdown]
-# Left: the rate on kept blocks. If a kernel's line falls towards high sparsity, it has work that does not
-# shrink with the number of blocks: launches, lists, the beginning and end of each row. Right: the share of the
-# ideal speed-up 1 / (1 - skipped), drawn dashed. A kernel above that line is more efficient per block than the
-# dense kernel that it is compared with.
+# %% [markdown] Left: the rate on kept blocks. If the line of a kernel falls towards high sparsity, a part of its
+# work does not shrink with the number of blocks, probably launches, lists, and the beginning and end of each row.
+# Right: the speed-up, with the ideal 1 / (1 - skipped) dashed. A kernel above the dashed line has a higher rate
+# than the dense kernel that it is compared with.
 
 # %% tags=["hide-input"]
 plain = ladder[ladder.context == context]
@@ -206,12 +205,12 @@ with rc_context(style.STYLE):
     figure, (left, right) = style.figure(1, 2, 3.0)
     for method, line in plain[plain["mask"] != "dense"].groupby("method", sort=False):
         line = line.sort_values("sparsity_realised")
-        look = {"color": colors.colour(method), "marker": colors.marker(method), "label": colors.display(method)}
+        look = {"color": colors.color(method), "marker": colors.marker(method), "label": colors.display(method)}
         left.plot(line.sparsity_realised, line.tflops, **look)
         right.plot(line.sparsity_realised, line.value, **look)
         right.fill_between(line.sparsity_realised, line.low, line.high, color=look["color"], alpha=style.BAND)
     for method, line in plain[plain["mask"] == "dense"].groupby("method", sort=False):
-        left.axhline(line.tflops.median(), color=colors.colour(method), linestyle=":", label=colors.display(method))
+        left.axhline(line.tflops.median(), color=colors.color(method), linestyle=":", label=colors.display(method))
     skipped = torch.linspace(0, float(plain.sparsity_realised.max()), 50)
     right.plot(skipped, 1 / (1 - skipped), "--", color="0.6", label="1 / (1 - skipped)")
     left.set(
@@ -223,32 +222,31 @@ with rc_context(style.STYLE):
     right.set(xlabel="blocks skipped", ylabel="speed-up (x)", title=f"over {base} ({kernel_of[base]})")
     left.legend(fontsize=5)
     right.legend(fontsize=5)
-    notebooks.caption(figure, frames.label(run, cells, timed=True))
+    notebooks.caption(figure, str(labels.label(run, cells, timed=True)))
 notebooks.picture(figure, "Rate on kept blocks and speed-up against sparsity, one line per kernel")
 
-# %% [markdown]
-# The speed-up against the length. In short contexts the launch of the kernel is a large part of the time; in
-# long ones it is not visible.
+# %% [markdown] The next table has this speed-up at each context. In short contexts the fixed cost of a launch is
+# probably a larger part of the time.
 
 # %%
-table = ladder[ladder.sparsity_requested == most].assign(rung=lambda frame: frame.method.map(colors.display))
-table = table.pivot_table(index="rung", columns="context", values="value")
+table = ladder[ladder.sparsity_requested == most].assign(kernel=lambda frame: frame.method.map(colors.display))
+table = table.pivot_table(index="kernel", columns="context", values="value")
 table.columns = [style.size(context) for context in table.columns]
 display(table.map("{:.2f}x".format).reset_index().style.hide().set_caption(f"speed-up at {most:.0%}"))
 
 # %% [markdown]
 # ## 7. The kernel that makes the training target
 #
-# The gate learns from the dense map pooled to blocks. A naive implementation needs the whole map in memory. The
-# pooled kernel takes the maximum of each block inside FlashAttention's loop.
+# The gate is trained to predict the dense attention map, pooled to blocks. The naive computation holds the whole
+# map in memory. The pooled-map kernel takes the maximum of each block during FlashAttention's loop.
 
 # %% tags=["hide-input"]
-trainers = [one for one in runs if (one.table("cells").sweep == "training_kernel").any()]
-if trainers:
-    one = next((one for one in trainers if one is run or one.folder == run.folder), trainers[0])
-    of_training = one.table("cells")
+candidates = [each for each in runs if (each.table("cells").sweep == "training_kernel").any()]
+if candidates:
+    training_run = next((each for each in candidates if each.folder == run.folder), candidates[0])
+    of_training = training_run.table("cells")
     of_training = of_training[of_training.sweep == "training_kernel"]
-    times = aggregates.latencies(of_training, one.table("samples"))
+    times = aggregates.latencies(of_training, training_run.table("samples"))
     memory = of_training.set_index(["method", "context"]).peak_mib
     lines = [
         {
@@ -257,17 +255,17 @@ if trainers:
             "implementation": line.implementation,
             "ms": "" if pd.isna(line.value) else f"{line.value:.3g} [{line.low:.3g}, {line.high:.3g}]",
             "peak MiB": "" if pd.isna(line.value) else f"{memory[line.method, line.context]:,.0f}",
-            "why not": line.reason if isinstance(line.reason, str) else "",
+            "reason": line.reason if isinstance(line.reason, str) else "",
         }
         for line in times.sort_values(["context", "value"]).itertuples()
     ]
-    display(pd.DataFrame(lines).style.hide().set_caption(frames.label(one, of_training, timed=True)))
+    display(pd.DataFrame(lines).style.hide().set_caption(str(labels.label(training_run, of_training, timed=True))))
 
 # %% [markdown]
 # ## 8. What did not work
 #
-# [docs/LOG.md](../docs/LOG.md) keeps every experiment with its prediction and result. The kernel experiments
-# whose outcome is negative:
+# [docs/LOG.md](../docs/LOG.md) has every experiment with its prediction and result. These are the kernel
+# experiments with a negative outcome:
 
 # %%
 index = re.findall(

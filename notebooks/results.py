@@ -8,10 +8,10 @@
 # %% [markdown]
 # # Results: every artefact, the numbers behind it, and what they mean
 #
-# How much of attention can be skipped in a long prefill, what does that cost in quality, and how much time does
-# it really save? This notebook answers in that order. It measures nothing: it reads rows (parquet, one fact per
-# row) and computes all numbers from them. Each artefact is drawn once for every machine below that measured it;
-# its caption names machine, date and commit.
+# SeerBench asks one question: how much attention can be skipped in a long prefill, at what loss, and how much
+# time does that save? This notebook answers in that order. It measures nothing: it reads rows (parquet, one fact
+# per row) and computes every number from them. Each artefact is drawn once per machine that measured it; its
+# caption names machine, date and commit.
 
 # %%
 import importlib
@@ -20,36 +20,36 @@ from functools import cache
 import pandas as pd
 from IPython.display import Markdown, display
 
-from seerbench.artefacts import ARTEFACTS, aggregates, colors, frames, table_format
-from seerbench.errors import ResultsError
+from seerbench.artefacts import ARTEFACTS, aggregates, colors, table_format
+from seerbench.artefacts.paper_numbers import paper_values
+from seerbench.errors import MissingRows
 from seerbench.report import notebooks
 from seerbench.report import verdicts as report_verdicts
 
 runs = notebooks.runs()
-paper = frames.paper_values()
+paper = paper_values()
 notebooks.overview(runs).style.hide()
 
-# %% [markdown]
-# A run contains what one preset measured on one machine. A small model on a CPU can tell which method finds the
-# right blocks, and nothing about a GPU's speed. A run of kernels tells what time is saved, and nothing about
-# quality. So read the *scale* column first.
+# %% [markdown] A run has what one preset measured on one machine. A small model on a CPU shows which method finds
+# the right blocks; it says nothing about the speed of a GPU. A run of kernels shows how much time is saved, and
+# nothing about loss. The column *scale* says what the numbers of a run are about.
 
 
 # %% tags=["hide-input"]
 @cache
 def measured(name):
-    """Return (run, frame) of an artefact for every machine that measured it, fresh runs before published ones."""
-    found, machines = [], set()
+    """Return (run, frame) pairs: the frame of an artefact from every machine that measured it, fresh runs first."""
+    pairs, machines = [], set()
     for run in runs:
         machine = tuple(run.table("runs").device.unique())
         if machine in machines:
             continue
         try:
-            found.append((run, importlib.import_module(f"seerbench.artefacts.{name}").collect(run, paper)))
-        except ResultsError:
-            continue  # this run has no rows for it
+            pairs.append((run, importlib.import_module(f"seerbench.artefacts.{name}").collect(run, paper)))
+        except MissingRows:
+            continue
         machines.add(machine)
-    return found
+    return pairs
 
 
 def show(name):
@@ -63,8 +63,8 @@ def show(name):
             if not (frame.source == source).any():
                 continue
             block = module.render(frame[frame.source == source])
-            said = [column for column in block if not block[column].isin([table_format.ABSENT, ""]).all()]
-            display(block[said].style.hide().set_caption(f"{entry.title}: {source}"))
+            filled = [column for column in block if not block[column].isin([table_format.ABSENT, ""]).all()]
+            display(block[filled].style.hide().set_caption(f"{entry.title}: {source}"))
         display(Markdown("\n".join(f"- {note}" for note in [*module.remarks(frame), *table_format.notes(frame)])))
     if not measured(name):
         print(f"no run here has rows for {name}")
@@ -73,9 +73,9 @@ def show(name):
 # %% [markdown]
 # ## What is lost when blocks are skipped
 #
-# Figure 4 shows perplexity against sparsity. Table 1 has the same numbers, with the baselines at equal
-# sparsity. Perplexities of different documents differ far more than a method changes any one of them, so
-# compare the *loss*: nats per token over dense on the same documents. 0.01 nats is 1% in perplexity.
+# Figure 4 shows perplexity against the share of skipped blocks. Table 1 has these numbers with the baselines at
+# equal sparsity. The perplexities of documents differ far more than a method changes any of them, so compare the
+# *loss*: nats per token above dense on the same documents. 0.01 nats per token are 1% of perplexity.
 
 # %%
 show("fig4")
@@ -83,33 +83,33 @@ show("fig4")
 show("table1")
 
 # %% [markdown]
-# Usually the question is the reverse one: how much can be skipped? Below, for each method and context, the
-# highest sparsity whose loss is at most 0.02 nats with its whole 95% interval. An empty cell: none of the
-# measured sparsities.
+# Users often ask the reverse question: which sparsity has an acceptable loss? The next tables have, for each method
+# and context, the highest realised sparsity at which the whole 95% interval of the loss is at most 0.02 nats per
+# token. In an empty cell, no measured sparsity meets that.
 
 # %%
-BEARABLE = 0.02  # nats per token, 2% in perplexity; choose your own
+ACCEPTABLE = 0.02  # nats per token, 2% of perplexity; choose your own
 
 for run, frame in measured("table1"):
-    known = frame[(frame.source == "measured") & (frame.metric == "perplexity") & frame.delta.notna()]
-    fine = known[(known.delta_high <= BEARABLE) & (known.method != "dense")]
-    fine = fine.assign(method=[colors.display(method, gate) for method, gate in zip(fine.method, fine.gate)])
-    furthest = fine.pivot_table(index="method", columns="context", values="sparsity_realised", aggfunc="max")
-    shares = furthest.map(lambda share: "" if pd.isna(share) else f"{share:.0%}").reset_index()
-    display(shares.style.hide().set_caption(f"{run.folder.name}: skipped at a loss of at most {BEARABLE} nats"))
+    rows = frame[(frame.source == "measured") & (frame.metric == "perplexity") & frame.delta.notna()]
+    rows = rows[(rows.delta_high <= ACCEPTABLE) & (rows.method != "dense")]
+    rows = rows.assign(method=[colors.display(method, gate) for method, gate in zip(rows.method, rows.gate)])
+    highest = rows.pivot_table(index="method", columns="context", values="sparsity_realised", aggfunc="max")
+    shares = highest.map(lambda share: "" if pd.isna(share) else f"{share:.0%}").reset_index()
+    title = f"{run.folder.name}: blocks skipped at a loss of at most {ACCEPTABLE} nats per token"
+    display(shares.style.hide().set_caption(title))
 
-# %% [markdown]
-# Perplexity averages over all tokens, and most tokens need only nearby blocks. Retrieval tasks need one far
-# block, and show what perplexity does not.
+# %% [markdown] Perplexity is an average over all tokens, and most tokens depend mainly on nearby ones. Look-up
+# tasks need one distant block, so they show losses that perplexity hides.
 
 # %%
 show("table2")
 # %% [markdown]
 # ## Are they the right blocks?
 #
-# Recall compares the chosen blocks with the oracle's: those with the most attention. *Kept mass* weighs each
-# block by its attention. A method can have low recall and yet lose little, if the missed blocks have little
-# weight. The notebook `gates` shows single heads.
+# *Recall* is the share of the oracle's blocks, those with the most attention, that a method keeps. *Kept mass* is
+# the share of the attention map in the blocks that it keeps. A method can have a low recall and still lose
+# little, if the blocks that it misses hold little attention. The notebook `gates` shows single heads.
 
 # %%
 show("recall")
@@ -118,19 +118,18 @@ show("fig7")
 # %% [markdown]
 # ## What makes a good gate
 #
-# Figure 10 compares all 49 poolings of Q and K. Figure 9 asks whether the gate needs RoPE beyond its training
-# length. Table 3 asks whether training gate and model together keeps more quality than training the gate
-# afterwards. Look at the intervals before believing an order: the cell below counts how many poolings cannot be
-# distinguished from the best one.
+# Figure 10 compares all 49 poolings of Q and K. Figure 9 compares gates with and without RoPE beyond their training
+# length. Table 3 compares training gate and model together with training the gate afterwards. An ordering means
+# nothing where intervals overlap: the next cell counts the poolings whose interval overlaps that of the best one.
 
 # %%
 show("fig10")
 for _, frame in measured("fig10"):
-    known = frame[(frame.source == "measured") & frame.y.notna()]
-    for sparsity, group in known.groupby("sparsity_requested"):
+    rows = frame[(frame.source == "measured") & frame.y.notna()]
+    for sparsity, group in rows.groupby("sparsity_requested"):
         best = group.loc[group.y.idxmin()]
-        alike = (group.low <= best.high).sum()
-        print(f"at {sparsity:.0%}: best {best.gate}; the intervals of {alike} of {len(group)} reach its own")
+        overlapping = (group.low <= best.high).sum() - 1
+        print(f"at {sparsity:.0%}: best {best.gate}; {overlapping} of {len(group) - 1} others overlap its interval")
 
 # %%
 show("ablation")
@@ -142,10 +141,10 @@ show("table3")
 # %% [markdown]
 # ## What time is saved
 #
-# There are three different questions. *Kernel*: sparse attention alone, with given blocks. *Method*: choosing
-# the blocks included. *End to end*: the whole prefill, with the parts that sparse attention does not shorten.
-# Each speed-up is the median over rounds of dense / method within the round, where dense is FlashAttention-2 if
-# it runs and torch's own dense kernel otherwise.
+# Three times are often confused. *Kernel* is the sparse attention alone, for given blocks. *Method* includes
+# block selection. *End to end* is the whole prefill, with the parts that sparse attention cannot shorten. Each
+# speed-up is the median over rounds of dense time / method time, over FlashAttention-2 where that runs and over
+# torch's own dense kernel elsewhere.
 
 # %%
 show("fig1")
@@ -160,11 +159,11 @@ show("table4")
 # %%
 show("fig8")
 # %% [markdown]
-# ### From which sparsity on is it faster?
+# ### From which sparsity is it faster?
 #
-# For each run, sweep, context and method: the lowest requested sparsity whose speed-up has its whole interval
-# above 1, and the speed-up at the highest measured sparsity. "Never" is an answer too: in short contexts there
-# is little to save.
+# For each run, sweep, context and method, the next table has the lowest requested sparsity at which the whole
+# interval of the speed-up is above 1, and the speed-up at the highest measured sparsity. "Never" means that no
+# measured sparsity is faster.
 
 # %% tags=["hide-input"]
 SWEEPS = {"kernel": "attend", "methods": "total", "ttft": "ttft"}
@@ -173,10 +172,11 @@ lines = []
 for run in runs:
     cells, samples = run.table("cells"), run.table("samples")
     for sweep, stage in SWEEPS.items():
-        here = cells[cells.sweep == sweep]
-        if here.empty:
+        # Of the two kinds of masks, only random ones are shown here.
+        of_sweep = cells[(cells.sweep == sweep) & (cells["mask"] != "gate-shaped")]
+        if of_sweep.empty:
             continue
-        speed = aggregates.speedups(here, samples[samples.run_id.isin(here.run_id)], stage)
+        speed = aggregates.speedups(of_sweep, samples[samples.run_id.isin(of_sweep.run_id)], stage)
         speed = speed[(speed.status == "measured") & speed.sparsity_requested.notna()]
         for (context, method), group in speed.groupby(["context", "method"], sort=False):
             pays, most = group[group.low > 1], group.loc[group.sparsity_requested.idxmax()]
@@ -189,19 +189,19 @@ for run in runs:
                     "method": colors.display(method),
                     "over": most.base,
                     "pays from": f"{pays.sparsity_requested.min():.0%}" if len(pays) else "never",
-                    "at most": f"{most.sparsity_requested:.0%}: {interval}",
+                    "at the highest": f"{most.sparsity_requested:.0%}: {interval}",
                 }
             )
-crossing = pd.DataFrame(lines, columns=["run", "sweep", "context", "method", "over", "pays from", "at most"])
+crossing = pd.DataFrame(lines, columns=["run", "sweep", "context", "method", "over", "pays from", "at the highest"])
 order = {sweep: place for place, sweep in enumerate(SWEEPS)}
 crossing = crossing.sort_values(["run", "sweep", "context"], key=lambda x: x.map(order) if x.name == "sweep" else x)
-display(crossing[~crossing.method.str.contains("gate-shaped")].style.hide())
+display(crossing.style.hide())
 
 # %% [markdown]
 # ## Loss against time
 #
-# Both on the same model, text and masks: what a method loses against what it saves, with and without the time
-# to choose the blocks. Better is lower and further right. If a run has no context with both, nothing is drawn.
+# This figure shows loss against speed-up on the same model, text and masks, with and without the time of block
+# selection. Points further right and lower are better. It needs a run with both at one context.
 
 # %%
 show("pareto")
@@ -209,21 +209,24 @@ show("pareto")
 # %% [markdown]
 # ## The paper's claims
 #
-# Each sentence of the paper with a number or an ordering in it, judged by code (`seerbench/report/verdicts.py`)
-# from the rows of the run that reaches the longest context. "Not reproduced" includes undecided claims: an
-# interval that contains the bound.
+# A claim is a sentence of the paper with a number or an ordering. Code judges each claim (`seerbench/report/
+# verdicts.py`) from the rows of the run that reaches the longest context. "Not reproduced" includes undecided
+# claims, whose interval contains the bound.
 
 # %%
 verdicts = report_verdicts.judge(runs)
-display(pd.Series([one.verdict for one in verdicts]).value_counts().rename("claims").to_frame())
+display(pd.Series([verdict.verdict for verdict in verdicts]).value_counts().rename("claims").to_frame())
 pd.DataFrame(
-    [{"claim": f"{one.id}: {one.claim}", "verdict": one.shown, "finding": one.finding} for one in verdicts]
+    [
+        {"claim": f"{verdict.id}: {verdict.claim}", "verdict": verdict.with_scale, "finding": verdict.finding}
+        for verdict in verdicts
+    ]
 ).style.hide().set_properties(**{"white-space": "normal", "min-width": "9rem", "vertical-align": "top"})
 
 # %% [markdown]
 # ## What is not here
 #
-# Artefacts that no run above has rows for, and the rows that they need:
+# These artefacts have no rows in any run above. Each line says which rows they need.
 
 # %%
 for name in ARTEFACTS:

@@ -1,8 +1,8 @@
-"""Artefacts: the paper's tables and figures (and some beyond it), drawn from a run's rows.
+"""Artefacts: the tables and figures of the paper, and some beyond it, drawn from the rows of a run.
 
-One module an artefact. A figure has `collect(run, paper) -> frame` and `draw(frame) -> Figure`, a table
-`collect`, `render(frame) -> frame of strings` and `remarks(frame)`. `make` writes one of them;
-listing them imports neither matplotlib nor torch.
+Each artefact is one module. A figure has `collect(run, paper) -> frame` and `draw(frame) -> Figure`. A table has
+`collect`, `render(frame) -> frame of strings` and `remarks(frame) -> lines of text`. `make` writes the files of one
+artefact. Listing the artefacts imports neither matplotlib nor torch.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from seerbench.rows.store import Run, atomically
 
 @dataclass(frozen=True)
 class Artefact:
-    """What an artefact is and what it reads: (table, part), a part being a file stem or its beginning and *.
+    """Describe one artefact: its title, its kind and the rows that it reads.
 
-    "a|b" is any of them.
+    kind: "table" or "figure". needs: pairs of a table of rows and a part, which is the stem of a file; "*"
+    matches any ending, and "a|b" matches either of two.
     """
 
     title: str
-    kind: str  # table | figure
+    kind: str
     needs: tuple[tuple[str, str], ...]
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """The files that `make` writes."""
+        """Return the suffixes of the files that `make` writes."""
         return (".csv", ".md", ".tex") if self.kind == "table" else (".svg", ".png", ".csv")
 
 
-def _timed(*sweeps: str) -> tuple[tuple[str, str], ...]:
+def _timings(*sweeps: str) -> tuple[tuple[str, str], ...]:
+    """Return the needs of an artefact that reads these timing sweeps."""
     return tuple((table, f"{sweep}-*") for sweep in sweeps for table in ("cells", "samples"))
 
 
@@ -40,41 +42,44 @@ ARTEFACTS: dict[str, Artefact] = {
     "table1": Artefact("Perplexity over context and sparsity", "table", (("perplexity", "contexts"),)),
     "table2": Artefact("Task accuracy over length buckets", "table", (("tasks", "longbench|retrieval"),)),
     "table3": Artefact("Long-context extension with YaRN", "table", (("perplexity", "yarn*"),)),
-    "table4": Artefact("Time to first token", "table", _timed("ttft")),
+    "table4": Artefact("Time to first token", "table", _timings("ttft")),
     "fig1": Artefact(
         "Fine-tuning loss, perplexity against sparsity, kernel speed-up",
         "figure",
-        (("training", "finetune-*"), ("perplexity", "yarn*"), *_timed("kernel")),
+        (("training", "finetune-*"), ("perplexity", "yarn*"), *_timings("kernel")),
     ),
     "fig4": Artefact("Perplexity against sparsity", "figure", (("perplexity", "contexts*"),)),
-    "fig5": Artefact("Where the time of sparse attention goes", "figure", _timed("methods")),
-    "fig6": Artefact("Attention speed-up against sparsity", "figure", _timed("methods", "kernel")),
+    "fig5": Artefact("Where the time of sparse attention goes", "figure", _timings("methods")),
+    "fig6": Artefact("Attention speed-up against sparsity", "figure", _timings("methods", "kernel")),
     "fig7": Artefact("True and predicted block maps", "figure", (("maps", "maps"),)),
-    "fig8": Artefact("Cost of the training kernel", "figure", _timed("training_kernel")),
+    "fig8": Artefact("Cost of the training kernel", "figure", _timings("training_kernel")),
     "fig9": Artefact("Gates with and without RoPE", "figure", (("perplexity", "rope"), ("training", "distill-*"))),
     "fig10": Artefact("All 49 poolings", "figure", (("perplexity", "pooling"),)),
     "pareto": Artefact(
-        "Loss against speed-up at the same masks", "figure", (("perplexity", "contexts"), *_timed("methods"))
+        "Loss against speed-up at the same masks", "figure", (("perplexity", "contexts"), *_timings("methods"))
     ),
-    "methods": Artefact("Time of every method: plan, attention and both", "table", _timed("methods")),
+    "methods": Artefact("Time of every method: plan, attention and both", "table", _timings("methods")),
     "ablation": Artefact("What a gate is made of", "table", (("perplexity", "gates"),)),
     "recall": Artefact("Block recall at equal sparsity", "table", (("recall", "gates"),)),
 }
 
 
 def artefact(name: str) -> Artefact:
-    """The entry of one artefact; ResultsError names the known ones for another."""
+    """Return the entry of one artefact. Raises ResultsError, which lists the known names, for an unknown one."""
     if name not in ARTEFACTS:
         raise ResultsError(f"no artefact {name!r}; the artefacts are {', '.join(ARTEFACTS)}")
     return ARTEFACTS[name]
 
 
 def make(name: str, run_dir: Path | str, paper_dir: Path | str, out_dir: Path | str) -> list[Path]:
-    """Write one artefact into `out_dir` from a run's rows and the paper's numbers; the files' paths.
+    """Write the files of one artefact into `out_dir` and return their paths.
 
-    Nothing is written if anything is wrong: every file is made first, then renamed into place.
+    run_dir: the folder of rows. paper_dir: the folder with the paper's values.csv. Every file is made before the
+    first is renamed into place, so an error leaves nothing behind. Raises MissingRows if the run lacks the rows,
+    and ResultsError for an unknown artefact or rows that cannot be read.
     """
-    from seerbench.artefacts.frames import paper_values
+    # Imported here: listing the artefacts needs neither pandas nor matplotlib.
+    from seerbench.artefacts.paper_numbers import paper_values
 
     entry = artefact(name)
     module = importlib.import_module(f"seerbench.artefacts.{name}")
@@ -83,9 +88,9 @@ def make(name: str, run_dir: Path | str, paper_dir: Path | str, out_dir: Path | 
     if entry.kind == "table":
         from seerbench.artefacts import table_format
 
-        shown, notes = module.render(frame), [*module.remarks(frame), *table_format.notes(frame)]
-        contents[".md"] = table_format.markdown(entry.title, shown, notes).encode()
-        contents[".tex"] = table_format.latex(name, entry.title, shown, notes).encode()
+        cells, notes = module.render(frame), [*module.remarks(frame), *table_format.notes(frame)]
+        contents[".md"] = table_format.markdown(entry.title, cells, notes).encode()
+        contents[".tex"] = table_format.latex(name, entry.title, cells, notes).encode()
     else:
         from seerbench.artefacts import style
 
@@ -94,6 +99,6 @@ def make(name: str, run_dir: Path | str, paper_dir: Path | str, out_dir: Path | 
     written = []
     for suffix in entry.suffixes:
         path = Path(out_dir) / f"{name}{suffix}"
-        atomically(path, lambda part, suffix=suffix: part.write_bytes(contents[suffix]))
+        atomically(path, lambda temporary, suffix=suffix: temporary.write_bytes(contents[suffix]))
         written.append(path)
     return written

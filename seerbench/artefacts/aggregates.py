@@ -1,63 +1,73 @@
-"""Rows -> one line a cell with its interval: perplexity over documents, timings and speed-ups over rounds.
+"""Aggregates: one line per cell, with its interval, from raw rows.
 
-Artefacts call these in `collect`; nothing here knows how a number is shown.
+Perplexities have intervals over documents, timings and speed-ups over rounds. Artefacts call these functions in
+`collect`. Nothing here knows how a number is shown.
 """
 
 from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 
 from seerbench.rows import bootstrap
 from seerbench.rows.store import Run
 
-# What a line says of its cell, then its numbers.
 NUMBERS = ["value", "low", "high"]
 DELTAS = ["delta", "delta_low", "delta_high"]
+# The columns of every aggregate that are neither its key nor its numbers.
 OUTCOME = ["source", "metric", "unit", "count", "sparsity_realised", "status", "reason"]
-TIMED = ["model", "method", "implementation", "context", "sparsity_requested", "stage", "base"]
+# The key of a timing, and the key of a perplexity.
+TIMING = ["model", "method", "inputs_kind", "implementation", "context", "sparsity_requested", "stage", "base"]
 CELL = ["model", "corpus", "context", "method", "gate", "recipe", "sparsity_requested"]
-# The paper's baseline is FlashAttention-2; where it does not run (a CPU), it is torch's own dense kernel.
+# The paper's baseline is FlashAttention-2. Where that does not run (a CPU), it is torch's own dense kernel.
 REFERENCES = ("fa2", "dense")
-# Bounds and no competitors: the best choice and the worst. Figures 5 and 6 leave them to the table `methods`.
+# Bounds, which do not compete: the best choice and a random one. Figures 5 and 6 leave them to the table `methods`.
 BOUNDS = ("oracle", "random")
-# A dense method chooses nothing, so that its attend and its total are the same thing.
+# A dense method chooses no blocks, so its attend and its total are the same measurement.
 DENSE_STAGES = ("attend", "total", "forward", "ttft")
 
 
 def perplexities(rows: pd.DataFrame, dense: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A line a cell: perplexity (value, low, high) and delta NLL against dense on the same documents.
+    """Return one line per cell: perplexity (value, low, high) and delta NLL (nats per token) against dense.
 
-    dense: the rows to compare with, matched by context, corpus and document; by default those of
-    `rows` whose method is dense. Where dense did not see a cell's documents, its delta is empty.
+    dense: the rows to compare with, matched by context, corpus and document. By default they are the rows whose
+    method is `dense`. The delta is empty where dense did not read the documents of a cell.
     """
     dense = rows[rows.method == "dense"] if dense is None else dense
     dense = dense[dense.status == "measured"].drop_duplicates(["corpus", "context", "document"])
-    base = {key: group.set_index("document").nll for key, group in dense.groupby(["corpus", "context"])}
+    dense_nll = {key: group.set_index("document").nll for key, group in dense.groupby(["corpus", "context"])}
     lines = []
     for key, cell in rows.groupby(CELL, dropna=False, sort=False):
-        line = dict(zip(CELL, key)) | {"source": "measured", "metric": "perplexity", "unit": "perplexity"}
+        line: dict[str, Any] = dict(zip(CELL, key))
+        line |= {"source": "measured", "metric": "perplexity", "unit": "perplexity"}
         done = cell[cell.status == "measured"]
         lost = cell[cell.status != "measured"]
         line |= {"count": len(done), "sparsity_realised": done.sparsity_realised.mean()}
         line["status"] = "measured" if len(done) else lost.status.iloc[0]
-        line["reason"] = _lost(lost, len(cell)) if len(lost) else None
+        line["reason"] = _reason_of_loss(lost, len(cell)) if len(lost) else None
         if len(done):
             nll = done.set_index("document").nll
             line |= dict(zip(NUMBERS, bootstrap.perplexity(nll)))
-            other = base.get((line["corpus"], line["context"]))
-            if other is not None and nll.index.intersection(other.index).size:
-                line |= dict(zip(DELTAS, bootstrap.paired_delta(other, nll)))
+            base = dense_nll.get((line["corpus"], line["context"]))
+            if base is not None and nll.index.intersection(base.index).size:
+                line |= dict(zip(DELTAS, bootstrap.paired_delta(base, nll)))
         lines.append(line)
     return _frame(lines, [*CELL, *OUTCOME, *NUMBERS, *DELTAS])
 
 
-def _lost(lost: pd.DataFrame, documents: int) -> str:
+def _reason_of_loss(lost: pd.DataFrame, documents: int) -> str:
+    """Return why documents of a cell have no number, and how many they are unless it is all of them."""
     reason = lost.reason.dropna().iloc[0] if lost.reason.notna().any() else "no reason given"
     return str(reason) if len(lost) == documents else f"{len(lost)} of {documents} documents: {reason}"
 
 
 def dense_rows(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
-    """The dense rows to compare `rows` with: their own, else the run's for the same models and corpora."""
+    """Return the dense rows to compare `rows` with.
+
+    They are among `rows`, or else those of the whole run that have the same models and corpora.
+    """
     own = rows[rows.method == "dense"]
     if len(own):
         return own
@@ -67,9 +77,9 @@ def dense_rows(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def latencies(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
-    """A line a method, cell and stage: median ms (value) with its quartiles (low, high).
+    """Return one line per method, cell and stage: the median in ms (value) and the quartiles (low, high).
 
-    A cell that was not measured keeps one line, without a stage, with its reason.
+    A cell that was not measured has one line, without a stage, with its reason.
     """
     rounds = _rounds(samples)
     lines = []
@@ -81,98 +91,108 @@ def latencies(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
         for stage, ms in stages.items():
             numbers = dict(zip(NUMBERS, bootstrap.median_iqr(ms)))
             lines.append(line | numbers | {"stage": stage, "count": len(ms)})
-    return _frame(lines, [*TIMED, *OUTCOME, *NUMBERS])
+    return _frame(lines, [*TIMING, *OUTCOME, *NUMBERS])
 
 
 def dense_latencies(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
-    """A line a dense method and context: its median over the rounds of all cells, which all have it."""
+    """Return one line per dense method and context: median ms and quartiles over the rounds of all its cells."""
     lines = []
     dense = cells[cells.apply(is_dense, axis=1)]
     for _, group in dense.groupby(["method", "context"], sort=False):
-        known = group[group.status == "measured"]
-        cell = (known if len(known) else group).iloc[0].to_dict()
+        measured = group[group.status == "measured"]
+        cell = (measured if len(measured) else group).iloc[0].to_dict()
         line = _line(cell) | {"metric": "latency", "unit": "ms"}
-        ms = samples[samples.cell.isin(known.cell) & (samples.method == cell["method"])]
+        ms = samples[samples.cell.isin(measured.cell) & (samples.method == cell["method"])]
         stages = {stage: part.ms for stage, part in ms.groupby("stage", sort=False)}
         if stages:
             stage = next(name for name in DENSE_STAGES if name in stages)
             numbers = dict(zip(NUMBERS, bootstrap.median_iqr(stages[stage])))
             line |= numbers | {"stage": stage, "count": len(stages[stage])}
         lines.append(line)
-    return _frame(lines, [*TIMED, *OUTCOME, *NUMBERS])
+    return _frame(lines, [*TIMING, *OUTCOME, *NUMBERS])
 
 
 def speedups(cells: pd.DataFrame, samples: pd.DataFrame, stage: str, against: str = "reference") -> pd.DataFrame:
-    """A line a method and cell: dense / method at `stage`, paired by round (value, low, high).
+    """Return one line per method and cell: dense time / method time at `stage`, paired by round (value, low, high).
 
-    against: "reference" (FlashAttention-2 as in the paper, torch's dense kernel where that does not
-    run) or "fastest" (the dense kernel with the lowest median in that cell). `base` names which.
+    against: "reference" (FlashAttention-2 as in the paper, torch's dense kernel where that does not run) or
+    "fastest" (the dense kernel with the lowest median in that cell). The column `base` names the dense method.
     """
     rounds = _rounds(samples)
     lines = []
     for _, group in cells.groupby(["run_id", "cell"], sort=False):
-        timed = {
+        stages_of = {
             cell["method"]: rounds.get((cell["run_id"], cell["cell"], cell["method"]), {})
             for cell in group.to_dict("records")
         }
-        base = dense_base(group, timed, stage, against)
+        base = dense_base(group, stages_of, stage, against)
         for cell in group.to_dict("records"):
-            method, ms = cell["method"], timed[cell["method"]].get(stage)
+            method, ms = cell["method"], stages_of[cell["method"]].get(stage)
             line = _line(cell) | {"metric": "speedup", "unit": "x", "stage": stage, "base": base}
             if is_dense(cell) and ms is None:
-                ms = _at(timed[method], stage)
+                ms = dense_time(stages_of[method], stage)
             if cell["status"] != "measured":
                 lines.append(line)
             elif ms is None:
-                continue  # this method has no such stage: a dense one does not plan
+                continue  # The method has no such stage.
             elif base is None:
                 lines.append(line | {"status": "missing", "reason": "no dense timing in the same cell"})
             elif method != base:
-                numbers = bootstrap.paired_speedup(_at(timed[base], stage), ms)
+                numbers = bootstrap.paired_speedup(dense_time(stages_of[base], stage), ms)
                 lines.append(line | dict(zip(NUMBERS, numbers)) | {"count": len(ms)})
-    return _frame(lines, [*TIMED, *OUTCOME, *NUMBERS])
+    return _frame(lines, [*TIMING, *OUTCOME, *NUMBERS])
 
 
-def dense_base(cells: pd.DataFrame, timed: dict[str, dict], stage: str, against: str) -> str | None:
-    """Which dense method of one cell others are compared with; None if none was timed there."""
+def dense_base(cells: pd.DataFrame, stages_of: dict[str, dict], stage: str, against: str) -> str | None:
+    """Return the dense method of one cell that the others are compared with, or None if none was timed there.
+
+    stages_of: method -> stage -> ms by round. against: as for `speedups`.
+    """
     dense = [cell["method"] for cell in cells.to_dict("records") if is_dense(cell)]
-    dense = [method for method in dense if _at(timed[method], stage) is not None]
+    dense = [method for method in dense if dense_time(stages_of[method], stage) is not None]
     if against == "fastest":
-        return min(dense, key=lambda method: _at(timed[method], stage).median(), default=None)
+        return min(dense, key=lambda method: dense_time(stages_of[method], stage).median(), default=None)
     return next((method for method in REFERENCES if method in dense), None)
 
 
-def is_dense(cell: dict) -> bool:
-    """Whether a cell's method is dense by nature, and not a sparse one that found nothing to skip."""
+def is_dense(cell: Mapping[Hashable, Any] | pd.Series) -> bool:
+    """Return whether the method of a cell is dense by nature, and not a sparse one that skipped nothing."""
     return cell["method"] in REFERENCES or cell["mask"] == "dense"
 
 
-def _at(stages: dict[str, pd.Series], stage: str) -> pd.Series | None:
+def dense_time(stages: Mapping[str, pd.Series], stage: str) -> pd.Series | None:
+    """Return the ms by round of a dense method at `stage`, or at the stage that it was timed at instead."""
     return next((stages[name] for name in (stage, *DENSE_STAGES) if name in stages), None)
 
 
 def _rounds(samples: pd.DataFrame) -> dict[tuple, dict[str, pd.Series]]:
-    """(run_id, cell, method) -> stage -> ms by round."""
-    found: dict[tuple, dict[str, pd.Series]] = {}
+    """Return (run_id, cell, method) -> stage -> ms by round."""
+    rounds: dict[tuple, dict[str, pd.Series]] = {}
     for (*key, stage), group in samples.groupby(["run_id", "cell", "method", "stage"], sort=False):
-        found.setdefault(tuple(key), {})[stage] = group.set_index("round").ms
-    return found
+        rounds.setdefault(tuple(key), {})[stage] = group.set_index("round").ms
+    return rounds
 
 
 def cell_lines(cells: pd.DataFrame) -> pd.DataFrame:
-    """A line a cell and method without a number: what is known of the cell itself."""
-    return _frame([_line(cell) for cell in cells.to_dict("records")], [*TIMED, *OUTCOME, *NUMBERS])
+    """Return one line per cell and method that holds what is known of the cell, without a number."""
+    return _frame([_line(cell) for cell in cells.to_dict("records")], [*TIMING, *OUTCOME, *NUMBERS])
 
 
 def longest(cells: pd.DataFrame) -> float:
-    """The largest context at which anything sparse was measured; the largest at all if nothing was."""
+    """Return the longest context at which a sparse method was measured, or else the longest of all."""
     sparse = cells[(cells.status == "measured") & cells.sparsity_requested.notna()]
     return (sparse if len(sparse) else cells).context.max()
 
 
-def _line(cell: dict) -> dict:
-    kept = ("method", "implementation", "context", "sparsity_requested", "sparsity_realised", "status", "reason")
-    line = {"source": "measured", "model": cell["inputs"], **{name: cell[name] for name in kept}}
+def _line(cell: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """Return the columns of a cell that every aggregate of it shows."""
+    names = ("method", "implementation", "context", "sparsity_requested", "sparsity_realised", "status", "reason")
+    line = {
+        "source": "measured",
+        "model": cell["inputs"],
+        "inputs_kind": cell["inputs_kind"],
+        **{name: cell[name] for name in names},
+    }
     if is_dense(cell) and cell["status"] == "measured":
         line["sparsity_realised"] = 0.0
     return line

@@ -1,4 +1,7 @@
-"""colors."""
+"""The palette: one name, one color and one marker per method, the same in every table and figure.
+
+The palette is Okabe and Ito's (2008), which color-blind readers can tell apart, with a few colors of Paul Tol's.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import hashlib
 import re
 
 import numpy as np
+from matplotlib.colors import to_rgb
 
-# method -> (name, colour, marker), in the order of every legend and table.
+# method -> (name, color, marker), in the order of every legend and table.
 METHODS: dict[str, tuple[str, str, str]] = {
     "dense": ("Dense", "#000000", "o"),
     "fa2": ("FlashAttention-2", "#000000", "h"),
@@ -38,17 +42,26 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "pooled": ("Pooled-map kernel", "#882255", "d"),
     "naive": ("Naive torch", "#999933", "<"),
 }
-OTHERS = ("#332288", "#117733", "#44AA99", "#AA4499", "#661100", "#6699CC")  # third parties' methods
+# For methods that are not in METHODS, such as those of third parties.
+OTHER_COLORS = ("#332288", "#117733", "#44AA99", "#AA4499", "#661100", "#6699CC")
 OTHER_MARKERS = (">", "H", "p", "8")
+# How a timed method is named that differs from its base method (steps/latency.py), and what its display name adds.
+SUFFIXES = (("+mean", " with means"), ("+fa4", " on FlashAttention-4"))
 
 
-def known(method: str) -> tuple[str, str, str] | None:
-    """The entry of METHODS; "flexprefill-128" is FlexPrefill at blocks of 128, "seer+mean" has means for blocks."""
+def entry_of(method: str) -> tuple[str, str, str] | None:
+    """Return (name, color, marker) of a method, or None if it is unknown.
+
+    A variant has the color and marker of its method: "flexprefill-128" is FlexPrefill with blocks of 128,
+    "seer+mean" is SeerAttention with block means for skipped blocks.
+    """
     if method in METHODS:
         return METHODS[method]
-    for mark, said in (("+mean", " with means"), ("+fa4", " on FlashAttention-4")):
-        if (base := known(method.replace(mark, "")) if mark in method else None) is not None:
-            return base[0] + said, base[1], base[2]
+    for suffix, words in SUFFIXES:
+        base_entry = entry_of(method.replace(suffix, "")) if suffix in method else None
+        if base_entry is not None:
+            name, color, shape = base_entry
+            return name + words, color, shape
     base, _, block = method.rpartition("-")
     if base in METHODS and block.isdigit():
         return f"{METHODS[base][0]}, {block}", *METHODS[base][1:]
@@ -56,30 +69,31 @@ def known(method: str) -> tuple[str, str, str] | None:
 
 
 def display(method: str, gate: str | None = None) -> str:
-    """The method's name for a legend or a table, with its gate or plan where it has one.
+    """Return the name of a method for a legend or a table, with its gate reference or plan file if it has one.
 
-    Of MoA's plan files the budget is left out, which the column or axis of sparsities has.
+    The budget at the end of a MoA plan's name is left out, since the column or axis of sparsities shows it.
     """
-    name = entry[0] if (entry := known(method)) else method
+    entry = entry_of(method)
+    name = entry[0] if entry else method
     if method == "moa" and isinstance(gate, str):
         gate = re.sub(r"-(kv)?\d\.\d\d$", "", gate)
     return f"{name} ({gate})" if isinstance(gate, str) and gate else name
 
 
-def colour(method: str) -> str:
-    """The method's colour, the same in all figures; an unknown method's follows from its name."""
-    return entry[1] if (entry := known(method)) else OTHERS[_digest(method) % len(OTHERS)]
+def color(method: str) -> str:
+    """Return the color of a method, the same in all figures; that of an unknown method follows from its name."""
+    entry = entry_of(method)
+    return entry[1] if entry else OTHER_COLORS[_digest(method) % len(OTHER_COLORS)]
 
 
 def marker(method: str) -> str:
-    """The method's marker."""
-    return (
-        entry[2] if (entry := known(method)) else OTHER_MARKERS[_digest(method) // len(OTHERS) % len(OTHER_MARKERS)]
-    )
+    """Return the marker of a method, the same in all figures."""
+    entry = entry_of(method)
+    return entry[2] if entry else OTHER_MARKERS[_digest(method) // len(OTHER_COLORS) % len(OTHER_MARKERS)]
 
 
 def rank(method: str) -> int:
-    """Its place in legends and tables; variants stand with their method, unknown methods come last."""
+    """Return the place of a method in legends and tables: variants with their method, unknown ones last."""
     names = list(METHODS)
     base = method.partition("+")[0]
     for name in (method, base, base.rpartition("-")[0]):
@@ -92,9 +106,7 @@ def _digest(method: str) -> int:
     return int(hashlib.sha256(method.encode()).hexdigest()[:8], 16)
 
 
-def shades(base: str, count: int) -> list[tuple[float, float, float]]:
-    """`count` steps from a light tint of `base` to a dark shade of it: ordered lines of one method."""
-    from matplotlib.colors import to_rgb
-
+def shades(base: str, count: int) -> list[tuple[float, ...]]:
+    """Return `count` colors from a light tint of `base` to a dark shade of it, for ordered lines of one method."""
     rgb, steps = np.array(to_rgb(base)), np.linspace(-0.55, 0.45, count) if count > 1 else [0.0]
     return [tuple(rgb + (1 - rgb) * -step if step < 0 else rgb * (1 - step)) for step in steps]

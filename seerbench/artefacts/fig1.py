@@ -1,42 +1,46 @@
-"""Figure 1: fine-tuning loss (a), perplexity against sparsity after it (b), kernel speed-up (c).
+"""Figure 1: fine-tuning loss (a), perplexity against sparsity after it (b), and kernel speed-up (c).
 
-The paper prints no values for (a); (b) plots its Table 3; of (c) it prints one point, 5.67x.
+The paper prints no values for (a). Its panel (b) plots its Table 3, and of (c) it prints one number, 5.67x.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import aggregates, colors, frames, style
-from seerbench.errors import ResultsError
+from seerbench.artefacts import aggregates, colors, frames, labels, paper_numbers, style
+from seerbench.errors import MissingRows
 from seerbench.rows.store import Run
 
 LOSS, QUALITY, SPEED = "a", "b", "c"
-SMOOTHED = 5  # training steps in the running mean of (a)
+SMOOTHED = 5  # The loss in (a) is a running mean over this number of training steps.
 RECIPES = {"post": ("gates trained after YaRN", "#332288"), "joint": ("YaRN with SeerAttention", "#D55E00")}
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """The three panels below each other; a panel whose rows the run lacks keeps a line with the reason."""
+    """Return the numbers of the three panels. A panel whose rows the run lacks has one line with the reason.
+
+    Raises MissingRows if the run has none of the three.
+    """
     parts = [_paper(paper)]
-    found = 0
+    measured_panels = 0
     for panel, measure in ((LOSS, _losses), (QUALITY, _perplexities), (SPEED, _speedups)):
         try:
             parts.append(measure(run).assign(panel=panel))
-            found += 1
-        except ResultsError as error:
-            if panel == SPEED and not found:
-                raise  # none of the three was measured
-            reason = f"not in this run: {str(error).removeprefix(str(run.folder)).lstrip(' ')}"
+            measured_panels += 1
+        except MissingRows as missing:
+            if panel == SPEED and not measured_panels:
+                raise
+            reason = f"this run has no {missing.what}; measure them with `seerbench {missing.step}`"
             gap = {"panel": panel, "source": "measured", "series": None, "status": "missing", "reason": reason}
             parts.append(pd.DataFrame([gap]))
     return frames.tidy(*parts)
 
 
 def _paper(paper: pd.DataFrame) -> pd.DataFrame:
-    quality = frames.printed(paper, "table3")
+    quality = paper_numbers.printed(paper, "table3")
     dense = quality[quality.method == "dense"].set_index("corpus").value
     quality = quality[quality.method != "dense"]
     quality = quality.assign(
@@ -45,7 +49,7 @@ def _paper(paper: pd.DataFrame) -> pd.DataFrame:
         x=quality.sparsity_requested,
         y=quality.value / quality.corpus.map(dense),
     )
-    speed = frames.printed(paper, "fig1c")
+    speed = paper_numbers.printed(paper, "fig1c")
     speed = speed.assign(panel=SPEED, x=speed.sparsity_requested, y=speed.value)
     return frames.tidy(quality, speed)
 
@@ -54,24 +58,25 @@ def _losses(run: Run) -> pd.DataFrame:
     rows = run.table("training")
     rows = rows[(rows.kind == "finetune") & rows.lm_loss.notna()]
     if rows.empty:
-        raise frames.unmeasured(run, "training", "training rows of the kind 'finetune'", "finetune PRESET yarn")
-    named = [
+        raise MissingRows("training", "training rows of the kind 'finetune'", "finetune PRESET yarn", run.folder)
+    series = [
         "YaRN, dense" if recipe == "yarn" else f"{recipe}, {sparsity:.0%} skipped"
         for recipe, sparsity in zip(rows.recipe, rows.sparsity_requested)
     ]
-    columns = {
-        "source": "measured",
-        "status": "measured",
-        "metric": f"lm_loss, mean of {SMOOTHED} steps",
-        "unit": "nats a token",
-    }
-    kept = rows[["recipe", "context", "sparsity_requested"]]
-    # A step sees a window or two: the running mean shows what the noise of single steps hides.
+    # One step reads only one or two windows, so the loss of single steps is mostly noise.
     smooth = rows.sort_values("step").groupby("name").lm_loss.rolling(SMOOTHED, min_periods=1).mean()
-    loss = smooth.droplevel(0).reindex(rows.index)
-    return kept.assign(
-        **columns, series=named, method="seer", x=rows.step, y=loss, label=frames.label(run, rows)
-    ).sort_values(["recipe", "sparsity_requested", "x"], ascending=[False, True, True])
+    lines = rows[["recipe", "context", "sparsity_requested"]].assign(
+        source="measured",
+        status="measured",
+        metric=f"lm_loss, mean of {SMOOTHED} steps",
+        unit="nats per token",
+        series=series,
+        method="seer",
+        x=rows.step,
+        y=smooth.droplevel(0).reindex(rows.index),
+        label=str(labels.label(run, rows)),
+    )
+    return lines.sort_values(["recipe", "sparsity_requested", "x"], ascending=[False, True, True])
 
 
 def _perplexities(run: Run) -> pd.DataFrame:
@@ -83,78 +88,77 @@ def _perplexities(run: Run) -> pd.DataFrame:
     ratios = np.exp(cells[aggregates.DELTAS])
     x = cells.sparsity_realised.fillna(cells.sparsity_requested)
     cells = cells.assign(x=x, y=ratios.delta, low=ratios.delta_low, high=ratios.delta_high)
-    return cells.assign(metric="perplexity over dense YaRN", unit="ratio", label=frames.label(run, rows))
+    return cells.assign(metric="perplexity over dense YaRN", unit="ratio", label=str(labels.label(run, rows)))
 
 
 def _speedups(run: Run) -> pd.DataFrame:
-    cells, samples = frames.timed(run, "kernel")
-    cells = cells[cells["mask"] != "gate-shaped"]  # as fast as random ones within a few percent; in the rows
+    cells, samples = frames.timings(run, "kernel")
+    # Gate-shaped masks take the same time as random ones within a few percent, so only the random ones are drawn.
+    cells = cells[cells["mask"] != "gate-shaped"]
     faster = aggregates.speedups(cells, samples, "attend")
     faster = faster[~faster.method.isin(aggregates.REFERENCES)]
     faster = faster[faster.context == aggregates.longest(cells)]
     x = faster.sparsity_realised.fillna(faster.sparsity_requested)
-    label = frames.label(run, cells, timed=True)
+    label = str(labels.label(run, cells, timed=True))
     return faster.rename(columns={"value": "y"}).assign(x=x, label=label)
 
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Three panels."""
+    """Draw the three panels side by side."""
     fig, (left, middle, right) = style.figure(1, 3, 3.2, width_ratios=[4, 5, 4])
-    _panel(left, frame, LOSS, "(a) fine-tuning loss", "training step", f"loss (nats a token, mean of {SMOOTHED})")
+    _panel(left, frame, LOSS, "(a) fine-tuning loss", "training step", f"loss (nats per token, mean of {SMOOTHED})")
     _panel(middle, frame, QUALITY, "(b) after the extension", "blocks skipped", "perplexity / dense YaRN")
     _panel(right, frame, SPEED, "(c) attention kernel only", "blocks skipped", "speed-up over dense (x)")
-    # A series is drawn where it has a number; a panel without any says why instead.
+    # A missing panel shows its reason itself, so the caption does not list it among the empty cells.
     style.caption(
         fig,
         frame[frame.status != "missing"],
-        "Paper: prints no values for (a), its Table 3 for (b), one point for (c). Bands: 95% over documents (b) "
-        "and rounds (c).",
+        "Paper: Figure 1 prints no values for (a), Table 3 has those of (b), and one number is printed for (c). "
+        "Bands: 95% intervals over documents (b) and rounds (c).",
         *(f"({gap.panel}): {gap.reason}" for gap in frame[frame.status == "missing"].itertuples()),
     )
     return fig
 
 
-def _panel(ax, frame: pd.DataFrame, panel: str, title: str, x: str, y: str) -> None:
+def _panel(ax: Axes, frame: pd.DataFrame, panel: str, title: str, x: str, y: str) -> None:
     ax.set(title=title, xlabel=x, ylabel=y)
     rows = frame[frame.panel == panel]
-    known = rows[rows.status != "missing"]
-    {LOSS: _draw_loss, QUALITY: _draw_quality, SPEED: _draw_speed}[panel](ax, known)
-    if known.empty:
-        style.say(ax, rows.reason.iloc[0])
+    present = rows[rows.status != "missing"]
+    {LOSS: _draw_loss, QUALITY: _draw_quality, SPEED: _draw_speed}[panel](ax, present)
+    if present.empty:
+        style.empty_panel(ax, rows.reason.iloc[0])
 
 
-def _draw_loss(ax, rows: pd.DataFrame) -> None:
-    series = list(rows.series.dropna().unique())
-    sparse = [name for name in series if not name.startswith("YaRN")]
-    tints = dict(zip(sparse, colors.shades(colors.colour("seer"), len(sparse))))
-    for name in series:
-        points = rows[rows.series == name]
+def _draw_loss(ax: Axes, rows: pd.DataFrame) -> None:
+    sparse = list(rows.series[rows.recipe != "yarn"].dropna().unique())
+    tints = dict(zip(sparse, colors.shades(colors.color("seer"), len(sparse))))
+    for name, points in rows.groupby("series", sort=False):
         ax.plot(points.x, points.y, color=tints.get(name, "black"), label=name, linewidth=1)
-    if series:
+    if len(rows):
         low, high = rows.y.min(), rows.y.max()
-        ax.set_ylim(top=high + 0.5 * (high - low))  # room for the legend
+        ax.set_ylim(top=high + 0.5 * (high - low))  # leaves room for the legend
         ax.legend(fontsize=6, loc="upper right")
 
 
-def _draw_quality(ax, rows: pd.DataFrame) -> None:
+def _draw_quality(ax: Axes, rows: pd.DataFrame) -> None:
     for (source, corpus, recipe), points in rows.groupby(["source", "corpus", "recipe"], sort=False):
         name, color = RECIPES.get(recipe, (recipe, None))
-        whose = f"paper, {corpus}" if source == "paper" else "measured"
+        source_name = f"paper, {corpus}" if source == "paper" else "measured"
         dash = ":" if corpus == "Proof-pile" and source == "paper" else None
-        style.line(ax, points, f"{name}: {whose}", "seer", color=color, linestyle=dash)
+        style.line(ax, points, f"{name}: {source_name}", "seer", color=color, linestyle=dash)
     ax.axhline(1, color="black", linewidth=0.8)
     if len(rows):
-        ax.set_ylim(top=1 + 1.9 * (rows[["y", "high"]].max().max() - 1))  # room for the legend
+        ax.set_ylim(top=1 + 1.9 * (rows[["y", "high"]].max().max() - 1))  # leaves room for the legend
         ax.legend(fontsize=5.5, loc="upper left")
 
 
-def _draw_speed(ax, rows: pd.DataFrame) -> None:
+def _draw_speed(ax: Axes, rows: pd.DataFrame) -> None:
     ideal = np.linspace(0, 0.92, 100)
     ax.plot(ideal, 1 / (1 - ideal), color="0.6", linestyle="--", linewidth=0.8, label="ideal: 1 / (1 - skipped)")
-    measured = rows[rows.source == "measured"].context.max()
-    if pd.notna(measured):
-        ax.set_title(f"(c) attention kernel only, {style.size(measured)}")
+    context = rows[rows.source == "measured"].context.max()
+    if pd.notna(context):
+        ax.set_title(f"(c) attention kernel only, {style.size(context)}")
     for (source, method), points in rows.groupby(["source", "method"], sort=False):
         label = colors.display(method)
         if source == "paper":

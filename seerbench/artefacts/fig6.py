@@ -1,46 +1,46 @@
-"""Figure 6: attention speed-up over dense against the sparsity that each method really reaches."""
+"""Figure 6: attention speed-up over dense against the sparsity that each method realised."""
 
 from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import aggregates, colors, frames, style
-from seerbench.errors import ResultsError
+from seerbench.artefacts import aggregates, colors, frames, labels, style
+from seerbench.errors import MissingRows
 from seerbench.rows.store import Run
 
-OURS = ("block_sparse", "block_sparse-128")
-STAGES = {"total": ("-", "choosing included"), "attend": (":", "attention alone")}
-LINES = {"-": "Filled, solid", ":": "hollow, dotted"}
+OUR_KERNELS = ("block_sparse", "block_sparse-128")
+MARKERS = {
+    "-": "Filled markers, solid lines",
+    ":": "hollow markers, dotted lines",
+}  # by line style, for the caption
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """Speed-ups of the sweep `methods` (total and attend) and, with random masks, of the sweep `kernel`."""
-    parts = []
-    cells, samples = frames.timed(run, "methods")
+    """Return speed-ups of the sweep `methods` (total and attend) and, for random masks, of the sweep `kernel`."""
+    cells, samples = frames.timings(run, "methods")
     cells = cells[~cells.method.isin(aggregates.BOUNDS)]
-    whole = set(cells.method)
-    label = frames.label(run, cells, timed=True)
-    parts += [aggregates.speedups(cells, samples, stage).assign(label=label) for stage in STAGES]
+    methods = set(cells.method)
+    label = str(labels.label(run, cells, timed=True))
+    parts = [aggregates.speedups(cells, samples, stage).assign(label=label) for stage in style.STAGE_LINES]
     try:
-        cells, samples = frames.timed(run, "kernel")
-    except ResultsError:
-        pass  # a run may have the methods without the kernels; the figure is about the methods
+        cells, samples = frames.timings(run, "kernel")
+    except MissingRows:
+        pass  # The figure is about methods, and a run may have these without kernels.
     else:
-        # The figure is about methods: of the kernels, ours on random masks shows what a method can reach.
-        cells = cells[(cells["mask"] == "dense") | cells.method.isin(OURS)]
+        # Of the kernels, only ours on random masks are shown: they bound what a method on them can reach.
+        cells = cells[(cells["mask"] == "dense") | cells.method.isin(OUR_KERNELS)]
         kernels = aggregates.speedups(cells, samples, "attend")
-        parts.append(kernels.assign(label=frames.label(run, cells, timed=True)))
+        parts.append(kernels.assign(label=str(labels.label(run, cells, timed=True))))
     frame = frames.tidy(*parts)
     if frame.empty:
-        raise frames.unmeasured(
-            run, "cells", "sparse methods in the sweep 'methods'", "latency PRESET methods CONTEXT"
-        )
-    # A method that could not run says so once, not once a stage; and a dense kernel beside the reference
-    # chooses nothing, so that its two stages are one point.
+        what = "sparse methods in the sweep 'methods'"
+        raise MissingRows("cells", what, "latency PRESET methods CONTEXT", run.folder)
+    # A method that could not run has one line, not one per stage. A dense method has one too: it plans nothing,
+    # so its two stages are the same measurement.
     dense = frame.sparsity_requested.isna() & (frame.sparsity_realised == 0)
-    twice = ((frame.status != "measured") | dense) & frame.method.isin(whole)
-    frame = frame[~twice | (frame.stage == "total")]
+    one_line = ((frame.status != "measured") | dense) & frame.method.isin(methods)
+    frame = frame[~one_line | (frame.stage == "total")]
     frame["x"] = frame.sparsity_realised.fillna(frame.sparsity_requested)
     frame["rank"] = frame.method.map(colors.rank)
     frame = frame.rename(columns={"value": "y"}).sort_values(
@@ -51,17 +51,17 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """One panel a context; solid: with choosing the blocks, dotted: the attention alone."""
-    # A dense kernel that was refused has no place on the axis; the caption has its reason.
+    """Draw one panel per context. Solid lines include block selection; dotted lines are the attention alone."""
+    # A dense kernel that was refused has no place on the axis; the caption gives its reason.
     methods = sorted(frame[frame.x.notna()].method.unique(), key=colors.rank)
     contexts = sorted(frame.context.unique())
     columns = min(3, len(contexts))
     rows = -(-len(contexts) // columns)
     fig, axes = style.figure(rows, columns, 0.9 + 2.4 * rows + 0.14 * (len(methods) / 4), sharex=True)
     for ax, context in zip(axes, contexts):
-        here = frame[frame.context == context]
-        for (method, stage), points in here.groupby(["method", "stage"], sort=False):
-            dash, _ = STAGES[stage]
+        at_context = frame[frame.context == context]
+        for (method, stage), points in at_context.groupby(["method", "stage"], sort=False):
+            dash, _ = style.STAGE_LINES[stage]
             style.line(ax, points, colors.display(method), method, linestyle=dash, fill=dash == "-")
         ax.axhline(1, color="black", linewidth=0.8)
         ax.set(title=f"context {style.size(context)}", xlabel="blocks skipped (realised)")
@@ -70,18 +70,18 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set_ylabel("speed-up over dense (x)")
     for ax in axes[len(contexts) :]:
         ax.set_axis_off()
-    known: dict[str, object] = {}
+    handles: dict[str, object] = {}
     for ax in axes:
         for handle, text in zip(*ax.get_legend_handles_labels()):
-            known.setdefault(text, handle)  # a method's first line is its filled one
-    shown = [name for name in map(colors.display, methods) if name in known]
-    fig.legend([known[name] for name in shown], shown, loc="outside upper center", ncols=4, fontsize=6)
+            handles.setdefault(text, handle)  # The first line of a method is its filled one.
+    names = [name for name in map(colors.display, methods) if name in handles]
+    fig.legend([handles[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=6)
     bases = ", ".join(colors.display(base) for base in frame.base.dropna().unique())
-    how = "; ".join(f"{LINES[dash]}: {what}" for dash, what in STAGES.values())
+    legend = "; ".join(f"{MARKERS[dash]}: {meaning}" for dash, meaning in style.STAGE_LINES.values())
     style.caption(
         fig,
         frame,
-        f"Over {bases}. {how}. Bands: 95% over rounds. Below 1: slower than dense. "
+        f"Speed-up over {bases}; below 1, the method is slower. {legend}. Bands: 95% intervals over rounds. "
         "Paper: Figure 6 prints no values.",
     )
     return fig

@@ -1,27 +1,27 @@
-"""Figure 8: what it costs to compute attention and the gate's target at once, against dense and naive."""
+"""Figure 8: time and memory of computing attention and the gate's target in one pass, beside dense and naive."""
 
 from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import aggregates, colors, frames, style
+from seerbench.artefacts import aggregates, colors, frames, labels, style
 from seerbench.rows.store import Run
 
 LATENCY, MEMORY = "a", "b"
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """Median latency (panel a) and peak memory (panel b) of each kernel at each context."""
-    cells, samples = frames.timed(run, "training_kernel")
+    """Return the median latency in ms (a) and the peak memory in MiB (b) of each kernel at each context."""
+    cells, samples = frames.timings(run, "training_kernel")
     times = aggregates.latencies(cells, samples)
     times = times.rename(columns={"value": "y"}).assign(panel=LATENCY)
     peaks = cells.assign(source="measured", panel=MEMORY, metric="peak memory", unit="MiB", y=cells.peak_mib)
     peaks["model"] = peaks.inputs
-    # On a CPU torch does not count what it allocates: an empty peak of a measured cell has no bar.
+    # On a CPU torch does not count what it allocates, so a measured cell may have no peak.
     peaks = peaks[peaks.y.notna() | (peaks.status != "measured")]
     peaks = peaks.reindex(columns=[name for name in times if name in peaks])
-    frame = frames.tidy(times, peaks).assign(label=frames.label(run, cells, timed=True))
+    frame = frames.tidy(times, peaks).assign(label=str(labels.label(run, cells, timed=True)))
     frame["x"] = frame.context
     frame["rank"] = frame.method.map(colors.rank)
     return frames.tidy(frame.sort_values(["panel", "rank", "method", "context"]))
@@ -29,7 +29,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Two panels on log axes."""
+    """Draw latency and peak memory over the context, on logarithmic axes."""
     fig, (left, right) = style.figure(1, 2, 3.0)
     for ax, panel, title, unit in (
         (left, LATENCY, "(a) latency", "time (ms)"),
@@ -37,7 +37,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     ):
         rows = frame[frame.panel == panel]
         if not rows.y.notna().any():
-            style.say(ax, "this run did not count memory")
+            style.empty_panel(ax, "this run did not count memory")
             continue
         for method, points in rows.groupby("method", sort=False):
             style.line(ax, points, colors.display(method), method)
@@ -48,7 +48,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     style.caption(
         fig,
         frame[frame.panel == LATENCY],
-        "Bands: quartiles over rounds. Pooled-map kernel: attention and the gate's target in one pass. "
+        "Bands: quartiles over rounds. The pooled-map kernel computes attention and the gate's target in one pass. "
         "Paper: Figure 8 prints no values.",
     )
     return fig

@@ -1,7 +1,8 @@
-"""Beyond the paper: what a method loses against what it saves, on the same model and text.
+"""Figure beyond the paper: the loss of each method against its speed-up, on the same model and text.
 
-Loss is the paired delta NLL of the experiment `contexts`; speed-up is that of the sweep `methods` on q, k, v
-captured in the same model, so that the masks that cost the loss are those that are timed. Right and low is good.
+The loss is the paired delta NLL of the experiment `contexts`. The speed-up is that of the sweep `methods` on q, k
+and v that were captured in the same model, so the masks that cause the loss are the masks that are timed. Points
+further right (faster) and lower (less loss) are better.
 """
 
 from __future__ import annotations
@@ -9,40 +10,43 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from seerbench.artefacts import aggregates, colors, frames, style
-from seerbench.artefacts.fig6 import STAGES
+from seerbench.artefacts import aggregates, colors, frames, gate_sets, labels, style
+from seerbench.errors import MissingRows
+from seerbench.rows.gate_ref import PAPER_GATE
+from seerbench.rows.schema import CAPTURED
 from seerbench.rows.store import Run
 
-GATE = ":v1"  # the paper's gate; the sweep times one gate a block size
 KEY = ["method", "sparsity_requested"]
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """A line a method, sparsity and stage at the longest context that has both: x the speed-up, y the delta NLL."""
+    """Return one line per method, sparsity and stage: speed-up (x) and delta NLL (y).
+
+    All lines are at the longest context that has both. SeerAttention is shown with the paper's gate, since the
+    sweep times one gate per block size. Raises MissingRows if no context has both.
+    """
     rows = frames.experiment(run, "perplexity", "contexts", "perplexity")
     losses = aggregates.perplexities(rows, aggregates.dense_rows(run, rows))
-    losses = losses[(losses.method != "seer") | losses.gate.astype(str).str.endswith(GATE)]
-    cells, samples = frames.timed(run, "methods")
-    of_model = cells.inputs.isin([f"captured:{model}" for model in losses.model.unique()])
+    losses = losses[(losses.method != "seer") | gate_sets.is_set(losses.gate, PAPER_GATE)]
+    cells, samples = frames.timings(run, "methods")
+    # Captured in a model of these losses, at a context that the model was trained for.
+    of_model = (cells.inputs_kind == CAPTURED) & cells.inputs_model.isin(losses.model.unique())
+    of_model &= cells.inputs_trained_context.isna()
     both = sorted(set(losses.context) & set(cells[of_model].context))
     if not both:
-        raise frames.unmeasured(
-            run,
-            "cells",
-            "timings of `methods` on the model and at a context of `contexts`",
-            "latency PRESET methods CONTEXT",
-        )
+        what = "timings of the sweep 'methods' on the model and at a context of the experiment 'contexts'"
+        raise MissingRows("cells", what, "latency PRESET methods CONTEXT", run.folder)
     losses, cells = losses[losses.context == both[-1]], cells[of_model & (cells.context == both[-1])]
-    losses = losses.drop(columns=["low", "high"])  # the perplexity's own
+    losses = losses.drop(columns=["low", "high"])  # the interval of the perplexity
     losses = losses.rename(columns={"delta": "y", "delta_low": "low", "delta_high": "high"})
     losses = losses[["model", "corpus", "context", "gate", *KEY, "y", "low", "high"]]
     parts = []
-    for stage in STAGES:
-        fast = aggregates.speedups(cells, samples, stage)
-        fast = fast[fast.sparsity_requested.notna()].drop(columns=["model", "context"])
-        fast = fast.rename(columns={"value": "x", "low": "x_low", "high": "x_high"})
-        parts.append(losses.merge(fast, on=KEY).assign(panel=stage))
-    frame = pd.concat(parts).assign(label=frames.label(run, rows, cells, timed=True))
+    for stage in style.STAGE_LINES:
+        faster = aggregates.speedups(cells, samples, stage)
+        faster = faster[faster.sparsity_requested.notna()].drop(columns=["model", "context"])
+        faster = faster.rename(columns={"value": "x", "low": "x_low", "high": "x_high"})
+        parts.append(losses.merge(faster, on=KEY).assign(panel=stage))
+    frame = pd.concat(parts).assign(label=str(labels.label(run, rows, cells, timed=True)))
     frame["rank"] = frame.method.map(colors.rank)
     frame = frame.sort_values(
         ["panel", "rank", "method", "sparsity_requested"], ascending=[False, True, True, True]
@@ -52,19 +56,19 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Two panels: choosing the blocks included, and the attention alone."""
-    fig, axes = style.figure(1, len(STAGES), 3.4, sharey=True)
-    for ax, (stage, (_, how)) in zip(axes, STAGES.items()):
+    """Draw two panels: with the time of block selection, and the attention alone."""
+    fig, axes = style.figure(1, len(style.STAGE_LINES), 3.4, sharey=True)
+    for ax, (stage, (_, meaning)) in zip(axes, style.STAGE_LINES.items()):
         for method, points in frame[frame.panel == stage].groupby("method", sort=False):
             points = points.sort_values("sparsity_requested")
-            colour = colors.colour(method)
+            color = colors.color(method)
             known = points[points.x.notna() & points.y.notna()]
             ax.errorbar(
                 known.x,
                 known.y,
                 xerr=[known.x - known.x_low, known.x_high - known.x],
                 yerr=[known.y - known.low, known.high - known.y],
-                color=colour,
+                color=color,
                 marker=colors.marker(method),
                 elinewidth=0.6,
                 label=colors.display(method),
@@ -76,21 +80,21 @@ def draw(frame: pd.DataFrame) -> Figure:
                     xytext=(3, 3),
                     textcoords="offset points",
                     fontsize=5,
-                    color=colour,
+                    color=color,
                 )
         ax.axvline(1, color="black", linewidth=0.8)
         ax.axhline(0, color="black", linewidth=0.4)
-        ax.set(title=how, xlabel="speed-up over dense (x)")
-    axes[0].set_ylabel("delta NLL (nats a token)")
-    known = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels())}
-    fig.legend(known.values(), known.keys(), loc="outside upper center", ncols=4, fontsize=6)
+        ax.set(title=meaning, xlabel="speed-up over dense (x)")
+    axes[0].set_ylabel("delta NLL (nats per token)")
+    handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=6)
     bases = ", ".join(colors.display(base) for base in frame.base.dropna().unique())
     place = f"{', '.join(frame.model.unique())} at {style.size(frame.context.max())}"
     style.caption(
         fig,
         frame,
-        f"{place}, {', '.join(frame.corpus.unique())}; numbers: blocks skipped (realised) in the layer timed. "
-        f"Speed-up over {bases}, 95% over rounds; delta NLL 95% over documents, paired. "
-        "Left of 1: slower than dense. The paper has no such figure.",
+        f"{place}, {', '.join(frame.corpus.unique())}. Numbers: blocks skipped (realised) in the layer that was "
+        f"timed. Speed-up over {bases} [95% interval over rounds]; left of 1, the method is slower. Delta NLL "
+        "[95% paired interval over documents]. The paper has no such figure.",
     )
     return fig

@@ -1,8 +1,7 @@
-"""How every figure looks: one style, one colour and marker a method, one caption with its labels.
+"""The form of every figure: one style, series with their intervals, and a caption with the labels.
 
-Figures are plain matplotlib `Figure` objects, made without pyplot: no global state, no window. The
-palette is Okabe and Ito's (2008), told apart by colour-blind readers, with a few of Paul Tol's.
-Measured points are filled and joined by solid lines; the paper's are hollow and dashed.
+Figures are matplotlib `Figure` objects made without pyplot, so there is no global state and no window. Measured
+points are filled and joined by solid lines; the paper's points are hollow and joined by dashed lines.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from seerbench.artefacts.colors import colour, display, marker
+from seerbench.artefacts import colors
 
 STYLE = {
     "font.size": 8,
@@ -33,27 +33,30 @@ STYLE = {
     "lines.markersize": 4,
     "legend.frameon": False,
     "legend.fontsize": 7,
-    "svg.hashsalt": "seerbench",  # element ids that do not change from run to run
+    "svg.hashsalt": "seerbench",  # Makes the identifiers of SVG elements equal in every run.
 }
-styled = rc_context(STYLE)  # decorates every `draw`
-BAND = 0.15  # opacity of an interval
-WIDTH = 7.0  # inches: two columns of a paper
+styled = rc_context(STYLE)  # Decorates every `draw`.
+BAND = 0.15  # The opacity of the band that shows an interval.
+WIDTH = 7.0  # The width of a figure in inches: two columns of a paper.
+# What a line shows of a timed method: stage -> (line style, what its time includes). Solid lines have filled
+# markers.
+STAGE_LINES = {"total": ("-", "block selection included"), "attend": (":", "attention only")}
 
 
 def size(tokens: float) -> str:
-    """8192 -> "8k"; lengths that are no multiple of 1024 stay in tokens."""
+    """Return 8192 as "8k". A length that is not a multiple of 1024 is given in tokens."""
     tokens = int(tokens)
     return f"{tokens // 1024}k" if tokens >= 1024 and tokens % 1024 == 0 else str(tokens)
 
 
-def figure(rows: int, columns: int, height: float, **options: object) -> tuple[Figure, np.ndarray]:
-    """A figure of the full width with a grid of axes, flattened."""
+def figure(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
+    """Return a figure of the full width and its axes in one flat array. height: in inches; options: of subplots."""
     fig = Figure(figsize=(WIDTH, height), layout="constrained")
     return fig, np.atleast_1d(fig.subplots(rows, columns, **options)).ravel()
 
 
 def context_axis(ax: Axes, contexts: Sequence[float]) -> None:
-    """A log-2 axis with a tick at each length that was used."""
+    """Make the x axis logarithmic (base 2) with one tick per measured context."""
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(sorted({float(context) for context in contexts})))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -62,7 +65,7 @@ def context_axis(ax: Axes, contexts: Sequence[float]) -> None:
 
 
 def log_axis(ax: Axes) -> None:
-    """A log-10 y axis with plain numbers: 1, 2, 5, 10 ..."""
+    """Make the y axis logarithmic (base 10) with plain numbers: 1, 2, 5, 10 and so on."""
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -75,25 +78,25 @@ def line(
     label: str,
     method: str,
     *,
-    color: object = None,
+    color: Any = None,
     linestyle: str | None = None,
     fill: bool | None = None,
 ) -> None:
-    """One series of `points` (x, y, low, high, source, status): line, markers, interval, unmeasured cells.
+    """Draw one series: line, markers, interval, and a cross on the x axis for each point without a number.
 
-    A cell without a value is a cross on the x axis; the caption gives its reason. Hollow means the
-    paper's number unless `fill` says otherwise.
+    points: a frame with x, y, low, high, source and status. method: gives the color and the marker, unless
+    `color` is given. fill: whether markers are filled; by default those of measured points are.
     """
     points = points.sort_values("x")
     known = points[points.y.notna()]
     paper = (points.source == "paper").all()
     filled = not paper if fill is None else fill
-    color = color or colour(method)
+    color = color or colors.color(method)
     ax.plot(
         known.x,
         known.y,
         color=color,
-        marker=marker(method),
+        marker=colors.marker(method),
         markerfacecolor=color if filled else "white",
         markersize=6 if paper else STYLE["lines.markersize"],
         linestyle=linestyle or ("--" if paper else "-"),
@@ -108,37 +111,48 @@ def line(
 
 
 def unmeasured(frame: pd.DataFrame, most: int = 3) -> list[str]:
-    """A sentence a reason that a cell is empty: "MInference at 8k: refused (head_dim 48)"."""
+    """Return one sentence per reason that a cell is empty: "MInference at 8k: refused (head_dim 48)".
+
+    most: the number of sentences; the rest is counted.
+    """
     empty = frame[~frame.status.isin(["measured", "printed"])]
-    said = []
+    sentences = []
     for (status, reason), cells in empty.groupby(["status", "reason"], sort=False, dropna=False):
-        names = ", ".join(dict.fromkeys(display(method) for method in cells.method))
+        names = ", ".join(dict.fromkeys(colors.display(method) for method in cells.method))
         contexts = ", ".join(size(context) for context in sorted(cells.context.dropna().unique()))
         at = f" at {contexts}" if contexts else ""
         because = f" ({reason})" if isinstance(reason, str) and reason else ""
-        said.append(f"{names}{at}: {str(status).replace('_', ' ')}{because}")
-    if len(said) > most:
-        said = [*said[:most], f"{len(said) - most} more reasons stand in the CSV"]
-    return [f"x on the axis: {sentence}" for sentence in said]
+        sentences.append(f"{names}{at}: {str(status).replace('_', ' ')}{because}")
+    if len(sentences) > most:
+        sentences = [*sentences[:most], f"{len(sentences) - most} more reasons are in the CSV"]
+    return [f"x on the axis: {sentence}" for sentence in sentences]
 
 
 def caption(fig: Figure, frame: pd.DataFrame, *notes: str) -> None:
-    """Under the panels: what is shown, whose numbers they are, and why cells are empty."""
+    """Write the caption under the panels: the notes, where the numbers come from, and why cells are empty."""
     lines = [*notes, *frame.label.dropna().unique(), *unmeasured(frame)]
     wrapped = "\n".join(textwrap.fill(text, 140, subsequent_indent="    ") for text in lines)
     fig.supxlabel(wrapped, fontsize=6, color="0.35", x=0.01, ha="left", linespacing=1.4)
 
 
-def say(ax: Axes, reason: str) -> None:
-    """An empty panel says why it is empty."""
+def empty_panel(ax: Axes, reason: str) -> None:
+    """Write into a panel without data why it has none."""
     ax.set_axis_off()
-    place = {"ha": "center", "va": "center", "transform": ax.transAxes}
-    ax.text(0.5, 0.5, textwrap.fill(reason, 36), color="0.35", fontsize=6, **place)
+    ax.text(
+        0.5,
+        0.5,
+        textwrap.fill(reason, 36),
+        color="0.35",
+        fontsize=6,
+        ha="center",
+        va="center",
+        transform=ax.transAxes,
+    )
 
 
 @styled
 def image(fig: Figure, kind: str) -> bytes:
-    """The figure as "svg" or "png", the same bytes each time: no date, no version, fixed ids."""
+    """Return a figure as "svg" or "png", with equal bytes in every run: no date, no version, fixed identifiers."""
     content = io.BytesIO()
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     fig.savefig(content, format=kind, dpi=160, metadata=metadata)

@@ -1,40 +1,44 @@
-"""Table 4: time to first token over context, in seconds, as a speed-up over dense, and what it is made of."""
+"""Table 4: time to first token over context, in seconds, its parts, and its speed-up over dense."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from seerbench.artefacts import aggregates, colors, frames, style, table_format
+from seerbench.artefacts import aggregates, colors, frames, labels, paper_numbers, style, table_format
+from seerbench.rows.schema import RANDOM_WEIGHTS
 from seerbench.rows.store import Run
 
-# The stages inside a forward, and what is left of it: the metrics of the breakdown, in the order they are shown.
+# The stages inside a forward and what remains of it -> the metrics of the frame, in the order of the table.
 PARTS = {"attend": "attention", "plan": "planning", "rest": "rest"}
 METRICS = ["seconds", *PARTS.values(), "speedup", "speedup_over_fastest_dense", "peak_memory"]  # in this order
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """A line a method, context and metric: METRICS."""
-    cells, every = frames.timed(run, "ttft")
-    samples = every[every.stage == "ttft"]
-    printed = frames.printed(paper, "table4")
-    skips = ~cells.apply(aggregates.is_dense, axis=1)
-    parts = [aggregates.dense_latencies(cells, samples), aggregates.latencies(cells[skips], samples)]
+    """Return one line per method, context, sparsity and metric (METRICS)."""
+    cells, every_sample = frames.timings(run, "ttft")
+    samples = every_sample[every_sample.stage == "ttft"]
+    printed = paper_numbers.printed(paper, "table4")
+    sparse = ~cells.apply(aggregates.is_dense, axis=1)
+    parts = [aggregates.dense_latencies(cells, samples), aggregates.latencies(cells[sparse], samples)]
     seconds = frames.tidy(*parts).assign(metric="seconds", unit="s")
     seconds[aggregates.NUMBERS] = seconds[aggregates.NUMBERS] / 1000
-    faster = _once(aggregates.speedups(cells, samples, "ttft"))
-    best = _once(aggregates.speedups(cells, samples, "ttft", "fastest"))
-    best = best.assign(metric="speedup_over_fastest_dense")
-    measured = [seconds, faster, best, _parts(cells, every), _peaks(cells)]
-    if set(best.base) <= set(faster.base):  # one dense kernel only: the same comparison twice
-        measured.pop(2)
-    label = frames.label(run, cells, timed=True)
+    over_reference = _dense_once(aggregates.speedups(cells, samples, "ttft"))
+    over_fastest = _dense_once(aggregates.speedups(cells, samples, "ttft", "fastest"))
+    measured = [seconds, over_reference]
+    # With a single dense kernel, both comparisons are the same.
+    if not set(over_fastest.base) <= set(over_reference.base):
+        measured.append(over_fastest.assign(metric="speedup_over_fastest_dense"))
+    measured += [_parts(cells, every_sample), _peaks(cells)]
+    label = str(labels.label(run, cells, timed=True))
     measured = [part.assign(label=label) for part in measured if len(part)]
     # The paper's dense kernel is FlashAttention-2.
-    named = printed.assign(method=printed.method.replace("dense", "fa2")) if "fa2" in set(cells.method) else printed
-    missing = frames.absent(named, measured[0])
-    frame = frames.tidy(printed, _ratios(printed), *measured, missing)
-    # At one length a method may be timed at several sparsities, and at others than at the next length: its
-    # lines are the lowest of each length, then the second ...
+    renamed = (
+        printed.assign(method=printed.method.replace("dense", "fa2")) if "fa2" in set(cells.method) else printed
+    )
+    unmeasured = frames.unmeasured_methods(renamed, measured[0])
+    frame = frames.tidy(printed, speedups_of_the_paper(printed), *measured, unmeasured)
+    # A method may be timed at several sparsities, which differ from context to context. The n-th line of a method
+    # holds the n-th lowest sparsity of each context.
     frame = frame.sort_values("sparsity_requested", kind="stable")
     frame["variant"] = frame.groupby(["source", "method", "metric", "context"], dropna=False).cumcount()
     frame["place"] = frame.metric.map(METRICS.index)
@@ -42,56 +46,62 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def _parts(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
-    """Seconds in attention, in planning and in the rest, each from the same forwards; none in older runs."""
-    place = ["run_id", "cell", "method", "round"]
-    wide = samples.pivot_table(index=place, columns="stage", values="ms")
+    """Return the seconds in attention, in planning and in the rest, each from the same forwards.
+
+    Runs that did not time the parts have none.
+    """
+    forward = ["run_id", "cell", "method", "round"]
+    wide = samples.pivot_table(index=forward, columns="stage", values="ms")
     if "plan" not in wide:
         return pd.DataFrame()
     wide["rest"] = wide.ttft - wide.plan - wide.attend
     long = wide[list(PARTS)].rename_axis(columns="stage").stack().rename("ms").reset_index()
     lines = aggregates.latencies(cells[cells.status == "measured"], long)
     lines[aggregates.NUMBERS] = lines[aggregates.NUMBERS] / 1000
-    return _once(lines).assign(metric=lambda frame: frame.stage.map(PARTS), unit="s")
+    return _dense_once(lines).assign(metric=lambda frame: frame.stage.map(PARTS), unit="s")
 
 
 def _peaks(cells: pd.DataFrame) -> pd.DataFrame:
-    """GiB that one forward takes beyond the weights: the cache and the largest layer."""
+    """Return the GiB that one forward takes in addition to the weights: the cache and the largest layer."""
     lines = aggregates.cell_lines(cells[cells.peak_mib.notna()])
     lines = lines.assign(metric="peak_memory", unit="GiB", value=cells.peak_mib.dropna().to_numpy() / 1024)
-    return _once(lines)
+    return _dense_once(lines)
 
 
-def _once(faster: pd.DataFrame) -> pd.DataFrame:
-    """The measured lines; a dense kernel, which is in every cell, once a context."""
-    faster = faster[faster.status == "measured"]
-    dense = faster.sparsity_requested.isna() & (faster.sparsity_realised == 0)
-    return pd.concat([faster[~dense], faster[dense].drop_duplicates(["method", "context", "stage"])])
+def _dense_once(lines: pd.DataFrame) -> pd.DataFrame:
+    """Return the measured lines, with one line per context for a dense kernel, which is timed in every cell."""
+    lines = lines[lines.status == "measured"]
+    dense = lines.sparsity_requested.isna() & (lines.sparsity_realised == 0)
+    return pd.concat([lines[~dense], lines[dense].drop_duplicates(["method", "context", "stage"])])
 
 
-def _ratios(printed: pd.DataFrame) -> pd.DataFrame:
-    """The paper's speed-ups, which are quotients of the seconds that it prints."""
+def speedups_of_the_paper(printed: pd.DataFrame) -> pd.DataFrame:
+    """Return the paper's speed-ups, which are quotients of the seconds that it prints.
+
+    printed: the paper's Table 4 in the columns of a frame.
+    """
     dense = printed[printed.method == "dense"].set_index("context").value
     rows = printed[(printed.method != "dense") & printed.value.notna()]
     return rows.assign(metric="speedup", unit="x", base="dense", value=rows.context.map(dense) / rows.value)
 
 
 def render(frame: pd.DataFrame) -> pd.DataFrame:
-    """One line a method and metric, one column a context."""
-    frame = _joined(frame).assign(shown_method=lambda joined: joined.apply(table_format.method, axis=1))
-    frame["what"] = frame.apply(_what, axis=1)
+    """Return one line per method and metric, with one column per context."""
+    frame = _with_joined_parts(frame)
+    frame["method_name"] = frame.apply(table_format.method_name, axis=1)
+    frame["quantity"] = frame.apply(_quantity, axis=1)
     lines = {
         "source": "source",
         "model": "model",
-        "shown_method": "method",
+        "method_name": "method",
         "variant": "variant",
-        "what": "quantity",
+        "quantity": "quantity",
     }
-    shown = table_format.grid(frame, lines, "context", _cell, style.size)
-    return shown.drop(columns="variant")
+    return table_format.grid(frame, lines, "context", _cell, style.size).drop(columns="variant")
 
 
-def _joined(frame: pd.DataFrame) -> pd.DataFrame:
-    """The three parts of a time as one line: the first entry's text holds them all."""
+def _with_joined_parts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with the three parts of a time in one line, whose column `text` holds them all."""
     first, *others = PARTS.values()
     place = ["source", "method", "context", "variant"]
     parts = frame[frame.metric.isin(PARTS.values())].set_index([*place, "metric"]).value
@@ -106,11 +116,11 @@ def _joined(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(text=texts)
 
 
-def _what(entry: pd.Series) -> str:
+def _quantity(entry: pd.Series) -> str:
     if entry.metric == "seconds":
         return "seconds"
     if entry.metric == "peak_memory":
-        return "peak memory beyond the weights, GiB"
+        return "peak memory in addition to the weights, GiB"
     if entry.metric == PARTS["attend"]:
         return "attention + planning + the rest, seconds"
     base = colors.display("fa2" if entry.source == "paper" else entry.base)
@@ -126,30 +136,30 @@ def _cell(entry: pd.Series) -> str:
     if entry.metric != "seconds":
         return f"{text}x"
     realised = entry.sparsity_realised if pd.notna(entry.sparsity_realised) else entry.sparsity_requested
-    return text + ("" if entry.method == "dense" else table_format.share(realised))
+    return text + ("" if entry.method == "dense" else table_format.in_brackets(realised))
 
 
 def remarks(frame: pd.DataFrame) -> list[str]:
-    """How to read the cells."""
+    """Return how to read the cells."""
     seconds = frame[(frame.source == "measured") & (frame.metric == "seconds") & frame["count"].notna()]
     fewest = seconds.groupby("context")["count"].min()
     rounds = ", ".join(f"{int(count)} at {style.size(context)}" for context, count in fewest.items())
-    found = [
-        "Seconds: median [quartiles] (sparsity: the paper's as printed, measured ones realised). Speed-up: "
-        f"median over rounds of dense / method [95% bootstrap interval; of three rounds it is their range]; "
-        f"rounds: {rounds or 'none'}. The paper's are quotients of its seconds.",
+    notes = [
+        "Seconds: median [quartiles] (sparsity: requested for the paper, realised for this run). Speed-up: "
+        "median over rounds of dense time / method time [95% bootstrap interval; with three rounds it is their "
+        f"range]; rounds: {rounds or 'none'}. The paper's speed-ups are quotients of its seconds.",
         "The paper's 10.09 s for FlashAttention-2 at 64k is probably a misprint of 12.09 s "
         "(results/paper/README.md).",
     ]
     if (frame.metric == PARTS["plan"]).any():
-        found.append(
-            "Attention + planning + the rest: medians over the same forwards. The rest are the linear layers, with "
-            "their norms, rotations and the cache."
+        notes.append(
+            "Attention + planning + the rest: medians over the same forwards. The rest is the time in the linear "
+            "layers, the norms, the rotations and the cache."
         )
-    if frame.model.astype(str).str.startswith("random weights").any():
-        found.append(
-            "Random weights: SeerAttention has gates as they are before training, MoA a plan for random influence, "
-            "and MInference its (512, 2048) scaled once so that it skips the paper's share; unscaled it skips "
-            "almost nothing on random weights (seerbench/random_weights.py)."
+    if (frame.inputs_kind == RANDOM_WEIGHTS).any():
+        notes.append(
+            "Random weights: SeerAttention has untrained gates, MoA a plan for random influence, and MInference "
+            "its (512, 2048) scaled once so that it skips the paper's share. Without scaling it skips almost "
+            "nothing on random weights (seerbench/models/random_weights.py)."
         )
-    return found
+    return notes

@@ -1,4 +1,4 @@
-"""How every table looks: numbers with their intervals, a grid from a frame, Markdown and LaTeX."""
+"""The form of every table: numbers with their intervals, a grid from a frame, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ from collections.abc import Callable, Hashable, Sequence
 
 import pandas as pd
 
-from seerbench.artefacts import colors
+from seerbench.artefacts import colors, gate_sets
+from seerbench.rows.gate_ref import UNTRAINED
 
-ABSENT = "-"  # a place in the grid for which the frame has no line at all
+ABSENT = "-"  # Shown where the frame has no line for a place in the grid.
 
 
 def number(value: float, low: float = math.nan, high: float = math.nan, sign: bool = False) -> str:
-    """ "12.34 [12.10, 12.60]"; the digits follow the interval, two where there is none (as printed)."""
+    """Return "12.34 [12.10, 12.60]", with as many digits as the width of the interval supports, at most 3.
+
+    A number without an interval has two digits, as the paper prints them. sign: show a plus as well.
+    """
     mark = "+" if sign else ""
     if math.isnan(low):
         return f"{value:{mark}.2f}"
-    half = max((high - low) / 2, abs(value) * 1e-4, 1e-3)
-    digits = min(3, max(0, 1 - math.floor(math.log10(half))))
+    half_width = max((high - low) / 2, abs(value) * 1e-4, 1e-3)
+    digits = min(3, max(0, 1 - math.floor(math.log10(half_width))))
     return f"{value:{mark}.{digits}f} [{low:{mark}.{digits}f}, {high:{mark}.{digits}f}]"
 
 
-def share(value: float) -> str:
-    """ " (0.90)" for a known sparsity, nothing for an unknown one."""
-    return "" if math.isnan(value) else f" ({value:.2f})"
+def in_brackets(share: float) -> str:
+    """Return " (0.90)" for a known sparsity, and nothing for an unknown one."""
+    return "" if math.isnan(share) else f" ({share:.2f})"
 
 
-def asked(entry: pd.Series) -> str:
-    """The requested sparsity; "own" for a method that takes none, nothing for a cell that was not measured."""
+def requested(entry: pd.Series) -> str:
+    """Return the requested sparsity of a line of a frame.
+
+    It is "own" for a method that takes none, and empty for a method that was not measured.
+    """
     if entry.method == "dense":
         return "0.00"
     if math.isnan(entry.sparsity_requested):
@@ -43,10 +50,11 @@ def grid(
     cell: Callable[[pd.Series], str],
     heading: Callable[[Hashable], str] = str,
 ) -> pd.DataFrame:
-    """One line for each value of the columns `rows` (name -> heading), one column for each of `column`.
+    """Return a frame of strings with one line per value of the columns `rows` and one column per value of `column`.
 
-    Lines keep the frame's order, columns are sorted where they are numbers. A place of which the frame
-    says nothing shows ABSENT; one that was not measured shows its status and the number of its note.
+    rows: name of a column -> heading. cell, heading: how a line of the frame and a value of `column` are written.
+    Lines keep the order of the frame; columns are sorted if they are numbers. A place without a line holds
+    ABSENT. A place that was not measured holds its status and the number of the note with its reason.
     """
     reasons = _reasons(frame)
     values = list(dict.fromkeys(frame[column].dropna()))
@@ -62,54 +70,57 @@ def grid(
 
 
 def _reasons(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return each pair of status and reason for which a cell is empty, once, in the order of the frame."""
     empty = frame[~frame.status.isin(["measured", "printed", "missing"])]
     return list(dict.fromkeys((entry.status, entry.reason or "no reason given") for entry in empty.itertuples()))
 
 
 def _unmeasured(entry: pd.Series, reasons: list[tuple[str, str]]) -> str | None:
+    """Return what the grid holds in place of a number, or None if the line has one."""
     if entry.status in ("measured", "printed"):
         return None
     if entry.status == "missing":
         return entry.reason
-    place = reasons.index((entry.status, entry.reason or "no reason given")) + 1
-    return f"{entry.status.replace('_', ' ')}, note {place}"
+    note = reasons.index((entry.status, entry.reason or "no reason given")) + 1
+    return f"{entry.status.replace('_', ' ')}, note {note}"
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
-    """Whose numbers they are, then the numbered reasons of empty cells."""
+    """Return the notes under a table: where its numbers come from, then the numbered reasons of empty cells."""
     reasons = [
         f"Note {place}: {status.replace('_', ' ')}: {reason}."
         for place, (status, reason) in enumerate(_reasons(frame), 1)
     ]
-    blank = f"{ABSENT}: a cell that neither the paper nor this run has."
-    return [*(f"{text}." for text in frame.label.dropna().unique()), *reasons, blank]
+    absent = f"{ABSENT}: neither the paper nor this run has this number."
+    return [*(f"{text}." for text in frame.label.dropna().unique()), *reasons, absent]
 
 
-def method(entry: pd.Series) -> str:
-    """The method as a table names it."""
+def method_name(entry: pd.Series) -> str:
+    """Return the name of the method of a line, as tables show it."""
     return colors.display(entry.method, entry.get("gate"))
 
 
 def ordered(frame: pd.DataFrame, *then: str) -> pd.DataFrame:
-    """The paper's block first, then the measured one; methods in their order, then by `then`."""
+    """Return the lines sorted: the paper before this run, then by method, trained gates first, then by `then`."""
     keys = pd.DataFrame(
         {"block": (frame.source != "paper").astype(int), "rank": frame.method.map(colors.rank)}, frame.index
     )
     gates = frame.gate.fillna("").astype(str) if "gate" in frame else pd.Series("", frame.index)
-    keys = keys.assign(method=frame.method, bare=gates.str.contains("untrained"), gate=gates).join(frame[[*then]])
+    untrained = gate_sets.is_set(gates, UNTRAINED)
+    keys = keys.assign(method=frame.method, untrained=untrained, gate=gates).join(frame[[*then]])
     return frame.loc[keys.sort_values(list(keys), kind="stable").index].reset_index(drop=True)
 
 
-def markdown(title: str, shown: pd.DataFrame, notes: Sequence[str]) -> str:
-    """The table as GitHub shows it, notes below."""
-    body = shown.to_markdown(index=False, disable_numparse=True)
+def markdown(title: str, cells: pd.DataFrame, notes: Sequence[str]) -> str:
+    """Return a frame of strings as a Markdown table with its title above and its notes below."""
+    body = cells.to_markdown(index=False, disable_numparse=True)
     return f"**{title}**\n\n{body}\n\n" + "".join(f"- {note}\n" for note in notes)
 
 
-def latex(name: str, title: str, shown: pd.DataFrame, notes: Sequence[str]) -> str:
-    """A table float with booktabs rules, as wide as the text; needs booktabs and graphicx."""
-    styler = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    body = styler.to_latex(hrules=True, column_format="l" * shown.shape[1])
+def latex(name: str, title: str, cells: pd.DataFrame, notes: Sequence[str]) -> str:
+    """Return a frame of strings as a LaTeX table of the width of the text; it needs booktabs and graphicx."""
+    styler = cells.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    body = styler.to_latex(hrules=True, column_format="l" * cells.shape[1])
     below = " ".join(_escaped(note) for note in notes)
     return (
         "% needs \\usepackage{booktabs,graphicx}\n\\begin{table}\n\\centering\n"

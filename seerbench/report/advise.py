@@ -1,7 +1,7 @@
-"""`seerbench advise`: what pays off at a context on a GPU, read from rows; nothing is measured or extrapolated.
+"""`seerbench advise`: what pays off at a context on a machine, read from rows. Nothing is measured or extrapolated.
 
-Speed comes from timed cells (time to first token before whole methods before kernels alone), loss from
-perplexity rows. They may come from different runs: each line of advice names the run that it is from.
+Speed comes from timed cells: time to first token if a run has it, else whole methods, else kernels alone. Loss
+comes from perplexity rows. The two may come from different runs; each block of advice names its run.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from seerbench.artefacts import aggregates, frames
+from seerbench.artefacts import aggregates, labels
 from seerbench.rows.store import Run
 
-# sweep -> (stage, what its time holds), the most telling first.
+# sweep -> (stage, what its time includes), the most informative first.
 SWEEPS = {
     "ttft": ("ttft", "time to first token, planning included"),
     "methods": ("total", "one layer's attention, planning included"),
@@ -24,75 +24,79 @@ KEY = ["context", "method", "sparsity_requested"]
 
 
 def runs_in(published: Path, fresh: Path) -> list[Path]:
-    """Folders that hold rows, published first."""
+    """Return the folders below both that have rows, published ones first."""
     folders = [*sorted(published.glob("*")), *sorted(fresh.glob("*"))]
     return [folder for folder in folders if any(folder.glob("*/*.parquet"))]
 
 
 def nearest(contexts: Iterable[int], wanted: int) -> list[int]:
-    """`wanted` if it was measured, else the measured contexts on both sides of it."""
+    """Return [wanted] if it was measured, else the measured contexts next below and above it."""
     known = sorted({int(context) for context in contexts})
     if wanted in known:
         return [wanted]
-    below, above = [c for c in known if c < wanted], [c for c in known if c > wanted]
+    below = [context for context in known if context < wanted]
+    above = [context for context in known if context > wanted]
     return [*below[-1:], *above[:1]]
 
 
 def verdict(line: pd.Series) -> str:
-    """What the interval of a speed-up allows to say."""
+    """Return what the interval (low, high) of a speed-up allows to say."""
     if line.low > 1:
         return "pays off"
-    return "dense wins" if line.high < 1 else "undecided: the interval holds 1"
+    return "dense wins" if line.high < 1 else "undecided: the interval contains 1"
 
 
 def advise(context: int, gpu: str | None, folders: Iterable[Path]) -> list[str]:
-    """Lines for a person. gpu: part of a device's name, any case; None takes every machine.
+    """Return lines of advice for a person.
 
-    Loss depends on the model, not on the machine: where the machine's own runs hold none, that of others follows.
+    gpu: a part of the device's name in any case; None takes every machine. Loss depends on the model and not on the
+    machine, so if the runs of that machine have no loss, that of other runs follows.
     """
-    lines, others, found, lossy = [], [], False, False
+    lines, losses_elsewhere, matched, has_loss = [], [], False, False
     for folder in folders:
         run = Run(folder)
-        about = run.table("runs")
-        names = about[about.device.str.contains(gpu or "", case=False, regex=False)]
+        steps = run.table("runs")
+        steps = steps[steps.device.str.contains(gpu or "", case=False, regex=False)]
         perplexities = run.table("perplexity")
-        if names.empty:
-            others += _loss(run, perplexities, context)
+        if steps.empty:
+            losses_elsewhere += _loss(run, perplexities, context)
             continue
-        found = True
+        matched = True
         cells, samples = run.table("cells"), run.table("samples")
-        cells = cells[cells.run_id.isin(names.run_id)]
-        loss = _loss(run, perplexities[perplexities.run_id.isin(names.run_id)], context)
-        lossy |= bool(loss)
+        cells = cells[cells.run_id.isin(steps.run_id)]
+        loss = _loss(run, perplexities[perplexities.run_id.isin(steps.run_id)], context)
+        has_loss |= bool(loss)
         lines += ["", f"{folder}"]
         lines += _speed(run, cells, samples, context)
         lines += loss or ["  loss: no perplexity rows in this run; the speed above says nothing about quality"]
-    if not found:
-        return [f"no rows from a machine called {gpu!r}; measure there, or drop --gpu to see what there is"]
-    if not lossy and others:
-        lines += ["", "loss was measured on other machines, of other models than yours perhaps:", *others]
+    if not matched:
+        return [f"no rows from a machine called {gpu!r}; measure there, or leave out --gpu to see all machines"]
+    if not has_loss and losses_elsewhere:
+        lines += ["", "loss was measured on other machines, perhaps of other models than yours:", *losses_elsewhere]
     return lines
 
 
-def _at(frame: pd.DataFrame, context: int) -> tuple[list[int], str]:
-    contexts = nearest(frame.context, context)
+def _contexts(rows: pd.DataFrame, context: int) -> tuple[list[int], str]:
+    """Return the contexts to show, and a note if they are not the one that was requested."""
+    contexts = nearest(rows.context, context)
     note = "" if contexts == [context] else f"; {context} was not measured, the nearest are {contexts}"
     return contexts, note
 
 
 def _speed(run: Run, cells: pd.DataFrame, samples: pd.DataFrame, context: int) -> list[str]:
-    for sweep, (stage, holds) in SWEEPS.items():
-        here = cells[cells.sweep == sweep]
-        if here.empty:
+    """Return the lines on speed, from the first of SWEEPS that the cells have."""
+    for sweep, (stage, meaning) in SWEEPS.items():
+        rows = cells[cells.sweep == sweep]
+        if rows.empty:
             continue
-        contexts, note = _at(here, context)
-        here = here[here.context.isin(contexts)]
-        timed = samples[samples.run_id.isin(here.run_id)]
-        lines = [f"  speed: {holds}{note}", f"    {frames.label(run, here, timed=True)}"]
-        faster = aggregates.speedups(here, timed, stage, "fastest")
-        paper = aggregates.speedups(here, timed, stage).set_index(KEY)  # over FlashAttention-2, as in the paper
+        contexts, note = _contexts(rows, context)
+        rows = rows[rows.context.isin(contexts)]
+        timed = samples[samples.run_id.isin(rows.run_id)]
+        lines = [f"  speed: {meaning}{note}", f"    {labels.label(run, rows, timed=True)}"]
+        faster = aggregates.speedups(rows, timed, stage, "fastest")
+        over_reference = aggregates.speedups(rows, timed, stage).set_index(KEY)  # The paper's FlashAttention-2.
         faster = faster[faster.sparsity_requested.notna()]
-        kernel = here.drop_duplicates("method").set_index("method").implementation
+        kernel = rows.drop_duplicates("method").set_index("method").implementation
         for (at, method), group in faster.groupby(["context", "method"], sort=False):
             group = group.sort_values("sparsity_requested")
             lines.append(f"    {at}, {method}: {in_short(group)}")
@@ -100,18 +104,19 @@ def _speed(run: Run, cells: pd.DataFrame, samples: pd.DataFrame, context: int) -
                 if line.status != "measured":
                     lines.append(f"      {line.sparsity_requested:.0%}: {line.status} ({line.reason})")
                     continue
-                also = paper.loc[tuple(getattr(line, name) for name in KEY)]
-                other = "" if also.base == line.base else f"; {also.value:.2f}x {also.base} ({kernel[also.base]})"
+                reference = over_reference.loc[tuple(getattr(line, name) for name in KEY)]
+                base = reference.base
+                also = "" if base == line.base else f"; {reference.value:.2f}x {base} ({kernel[base]})"
                 lines.append(
-                    f"      {line.sparsity_requested:.0%} asked, {line.sparsity_realised:.0%} skipped: "
-                    f"{line.value:.2f}x {line.base} [{line.low:.2f}, {line.high:.2f}]{other}, {verdict(line)}"
+                    f"      {line.sparsity_requested:.0%} requested, {line.sparsity_realised:.0%} skipped: "
+                    f"{line.value:.2f}x {line.base} [{line.low:.2f}, {line.high:.2f}]{also}, {verdict(line)}"
                 )
         return lines
     return ["  speed: no timed rows in this run"]
 
 
 def in_short(group: pd.DataFrame) -> str:
-    """One method at one context over the fastest dense kernel: where it pays off, and where dense wins."""
+    """Return where one method at one context pays off over the fastest dense kernel, and where dense wins."""
     measured = group[group.status == "measured"]
     if measured.empty:
         return "not measured"
@@ -123,20 +128,21 @@ def in_short(group: pd.DataFrame) -> str:
 
 
 def _loss(run: Run, rows: pd.DataFrame, context: int) -> list[str]:
+    """Return the lines on loss, from the experiment `contexts`; none if the rows do not have it."""
     rows = rows[rows.experiment == "contexts"]
     if rows.empty:
         return []
-    contexts, note = _at(rows, context)
+    contexts, note = _contexts(rows, context)
     rows = rows[rows.context.isin(contexts)]
-    lines = [f"  loss: nats a token over dense, same documents{note}", f"    {frames.label(run, rows)}"]
-    found = aggregates.perplexities(rows)
-    found = found[(found.method != "dense") & found.delta.notna()]
-    for (at, method, gate), group in found.groupby(["context", "method", "gate"], sort=False, dropna=False):
-        named = f"{method} ({gate})" if isinstance(gate, str) else method
-        lines.append(f"    {at}, {named}")
+    lines = [f"  loss: nats per token over dense, same documents{note}", f"    {labels.label(run, rows)}"]
+    cells = aggregates.perplexities(rows)
+    cells = cells[(cells.method != "dense") & cells.delta.notna()]
+    for (at, method, gate), group in cells.groupby(["context", "method", "gate"], sort=False, dropna=False):
+        name = f"{method} ({gate})" if isinstance(gate, str) else method
+        lines.append(f"    {at}, {name}")
         for line in group.sort_values("sparsity_requested").itertuples():
             interval = f"[{line.delta_low:+.3f}, {line.delta_high:+.3f}]"
             own = pd.isna(line.sparsity_requested)
-            skipped = f"own, {line.sparsity_realised:.0%}" if own else f"{line.sparsity_requested:.0%}"
-            lines.append(f"      {skipped}: {line.delta:+.3f} {interval}")
+            sparsity = f"own, {line.sparsity_realised:.0%}" if own else f"{line.sparsity_requested:.0%}"
+            lines.append(f"      {sparsity}: {line.delta:+.3f} {interval}")
     return lines

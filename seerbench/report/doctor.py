@@ -1,4 +1,7 @@
-"""What this machine can measure, what is missing, and which artefacts that costs. Imports no torch."""
+"""`seerbench doctor`: what this machine can measure with a preset, what it lacks, and which artefacts need that.
+
+It imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,19 @@ from seerbench.presets.preset import Preset
 from seerbench.presets.types import LongBench, ReleasedGates, SourceModel, SourceTokenizer
 from seerbench.rows.machine import cpu_name, gpu_facts
 
-# Packages by what they are for; all but the first group are optional.
+# purpose -> packages. All groups but the first are optional.
 PACKAGES = {
     "measuring": ("torch", "triton", "transformers", "safetensors"),
     "the workflow": ("snakemake",),
     "tables and figures": ("matplotlib", "tabulate"),
     "LongBench's scores": ("rouge",),
 }
-DISK_GIB = 2  # a cpu run writes about 0.1 GiB; torch's compile cache and slack
+# A run of the cpu preset writes about 0.1 GiB; the rest is for torch's compile cache.
+DISK_GIB = 2
 
 
 def report(preset: Preset) -> list[str]:
-    """Lines for a person: machine, packages, corpora, methods, artefacts that this preset cannot make."""
+    """Return lines for a person on machine, packages, sources, methods and artefacts, then on what is missing."""
     gpu = gpu_facts().get("name")
     memory = psutil.virtual_memory().total / 2**30
     lines = [
@@ -43,9 +47,9 @@ def report(preset: Preset) -> list[str]:
             else:
                 lines.append(f"package    {name} {metadata.version(name)}")
     if preset.file.device == "cuda" and not has_gpu():
-        missing.append("the preset measures on an NVIDIA GPU and there is none: take the cpu preset")
+        missing.append("the preset measures on an NVIDIA GPU, and this machine has none: use the cpu preset")
     if shutil.which("g++") is None and preset.file.device == "cpu":
-        missing.append("g++ is not there; FlexAttention on a CPU is compiled with it: apt-get install g++")
+        missing.append("g++ not found; torch needs it to compile FlexAttention on a CPU: apt-get install g++")
     for name, corpus in preset.file.corpora.items():
         if isinstance(corpus, ParquetCorpus | FolderCorpus) and not preset.data(corpus.path).exists():
             missing.append(f"corpus {name}: {preset.data(corpus.path)} does not exist; set SEERBENCH_DATA")
@@ -54,13 +58,14 @@ def report(preset: Preset) -> list[str]:
         lines.append(f"source     {source}: {'the hub or its cache' if folder == source else folder}")
     free = shutil.disk_usage(os.getcwd()).free / 2**30
     if free < DISK_GIB:
-        missing.append(f"{free:.1f} GiB of disk are free; a run wants {DISK_GIB}")
+        missing.append(f"{free:.1f} GiB of disk are free; a run needs {DISK_GIB}")
     for card in catalogue().values():
         refusal = card.refused_here()
         lines.append(f"method     {card.name}: {'refused, ' + refusal if refusal else 'can run'}")
-    for name, about in ARTEFACTS.items():
-        absent = preset.rows_for(about.needs)[1]
-        lines.append(f"artefact   {name}: " + (f"not from this preset ({', '.join(absent)})" if absent else "yes"))
+    for name, artefact in ARTEFACTS.items():
+        unmet = preset.rows_for(artefact.needs)[1]
+        answer = f"not from this preset ({', '.join(unmet)})" if unmet else "yes"
+        lines.append(f"artefact   {name}: {answer}")
     lines += [f"missing    {what}" for what in missing] or ["missing    nothing"]
     return lines
 
@@ -69,7 +74,7 @@ def _sources(preset: Preset) -> list[str]:
     """Return the hub ids of the preset's models, gates and data sets."""
     file = preset.file
     parts = [file.tokenizer, *file.models.values(), *file.gates.values()]
-    found = [part.source for part in parts if isinstance(part, SourceTokenizer | SourceModel | ReleasedGates)]
-    found += [corpus.name for corpus in file.corpora.values() if isinstance(corpus, HubCorpus)]
-    found += [tasks.longbench for tasks in file.tasks.values() if isinstance(tasks, LongBench)]
-    return list(dict.fromkeys(found))
+    sources = [part.source for part in parts if isinstance(part, SourceTokenizer | SourceModel | ReleasedGates)]
+    sources += [corpus.name for corpus in file.corpora.values() if isinstance(corpus, HubCorpus)]
+    sources += [tasks.longbench for tasks in file.tasks.values() if isinstance(tasks, LongBench)]
+    return list(dict.fromkeys(sources))

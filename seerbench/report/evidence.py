@@ -1,4 +1,8 @@
-"""evidence."""
+"""Evidence: what a check finds in a run, and the verdict that follows from it.
+
+A check (checks_time, checks_quality) turns the rows of a run into comparisons. `verdicts.decide` turns these into a
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,16 @@ from seerbench.rows.bootstrap import Interval
 from seerbench.rows.store import Run
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = "reproduced", "not reproduced", "not testable here"
-SMALL = "small scale"  # how the scale of a preset begins whose models are trained here
-# C12 says "same" and "near-equal" without a number; Figure 8 prints none. Within a tenth counts as that.
-SAME = 1.1
 
 
 @dataclass(frozen=True)
-class Part:
-    """One number with its interval, and the bound that it must be at least (`above`) or at most."""
+class Comparison:
+    """Compare one measured number, with its 95% interval, with a bound that the paper gives.
+
+    what: the number in words. interval: (estimate, low, high); low and high are NaN where there is no interval.
+    above: whether the paper puts the number at or above the bound; otherwise at or below it. unit: "x", "%",
+    "nats" and the like.
+    """
 
     what: str
     interval: Interval
@@ -29,17 +35,17 @@ class Part:
 
     @property
     def holds(self) -> bool:
-        """Whether the whole interval is on the paper's side. False without an interval."""
+        """Return whether the whole interval is on the paper's side. It is not if there is no interval."""
         return self.interval[1] >= self.bound if self.above else self.interval[2] <= self.bound
 
     @property
     def contradicts(self) -> bool:
-        """Whether the whole interval is on the other side."""
+        """Return whether the whole interval is on the other side."""
         return self.interval[2] < self.bound if self.above else self.interval[1] > self.bound
 
     @property
-    def needs(self) -> str:
-        """The bound in words."""
+    def requirement(self) -> str:
+        """Return the bound in words."""
         return f"{'at least' if self.above else 'at most'} {_number(self.bound, self.unit)}"
 
     def __str__(self) -> str:
@@ -55,9 +61,13 @@ def _number(value: float, unit: str = "") -> str:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a check found in a run: its parts, the rows that they stand on, what the sentence asks beyond them."""
+    """Hold what a check found in a run.
 
-    parts: Sequence[Part]
+    rows: the rows that the comparisons are made of. missing: what the claim speaks of and the run lacks. note:
+    what a reader must know besides, in whole sentences.
+    """
+
+    comparisons: Sequence[Comparison]
     rows: pd.DataFrame
     missing: Sequence[str] = ()
     note: str = ""
@@ -65,24 +75,30 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim, judged. `finding` and `label` are empty where nothing was measured."""
+    """State the verdict on one claim.
+
+    id, claim, place, scope: from results/paper/claims.csv. finding: what was measured, or what is missing. label:
+    the machine, date and commit; empty where nothing was measured. scale: "toy scale", "small scale" or "paper
+    scale". check: the file and function that judged. commands, minutes: the steps that measured the rows and
+    their wall time.
+    """
 
     id: str
     claim: str
-    where: str
+    place: str
     scope: str
     verdict: str
     finding: str
     label: str
     check: str
-    scale: str = ""  # the first words of the run's scale: "small scale"
+    scale: str = ""
     commands: Sequence[str] = ()
     minutes: float = 0.0
-    parts: Sequence[Part] = field(default=(), repr=False)
+    comparisons: Sequence[Comparison] = field(default=(), repr=False)
 
     @property
-    def shown(self) -> str:
-        """The verdict with the scale that it was reached at."""
+    def with_scale(self) -> str:
+        """Return the verdict with the scale at which it was reached."""
         return f"{self.verdict} ({self.scale})" if self.scale else self.verdict
 
 

@@ -1,7 +1,7 @@
-"""The report: one HTML page of a run, complete in itself: verdicts, artefacts with their data, what it cost.
+"""The report: one HTML page of a run with verdicts, artefacts and their data, and what the run cost.
 
-Figures are embedded as SVG images and data as CSV links (large ones gzipped), so the page works offline
-and nothing is fetched. It is drawn from the rows, as `seerbench draw` does, not from drawn files.
+Figures are embedded as SVG images and data as CSV links (large ones gzipped), so the page works offline and fetches
+nothing. It is made from the rows, as `seerbench draw` makes the artefacts, not from drawn files.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 import pandas as pd
 
 from seerbench import paths
-from seerbench.artefacts import ARTEFACTS, colors, frames, style, table_format
-from seerbench.errors import ResultsError
+from seerbench.artefacts import ARTEFACTS, colors, labels, paper_numbers, style, table_format
+from seerbench.errors import MissingRows, ResultsError
 from seerbench.report import oddities, verdicts
 from seerbench.report.evidence import NOT_TESTABLE, Verdict
 from seerbench.rows.store import Run
 
-LARGE = 200_000  # bytes of CSV beyond which it is embedded gzipped
+LARGE = 200_000  # A CSV of more bytes than this is embedded gzipped.
 CSS = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #57606a; --page: #fff; --line: #d0d7de; --card: #f6f8fa;
   --link: #0550ae; --good: #116329; --bad: #a40e26 }
@@ -49,28 +49,32 @@ th { background: var(--card) } td.number { text-align: right; font-variant-numer
 
 
 def html(run: Run, published: Sequence[Run] = (), paper_dir: Path = paths.PAPER) -> str:
-    """The page of one run. Claims that it cannot judge show the verdict of `published`, if those can.
+    """Return the page of one run.
 
-    Raises ResultsError if the run has no rows at all; an artefact without rows is named with its reason.
+    A claim that the run cannot judge shows the verdict of the published runs, if these can judge it. An artefact
+    without rows shows what is missing. Raises ResultsError if the run has no rows at all.
     """
     runs = run.table("runs")
     if runs.empty:
-        raise ResultsError(f"{run.folder} holds no rows; measure first")
+        raise ResultsError(f"{run.folder} has no rows; measure first")
     own = verdicts.judge([run], paper_dir)
     others = verdicts.judge(published, paper_dir)
-    shown = [mine if mine.verdict != NOT_TESTABLE else other for mine, other in zip(own, others)]
-    paper = frames.paper_values(paper_dir)
-    label = frames.label(run, runs).removeprefix("measured: ")
-    names = "".join(f'<a href="#{name}">{name}</a>' for name in ARTEFACTS)
+    pairs = [
+        (other, True) if verdict.verdict == NOT_TESTABLE and other.verdict != NOT_TESTABLE else (verdict, False)
+        for verdict, other in zip(own, others)
+    ]
+    paper = paper_numbers.paper_values(paper_dir)
+    links = "".join(f'<a href="#{name}">{name}</a>' for name in ARTEFACTS)
     return "".join(
         (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1"><title>SeerBench report</title>',
-            f"<style>{CSS}</style></head><body><header><h1>SeerBench report</h1><p>{escape(label)}</p>",
-            '<nav aria-label="Sections"><a href="#claims">claims</a><a href="#paper">the paper against itself</a>',
-            f'{names}<a href="#cost">cost</a></nav></header><main>',
-            _claims(shown, own),
-            '<section><h2 id="paper">The paper against itself</h2><ul>',
+            f"<style>{CSS}</style></head><body><header><h1>SeerBench report</h1>",
+            f"<p>{escape(labels.label(run, runs).text)}</p>",
+            '<nav aria-label="Sections"><a href="#claims">claims</a><a href="#paper">contradictions</a>',
+            f'{links}<a href="#cost">cost</a></nav></header><main>',
+            _claims(pairs),
+            '<section><h2 id="paper">Where the paper contradicts itself</h2><ul>',
             *(f"<li>{escape(text)}</li>" for text in oddities.oddities(paper_dir)),
             "</ul></section>",
             *(_artefact(name, run, paper) for name in ARTEFACTS),
@@ -80,68 +84,74 @@ def html(run: Run, published: Sequence[Run] = (), paper_dir: Path = paths.PAPER)
     )
 
 
-def _claims(shown: Sequence[Verdict], own: Sequence[Verdict]) -> str:
-    counts = pd.Series([one.verdict for one in shown]).value_counts()
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    parts = [f'<section><h2 id="claims">Claims</h2><p>{len(shown)} claims of the paper: {said}.</p>']
+def _claims(pairs: Sequence[tuple[Verdict, bool]]) -> str:
+    """Return the section of verdicts. Each comes with whether it is that of a published run instead of this one."""
+    counts = pd.Series([verdict.verdict for verdict, _ in pairs]).value_counts()
+    counts_text = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    parts = [f'<section><h2 id="claims">Claims</h2><p>{len(pairs)} claims of the paper: {counts_text}.</p>']
     links = (
-        f'<li><a href="#{one.id}" class="{one.verdict.replace(" ", "-")}">{one.id}</a> {escape(one.verdict)}: '
-        f"{escape(one.claim)}</li>"
-        for one in shown
+        f'<li><a href="#{verdict.id}" class="{_css_class(verdict)}">{verdict.id}</a> {escape(verdict.verdict)}: '
+        f"{escape(verdict.claim)}</li>"
+        for verdict, _ in pairs
     )
     parts.append(f'<ul class="glance">{"".join(links)}</ul>')
-    for one, mine in zip(shown, own):
-        kind = one.verdict.replace(" ", "-")
-        elsewhere = "" if one is mine or not one.label else "A published run: "
-        evidence = elsewhere + one.label
-        if one.commands:
-            evidence += f"; {' and '.join(one.commands)}, {one.minutes:.1f} minutes"
-        judged = f"Judged in {one.check}"
-        where = "; ".join(text for text in (one.where, one.scope) if text)
+    for verdict, from_published in pairs:
+        evidence = ("From a published run: " if from_published else "") + verdict.label
+        if verdict.commands:
+            evidence += f"; {' and '.join(verdict.commands)}, {verdict.minutes:.1f} minutes"
+        small_print = [text for text in (evidence, f"Judged in {verdict.check}") if text]
+        where = "; ".join(text for text in (verdict.place, verdict.scope) if text)
         parts.append(
-            f'<article id="{one.id}"><h3>{one.id}: {escape(one.claim)} <small>({escape(where)})</small></h3>'
-            f'<p><strong class="{kind}">{escape(one.shown)}</strong><br>{escape(one.finding)}</p>'
-            f'<p class="label">{"<br>".join(escape(text) for text in (evidence, judged) if text)}</p></article>'
+            f'<article id="{verdict.id}">'
+            f"<h3>{verdict.id}: {escape(verdict.claim)} <small>({escape(where)})</small></h3>"
+            f'<p><strong class="{_css_class(verdict)}">{escape(verdict.with_scale)}</strong>'
+            f"<br>{escape(verdict.finding)}</p>"
+            f'<p class="label">{"<br>".join(map(escape, small_print))}</p></article>'
         )
     return "".join(parts) + "</section>"
 
 
+def _css_class(verdict: Verdict) -> str:
+    return verdict.verdict.replace(" ", "-")
+
+
 def _artefact(name: str, run: Run, paper: pd.DataFrame) -> str:
-    """One table or figure with its label and data; one that the run has no rows for says so."""
+    """Return the section of one table or figure with its labels and data, or with the rows that it misses."""
     entry, module = ARTEFACTS[name], importlib.import_module(f"seerbench.artefacts.{name}")
     head = f'<section><h2 id="{name}">{name}: {escape(entry.title)}</h2>'
     try:
         frame = module.collect(run, paper)
-    except ResultsError as error:
-        return f"{head}<p>{escape(str(error))}</p></section>"
+    except MissingRows as missing:
+        return f'{head}<p class="missing">{escape(str(missing))}</p></section>'
     if entry.kind == "table":
         blocks = {source: frame[frame.source == source] for source in ("measured", "paper")}
         body = "".join(_table(module.render(block), source) for source, block in blocks.items() if len(block))
         notes = [*module.remarks(frame), *table_format.notes(frame)]
     else:
         methods = ", ".join(colors.display(method) for method in frame.method.dropna().unique())
-        about = f"{name}: {entry.title}. {len(frame)} numbers of {methods}; all of them are in the CSV below."
+        description = f"{name}: {entry.title}. {len(frame)} numbers of {methods}; the CSV below has all of them."
         svg = base64.b64encode(style.image(module.draw(frame), "svg")).decode()
-        image = f'<img alt="{escape(about)}" src="data:image/svg+xml;base64,{svg}">'
+        image = f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{svg}">'
         body = f'<div class="wide" tabindex="0" role="region" aria-label="{name}">{image}</div>'
         notes = [f"{text}." for text in frame.label.dropna().unique()]
-    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'{head}{body}<ul class="label">{said}</ul><p>{_data(name, frame)}</p></section>'
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'{head}{body}<ul class="label">{items}</ul><p>{_data(name, frame)}</p></section>'
 
 
-def _table(shown: pd.DataFrame, title: str) -> str:
-    """A grid as an HTML table; columns of which this block says nothing are left out."""
-    empty = [name for name in shown if shown[name].isin([table_format.ABSENT, ""]).all()]
-    shown = shown.drop(columns=empty)
-    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in shown)
+def _table(cells: pd.DataFrame, title: str) -> str:
+    """Return a frame of strings as an HTML table, without the columns that have no content."""
+    empty = [name for name in cells if cells[name].isin([table_format.ABSENT, ""]).all()]
+    cells = cells.drop(columns=empty)
+    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in cells)
     rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in line)}</tr>" for line in shown.to_numpy()
+        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in line)}</tr>" for line in cells.to_numpy()
     )
     table = f"<table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(title)}">{table}</div><br>'
 
 
 def _data(name: str, frame: pd.DataFrame) -> str:
+    """Return a link that holds the frame as CSV."""
     data, file, kind = frame.to_csv(index=False).encode(), f"{name}.csv", "text/csv"
     if len(data) > LARGE:
         data, file, kind = gzip.compress(data, mtime=0), f"{file}.gz", "application/gzip"
@@ -150,16 +160,16 @@ def _data(name: str, frame: pd.DataFrame) -> str:
 
 
 def _cost(runs: pd.DataFrame) -> str:
-    """Every step of the run with its wall time; steps that ran side by side overlap."""
+    """Return the section with the wall time of every step."""
     rows = "".join(
-        f'<tr><td>{escape(one.step)}</td><td class="number">{one.wall_s:.1f}</td><td>{escape(one.device)}</td>'
-        f"<td>{escape(one.started)}</td><td><code>{escape(one.command)}</code></td></tr>"
-        for one in runs.itertuples()
+        f'<tr><td>{escape(step.step)}</td><td class="number">{step.wall_s:.1f}</td><td>{escape(step.device)}</td>'
+        f"<td>{escape(step.started)}</td><td><code>{escape(step.command)}</code></td></tr>"
+        for step in runs.itertuples()
     )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("step", "seconds", "machine", "started", "command"))
     return (
         f'<section><h2 id="cost">Cost of reproduction</h2><p>{len(runs)} steps, {runs.wall_s.sum() / 60:.1f} '
-        "minutes of wall time added up; steps side by side overlap.</p>"
+        "minutes of wall time in total; steps that ran at the same time overlap.</p>"
         '<div class="wide" tabindex="0" role="region" aria-label="Cost of reproduction"><table><caption>Wall time '
         f"of each step</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>"
     )

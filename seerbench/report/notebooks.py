@@ -1,9 +1,10 @@
-"""Notebooks: executed from their percent sources, written as .ipynb and as a page that needs no network.
+"""Notebooks: execute percent sources, write each as .ipynb and as an HTML page that needs no network.
 
     notebooks/*.py -> execute -> figures/<preset>/<name>.ipynb and .html
 
-The sources are jupytext's percent format: plain Python that diffs well, and Jupyter opens it (with jupytext
-installed). The graph executes each for the run that it draws; by hand a notebook reads the published runs.
+The sources are in jupytext's percent format: plain Python whose differences are readable, and Jupyter opens it
+(with jupytext installed). The workflow executes each notebook for the run that it draws. A notebook that is
+opened by hand reads the published runs.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from typing import Any
 
 import pandas as pd
 
-from seerbench.errors import NotebookError, ResultsError
-from seerbench.paths import ROOT
+from seerbench.artefacts import style
+from seerbench.errors import MissingRows, NotebookError
+from seerbench.paths import PUBLISHED, ROOT
 from seerbench.report.html import CSS
 from seerbench.rows.store import Run, atomically
 
-RUN = "SEERBENCH_RUN"  # the folder of rows that a notebook is executed for
-SECONDS = 300  # a cell may take
-FOLDED = "hide-input"  # the tag of cells whose code a page shows folded: how a figure is drawn
-COLOURS = r"\x1b\[[0-9;]*m"  # of a terminal, in IPython's tracebacks
+RUN = "SEERBENCH_RUN"  # The environment variable with the folder of rows that a notebook is executed for.
+SECONDS = 300  # The time limit of one notebook cell.
+FOLDED = "hide-input"  # The tag of notebook cells whose code a page shows folded.
+TERMINAL_COLORS = r"\x1b\[[0-9;]*m"  # IPython's tracebacks contain these escape sequences.
 PAGE_CSS = """
 main { max-width: 60rem; margin: 0 auto } main > * { margin-top: .8rem; margin-bottom: .8rem }
 pre { background: var(--card); border-radius: 6px; padding: .6rem .8rem; font-size: .8rem; line-height: 1.4;
@@ -38,37 +40,39 @@ pre { background: var(--card); border-radius: 6px; padding: .6rem .8rem; font-si
 
 
 def runs() -> list[Run]:
-    """What a notebook reads: the run that it is executed for, if one is named, then the published ones."""
+    """Return the runs that a notebook reads: the one that it is executed for, if any, then the published ones."""
     own = [Path(os.environ[RUN])] if os.environ.get(RUN) else []
-    published = sorted(path.parent for path in (ROOT / "results" / "published").glob("*/MANIFEST.json"))
+    published = sorted(path.parent for path in PUBLISHED.glob("*/MANIFEST.json"))
     folders = own + [folder for folder in published if folder.resolve() not in [path.resolve() for path in own]]
     return [Run(folder) for folder in folders]
 
 
-def overview(found: Sequence[Run]) -> pd.DataFrame:
-    """A line a run: machine, date, commit, scale, and how many rows of each table."""
+def overview(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one line per run: machine, date, commit, scale, and the number of rows of each table."""
     tables = ("cells", "samples", "perplexity", "tasks", "recall", "maps", "training")
     lines = []
-    for run in found:
-        about = run.table("runs")
-        if about.empty:
+    for run in runs:
+        steps = run.table("runs")
+        if steps.empty:
             continue
         line = {
             "run": run.folder.name,
-            "machine": ", ".join(dict.fromkeys(about.device)),
-            "date": about.started.min()[:10],
-            "commit": ", ".join(sorted({str(commit)[:7] for commit in about.commit})),
-            "scale": "; ".join(dict.fromkeys(about.scale)),
+            "machine": ", ".join(dict.fromkeys(steps.device)),
+            "date": steps.started.min()[:10],
+            "commit": ", ".join(sorted({str(commit)[:7] for commit in steps.commit})),
+            "scale": "; ".join(dict.fromkeys(steps.scale)),
         }
         lines.append(line | {name: len(run.table(name)) for name in tables})
     return pd.DataFrame(lines)
 
 
 def execute(source: Path, out: Path, run: Path | None = None) -> list[Path]:
-    """Run a percent source from its first cell to its last; write <out>/<name>.ipynb and .html.
+    """Execute a percent source, write <out>/<name>.ipynb and .html, and return their paths.
 
-    run: the folder of rows that it reads first. Raises NotebookError when a cell does, and writes nothing then.
+    run: the folder of rows that it reads before the published ones. Raises NotebookError, and writes nothing, if
+    a cell raises or takes longer than SECONDS, or if there is no such source.
     """
+    # Imported here, since the extra `notebooks` may not be installed.
     import jupytext
     import nbformat
     from nbclient import NotebookClient
@@ -80,7 +84,7 @@ def execute(source: Path, out: Path, run: Path | None = None) -> list[Path]:
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number}"  # theirs are random: the same rows give the same file
+        cell["id"] = f"cell-{number}"  # jupytext draws random ones, and equal rows must give equal files.
     environment = {**os.environ, **({RUN: str(run.resolve())} if run else {})}
     try:
         with TemporaryDirectory(prefix="seerbench-") as sockets:
@@ -91,43 +95,43 @@ def execute(source: Path, out: Path, run: Path | None = None) -> list[Path]:
                 kernel_name="python3",
                 record_timing=False,
                 resources={"metadata": {"path": "."}},
-                # Sockets in a folder of their own: no port is opened, and notebooks side by side do not meet.
+                # Sockets in their own folder: no port is opened, and notebooks can run at the same time.
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             ).execute(env=environment)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        raise NotebookError(f"{source}: {re.sub(COLOURS, '', str(error))}") from None
+        raise NotebookError(f"{source}: {re.sub(TERMINAL_COLORS, '', str(error))}") from None
     contents = {".ipynb": nbformat.writes(notebook) + "\n", ".html": html(notebook, source, run)}
     written = []
     for suffix, content in contents.items():
         path = out / f"{source.stem}{suffix}"
-        atomically(path, lambda part, content=content: part.write_text(content))
+        atomically(path, lambda temporary, content=content: temporary.write_text(content))
         written.append(path)
     return written
 
 
 def html(notebook: Any, source: Path, run: Path | None) -> str:
-    """An executed notebook as one self-contained page, in the report's looks."""
+    """Return an executed notebook as one self-contained page, in the style of the report."""
     from markdown_it import MarkdownIt
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    def coloured(code: str) -> str:
+    def colored(code: str) -> str:
         return highlight(code, PythonLexer(), HtmlFormatter())
 
     def fenced(code: str, language: str, _: str) -> str:
-        return coloured(code) if language == "python" else ""  # empty: as markdown-it does it
+        return colored(code) if language == "python" else ""  # An empty string leaves the block to markdown-it.
 
     markdown = MarkdownIt("commonmark", {"highlight": fenced}).enable("table").render
 
-    def shown(output: Any) -> str:
+    def output_html(output: Any) -> str:
         if output.output_type == "stream":
             return f"<pre>{escape(output.text)}</pre>"
         data = output.data
         if "image/png" in data:
-            about = output.metadata.get("image/png", {}).get("alt", "")
-            image = f'<img alt="{escape(about)}" src="data:image/png;base64,{data["image/png"].strip()}">'
-            return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(about)}">{image}</div>'
+            description = escape(output.metadata.get("image/png", {}).get("alt", ""))
+            image = f'<img alt="{description}" src="data:image/png;base64,{data["image/png"].strip()}">'
+            return f'<div class="wide" tabindex="0" role="region" aria-label="{description}">{image}</div>'
         if "text/html" in data:
             return f'<div class="wide" tabindex="0" role="region" aria-label="table">{data["text/html"]}</div>'
         if "text/markdown" in data:
@@ -139,54 +143,52 @@ def html(notebook: Any, source: Path, run: Path | None) -> str:
         if cell.cell_type == "markdown":
             parts.append(markdown(cell.source))
         else:
-            code = coloured(cell.source)
             opened = "" if FOLDED in cell.metadata.get("tags", []) else " open"
-            parts.append(f'<details class="code"{opened}><summary>code</summary>{code}</details>')
-            parts += map(shown, cell.outputs)
+            code = f'<details class="code"{opened}><summary>code</summary>{colored(cell.source)}</details>'
+            parts += [code, *map(output_html, cell.outputs)]
     light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
-    about = f"Executed from notebooks/{source.name}" + (f" for the rows of {run}." if run else ".")
+    origin = f"Executed from notebooks/{source.name}" + (f" for the rows of {run}." if run else ".")
     return "".join(
         (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>SeerBench: {escape(source.stem)}</title><style>{light}",
             f"@media (prefers-color-scheme: dark) {{ {dark} }}{CSS}{PAGE_CSS}</style></head><body>",
-            f'<main>{"".join(parts)}<p class="label">{escape(about)}</p></main></body></html>\n',
+            f'<main>{"".join(parts)}<p class="label">{escape(origin)}</p></main></body></html>\n',
         )
     )
 
 
 def sources() -> list[Path]:
-    """The notebooks of this repository."""
+    """Return the paths of this repository's notebooks."""
     return sorted((ROOT / "notebooks").glob("*.py"))
 
 
-def with_rows(found: Sequence[Run], table: str, **where: Any) -> tuple[Run, pd.DataFrame]:
-    """The first run that has rows of `table` with these values in these columns, and the rows.
+def with_rows(runs: Sequence[Run], table: str, **where: Any) -> tuple[Run, pd.DataFrame]:
+    """Return the first run that has rows of `table` with these values in these columns, and the rows.
 
-    Raises ResultsError if none has.
+    Raises MissingRows if no run has any.
     """
-    for run in found:
+    for run in runs:
         rows = run.table(table)
         for column, value in where.items():
             rows = rows[rows[column] == value]
         if len(rows):
             return run, rows.reset_index(drop=True)
-    asked = ", ".join(f"{column} {value}" for column, value in where.items())
-    raise ResultsError(f"no run here has rows of {table} ({asked or 'any'})")
+    wanted = ", ".join(f"{column} {value}" for column, value in where.items())
+    raise MissingRows(table, f"rows of {table} ({wanted or 'any'})")
 
 
 def caption(fig: Any, text: str) -> None:
-    """The small print below a figure, as artefacts have it."""
-    from seerbench.artefacts import style
-
+    """Write a caption under a figure of a notebook, as artefacts have it."""
     style.caption(fig, pd.DataFrame({"label": [text], "status": "measured", "reason": None}))
 
 
-def picture(fig: Any, about: str) -> Any:
-    """A matplotlib Figure as a cell's output. about: what it shows, for those who do not see it."""
-    from IPython.display import Image
+def picture(fig: Any, description: str) -> Any:
+    """Return a matplotlib Figure as the output of a notebook cell.
 
-    from seerbench.artefacts import style
+    description: what the figure shows, for readers who cannot see it.
+    """
+    from IPython.display import Image  # The `notebook` extra may not be installed.
 
-    return Image(style.image(fig, "png"), alt=about)
+    return Image(style.image(fig, "png"), alt=description)

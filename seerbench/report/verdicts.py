@@ -1,85 +1,67 @@
-"""Claims: each sentence of the paper with a number or an ordering in it, judged from measured rows.
+"""Verdicts: judge each claim of the paper, a sentence with a number or an ordering, from measured rows.
 
-A check turns a run's rows into parts: numbers with their 95% intervals, each with the side of a bound on
-which the paper puts it. The rules:
+A check turns the rows of a run into comparisons: numbers with their 95% intervals, each with the side of a bound on
+which the paper puts it. These are the rules:
 
-- reproduced: every interval lies wholly on the paper's side, and nothing that the sentence speaks of is
-  missing. not reproduced: one lies wholly on the other side (contradicted) or across the bound
-  (undecided). not testable here: rows are missing.
-- Sentences about time stand on rows of a GPU at the paper's contexts, against FlashAttention-2; those
-  about quality on any model, at that run's contexts: the label says how large it was.
-- Of several runs that can judge a claim, the one whose evidence reaches the longest context counts, then
-  one that is not at small scale, then the latest: a GPU run takes the place of a small one by itself.
+- reproduced: every interval lies wholly on the paper's side, and nothing that the claim speaks of is missing.
+- not reproduced: an interval lies wholly on the other side (contradicted) or contains the bound (undecided).
+- not testable here: rows are missing.
+- Claims about time need rows of a GPU at the paper's contexts, against FlashAttention-2. Claims about quality are
+  judged on any model, at the contexts of its run; the label says how large the model is.
+- If several runs can judge a claim, the run counts whose evidence reaches the longest context; among equal ones the
+  run of the largest scale, then the latest.
 
-`CLAIMS.md` is `page()` of the published runs; `seerbench check claims` compares the two.
+`CLAIMS.md` is made of the published runs (claims_page.py); `seerbench check claims` compares the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from seerbench.artefacts import frames
-from seerbench.errors import ResultsError
+from seerbench.artefacts import labels, paper_numbers
+from seerbench.errors import MissingRows, ResultsError
 from seerbench.paths import PAPER, PUBLISHED
-from seerbench.report.checks_quality import (
-    below_minference,
-    below_moa,
-    best_pooling,
-    gate_needs_rope,
-    joint_beats_post,
-    joint_half,
-    joint_most,
-    longer_is_sparser,
-    minference_at_128k,
-    post_half,
-    tasks_at_or_above,
-)
-from seerbench.report.checks_time import (
-    attention_speedup,
-    first_token_dense,
-    first_token_minference,
-    gate_share,
-    kernel_speedup,
-    training_kernel,
-)
+from seerbench.report import checks_quality, checks_time
 from seerbench.report.evidence import (
     NOT_REPRODUCED,
     NOT_TESTABLE,
     REPRODUCED,
-    SMALL,
     Check,
+    Comparison,
     Evidence,
-    Part,
     Verdict,
 )
+from seerbench.rows.schema import SCALE_KINDS
 from seerbench.rows.store import Run
 
 CHECKS: dict[str, Check] = {
-    "C1": kernel_speedup,
-    "C2": attention_speedup,
-    "C3": joint_half,
-    "C4": joint_most,
-    "C5": joint_beats_post,
-    "C6": post_half,
-    "C7": below_moa,
-    "C8": below_minference,
-    "C9": minference_at_128k,
-    "C10": longer_is_sparser,
-    "C11": gate_share,
-    "C12": training_kernel,
-    "C13": gate_needs_rope,
-    "C14": best_pooling,
-    "C15": first_token_dense,
-    "C16": first_token_minference,
-    "C17": tasks_at_or_above,
+    "C1": checks_time.kernel_speedup,
+    "C2": checks_time.attention_speedup,
+    "C3": checks_quality.joint_half,
+    "C4": checks_quality.joint_most,
+    "C5": checks_quality.joint_beats_post,
+    "C6": checks_quality.post_half,
+    "C7": checks_quality.below_moa,
+    "C8": checks_quality.below_minference,
+    "C9": checks_quality.minference_at_128k,
+    "C10": checks_quality.longer_is_sparser,
+    "C11": checks_time.gate_share,
+    "C12": checks_time.training_kernel,
+    "C13": checks_quality.gate_needs_rope,
+    "C14": checks_quality.best_pooling,
+    "C15": checks_time.first_token_dense,
+    "C16": checks_time.first_token_minference,
+    "C17": checks_quality.tasks_at_or_above,
 }
+LISTED = 6  # A finding lists at most this many comparisons.
 
 
 def paper_claims(folder: Path | str = PAPER) -> pd.DataFrame:
-    """The sentences: `<folder>/claims.csv`. ResultsError where it and CHECKS do not name the same ones."""
+    """Return the claims of `<folder>/claims.csv`. Raises ResultsError if they are not those of CHECKS."""
     claims = pd.read_csv(Path(folder) / "claims.csv", dtype=str, keep_default_na=False)
     if list(claims.id) != list(CHECKS):
         raise ResultsError(
@@ -89,68 +71,76 @@ def paper_claims(folder: Path | str = PAPER) -> pd.DataFrame:
 
 
 def judge(runs: Iterable[Run], folder: Path | str = PAPER) -> list[Verdict]:
-    """A verdict a claim, each from the best evidence that the runs have (the rule stands above)."""
-    paper, runs = frames.paper_values(folder), list(runs)
+    """Return one verdict per claim, each from the best evidence in the runs (by the rules of this module)."""
+    paper, runs = paper_numbers.paper_values(folder), list(runs)
     return [_judge(claim, runs, paper) for claim in paper_claims(folder).itertuples()]
 
 
-def _judge(claim, runs: Sequence[Run], paper: pd.DataFrame) -> Verdict:
-    found, lacking = [], []
+def _judge(claim: Any, runs: Sequence[Run], paper: pd.DataFrame) -> Verdict:
+    check = CHECKS[claim.id]
+    candidates, lacking = [], []
     for run in runs:
         try:
-            evidence = CHECKS[claim.id](run, paper)
-        except ResultsError as error:
-            lacking.append(str(error).removeprefix(f"{run.folder} has no ").split("; measure")[0])
+            evidence = check(run, paper)
+        except MissingRows as missing:
+            lacking.append(missing.what)
         else:
             steps = run.table("runs")
             steps = steps[steps.run_id.isin(evidence.rows.run_id.unique())]
-            large = not steps.scale.str.startswith(SMALL).any()
-            rank = evidence.rows.context.max(), large, steps.started.max(), len(found)
-            found.append((rank, run, evidence, steps))
-    check = CHECKS[claim.id]
-    about = {"id": claim.id, "claim": claim.claim, "where": claim.where, "scope": claim.scope}
-    about["check"] = f"seerbench/claims.py, {check.__name__}"
-    if not found:
+            candidates.append((run, evidence, steps))
+    fixed: dict[str, Any] = {"id": claim.id, "claim": claim.claim, "place": claim.where, "scope": claim.scope}
+    fixed["check"] = f"{check.__module__.replace('.', '/')}.py, {check.__name__}"
+    if not candidates:
         reasons = "; ".join(dict.fromkeys(lacking)) or "any run"
-        return Verdict(**about, verdict=NOT_TESTABLE, finding=f"missing: {reasons}.", label="")
-    _, run, evidence, steps = max(found, key=lambda one: one[0])
-    verdict, why = decide(evidence)
+        return Verdict(**fixed, verdict=NOT_TESTABLE, finding=f"missing: {reasons}.", label="")
+    run, evidence, steps = max(candidates, key=lambda candidate: _rank(candidate[1], candidate[2]))
+    verdict, reason = decide(evidence)
+    kinds = [kind for kind in SCALE_KINDS if kind in set(steps.scale_kind)]
     return Verdict(
-        **about,
+        **fixed,
         verdict=verdict,
-        finding=" ".join(text for text in (why, _shown(evidence.parts), evidence.note) if text),
-        label=frames.label(run, evidence.rows).removeprefix("measured: "),
-        scale=", ".join(dict.fromkeys(text.split(":")[0] for text in steps.scale)),
+        finding=" ".join(text for text in (reason, _in_words(evidence.comparisons), evidence.note) if text),
+        label=labels.label(run, evidence.rows).text,
+        scale=", ".join(f"{kind} scale" for kind in kinds),
         commands=list(dict.fromkeys(steps.command)),
         minutes=steps.wall_s.sum() / 60,
-        parts=evidence.parts,
+        comparisons=evidence.comparisons,
     )
 
 
+def _rank(evidence: Evidence, steps: pd.DataFrame) -> tuple[float, int, str]:
+    """Return what decides between runs that can judge a claim: longest context, smallest scale, latest start."""
+    scales = [SCALE_KINDS.index(kind) if kind in SCALE_KINDS else -1 for kind in steps.scale_kind]
+    return evidence.rows.context.max(), min(scales), steps.started.max()
+
+
 def decide(evidence: Evidence) -> tuple[str, str]:
-    """(verdict, why) from the parts, by the rules at the top of this file."""
-    parts = evidence.parts
-    against = sum(part.contradicts for part in parts)
-    open_ones = sum(not part.holds and not part.contradicts for part in parts)
+    """Return (verdict, reason) by the rules of this module. The reason of a reproduced claim is empty."""
+    comparisons = evidence.comparisons
+    against = sum(comparison.contradicts for comparison in comparisons)
+    undecided = sum(not comparison.holds and not comparison.contradicts for comparison in comparisons)
     missing = f"missing: {', '.join(evidence.missing)}." if evidence.missing else ""
     if against:
-        return NOT_REPRODUCED, f"Contradicted by {against} of {len(parts)} comparisons. {missing}".strip()
-    if open_ones:
-        return NOT_REPRODUCED, f"Undecided in {open_ones} of {len(parts)} comparisons. {missing}".strip()
-    return (NOT_TESTABLE, f"{missing} What there is holds.") if missing else (REPRODUCED, "")
+        return NOT_REPRODUCED, f"Contradicted by {against} of {len(comparisons)} comparisons. {missing}".strip()
+    if undecided:
+        return NOT_REPRODUCED, f"Undecided in {undecided} of {len(comparisons)} comparisons. {missing}".strip()
+    return (NOT_TESTABLE, f"{missing} What was measured holds.") if missing else (REPRODUCED, "")
 
 
-def _shown(parts: Sequence[Part], most: int = 6) -> str:
-    """The parts in words, those against the claim first where they are too many to list, and their bounds."""
-    worst = sorted(parts, key=lambda part: (part.contradicts, not part.holds), reverse=True)
-    shown = list(parts) if len(parts) <= most else worst[:most]
-    needs = list(dict.fromkeys(part.needs for part in shown))
-    if len(needs) == 1:
-        said = "; ".join(map(str, shown)) + (f"; and {len(parts) - most} more" if len(parts) > most else "")
-        return f"{said}. Needed: {needs[0]}."
-    return "; ".join(f"{part} (needed: {part.needs})" for part in shown) + "."
+def _in_words(comparisons: Sequence[Comparison]) -> str:
+    """Return the comparisons with their bounds. Of more than LISTED, those against the claim come first."""
+    if len(comparisons) <= LISTED:
+        listed = list(comparisons)
+    else:
+        listed = sorted(comparisons, key=lambda each: (each.contradicts, not each.holds), reverse=True)[:LISTED]
+    requirements = list(dict.fromkeys(comparison.requirement for comparison in listed))
+    if len(requirements) == 1:
+        rest = len(comparisons) - len(listed)
+        text = "; ".join(map(str, listed)) + (f"; and {rest} more" if rest else "")
+        return f"{text}. Required: {requirements[0]}."
+    return "; ".join(f"{comparison} (required: {comparison.requirement})" for comparison in listed) + "."
 
 
 def published_runs(folder: Path | str = PUBLISHED) -> list[Run]:
-    """The runs below results/published, by name."""
+    """Return the published runs in the order of their names."""
     return [Run(path) for path in sorted(Path(folder).glob("*")) if path.is_dir()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PAPER_GATE = "v1"  # the set with the paper's pooling, projection and loss
+UNTRAINED = "untrained"  # the set that keeps its initial weights: the control for every trained set
+WITHOUT_ROPE = "norope"  # the set of Figure 9 whose gates score blocks without RoPE
 EVERY_SET = "all"  # in a preset: each set of the job in turn
 
 

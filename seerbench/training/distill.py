@@ -25,6 +25,7 @@ from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_losses import gate_loss, gate_target
 from seerbench.models.hugging_face import attention_layers, for_each_layer
 from seerbench.models.sources import load
+from seerbench.rows.gate_ref import UNTRAINED
 from seerbench.training.batches import batches
 from seerbench.training.checkpoint import digest_of, save_gate_sets
 from seerbench.training.fsdp import all_reduce_mean, rank_and_world_size, require_even_split, shard
@@ -32,8 +33,6 @@ from seerbench.training.jobs import DistillJob
 from seerbench.training.loop import Row, run_steps
 from seerbench.training.optimizers import GATE_CLIP, cosine_at, set_lr, update_weights
 
-# The gate set of this name keeps its initial weights. The difference to it is what training adds.
-UNTRAINED = "untrained"
 # The windows of a batch pass through the model this many tokens at a time, which bounds the memory of a layer.
 TOKENS_AT_ONCE = 131072
 

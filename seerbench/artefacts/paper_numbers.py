@@ -1,0 +1,89 @@
+"""The paper's own numbers: those of its tables (results/paper/values.csv) and the few that code needs by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from seerbench import paths
+from seerbench.errors import ResultsError
+
+TITLE = "SeerAttention, arXiv 2410.13276 v1"
+GPU = "GPU not named there (its v4: one A100)"
+BLOCK = 64  # The paper's kernels use blocks of 64 by 64.
+BEST_POOLING = "Qavg_Kmaxmin"  # Figure 10: average of the queries, maximum and minimum of the keys.
+TABLE_1_LONGEST_COMPARED = 65536  # Claims C7 and C8 end at 64k; C9 is about the column after it.
+TABLE_4_CONTEXTS = (8192, 16384, 32768, 65536, 131072)
+TRAINING_KERNEL_CONTEXTS = (1024, 65536)  # Figure 8 goes from 1k to 64k.
+LARGEST_GATE_SHARE = 0.03  # C11: "1-3% at 32k", of the time of SeerAttention.
+
+COLUMNS = (
+    "artefact",
+    "model",
+    "dataset",
+    "method",
+    "recipe",
+    "context",
+    "sparsity",
+    "metric",
+    "value",
+    "unit",
+    "note",
+)
+
+
+def paper_values(folder: Path | str = paths.PAPER) -> pd.DataFrame:
+    """Return the rows of `<folder>/values.csv`, checked.
+
+    The column `context` is text, since Table 2 has length buckets. Raises ResultsError, which names the line, for a
+    missing file, wrong columns, a value that is not a number, or an empty value without a note.
+    """
+    path = Path(folder) / "values.csv"
+    if not path.exists():
+        raise ResultsError(f"{path} is missing; it is part of the repository (git checkout results/paper)")
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [name for name in COLUMNS if name not in frame]
+    unknown = [name for name in frame if name not in COLUMNS]
+    if missing or unknown:
+        raise ResultsError(f"{path}: missing columns {missing}, unknown columns {unknown}")
+    for name in ("sparsity", "value"):
+        numbers = pd.to_numeric(frame[name].where(frame[name] != "", None), errors="coerce")
+        wrong = frame.index[numbers.isna() & (frame[name] != "")]
+        if len(wrong):
+            text = frame.loc[wrong[0], name]
+            raise ResultsError(f"{path}, line {wrong[0] + 2}: {name} is {text!r}, not a number")
+        frame[name] = numbers
+    unexplained = frame.index[frame.value.isna() & (frame.note == "")]
+    if len(unexplained):
+        raise ResultsError(f"{path}, line {unexplained[0] + 2}: an empty value needs a note that says why")
+    return frame
+
+
+def printed(paper: pd.DataFrame, artefact: str) -> pd.DataFrame:
+    """Return the paper's numbers of one artefact in the columns of a frame (frames.COLUMNS)."""
+    rows = paper[paper.artefact == artefact]
+    # MInference has no sparsity setting: the paper gives the sparsity that its patterns realised.
+    realised = rows.method == "minference"
+    models = ", ".join(dict.fromkeys(name for name in [*rows.model, *rows.dataset] if name))
+    frame = pd.DataFrame(
+        {
+            "source": "paper",
+            "method": rows.method,
+            "recipe": rows.recipe,
+            "model": rows.model,
+            "corpus": rows.dataset,
+            "context": pd.to_numeric(rows.context, errors="coerce"),
+            "bucket": rows.context.where(~rows.context.str.isdigit(), None),
+            "sparsity_requested": rows.sparsity.where(~realised),
+            "sparsity_realised": rows.sparsity.where(realised),
+            "metric": rows.metric,
+            "value": rows.value,
+            "unit": rows.unit,
+            "status": rows.value.isna().map({True: "out_of_memory", False: "printed"}),
+            "reason": rows.note.where(rows.value.isna(), None).map(
+                lambda note: f"the paper prints {note}" if isinstance(note, str) else None
+            ),
+        }
+    )
+    return frame.assign(label=f"paper: {TITLE}{f', {models}' if models else ''}; {GPU}")

@@ -1,0 +1,23 @@
+"""Figure 1: it draws the panels that a run has."""
+
+from synthetic_rows import write_timings
+
+from seerbench.artefacts import fig1
+
+
+def test_missing_panels_have_their_reason(collect, tmp_path):
+    methods = [("dense", None, {"attend": 8.0}, 1.0), ("block_sparse", 0.9, {"attend": 1.0}, 1.0)]
+    write_timings(tmp_path, "kernel", 1024, methods)
+    frame = collect("fig1", tmp_path)
+    gaps = frame[frame.status == "missing"]
+    assert gaps.panel.tolist() == [fig1.LOSS, fig1.QUALITY]
+    assert gaps.reason.str.contains("seerbench ").all()  # the step that measures them
+    assert fig1.draw(frame).axes
+    assert frame[(frame.panel == fig1.SPEED) & (frame.source == "paper")].y.tolist() == [5.67]
+
+
+def test_the_dense_fine_tuning_is_drawn_in_black(collect):
+    loss, *_ = fig1.draw(collect("fig1")).axes
+    lines = {line.get_label(): line.get_color() for line in loss.lines}
+    assert [color for label, color in lines.items() if "dense" in label] == ["black"]
+    assert len(lines) == 3
