@@ -1,1 +1,1 @@
-"""The baselines: one file a method, each opening with its card (what, source, fidelity, what is timed)."""
+"""The baselines, one file per method. Each begins with its card: what it is, source, fidelity, what is timed."""

@@ -1,13 +1,14 @@
-"""Dense causal attention, one method a kernel: `dense`, `fa2`, `cudnn`, `flex`, `flash-attn`.
+"""Dense causal attention, one method per kernel: `dense`, `fa2`, `cudnn`, `flex`, `flash-attn`.
 
-What      every key is read; nothing is planned, nothing is skipped
-Source    FlashAttention-2 (arXiv:2307.08691), the paper's denominator; cuDNN's fused attention, which is of
-          FlashAttention-3's class on Hopper; FlexAttention (arXiv:2412.05496)
-Upstream  PyTorch's scaled_dot_product_attention with one backend forced, so that no other is timed under its
-          name: its flash backend carries the FlashAttention-2 kernel. `dense` is the reference that every machine
-          has: fa2's kernel on a GPU, PyTorch's own on a CPU. `flash-attn` is that package (BSD-3-Clause)
-Fidelity  upstream kernels, unmodified
-Timed     attend (there is no plan)
+What it is  every key is read; nothing is planned and nothing is skipped
+Source      FlashAttention-2 (arXiv:2307.08691), over which the paper's speed-ups are taken; cuDNN's fused
+            attention, which is of FlashAttention-3's class on Hopper; FlexAttention (arXiv:2412.05496)
+Upstream    PyTorch's scaled_dot_product_attention (SDPA), with one backend forced so that no other is timed under
+            its name; its flash backend carries the FlashAttention-2 kernel. `dense` runs on every machine: with
+            fa2's kernel on a GPU, with PyTorch's own on a CPU. `flash-attn` is the package of that name
+            (BSD-3-Clause)
+Fidelity    upstream kernels, unmodified
+Timed       attend; there is no plan
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.kernels import flex_attention
 from seerbench.methods.protocol import Method
 from seerbench.methods.registry import register
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
 
 @register("dense", cites="arXiv:2307.08691", fidelity="upstream kernel through PyTorch's SDPA")
@@ -70,7 +74,7 @@ class _OnGpu(Dense):
 
 @register("fa2", cites="arXiv:2307.08691", needs=("cuda",), fidelity="upstream kernel through PyTorch's SDPA")
 class FlashAttention2(_OnGpu):
-    """The FlashAttention-2 kernel that PyTorch carries: the paper's denominator by its own name."""
+    """The FlashAttention-2 kernel that PyTorch carries, over which the paper's speed-ups are taken."""
 
 
 @register(
@@ -101,13 +105,14 @@ class FlashAttnPackage(_OnGpu):
     backend = "flash-attn"
 
     def refuses(self, problem: AttentionProblem) -> str | None:
-        # FlashAttention-4 has a folder of the same name, without this module.
+        # FlashAttention-4 installs a folder of the same name without this module.
         if find_spec("flash_attn") is None or find_spec("flash_attn.flash_attn_interface") is None:
             return "flash-attn is not installed; pip install flash-attn"
         return super().refuses(problem)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
-        from flash_attn import flash_attn_func  # optional, and so imported here
+        # Imported here because the package is optional.
+        from flash_attn import flash_attn_func
 
         return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=True).transpose(1, 2)
 
@@ -132,8 +137,8 @@ class Flex(Method[None]):
 
 
 @lru_cache(maxsize=1)
-def _causal_mask(batch: int, heads: int, tokens: int, block: int, device: torch.device) -> Any:
-    """Every causal block as FlexAttention takes it: made once a shape, as its users do, and so not timed."""
+def _causal_mask(batch: int, heads: int, tokens: int, block: int, device: torch.device) -> FlexMask:
+    """Return every causal block in FlexAttention's form; made once per shape, as its users do, and so not timed."""
     n = block_count(tokens, block)
     counts = torch.arange(1, n + 1, dtype=torch.int32, device=device).expand(batch, heads, n)
     columns = torch.arange(n, dtype=torch.int32, device=device).expand(batch, heads, n, n)

@@ -1,13 +1,11 @@
-"""FlashAttention-4: dense, and as a kernel for any block mask.
+"""FlashAttention-4 as a dense baseline.
 
-What      `fa4` reads every key. FlashAttention4Sparse runs a BlockMask: the dense FA-4 or block-sparse FA-4
-          kernel that ours is timed beside
-Source    FlashAttention-4 (github.com/Dao-AILab/flash-attention, flash_attn/cute); FlexAttention's block
-          masks (arXiv:2412.05496) are what its block-sparse lists are modelled on
-Upstream  flash-attn-4 4.0.0b36, BSD-3-Clause, its CuTe DSL kernels for Hopper and Blackwell; an optional package
-Fidelity  upstream kernels, unmodified, with the tiles that the package chooses
-Timed     attend: the kernel on [B, H, N, D] tensors seen as [B, N, H, D], with no copy. The lists of a mask in
-          FA-4's layout are made before (`layout`), as part of a plan
+What it is  every key is read; nothing is planned and nothing is skipped. As a kernel for block masks,
+            FlashAttention-4 is in seerbench/methods/mask_kernels.py
+Source      FlashAttention-4 (github.com/Dao-AILab/flash-attention, folder flash_attn/cute)
+Upstream    flash-attn-4 4.0.0b36, BSD-3-Clause: CuTe DSL kernels for Hopper and Blackwell, an optional package
+Fidelity    upstream package, unmodified, with the tiles that it chooses
+Timed       attend: the kernel on [B, H, N, D] tensors that are passed as [B, N, H, D] views
 """
 
 from __future__ import annotations

@@ -1,23 +1,27 @@
-"""MoA: each head its own sliding window that grows with the context, chosen offline so that the model loses least.
+"""MoA gives each head its own sliding window, chosen offline so that the model loses least.
 
-What      head h keeps the first block and a window; both together span alpha_h + beta_h * N tokens. The rules
-          (alpha, beta) of all heads stand in a plan file, which is searched for one model (seerbench/search/moa.py)
-Source    arXiv:2406.14909, sections 3 and 4
-Upstream  thu-nics/MoA (MIT), read at e224fe3e; plans in its format, {"alphas": [[head, ...], ...], "betas": ...}
-Fidelity  our port. Ported: profile by the gradient of the loss, elastic rules, at most two of them a layer, one
-          objective a length, density bounds at each length and at an extension length, Pareto plans, the one with
-          the lowest validation loss taken; mask as at run time there, its reserve for 1024 generated tokens
-          included. Departures: solved by HiGHS (upstream: Gurobi); calibrated on the model's own greedy
-          continuations of the preset's text (upstream: its summaries of MultiNews); key/value heads stay
-          shared, rules are a query head's as there; lengths, blocks and grid steps scale with the preset;
-          the grid has finer rules below an eighth of the context, without which 90% is out of reach
-Kernel    ours skips. Upstream's loads every key tile and leaves out arithmetic only, which is why MoA is slower
-          than dense in the paper's Table 4: `moa` says what the plan could give, not what upstream's code gives
-0.35      the sparsity that SeerAttention's tables give for MoA is its default KV density of 0.5 (mean span over
-          context) counted as attention area. Heads that differ make it 0.33 to 0.43; equal ones would be 0.25.
-          Without a requested sparsity a plan is bound to that KV density; a requested one bounds the area, and
-          its spans leave no room for generated tokens
-Timed     plan (building the lists from the rules) and attend
+What it is  head h keeps the first block and a window that grows with the context N; the two together span alpha_h
+            + beta_h * N tokens. The rules (alpha, beta) of all heads are in a plan file, which is searched for one
+            model (seerbench/search/moa.py)
+Paper       arXiv:2406.14909, sections 3 and 4
+Upstream    thu-nics/MoA (MIT), read at e224fe3e; its plan files have the same format, {"alphas": [[head, ...],
+            ...], "betas": ...}
+Fidelity    our port. Ported are: the profile by the gradient of the loss; elastic rules, at most two of them per
+            layer; one objective per length; density bounds at each length and at an extension length; Pareto
+            plans, of which the one with the lowest validation loss is taken; the run-time mask, with its reserve
+            for 1024 generated tokens. Departures: HiGHS solves the programs (upstream: Gurobi). The profile uses
+            the model's own greedy continuations of the preset's text (upstream: its summaries of MultiNews).
+            Key/value heads stay shared, and rules belong to query heads as upstream. Lengths, blocks and grid
+            steps scale with the preset. The grid has finer rules below an eighth of the context, without which a
+            sparsity of 90% cannot be reached
+Kernel      ours skips blocks. Upstream's kernel loads every key tile and leaves out arithmetic only, which is why
+            MoA is slower than dense attention in the paper's Table 4. The times of `moa` show what a plan can
+            give, not what upstream's code gives
+Sparsity    SeerAttention's tables say 0.35 for MoA. This is MoA's default KV density of 0.5 (mean span over
+            context) converted to attention area; heads that differ give 0.33 to 0.43, equal heads would give 0.25.
+            Without a requested sparsity a plan is bound to that KV density. A requested sparsity bounds the area,
+            and its spans leave no room for generated tokens
+Timed       plan (making the lists from the rules) and attend (our block-sparse kernel)
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,16 +40,30 @@ from seerbench.core.problem import LayerContext
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
 
-RESERVE = 16  # blocks: upstream plans for 1024 tokens to be generated, at blocks of 64
-LEAST = 2  # blocks of the shortest span: sink and diagonal
+# Blocks of room in every span: upstream plans for 1024 tokens to be generated, and its blocks have 64 tokens.
+RESERVED_BLOCKS = 16
+# Blocks of the shortest span: the sink and the diagonal.
+MIN_SPAN_BLOCKS = 2
+
+# The alphas or the betas of a layer's rules, by head.
+Rules: TypeAlias = "Sequence[float] | np.ndarray"
 
 
 @register("moa", cites="arXiv:2406.14909", fidelity="our port, searched for the model; on our kernel, which skips")
 class MoA(BlockSparse):
-    """A mixture of sliding windows, one growing span a head, searched offline."""
+    """A mixture of sliding windows, one growing span per head, searched offline."""
 
     def __init__(self, plan: Path | str, sparsity: float | None = None, block: int = 64) -> None:
-        """plan: a file of `load_plan`. sparsity: the one that it was searched for; None for its own."""
+        """Make the method of a plan file.
+
+        Args:
+            plan: the file, in the format of `load_plan`.
+            sparsity: the sparsity that the plan was searched for; None if it was searched at MoA's KV density.
+            block: tokens per block.
+
+        Raises:
+            ValueError: the file is no plan of MoA.
+        """
         self.sparsity, self.block = sparsity, block
         self.alphas, self.betas = load_plan(plan)
         self.configuration = Path(plan).stem
@@ -61,19 +79,39 @@ class MoA(BlockSparse):
 
 
 def reserve_for(sparsity: float | None) -> int:
-    """Blocks of generated tokens that spans count in: upstream's; none where a sparsity of prefill is asked for."""
-    return RESERVE if sparsity is None else 0
+    """Return the blocks that spans reserve for generated tokens: none if a sparsity of the prefill is requested."""
+    return RESERVED_BLOCKS if sparsity is None else 0
 
 
-def window_blocks(alphas: Any, betas: Any, tokens: int, block: int, reserve: int = RESERVE) -> np.ndarray:
-    """Rules -> length of the window in blocks, the diagonal's among them; the sink block is not counted."""
+def window_blocks(
+    alphas: Rules, betas: Rules, tokens: int, block: int, reserve: int = RESERVED_BLOCKS
+) -> np.ndarray:
+    """Return the length of each head's window in blocks, int [Hq]: with the diagonal's, without the sink's.
+
+    Args:
+        alphas: the constant part of each span, in tokens.
+        betas: the part of each span that grows, as a share of the context.
+        tokens: N, the context.
+        block: tokens per block.
+        reserve: blocks that are added to the context for generated tokens.
+    """
     reach = tokens + reserve * block
     span = np.minimum(np.trunc(np.asarray(alphas) + np.asarray(betas) * reach), reach)
-    return (np.ceil(np.maximum(span, LEAST * block) / block) - 1).astype(int)
+    return (np.ceil(np.maximum(span, MIN_SPAN_BLOCKS * block) / block) - 1).astype(int)
 
 
-def windows_and_sink(windows: np.ndarray, batch: int, tokens: int, block: int, device: Any = "cpu") -> BlockMask:
-    """Block 0 and, for each head, the nearest `windows` [Hq] blocks: the mask as lists, no n x n map."""
+def windows_and_sink(
+    windows: np.ndarray, batch: int, tokens: int, block: int, device: torch.device | str = "cpu"
+) -> BlockMask:
+    """Return the mask of block 0 and each head's nearest blocks, made as lists without an n x n map.
+
+    Args:
+        windows: number of nearest blocks of each head, int [Hq].
+        batch: B.
+        tokens: N.
+        block: tokens per block.
+        device: where the lists are made.
+    """
     n = block_count(tokens, block)
     near = torch.as_tensor(windows, device=device)[:, None]
     row = torch.arange(n, device=device)
@@ -90,14 +128,21 @@ def windows_and_sink(windows: np.ndarray, batch: int, tokens: int, block: int, d
 
 
 def block_density(windows: np.ndarray, n: int) -> np.ndarray:
-    """Share of the causal blocks of n rows that windows of these lengths and the sink keep."""
+    """Return the share of n rows' causal blocks that the sink and windows of these lengths [...] keep, [...]."""
     row = np.arange(n)
     kept = np.minimum(row + 1, np.asarray(windows)[..., None] + 1).sum(-1)
     return kept / (n * (n + 1) / 2)
 
 
 def load_plan(path: Path | str) -> tuple[list[list[float]], list[list[float]]]:
-    """(alphas, betas), each by layer and head, of a file in upstream's format; ValueError for another."""
+    """Read a plan file in upstream's format.
+
+    Returns:
+        (alphas, betas), each by layer and head.
+
+    Raises:
+        ValueError: the file is no plan of MoA.
+    """
     content = json.loads(Path(path).read_text())
     if not isinstance(content, dict) or not {"alphas", "betas"} <= content.keys():
         raise ValueError(f'{path} is no plan of MoA: expected {{"alphas": [[...], ...], "betas": [[...], ...]}}')
@@ -113,6 +158,13 @@ def save_plan(
     betas: Sequence[Sequence[float]],
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a plan in upstream's format; `about` (how it was found) stands beside it, which upstream ignores."""
+    """Write a plan in upstream's format.
+
+    Args:
+        path: the file to write.
+        alphas: constant parts of the spans, by layer and head.
+        betas: growing parts of the spans, by layer and head.
+        about: how the plan was found, written under the key "about", which upstream ignores.
+    """
     content = {"alphas": np.asarray(alphas).tolist(), "betas": np.asarray(betas).tolist()}
     path.write_text(json.dumps({**content, **({"about": dict(about)} if about else {})}) + "\n")

@@ -1,10 +1,10 @@
-"""Oracle top-k: the blocks that the gate is trained to find, found by computing all of the attention.
+"""Oracle top-k keeps the blocks that a gate is trained to find; it finds them by computing all of the attention.
 
-What      the top-k rule on the true max-pooled, row-normalised attention map
-Source    the target of SeerAttention (arXiv:2410.13276), section 3.2
-Fidelity  not a published method: an upper bound, which costs more than dense attention
-Timed     plan (the whole attention with its pooled map) and attend, as a bound: attend is what a gate that never
-          errs would leave to do, total what nobody would run
+What it is  the top-k rule on the true attention map, max-pooled over blocks and row-normalised
+Source      the target of SeerAttention's gate (arXiv:2410.13276), section 3.2
+Fidelity    not a published method: upper bound. It costs more than dense attention.
+Timed       plan (dense attention with its pooled map) and attend. `attend` is what a gate without errors would
+            leave to compute; nobody would run plan and attend together
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from seerbench.methods.registry import register
 class OracleTopK(BlockSparse):
     """Top-k on the true pooled attention map: the upper bound for any gate."""
 
+    sparsity: float
+
     def __init__(self, sparsity: float = 0.9, block: int = 64) -> None:
+        """Make the method for a requested sparsity, in [0, 1), and a block size in tokens."""
         self.sparsity, self.block = sparsity, block
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
-        # The map does not depend on v; k stands in for it.
+        # The map does not depend on v, so k takes its place.
         target = gate_target(pooled_attention(q, k, k, self.block)[2]).float()
         hidden = ~causal_blocks(target.shape[-1], 1, 1, q.device)
         return select_top_k(target.masked_fill(hidden, -torch.inf), self.sparsity, q.shape[2], self.block)

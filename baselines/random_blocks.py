@@ -1,10 +1,10 @@
-"""Random blocks: the lower bound, and the mask of the kernel timings.
+"""Random blocks: the lower bound for any choice of blocks, and the mask of the kernel timings.
 
-What      each row keeps its diagonal block and k - 1 visible blocks drawn at random, per head
-Source    the authors' kernel benchmark uses random masks (microsoft/SeerAttention, eval/efficiency);
-          there one mask serves all heads and the diagonal is not kept
-Fidelity  not a published method
-Timed     plan (drawing and top-k) and attend (our block-sparse kernel), as a bound
+What it is  every head keeps, in each row, the diagonal block and k - 1 visible blocks drawn at random
+Source      the authors' kernel benchmark uses random masks (microsoft/SeerAttention, eval/efficiency); there all
+            heads have one mask, and the diagonal is not kept
+Fidelity    not a published method: lower bound
+Timed       plan (drawing the scores and top-k) and attend (our block-sparse kernel)
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from seerbench.methods.registry import register
 class RandomBlocks(BlockSparse):
     """Random blocks with the diagonal kept: what a choice that knows nothing costs."""
 
+    sparsity: float
+
     def __init__(self, sparsity: float = 0.9, block: int = 64, seed: int = 0) -> None:
+        """Make the method.
+
+        Args:
+            sparsity: requested share of causal blocks to skip, in [0, 1).
+            block: tokens per block.
+            seed: with the layer's index it decides which blocks are drawn.
+        """
         self.sparsity, self.block, self.seed = sparsity, block, seed
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:

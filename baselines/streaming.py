@@ -1,11 +1,11 @@
-"""StreamingLLM: the first tokens (attention sinks) and a sliding window.
+"""StreamingLLM keeps the first tokens (attention sinks) and a sliding window, whatever the input.
 
-What      block 0 and the nearest k - 1 blocks, the same for every head, whatever the input
-Source    arXiv:2309.17453, section 3.2
-Upstream  mit-han-lab/streaming-llm (MIT); it is written for decoding, so the mask is ours
-Fidelity  our port to prefill blocks: sinks and window are whole blocks; k is the top-k rule's (gate.py),
-          so that a requested sparsity means the same number of blocks as for SeerAttention
-Timed     plan (building the lists) and attend (our block-sparse kernel)
+What it is  every head keeps block 0 and the nearest k - 1 blocks; k is that of the top-k rule (core/top_k.py), so
+            a requested sparsity means as many blocks as for SeerAttention
+Paper       arXiv:2309.17453, section 3.2
+Upstream    mit-han-lab/streaming-llm (MIT). It is written for decoding, so the mask is ours.
+Fidelity    our port to prefill blocks: sinks and window are whole blocks
+Timed       plan (making the lists) and attend (our block-sparse kernel)
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from seerbench.methods.registry import register
 class StreamingLLM(BlockSparse):
     """Attention sinks and a sliding window, static: the floor that any learned choice must beat."""
 
+    sparsity: float
+
     def __init__(self, sparsity: float = 0.9, block: int = 64) -> None:
+        """Make the method for a requested sparsity, in [0, 1), and a block size in tokens."""
         self.sparsity, self.block = sparsity, block
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:

@@ -1,17 +1,17 @@
-"""XAttention: block scores from sums along antidiagonals.
+"""XAttention scores blocks by sums along antidiagonals.
 
-What      q and k are read once every `stride` tokens, so that one dot product sums the logits on the antidiagonal
-          of a stride x stride square; the softmax of those sums, added up over a block, is its mass. Block 0
-          and the diagonal are kept, then the largest blocks until a share tau of a row's mass is kept
-Source    arXiv:2503.16428
-Upstream  mit-han-lab/x-attention, read at e3798877
-Fidelity  our port of the estimator and of the row rule, on our block-sparse kernel (upstream: 128 x 128 blocks on
-          Block-Sparse-Attention). Not ported: upstream's torch path masks all but the last chunk at lengths that
-          are exact multiples of its chunk; ours masks by position alone.
-          One tau for all heads.
-          With a requested sparsity, tau is the one that keeps as many blocks as the top-k rule
-          The estimator is a kernel on every GPU (upstream: on those with "100" in their name, others get torch)
-Timed     plan (scores, ranking, lists) and attend
+What it is  q and k are sampled every `stride` tokens, so that one dot product sums the logits on an antidiagonal
+            of a stride x stride square. The softmax of these sums, added up over a block, is the block's mass.
+            Block 0 and the diagonal are kept, then the blocks of largest mass until a share tau of the row's mass
+            is kept
+Paper       arXiv:2503.16428
+Upstream    mit-han-lab/x-attention, read at e3798877
+Fidelity    our port of the estimator and of the row rule, on our block-sparse kernel (upstream: blocks of 128 on
+            Block-Sparse-Attention), with one tau for all heads. Not ported: upstream's torch path masks all chunks
+            but the last at lengths that are exact multiples of its chunk; ours masks by position alone. The
+            estimator is a kernel on every GPU (upstream: on those with "100" in their name, others run torch).
+            With a requested sparsity, tau is the one that keeps as many blocks as the top-k rule
+Timed       plan (scores, ranking, lists) and attend
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
 
 STRIDE = 8  # upstream's default; 16 is its faster setting
-TAU = 0.9  # upstream's default threshold
+TAU = 0.9  # upstream's default share of a row's mass
 
 
 @register(
@@ -44,13 +44,24 @@ class XAttention(BlockSparse):
     def __init__(
         self, sparsity: float | None = None, block: int = 128, tau: float = TAU, stride: int = STRIDE
     ) -> None:
-        """sparsity: in place of tau, when given."""
+        """Make the method.
+
+        Args:
+            sparsity: requested share of causal blocks to skip, in place of tau.
+            block: tokens per block.
+            tau: share of each row's mass to keep.
+            stride: distance of the sampled tokens; it divides the block.
+
+        Raises:
+            ValueError: the stride does not divide the block.
+        """
         if block % stride:
-            raise ValueError(f"blocks of {block} do not hold whole strides of {stride}")
+            raise ValueError(f"the stride must divide the block; {stride} does not divide {block}")
         self.sparsity, self.block, self.tau, self.stride = sparsity, block, tau, stride
 
     def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> XAttention:
-        """The same at the tau that a requested sparsity comes to on this input: what a timing runs."""
+        if self.sparsity is None:
+            return self
         limit = budget_limit(mass_before(antidiagonal_mass(q, k, self.block, self.stride)), self.sparsity)
         return XAttention(block=self.block, tau=math.nextafter(float(limit.max()), math.inf), stride=self.stride)
 
@@ -62,9 +73,10 @@ class XAttention(BlockSparse):
 
 
 def mass_before(mass: Tensor) -> Tensor:
-    """The share of its row's mass that is kept before a block's turn comes: kept if below tau.
+    """Return the share of its row's mass that is kept before each block's turn, fp32 [B, Hq, n, n].
 
-    Block 0 and the diagonal come first and always (-inf); then blocks by falling mass, ties by index.
+    A block is kept if this share is below tau. Block 0 and the diagonal come first and have -inf; the others follow
+    in the order of falling mass, and of their index where masses are equal. mass: fp32 [B, Hq, n, n].
     """
     n = mass.shape[-1]
     first = torch.eye(n, dtype=torch.bool, device=mass.device)

@@ -1,4 +1,12 @@
-"""estimate."""
+"""Estimate which columns, diagonals and blocks each head should keep, from q and k and the heads' patterns.
+
+    pattern_tiles           the plan of one layer, for heads of all kinds
+    select_vertical_slash   the columns and diagonals of vertical-slash heads
+    vertical_slash_scores   the scores that they are selected by
+    ranks                   scores to places in descending order
+
+Source: MInference (arXiv:2407.02490), algorithms 1 to 3, and microsoft/MInference at fb56c917.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.baselines.minference.patterns import Pattern, _scaled
+from seerbench.baselines.minference.patterns import Pattern, at_block
 from seerbench.core.block_mask import block_count
 from seerbench.core.block_sums import diagonal_sums
 from seerbench.core.reference import grouped_products
@@ -16,40 +24,57 @@ from seerbench.kernels.vertical_slash.api import vertical_slash_tiles
 from seerbench.kernels.vertical_slash.tile_mask import TileMask
 from seerbench.methods.block_selection import mask_from_flags
 
-LAST_QUERIES = 64  # queries that vote (upstream last_q)
-FORCED_COLUMNS, FORCED_DIAGONALS = 30, 100  # upstream sets these scores to infinity, at blocks of 64
-LEAST_COLUMNS, LEAST_DIAGONALS = 30, 50  # and never takes fewer
+# The last queries, by whose attention columns and diagonals are scored: upstream's last_q.
+LAST_QUERIES = 64
+# First columns and diagonals that are always kept: upstream sets their scores to infinity, at blocks of 64.
+FORCED_COLUMNS, FORCED_DIAGONALS = 30, 100
+# Smallest budgets of a vertical-slash head, whatever its pattern says: upstream's, at blocks of 64.
+MIN_COLUMNS, MIN_DIAGONALS = 30, 50
 
 
 def pattern_tiles(q: Tensor, k: Tensor, patterns: Sequence[Pattern], block: int = 64) -> TileMask:
-    """The plan of one layer: q [B, Hq, N, D], k [B, Hk, N, D] and a pattern a head."""
+    """Return the plan of one layer as tiles and gathered columns.
+
+    Args:
+        q: queries [B, Hq, N, D].
+        k: keys [B, Hk, N, D].
+        patterns: one pattern per query head.
+        block: tokens per tile.
+
+    Raises:
+        ValueError: there are not as many patterns as heads.
+    """
     if len(patterns) != q.shape[1]:
         raise ValueError(f"{len(patterns)} patterns for {q.shape[1]} heads")
-    slashed = vertical_slash_tiles(*select_vertical_slash(q, k, patterns, block), block)
-    listed = [h for h, pattern in enumerate(patterns) if pattern.kind != "vertical_and_slash"]
-    if not listed:
-        return slashed
+    vertical_slash = vertical_slash_tiles(*select_vertical_slash(q, k, patterns, block), block)
+    by_blocks = [h for h, pattern in enumerate(patterns) if pattern.kind != "vertical_and_slash"]
+    if not by_blocks:
+        return vertical_slash
     kept = torch.stack(
         [_static_blocks(q, k, h, patterns[h], block) for h in range(q.shape[1])], 1
-    )  # rows of vertical-slash heads are not used
+    )  # the flags of vertical-slash heads are not used
     blocks = mask_from_flags(kept, q.shape[2], block, block)
-    other = torch.tensor([h in listed for h in range(q.shape[1])], device=q.device)[None, :, None]
-    width = max(slashed.tile_starts.shape[-1], blocks.kv_indices.shape[-1])
-    ours, theirs = (
-        F.pad(lists, (0, width - lists.shape[-1])) for lists in (slashed.tile_starts, blocks.kv_indices * block)
+    other = torch.tensor([h in by_blocks for h in range(q.shape[1])], device=q.device)[None, :, None]
+    width = max(vertical_slash.tile_starts.shape[-1], blocks.kv_indices.shape[-1])
+    slash_starts, block_starts = (
+        F.pad(lists, (0, width - lists.shape[-1]))
+        for lists in (vertical_slash.tile_starts, blocks.kv_indices * block)
     )
     return TileMask(
-        torch.where(other, blocks.kv_num_blocks, slashed.tile_counts),
-        torch.where(other[..., None], theirs, ours),
-        slashed.column_counts.masked_fill(other, 0),
-        slashed.columns.masked_fill(other[..., None], 0),
+        torch.where(other, blocks.kv_num_blocks, vertical_slash.tile_counts),
+        torch.where(other[..., None], block_starts, slash_starts),
+        vertical_slash.column_counts.masked_fill(other, 0),
+        vertical_slash.columns.masked_fill(other[..., None], 0),
         q.shape[2],
         block,
     )
 
 
 def _static_blocks(q: Tensor, k: Tensor, head: int, pattern: Pattern, block: int) -> Tensor:
-    """A-shape or block-sparse head -> kept blocks, bool [B, n, n]; the diagonal alone for other kinds."""
+    """Return the blocks that an A-shape or block-sparse head keeps, bool [B, n, n].
+
+    For a vertical-slash head it is the diagonal alone.
+    """
     n, device = block_count(q.shape[2], block), q.device
     rows = torch.arange(n, device=device)
     diagonal = rows[:, None] == rows
@@ -71,22 +96,40 @@ def _static_blocks(q: Tensor, k: Tensor, head: int, pattern: Pattern, block: int
 def select_vertical_slash(
     q: Tensor, k: Tensor, patterns: Sequence[Pattern], block: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """The columns and diagonals of each head, bool [B, Hq, N] each (diagonal 0 alone for other kinds of heads)."""
+    """Select the columns and diagonals of vertical-slash heads; other heads get diagonal 0 alone.
+
+    Args:
+        q: queries [B, Hq, N, D].
+        k: keys [B, Hk, N, D].
+        patterns: one pattern per query head.
+        block: tokens per tile; the smallest budgets and the forced runs scale with it.
+
+    Returns:
+        Flags of the columns and of the diagonals, bool [B, Hq, N] each.
+    """
     budgets = [(p.first, p.second) if p.kind == "vertical_and_slash" else (0, 0) for p in patterns]
-    least = torch.tensor([_scaled(LEAST_COLUMNS, block), _scaled(LEAST_DIAGONALS, block)])
+    minimum = torch.tensor([at_block(MIN_COLUMNS, block), at_block(MIN_DIAGONALS, block)])
     wanted = torch.tensor(budgets)
-    wanted = torch.where(wanted > 0, torch.maximum(wanted, least), wanted).to(q.device)
-    columns, diagonals = (_ranks(scores) for scores in vertical_slash_scores(q, k, block / 64))
+    wanted = torch.where(wanted > 0, torch.maximum(wanted, minimum), wanted).to(q.device)
+    columns, diagonals = (ranks(scores) for scores in vertical_slash_scores(q, k, block / 64))
     picked = diagonals < wanted[:, 1, None]
     picked[..., 0] = True
     return columns < wanted[:, 0, None], picked
 
 
 def vertical_slash_scores(q: Tensor, k: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """q [B, Hq, N, D], k [B, Hk, N, D] -> fp32 scores of the N columns and the N diagonals, [B, Hq, N] each.
+    """Score the N columns and the N diagonals by the attention of the last queries.
 
-    Diagonal d holds the pairs with query - key = d. Forced entries are +inf; `scale` shortens the forced
-    runs where smaller blocks stand for the paper's 64 (they would fill a short context's whole budget).
+    Diagonal d has the pairs with query - key = d. Entries that are always kept have the score +inf.
+
+    Args:
+        q: queries [B, Hq, N, D].
+        k: keys [B, Hk, N, D].
+        scale: factor on the number of entries that are always kept: tokens per block over the paper's 64. Without
+            it they would fill the whole budget of a short context with small blocks.
+
+    Returns:
+        The scores of the columns and of the diagonals, fp32 [B, Hq, N] each.
     """
     tokens = q.shape[2]
     last = min(LAST_QUERIES, tokens)
@@ -101,8 +144,8 @@ def vertical_slash_scores(q: Tensor, k: Tensor, scale: float = 1.0) -> tuple[Ten
     return columns, diagonals
 
 
-def _ranks(scores: Tensor) -> Tensor:
-    """Place of each entry in descending order, ties by index: fp32 like scores."""
+def ranks(scores: Tensor) -> Tensor:
+    """Return the place of each entry in descending order, ties by index: fp32 [..., N], like the scores."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(scores.shape[-1], device=scores.device, dtype=torch.float32)
     return torch.empty_like(scores).scatter_(-1, order, places.expand_as(scores).contiguous())

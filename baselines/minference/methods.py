@@ -1,21 +1,23 @@
-"""MInference: a pattern for each head found offline, its indices estimated online.
+"""MInference: each head has a pattern that is found offline; which keys it reads is estimated online.
 
-What      per head one of three patterns. Vertical-slash: the key columns and the diagonals that the last 64
-          queries attend to most. A-shape: first keys and a window. Block-sparse: top-k blocks of mean-pooled
-          q and k. `minference` takes a head's pattern and budget from one of upstream's two configurations for
-          Llama-3.1-8B-Instruct, v2 (its default since 2024-09: (512, 2048) for every head) or v1 (a mix of six
-          budgets), from a search for the model at hand (`search_patterns`), or from a file in upstream's format
-Source    arXiv:2407.02490, section 3, algorithms 1 to 3, appendix C
-Upstream  microsoft/MInference (MIT), read at fb56c917 (after v0.1.6)
-Fidelity  `minference`: our port, the estimation and the index conversion entry for entry (tiles at unaligned
-          tokens, gathered columns: kernels/vertical_slash/). Departures: all heads in one launch, keys and
-          values of a group are not repeated, any batch (upstream: head by head, batch 1); A-shape and
-          block-sparse heads run through the same tiles, so that a window ends on whole tiles; with blocks that
-          are not 64 the budgets of the default, the forced runs and the tiles scale with the block
-          `minference-aligned`: simplified. Columns and diagonals rounded outwards to whole blocks on our
-          block-sparse kernel; one pattern for all heads, its budgets scaled together to the requested sparsity
-          `minference-upstream`: upstream's kernels and conversion, unmodified, on our (equal) estimates
-Timed     plan (estimation, ranking, conversion) and attend
+What it is  a head has one of three patterns. Vertical-slash keeps the key columns and the diagonals to which the
+            last 64 queries attend most. A-shape keeps the first keys and a window. Block-sparse keeps the top-k
+            blocks of mean-pooled q and k. `minference` reads patterns and budgets from one of upstream's two
+            configurations for Llama-3.1-8B-Instruct: v2, its default since 2024-09, with (512, 2048) for every
+            head, or v1, a mix of six budgets. It also reads a file in upstream's format, such as one that the
+            search for another model wrote
+Paper       arXiv:2407.02490, section 3, algorithms 1 to 3, appendix C
+Upstream    microsoft/MInference (MIT), read at fb56c917 (after v0.1.6)
+Fidelity    `minference`: our port; its estimation and index conversion equal upstream's entry for entry (tiles at
+            unaligned tokens, gathered columns: kernels/vertical_slash/). Departures: one launch for all heads,
+            keys and values of a group are not repeated, any batch (upstream: head by head, batch 1). A-shape and
+            block-sparse heads run through the same tiles, so a window ends on whole tiles. If blocks are not 64,
+            the default budgets, the entries that are always kept and the tiles scale with the block
+            `minference-aligned`: simplified. Columns and diagonals are rounded outwards to whole blocks and run on
+            our block-sparse kernel, with one pattern for all heads whose budgets scale together to the requested
+            sparsity
+            `minference-upstream`: upstream's kernels and conversion, unmodified, on our (equal) estimates
+Timed       plan (estimation, ranking, conversion) and attend
 """
 
 from __future__ import annotations
@@ -33,18 +35,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seerbench.baselines.minference.estimate import (
-    _ranks,
     pattern_tiles,
+    ranks,
     select_vertical_slash,
     vertical_slash_scores,
 )
 from seerbench.baselines.minference.patterns import (
-    ABSENT,
+    DEFAULT_PATTERN,
     SLASH,
-    V1,
+    V1_FILE,
     VERTICAL,
     Pattern,
-    _scaled,
+    at_block,
     load_patterns,
     scaled_budgets,
 )
@@ -58,38 +60,48 @@ from seerbench.methods.block_selection import mask_from_flags, select_budget
 from seerbench.methods.protocol import BlockSparse, Method, Plan, PlanT
 from seerbench.methods.registry import register
 
-BISECTIONS = 14  # of the factor on the budgets, where a sparsity is asked for
+# Bisections of the factor on the budgets, for a requested sparsity.
+BISECTIONS = 14
 
 
-class _Patterns(Method[PlanT]):
-    """What the port and the upstream package share: whose patterns they follow."""
+class _Patterned(Method[PlanT]):
+    """A method that follows the patterns of a configuration: the port and the upstream package."""
+
+    block: int
 
     def __init__(self, patterns: Path | str | None = None, block: int = 64, sparsity: float | None = None) -> None:
-        """patterns: a JSON file of `load_patterns`, or v1; None or v2 for (512, 2048) at blocks of 64.
+        """Make the method.
 
-        sparsity: None follows the budgets, whatever they come to on an input. A number scales all budgets of a
-        layer by one factor, found anew for each input by bisection: for accuracy at equal sparsity. The
-        search is part of the plan, so timings give no sparsity.
+        Args:
+            patterns: a file of `load_patterns`; "v1", upstream's first configuration; None or "v2" for budgets of
+                (512, 2048) in every head, at blocks of 64.
+            block: tokens per tile.
+            sparsity: None keeps to the budgets, whatever sparsity they give on an input. A number multiplies all
+                budgets of a layer by one factor, which is searched for each input by bisection, for accuracy at
+                equal sparsity. The search is part of the plan, so timings request no sparsity.
+
+        Raises:
+            ValueError: the file is no configuration of MInference.
         """
         self.block, self.sparsity, self.factor = block, sparsity, 1.0
-        if patterns in (None, "v2"):
-            self.layers, self.configuration = None, f"v2 ({VERTICAL}, {SLASH})"
+        self.layers: list[dict[int, Pattern]] | None = None
+        if patterns is None or patterns == "v2":
+            self.configuration = f"v2 ({VERTICAL}, {SLASH})"
         elif patterns == "v1":
-            with as_file(files("seerbench.baselines") / "configs" / V1) as file:
+            with as_file(files("seerbench.baselines") / "configs" / V1_FILE) as file:
                 self.layers, self.configuration = load_patterns(file), "v1 (mix)"
         else:
             self.layers, self.configuration = load_patterns(patterns), Path(patterns).stem
 
     def patterns(self, layer: int, heads: int) -> list[Pattern]:
-        """One layer's patterns by head."""
+        """Return the pattern of each head of a layer; raise ValueError for a layer that the file does not have."""
         if self.layers is None:
-            default = Pattern("vertical_and_slash", _scaled(VERTICAL, self.block), _scaled(SLASH, self.block))
+            default = Pattern("vertical_and_slash", at_block(VERTICAL, self.block), at_block(SLASH, self.block))
             return [default] * heads
         if layer >= len(self.layers):
-            raise ValueError(
-                f"the configuration {self.configuration} has {len(self.layers)} layers, no layer {layer}"
-            )
-        return [self.layers[layer].get(head, ABSENT) for head in range(heads)]
+            layers = f"{len(self.layers)} layers"
+            raise ValueError(f"the configuration {self.configuration} has {layers}, no layer {layer}")
+        return [self.layers[layer].get(head, DEFAULT_PATTERN) for head in range(heads)]
 
 
 @register(
@@ -97,7 +109,7 @@ class _Patterns(Method[PlanT]):
     cites="arXiv:2407.02490",
     fidelity="our port: unaligned tiles, gathered columns, both official configurations or a search",
 )
-class MInference(_Patterns[TileMask]):
+class MInference(_Patterned[TileMask]):
     """Vertical-slash, A-shape and block-sparse heads, estimated online, on unaligned tiles and gathered columns."""
 
     def implementation(self, problem: AttentionProblem) -> str:
@@ -107,25 +119,26 @@ class MInference(_Patterns[TileMask]):
         return vertical_slash.refuses(problem)
 
     def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> MInference:
-        """The same with its budgets scaled as a requested sparsity comes to on this input: what a timing runs."""
-        fixed = copy.copy(self)
-        fixed.sparsity, fixed.factor = None, self._factor(q, k, layer)
-        return fixed
+        if self.sparsity is None:
+            return self
+        scaled = copy.copy(self)
+        scaled.sparsity, scaled.factor = None, self._factor_for(self.sparsity, q, k, layer)
+        return scaled
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> TileMask:
-        factor = self.factor if self.sparsity is None else self._factor(q, k, layer)
+        factor = self.factor if self.sparsity is None else self._factor_for(self.sparsity, q, k, layer)
         return self._tiles(q, k, layer, factor)
 
     def _tiles(self, q: Tensor, k: Tensor, layer: LayerContext, factor: float) -> TileMask:
         patterns = self.patterns(layer.index, q.shape[1])
         return pattern_tiles(q, k, patterns if factor == 1 else scaled_budgets(patterns, factor), self.block)
 
-    def _factor(self, q: Tensor, k: Tensor, layer: LayerContext) -> float:
-        """The largest factor on all budgets whose tiles are at most as many as the top-k rule's blocks."""
-        low, high = 0.0, float(q.shape[2])  # at the upper end every head keeps all
-        if self.sparsity == 0:
+    def _factor_for(self, sparsity: float, q: Tensor, k: Tensor, layer: LayerContext) -> float:
+        """Return the largest factor on all budgets at which the plan has at most the top-k rule's density."""
+        low, high = 0.0, float(q.shape[2])  # at the upper end every head keeps everything
+        if sparsity == 0:
             return high
-        budget = top_k_density(block_count(q.shape[2], self.block), self.sparsity)
+        budget = top_k_density(block_count(q.shape[2], self.block), sparsity)
         for _ in range(BISECTIONS):
             factor = (low * high) ** 0.5 if low else high / 16
             fits = self._tiles(q, k, layer, factor).density() <= budget
@@ -145,12 +158,19 @@ class MInferenceAligned(BlockSparse):
     """Vertical-slash sparsity estimated from the last queries, rounded outwards to blocks."""
 
     def __init__(self, sparsity: float | None = None, block: int = 64, scale: float = 1.0) -> None:
-        """sparsity: None keeps what the budgets (512, 2048) times `scale` touch; a number finds the scale."""
+        """Make the method.
+
+        Args:
+            sparsity: requested share of causal blocks to skip, in place of a scale.
+            block: tokens per block.
+            scale: factor on the budgets (512, 2048).
+        """
         self.sparsity, self.block, self.scale = sparsity, block, scale
         self.configuration = f"v2 ({VERTICAL}, {SLASH})"
 
     def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> MInferenceAligned:
-        """The same at the scale that a requested sparsity comes to on this input: what a timing runs."""
+        if self.sparsity is None:
+            return self
         limit = float(budget_limit(self._cost(q, k), self.sparsity).max())
         return MInferenceAligned(block=self.block, scale=math.nextafter(max(limit, 0.0), math.inf))
 
@@ -161,26 +181,32 @@ class MInferenceAligned(BlockSparse):
         return select_budget(cost, self.sparsity, q.shape[2], self.block)
 
     def _cost(self, q: Tensor, k: Tensor) -> Tensor:
-        """The scale of the budgets from which on a block is touched, [B, Hq, n, n]."""
+        """Return the scale of the budgets above which each block is kept, fp32 [B, Hq, n, n]."""
         block, n = self.block, block_count(q.shape[2], self.block)
         columns, diagonals = vertical_slash_scores(q, k, block / 64)
-        # A rank in units of its budget: at scale r the head keeps ranks below r in both lists.
+        # A rank is divided by its budget: at scale r the head keeps quotients below r in both lists.
         return torch.minimum(
-            _best_of_blocks(_ranks(columns) / _scaled(VERTICAL, block), n, block)[..., None, :],
-            _slash_cost(_ranks(diagonals) / _scaled(SLASH, block), n, block),
+            _best_of_blocks(ranks(columns) / at_block(VERTICAL, block), n, block)[..., None, :],
+            _slash_cost(ranks(diagonals) / at_block(SLASH, block), n, block),
         )
 
 
 @dataclass(frozen=True)
 class UpstreamPlan(Plan):
-    """Columns and diagonals of each head as upstream takes them: int32 [1, 1, count] a head."""
+    """The columns and diagonals of each head, as upstream's kernel takes them.
+
+    Attributes:
+        picks: for each head, its columns and its diagonals, int32 [1, 1, count] each.
+        columns: flags of the columns, bool [B, Hq, N].
+        diagonals: flags of the diagonals, bool [B, Hq, N].
+    """
 
     picks: list[list[Tensor]]
     columns: Tensor
     diagonals: Tensor
 
     def density(self) -> float:
-        """By our conversion, which is upstream's."""
+        # By our conversion to tiles, which equals upstream's.
         return vertical_slash_tiles(self.columns, self.diagonals).density()
 
 
@@ -190,7 +216,7 @@ class UpstreamPlan(Plan):
     needs=("cuda", "minference"),
     fidelity="upstream package's kernels, where installed; not yet run",
 )
-class MInferenceUpstream(_Patterns[UpstreamPlan]):
+class MInferenceUpstream(_Patterned[UpstreamPlan]):
     """MInference's own kernels, where its package is installed; vertical-slash heads only."""
 
     def implementation(self, problem: AttentionProblem) -> str:
@@ -208,7 +234,7 @@ class MInferenceUpstream(_Patterns[UpstreamPlan]):
                 return f"with {other} installed MInference silently runs that package's kernel under its own name"
         try:
             _upstream_kernel()
-        except ImportError as error:  # 0.1.6 with transformers 5: "No module named 'kivi_gemv'"
+        except ImportError as error:  # for example 0.1.6 with transformers 5: "No module named 'kivi_gemv'"
             return f"minference is installed and cannot be imported: {error}"
         return None
 
@@ -225,7 +251,7 @@ class MInferenceUpstream(_Patterns[UpstreamPlan]):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: UpstreamPlan) -> Tensor:
         group, kernel = q.shape[1] // k.shape[1], _upstream_kernel()
-        heads = [  # one launch a head, as upstream's forward has it
+        heads = [  # one launch per head, as in upstream's forward pass
             kernel(q[:, h : h + 1], k[:, h // group, None], v[:, h // group, None], *plan.picks[h])
             for h in range(q.shape[1])
         ]
@@ -233,19 +259,20 @@ class MInferenceUpstream(_Patterns[UpstreamPlan]):
 
 
 def _upstream_kernel() -> Callable[..., Tensor]:
+    # Imported here because the package is optional.
     from minference.ops.pit_sparse_flash_attention_v2 import vertical_slash_sparse_attention
 
     return vertical_slash_sparse_attention
 
 
 def _best_of_blocks(ranks: Tensor, n: int, block: int) -> Tensor:
-    """[B, H, N] -> [B, H, n]: the best rank in each block."""
+    """Return the best of ranks [B, H, N] in each block, [B, H, n]."""
     padded = F.pad(ranks, (0, n * block - ranks.shape[-1]), value=torch.inf)
     return padded.unflatten(-1, (n, block)).amin(-1)
 
 
 def _slash_cost(ranks: Tensor, n: int, block: int) -> Tensor:
-    """[B, H, N] -> [B, H, n, n]: the best rank among the diagonals that cross block (I, J)."""
+    """Return the best of the diagonals' ranks [B, H, N] among those that cross block (I, J), [B, H, n, n]."""
     best = _best_of_blocks(ranks, n, block)
     # Block (I, J) is crossed by offsets (I-J) * block - (block-1) .. (I-J) * block + block-1. The lower part
     # belongs to the previous group of `block` diagonals (without that group's offset 0).

@@ -1,4 +1,7 @@
-"""patterns."""
+"""Define the pattern of a head, and read and write files of patterns in upstream's format.
+
+Source: microsoft/MInference (MIT) at fb56c917, its configuration files and minference_forward.py.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-VERTICAL, SLASH = 512, 2048  # upstream config Llama_3.1_8B_Instruct_128k_..._v2.json, every head
-V1 = "minference-llama-3.1-8b-v1.json"  # upstream's first file for that model, its scores rounded
-KINDS = ("vertical_and_slash", "stream_llm", "block_sparse")  # the names in upstream's files
+# The kinds of patterns, as upstream's files name them.
+KINDS = ("vertical_and_slash", "stream_llm", "block_sparse")
+# Columns and diagonals of every head in upstream's current file for Llama-3.1-8B-Instruct ("v2").
+VERTICAL, SLASH = 512, 2048
+# Upstream's first file for that model, in baselines/configs, with its scores rounded.
+V1_FILE = "minference-llama-3.1-8b-v1.json"
+# Tokens per block for which upstream's budgets are meant.
+UPSTREAM_BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a head does. first, second: columns, diagonals; or first keys, window; or blocks, unused."""
+    """What one head keeps.
+
+    Attributes:
+        kind: one of KINDS.
+        first: vertical_and_slash: columns. stream_llm: first keys. block_sparse: blocks per row.
+        second: vertical_and_slash: diagonals. stream_llm: keys of the window. block_sparse: unused.
+        score: how well the pattern did in the search.
+    """
 
     kind: str
     first: int
@@ -22,17 +37,25 @@ class Pattern:
     score: float = 0.0
 
 
-ABSENT = Pattern("vertical_and_slash", 1000, 6096)  # upstream's, for a head that its file does not name
+# Upstream's pattern for a head that its file does not name.
+DEFAULT_PATTERN = Pattern("vertical_and_slash", 1000, 6096)
 
 
 def load_patterns(path: Path | str) -> list[dict[int, Pattern]]:
-    """Upstream's file: a list over layers of {"head": [kind, first, second, score]}; ValueError for another."""
+    """Read upstream's format: a list over layers of {"head": [kind, first, second, score]}.
+
+    Returns:
+        For each layer, the patterns by head.
+
+    Raises:
+        ValueError: the file is no configuration of MInference; the text names the layer and head.
+    """
     content = json.loads(Path(path).read_text())
     if not isinstance(content, list) or not all(isinstance(layer, dict) for layer in content):
         raise ValueError(f"{path} is no MInference configuration: expected a list of objects over heads")
-    layers = []
+    layers: list[dict[int, Pattern]] = []
     for number, layer in enumerate(content):
-        heads = {}
+        heads: dict[int, Pattern] = {}
         for head, entry in layer.items():
             if len(entry) < 3 or entry[0] not in KINDS:
                 raise ValueError(
@@ -44,7 +67,7 @@ def load_patterns(path: Path | str) -> list[dict[int, Pattern]]:
 
 
 def save_patterns(path: Path, layers: Sequence[Sequence[Pattern]]) -> None:
-    """Patterns of each layer and head in upstream's format."""
+    """Write the patterns of each layer and head in upstream's format."""
     content = [
         {str(head): [p.kind, p.first, p.second, p.score] for head, p in enumerate(layer)} for layer in layers
     ]
@@ -60,5 +83,6 @@ def scaled_budgets(patterns: Sequence[Pattern], factor: float) -> list[Pattern]:
     return [replace(p, first=times(p.first), second=times(p.second)) for p in patterns]
 
 
-def _scaled(count: int, block: int) -> int:
-    return max(1, count * block // 64)
+def at_block(count: int, block: int) -> int:
+    """Return a budget of upstream's for blocks of `block` tokens instead of 64, at least 1."""
+    return max(1, count * block // UPSTREAM_BLOCK)

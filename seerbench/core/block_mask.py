@@ -1,26 +1,29 @@
-"""What every method and kernel speaks: block masks, the method protocol, the oracle, the tolerance.
+"""Define BlockMask, which says which key blocks each query block reads: what methods plan and kernels run.
 
-Shapes, everywhere: B batch, Hq query heads, Hk key/value heads, N tokens, D head_dim,
-nq = ceil(N / block_q) query blocks, nk = ceil(N / block_k) key blocks. Query head h reads
-key/value head h // (Hq / Hk). Attention is causal prefill: as many queries as keys.
+Letters in shapes, here and everywhere: B batch, Hq query heads, Hk key/value heads, N tokens, D head dimension,
+nq = ceil(N / block_q) query blocks, nk = ceil(N / block_k) key blocks. Query head h reads key/value head
+h // (Hq / Hk). Attention is causal prefill, with as many queries as keys.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask as FlexMask
+
 
 def block_count(tokens: int, block: int) -> int:
-    """Blocks of `block` tokens that cover `tokens` (the tail block may be partial)."""
+    """Return the number of blocks of `block` tokens that cover `tokens`; the last block may be partial."""
     return -(-tokens // block)
 
 
 def causal_blocks(tokens: int, block_q: int, block_k: int, device: torch.device | str = "cpu") -> Tensor:
-    """bool [nq, nk]: the key blocks that hold at least one key visible to the query block."""
+    """Return flags of the key blocks that have a key visible to the query block, bool [nq, nk]."""
     last_query = torch.arange(block_count(tokens, block_q), device=device) * block_q + block_q - 1
     first_key = torch.arange(block_count(tokens, block_k), device=device) * block_k
     return first_key[None, :] <= last_query.clamp(max=tokens - 1)[:, None]
@@ -28,12 +31,22 @@ def causal_blocks(tokens: int, block_q: int, block_k: int, device: torch.device 
 
 @dataclass(frozen=True)
 class BlockMask:
-    """Which key blocks each query block reads, per query head, as lists.
+    """The key blocks that each query block reads, as one list per query head and row.
 
-    kv_num_blocks: int32 [B, Hq, nq], blocks kept in a row; zero is allowed (that row's output is 0).
-    kv_indices:    int32 [B, Hq, nq, width], the first `kv_num_blocks` of a row ascending and distinct,
-                   the rest zero. Width is the longest row, so a sparse mask is small at 128k.
-    tokens:        N. Only causal blocks may be listed; inside a listed block attention is causal.
+    Only causal blocks may be listed. Inside a listed block attention is causal.
+
+    Attributes:
+        kv_num_blocks: number of blocks in each row, int32 [B, Hq, nq]. A row may have none; its output is 0.
+        kv_indices: the blocks of each row, int32 [B, Hq, nq, width]. The first `kv_num_blocks` entries of a row
+            ascend and differ, the rest are 0. The width is that of the longest row, so a sparse mask of 128k tokens
+            stays small.
+        tokens: N.
+        block_q: tokens per query block.
+        block_k: tokens per key block.
+
+    Raises:
+        TypeError: the lists are not int32.
+        ValueError: their shapes do not fit `tokens`.
     """
 
     kv_num_blocks: Tensor
@@ -67,7 +80,7 @@ class BlockMask:
         return cls(counts, torch.where(listed, order, 0).contiguous(), tokens, block_q, block_k)
 
     def to_dense(self) -> Tensor:
-        """bool [B, Hq, nq, nk]."""
+        """Return the mask as flags, bool [B, Hq, nq, nk]."""
         columns = block_count(self.tokens, self.block_k)
         listed = self._listed()
         dense = torch.zeros(*self.kv_num_blocks.shape, columns + 1, dtype=torch.bool, device=self.kv_indices.device)
@@ -76,17 +89,21 @@ class BlockMask:
         return dense.scatter_(-1, target, True)[..., :columns]
 
     def to_token_mask(self) -> Tensor:
-        """bool [B, Hq, N, N]: the (query, key) pairs that are computed, causality included."""
+        """Return the pairs of query and key that are computed, causality included, bool [B, Hq, N, N]."""
         n = self.tokens
         dense = self.to_dense().repeat_interleave(self.block_q, -2)[..., :n, :]
         dense = dense.repeat_interleave(self.block_k, -1)[..., :n]
         return dense & torch.ones(n, n, dtype=torch.bool, device=dense.device).tril()
 
     def split_diagonal(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(partial_num, partial_indices, full_num, full_indices), each int32 like the mask's own lists.
+        """Split the lists into blocks that cross the diagonal and blocks below it.
 
-        Partial blocks cross the diagonal and need the causal comparison inside; full blocks lie
-        wholly below it and skip it. FlexAttention and FlashAttention-4 take the two apart.
+        FlexAttention and FlashAttention-4 take the two separately: only partial blocks, which cross the diagonal,
+        need the causal comparison of positions.
+
+        Returns:
+            (partial_num, partial_indices, full_num, full_indices): counts int32 [B, Hq, nq] and lists int32
+            [B, Hq, nq, width] of partial and of full blocks.
         """
         first_query = torch.arange(self.kv_num_blocks.shape[-1], device=self.kv_indices.device) * self.block_q
         last_key = self.kv_indices * self.block_k + self.block_k - 1
@@ -102,16 +119,21 @@ class BlockMask:
         return partial_num, torch.where(used, partial_indices, 0), full_num, self.kv_indices
 
     def transposed(self, kv_heads: int) -> tuple[Tensor, Tensor]:
-        """(offsets, readers): who reads each key block, for each key/value head.
+        """List the readers of each key block for each key/value head, in ascending order.
 
-        readers: int32 [entries]; one is query block * group + query head within the group (group = Hq / Hk).
-        offsets: int32 [B, Hk, nk + 1]; readers[offsets[b, h, j] : offsets[b, h, j + 1]] read block j, ascending.
+        All sizes follow from the shapes, so the host never waits for a GPU.
 
-        All sizes follow from the shapes, so that a GPU is never waited for.
+        Args:
+            kv_heads: Hk.
+
+        Returns:
+            (offsets, readers). readers, int32 [entries], has query block * group + query head within the group,
+            with group = Hq / Hk. offsets, int32 [B, Hk, nk + 1], says where the readers of block j are:
+            readers[offsets[b, h, j] : offsets[b, h, j + 1]].
         """
         batch, heads, rows, width = self.kv_indices.shape
         group, columns = heads // kv_heads, block_count(self.tokens, self.block_k)
-        block = torch.where(self._listed(), self.kv_indices, columns)  # unlisted entries: behind the last column
+        block = torch.where(self._listed(), self.kv_indices, columns)  # unlisted entries go behind the last column
         block = block.view(batch * kv_heads, group, rows, width).transpose(1, 2)
         of_head = torch.arange(batch * kv_heads, dtype=torch.int32, device=block.device) * (columns + 1)
         # One stable sort by (key/value head, key block) keeps the entries of each in the order of their queries.
@@ -120,18 +142,19 @@ class BlockMask:
         offsets = torch.searchsorted(key, starts, out_int32=True).view(batch, kv_heads, columns + 1)
         return offsets, (place // width % (rows * group)).int()
 
-    def to_flex(self) -> Any:
-        """The same mask as torch.nn.attention.flex_attention.BlockMask (no backward lists)."""
-        from torch.nn.attention.flex_attention import BlockMask as FlexMask
+    def to_flex(self) -> FlexMask:
+        """Return the mask in FlexAttention's form, without the lists that its backward pass reads."""
+        # Imported here because importing FlexAttention is slow, and most masks never become its own.
+        from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
         partial_num, partial_indices, full_num, full_indices = self.split_diagonal()
-        # FlexAttention reads the length it covers off the width of its lists.
+        # FlexAttention takes the number of key blocks from the width of its lists.
         columns = block_count(self.tokens, self.block_k)
         partial_indices, full_indices = (
             torch.nn.functional.pad(indices, (0, columns - indices.shape[-1]))
             for indices in (partial_indices, full_indices)
         )
-        return FlexMask.from_kv_blocks(
+        return FlexBlockMask.from_kv_blocks(
             partial_num,
             partial_indices,
             full_num,
@@ -143,31 +166,38 @@ class BlockMask:
         )
 
     @classmethod
-    def from_flex(cls, mask: Any) -> BlockMask:
-        """From a causal FlexAttention BlockMask: its full and partial blocks together."""
+    def from_flex(cls, mask: FlexMask) -> BlockMask:
+        """Return the full and partial blocks of a causal FlexAttention mask as one mask.
+
+        Raises:
+            ValueError: it has not as many queries as keys.
+        """
         tokens, kv_tokens = mask.seq_lengths
         if tokens != kv_tokens:
             raise ValueError(f"SeerBench masks are square; this one is {tokens} x {kv_tokens}")
         return cls.from_dense(mask.to_dense().bool(), tokens, *mask.BLOCK_SIZE)
 
     def density(self) -> float:
-        """Kept blocks over causal blocks, averaged over batch and heads."""
+        """Return the share of the causal blocks that is kept, averaged over batch and heads."""
         return float(self.head_density().mean())
 
     def head_density(self) -> Tensor:
-        """The same of each head, float64 [B, Hq]."""
+        """Return the share of the causal blocks that each head keeps, float64 [B, Hq]."""
         rows = torch.arange(block_count(self.tokens, self.block_q))
         last_query = (rows * self.block_q + self.block_q - 1).clamp(max=self.tokens - 1)
         causal = int((last_query // self.block_k + 1).sum())
         return self.kv_num_blocks.sum(-1, dtype=torch.int64).double() / causal
 
     def flops(self, head_dim: int) -> int:
-        """4 * block_q * block_k * head_dim for each kept block (two matrix products), whole batch."""
+        """Return the floating-point operations of the two matrix products over the kept blocks, whole batch.
+
+        They are 4 * block_q * block_k * head_dim per kept block.
+        """
         kept = int(self.kv_num_blocks.sum(dtype=torch.int64))
         return 4 * self.block_q * self.block_k * head_dim * kept
 
     def _listed(self) -> Tensor:
-        """bool like kv_indices: the entries that count."""
+        """Flag the entries of kv_indices that are blocks and not padding, bool like kv_indices."""
         width = self.kv_indices.shape[-1]
         return torch.arange(width, device=self.kv_indices.device) < self.kv_num_blocks[..., None]
 

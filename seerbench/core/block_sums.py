@@ -1,4 +1,4 @@
-"""block_sums."""
+"""Sum an attention map over its diagonals."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from torch import Tensor
 
 
 def diagonal_sums(weights: Tensor) -> Tensor:
-    """[B, H, L, N], the last L rows of an N x N map -> its sums over the diagonals 0 .. N - 1, [B, H, N]."""
+    """Sum the last L rows of an N x N map over each diagonal.
+
+    Args:
+        weights: the last L rows, [B, H, L, N].
+
+    Returns:
+        The sums over the pairs with query - key = d, for d = 0 .. N - 1, [B, H, N].
+    """
     last, tokens = weights.shape[-2:]
-    # Row i holds diagonal N - 1 - c at key c - (last - 1 - i). With last - 1 zeros to the left that is place c + i:
-    # one step further than a row's stride from row to row, so that a sheared view lines the diagonals up.
+    # Row i has diagonal N - 1 - c at key c - (last - 1 - i), which is column c + i after last - 1 zeros on the
+    # left. A view in which each row begins one element later therefore has one diagonal per column.
     padded = F.pad(weights, (last - 1, 0)).contiguous()
     width = padded.shape[-1]
     sheared = padded.as_strided(

@@ -1,4 +1,4 @@
-"""problem."""
+"""Describe what a method is asked to run: the shape of an attention problem, and the layer that it is part of."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-Rope = Callable[[Tensor], tuple[Tensor, Tensor]]  # int positions [n] -> cos [n, D], sin [n, D], fp32
+# A rotary embedding: int positions [n] -> cos and sin, fp32 [n, D] each.
+Rope = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class AttentionProblem:
-    """What a method is asked to run; `Method.refuses` answers for it."""
+    """The shape of one causal prefill; `Method.refuses` says whether a method can run it.
 
-    device: str  # "cpu" or "cuda"
-    dtype: str  # "float32", "float16", "bfloat16"
+    Attributes:
+        device: "cpu" or "cuda".
+        dtype: "float32", "float16" or "bfloat16".
+        batch: B.
+        q_heads: Hq.
+        kv_heads: Hk.
+        head_dim: D.
+        context: N, in tokens.
+        block_q: tokens per query block.
+        block_k: tokens per key block.
+    """
+
+    device: str
+    dtype: str
     batch: int
     q_heads: int
     kv_heads: int
@@ -27,10 +40,13 @@ class AttentionProblem:
 
 @dataclass
 class LayerContext:
-    """What a method may know of the layer beside the rotated q and k that it is handed.
+    """What a method may know of a layer, in addition to q and k after RoPE.
 
-    q_unrotated [B, Hq, N, D] and k_unrotated [B, Hk, N, D] are the projections before RoPE
-    (after q/k norms where a model has them); None where the caller has no model.
+    Attributes:
+        index: number of the layer, from 0.
+        q_unrotated: queries before RoPE (after q norms if the model has them), [B, Hq, N, D]; None without a model.
+        k_unrotated: keys before RoPE (after k norms if the model has them), [B, Hk, N, D]; None without a model.
+        rope: the model's rotary embedding; None without a model.
     """
 
     index: int = 0

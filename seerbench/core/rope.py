@@ -1,4 +1,4 @@
-"""rope."""
+"""Rotate queries and keys by their positions (RoPE), and make the tables of sines and cosines."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from seerbench.core.problem import Rope
 
 @functools.lru_cache(maxsize=8)
 def block_starts(blocks: int, block: int, device: torch.device) -> Tensor:
-    """Position of each block's first token, int64 [blocks]: the same tensor for all layers (models.rope_of)."""
+    """Return the position of each block's first token, int64 [blocks].
+
+    All layers get the same tensor, so `rope_of` makes its tables once for them.
+    """
     return torch.arange(blocks, device=device) * block
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, rotate-half layout: x [B, H, n, D], cos and sin [n, D]."""
+    """Rotate x [B, H, n, D] by cos and sin [n, D], which have the rotate-half layout; computed in x's dtype."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
 
 
 def plain_rope(head_dim: int, theta: float = 500_000.0) -> Rope:
-    """Llama 3's rotary embedding without its length scaling: int positions [n] -> cos, sin [n, D].
+    """Return Llama 3's rotary embedding without its length scaling.
 
-    Like a model's (models.rope_of) it makes the tables of one tensor of positions once.
+    It keeps the tables of the last tensor of positions, so all layers share them.
+
+    Args:
+        head_dim: D.
+        theta: the base of the frequencies.
     """
 
     @functools.lru_cache(maxsize=1)
@@ -40,10 +47,10 @@ def plain_rope(head_dim: int, theta: float = 500_000.0) -> Rope:
 
 
 def rope_of(model: Any) -> Rope:
-    """The backbone's own rotary embedding at any positions, its scaling included: [n] -> cos, sin [n, D].
+    """Return the rotary embedding of a Hugging Face model at any positions, with the model's length scaling.
 
-    All layers ask for the same tensor of positions (gate.block_starts), so its tables are made once: otherwise
-    their twenty small launches a layer are most of a gate's time in a short prefill.
+    All layers ask for one tensor of positions (`block_starts`), so its tables are made once. Otherwise their twenty
+    small launches per layer would be most of a gate's time in a short prefill.
     """
     rotary, device = model.model.rotary_emb, next(model.parameters()).device
 

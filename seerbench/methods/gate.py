@@ -1,10 +1,12 @@
-"""AttnGate: pooled Q and K, a linear layer a head, RoPE at block starts, scores of key blocks.
+"""Score key blocks with AttnGate: pooled Q and K, one linear layer per head, RoPE at block starts.
 
     Z[I, J] = <R_I Wq pool_q(Q)_I, R_J Wk pool_k(K)_J> / sqrt(d)   for J <= I, else -inf
 
-Also here, since they belong to the same object: the target it learns, its losses, and the rules that
-turn scores into a block mask. Source: SeerAttention v1 (arXiv:2410.13276v1) and its first code; where
-the later version differs the recipe is called v2, and a gate carries the recipe it was made with.
+Around it: its options (gate_config.py), its target and losses (gate_losses.py), its files (gate_files.py), the
+rules that select blocks by its scores (core/top_k.py), and the method (seer_attention.py).
+
+Source: SeerAttention v1 (arXiv:2410.13276v1) and its first code. Where the later version differs, the recipe is
+called v2; a gate knows the recipe that it was made with.
 """
 
 from __future__ import annotations
@@ -25,18 +27,30 @@ from seerbench.methods.gate_config import OPERATORS, GateConfig
 
 
 def concat_pools(pools: Mapping[str, Tensor], pooling: str) -> Tensor:
-    """[B, H, n, D] for each operator of `pooling` -> [B, H, n, D * operators], in the order max, min, avg."""
+    """Concatenate the pools of each operator in `pooling`, in the order max, min, avg.
+
+    pools: [B, H, n, D] by operator. Returns [B, H, n, D * operators].
+    """
     return torch.cat([pools[name] for name in OPERATORS if name in pooling], dim=-1)
 
 
 class AttnGate(nn.Module):
-    """The gate of one layer: pooled q and k -> block scores.
+    """The gate of one layer, from pooled q and k to block scores.
 
-    Weights are 3-D, one matrix a head, no bias: wq [Hq, |Pq| D, D] (double only) and wk [Hk, |Pk| D, D]
-    (double) or [Hq, |Pk| D, D] (single). The hidden size is the model's head_dim D, as in the paper.
+    Weights have one matrix per head and no bias. With |P| operators in a pooling, wq is [Hq, |Pq| D, D] (double
+    projection only), wk is [Hk, |Pk| D, D] (double) or [Hq, |Pk| D, D] (single). The hidden size is the model's
+    head dimension D, as in the paper.
     """
 
     def __init__(self, config: GateConfig, q_heads: int, kv_heads: int, head_dim: int) -> None:
+        """Make a gate with the initial weights of its recipe.
+
+        Args:
+            config: what the gate is made of.
+            q_heads: Hq.
+            kv_heads: Hk.
+            head_dim: D.
+        """
         super().__init__()
         self.config, self.q_heads, self.head_dim = config, q_heads, head_dim
         q_width = head_dim * sum(name in config.q_pool for name in OPERATORS)
@@ -46,25 +60,31 @@ class AttnGate(nn.Module):
         self.wk = nn.Parameter(torch.empty(kv_heads if double else q_heads, k_width, head_dim))
         for weight in self.parameters():
             if config.recipe == "v1":
-                nn.init.xavier_uniform_(weight)  # fans of the whole 3-D tensor, as the authors' code has it
+                nn.init.xavier_uniform_(weight)  # with the fans of the whole 3-D tensor, as in the authors' code
             else:
                 nn.init.normal_(weight, std=0.02)
 
     def forward(self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope) -> Tensor:
-        """Pools of q [B, Hq, nq, D] and k [B, Hk, nk, D] (`pool_blocks`) -> fp32 scores [B, Hq, nq, nk].
+        """Compute the scores, fp32 [B, Hq, nq, nk]; exactly the blocks above the diagonal have -inf.
 
-        Blocks above the diagonal score -inf. Nothing else is -inf, so that ranking never wastes a pick.
+        Args:
+            q_pools: pools of the queries by operator, [B, Hq, nq, D] (`pool_blocks`).
+            k_pools: pools of the keys by operator, [B, Hk, nk, D].
+            rope: the model's rotary embedding.
         """
         q, k = self.project(q_pools, k_pools, rope)
         scores = (q.float() @ repeat_kv(k, self.q_heads).float().transpose(-1, -2)) * self.head_dim**-0.5
-        # In units of key blocks a row of query blocks is `rows` tokens high.
+        # A query block is `rows` key blocks high.
         rows, columns = self.config.query_block // self.config.block, scores.shape[-1]
         return scores.masked_fill(~causal_blocks(columns, rows, 1, scores.device), -math.inf)
 
     def project(
         self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope
     ) -> tuple[Tensor, Tensor]:
-        """What the scores are the products of: q [B, Hq, n, D], k [B, Hk (single: Hq), n, D]."""
+        """Return the projected and rotated pools, whose products are the scores.
+
+        The arguments are those of `forward`. Returns q [B, Hq, nq, D] and k [B, Hk, nk, D] (single: Hq heads).
+        """
         config = self.config
         q = concat_pools(q_pools, config.q_pool)
         k = concat_pools(k_pools, config.k_pool)
@@ -74,7 +94,7 @@ class AttnGate(nn.Module):
             q = q @ self.wq.to(q.dtype)
             k = k @ self.wk.to(k.dtype)
         if config.rope:
-            # Position of a block's first token, the backbone's own frequencies.
+            # A block has the position of its first token, and the frequencies are the model's.
             q, k = (
                 rotate(x, *rope(block_starts(x.shape[2], block, x.device)))
                 for x, block in ((q, config.query_block), (k, config.block))
@@ -101,7 +121,7 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, upper
     """
     if gate.config.rope:
         if layer.q_unrotated is None or layer.k_unrotated is None or layer.rope is None:
-            raise ValueError("the gate reads q and k before RoPE; run it inside a model (models.using)")
+            raise ValueError("the gate reads q and k before RoPE; run it inside a model (models.hugging_face)")
         q, k = layer.q_unrotated, layer.k_unrotated
     config = gate.config
     if not q.is_cuda or torch.is_grad_enabled() or config.query_block != config.block:

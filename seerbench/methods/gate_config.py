@@ -1,4 +1,4 @@
-"""gate_config."""
+"""Define the options of a gate, and the 49 combinations of pooling operators of Figure 10."""
 
 from __future__ import annotations
 
@@ -6,23 +6,39 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-OPERATORS = ("max", "min", "avg")  # concatenated in this order
-# The seven non-empty subsets; Q takes one and K takes one: 49 combinations (Figure 10).
+# Pooling operators, in the order in which their results are concatenated.
+OPERATORS = ("max", "min", "avg")
+# The seven non-empty subsets of the operators. Q takes one and K takes one, which gives 49 pairs (Figure 10).
 POOLINGS = ("max", "min", "avg", "maxmin", "maxavg", "minavg", "maxminavg")
+# Versions of the paper, whose losses and initial weights differ.
 RECIPES = ("v1", "v2")
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """What a gate is made of. The defaults are v1's: Qavg_Kmaxmin, two linears, RoPE, block 64."""
+    """What a gate is made of. The defaults are v1's: Qavg_Kmaxmin, linear layers on Q and K, RoPE, blocks of 64.
+
+    Attributes:
+        q_pool: pooling of the queries, one of POOLINGS.
+        k_pool: pooling of the keys, one of POOLINGS.
+        projection: "double" has linear layers on Q and K, "single" on K alone, one per query head.
+        rope: whether the gate rotates its pools itself and reads q and k before RoPE. Without it (Figure 9) it
+            reads q and k after RoPE.
+        block: keys per block.
+        block_q: queries per block, a multiple of `block`; None stands for `block`.
+        recipe: one of RECIPES; it decides the loss and the initial weights.
+
+    Raises:
+        ValueError: an option is unknown, or two of them do not go together.
+    """
 
     q_pool: str = "avg"
     k_pool: str = "maxmin"
-    projection: str = "double"  # double: linears on Q and K; single: on K alone, one a query head
-    rope: bool = True  # False: the ablation arm of Figure 9, rotated q and k in, no RoPE inside
-    block: int = 64  # keys a block, and query rows unless block_q says otherwise
+    projection: str = "double"
+    rope: bool = True
+    block: int = 64
     block_q: int | None = None
-    recipe: str = "v1"  # decides loss and initialisation, never mixed
+    recipe: str = "v1"
 
     def __post_init__(self) -> None:
         for which in (self.q_pool, self.k_pool):
@@ -39,16 +55,16 @@ class GateConfig:
 
     @property
     def query_block(self) -> int:
-        """Query rows a block."""
+        """Queries per block."""
         return self.block_q or self.block
 
     @property
     def pooling(self) -> str:
-        """The field's name for it, such as Qavg_Kmaxmin."""
+        """The name of the two poolings together, such as Qavg_Kmaxmin."""
         return f"Q{self.q_pool}_K{self.k_pool}"
 
 
 def all_poolings(**others: Any) -> dict[str, GateConfig]:
-    """The 49 combinations of Figure 10 by name; others are passed on to GateConfig."""
+    """Return the 49 combinations of Figure 10 by name; `others` are passed on to GateConfig."""
     configs = (GateConfig(q_pool=q, k_pool=k, **others) for q, k in product(POOLINGS, POOLINGS))
     return {config.pooling: config for config in configs}

@@ -1,4 +1,4 @@
-"""gate_losses."""
+"""Define what a gate learns: the pooled attention map as target, and the losses of recipes v1 and v2."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOSS_SCALE = 10.0  # gate_loss_scale, the default of the authors' code
+# Factor on every loss: the default of gate_loss_scale in the authors' code.
+LOSS_SCALE = 10.0
 
 
 def gate_target(pooled_map: Tensor, rows: int = 1) -> Tensor:
-    """Max-pooled attention map [B, Hq, n, n] (zero above the diagonal) -> fp32 (or wider), rows of sum 1.
+    """Normalise the rows of a pooled attention map to sum 1.
 
-    rows: query blocks of the map to one of the target, [B, Hq, ceil(n / rows), n].
+    Args:
+        pooled_map: maximum of the attention map in each block, [B, Hq, n, n], 0 above the diagonal.
+        rows: number of the map's rows that are pooled to one row of the target.
+
+    Returns:
+        The target [B, Hq, ceil(n / rows), n], in fp32 or the map's dtype if that is wider.
     """
     if rows > 1:
         padded = F.pad(pooled_map, (0, 0, 0, -pooled_map.shape[2] % rows))
@@ -24,10 +30,16 @@ def gate_target(pooled_map: Tensor, rows: int = 1) -> Tensor:
 
 
 def gate_loss(scores: Tensor, target: Tensor, recipe: str) -> Tensor:
-    """Scalar loss of one layer, already times 10.
+    """Return the loss of one layer's gate, a scalar with the factor LOSS_SCALE.
 
-    v1: mean squared error of softmax(scores) over the full n x n square (zeros above the diagonal count).
-    v2: KL(target, gate), element-wise mean as in KLDivLoss's default, without the first quarter of rows.
+    Recipe v1 is the mean squared error between softmax(scores) and the target over the full n x n square, zeros
+    above the diagonal included. Recipe v2 is KL(target, gate), its mean over all elements (KLDivLoss's default)
+    without the first quarter of the rows.
+
+    Args:
+        scores: fp32 [B, Hq, n, n], -inf above the diagonal.
+        target: of that shape (`gate_target`).
+        recipe: "v1" or "v2".
     """
     if recipe == "v1":
         return LOSS_SCALE * F.mse_loss(scores.softmax(-1), target.float())

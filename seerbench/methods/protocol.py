@@ -179,7 +179,12 @@ class Method(Generic[PlanT]):
 
 
 class BlockSparse(BlockSparseKernel, Method[BlockMask]):
-    """Base class of methods whose plan is a BlockMask: our block-sparse kernel attends."""
+    """Base class of methods whose plan is a BlockMask: our block-sparse kernel attends.
+
+    A subclass defines `plan`, and sets `block`, the tokens per block of its masks, when it is made.
+    """
+
+    block: int
 
 
 def realised_sparsity(plan: Plan | None) -> float:

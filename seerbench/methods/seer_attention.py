@@ -1,7 +1,7 @@
 """SeerAttention: a learned gate scores the blocks, a rule selects from the scores, our kernel attends.
 
-What it is  a gate per layer (gate.py) scores every pair of query block and key block from pooled q and k; the top-k
-            rule or a threshold selects key blocks per query block
+What it is  a gate per layer (gate.py) scores every pair of query block and key block from pooled q and k; the
+            top-k rule or a threshold selects key blocks per query block
 Paper       SeerAttention (arXiv:2410.13276), v1 and v2
 Upstream    microsoft/SeerAttention (MIT), read for the gate's layout, losses and rules
 Fidelity    our own implementation of the paper's gate, selection rules and kernel

@@ -21,7 +21,7 @@ from seerbench.methods.mean_correction import mean_corrected, mean_corrected_exa
 from seerbench.methods.protocol import Method, Plan, PlanT
 
 
-def variant(method: Method, kernel: str | None = None, mean_correction: bool = False) -> Method:
+def variant(method: Method[Any], kernel: str | None = None, mean_correction: bool = False) -> Method[Any]:
     """Return the method on another block-sparse kernel, or with the mean correction, or itself.
 
     Raises ValueError where both are asked for.
