@@ -18,12 +18,13 @@ from seerbench.kernels.index_lists import ascending_lists
 def mask_from_flags(kept: Tensor, tokens: int, block_q: int, block_k: int) -> BlockMask:
     """Return the BlockMask of flags, bool [B, Hq, nq, nk]; flags above the diagonal are dropped.
 
-    On a GPU a kernel writes the lists; `BlockMask.from_dense` would sort the flags there.
+    On a GPU, a kernel writes the lists; `BlockMask.from_dense` would sort the flags there.
     """
     if not kept.is_cuda:
         return BlockMask.from_dense(kept, tokens, block_q, block_k)
     kept = kept & causal_blocks(tokens, block_q, block_k, kept.device)
-    return BlockMask(*ascending_lists(kept), tokens, block_q, block_k)
+    counts, indices = ascending_lists(kept)
+    return BlockMask(counts, indices, tokens, block_q, block_k)
 
 
 def select_top_k(

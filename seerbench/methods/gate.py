@@ -127,7 +127,7 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, upper
     if not q.is_cuda or torch.is_grad_enabled() or config.query_block != config.block:
         return gate(pool_blocks(q, config.query_block), pool_blocks(k, config.block), layer.rope)
     tables = None
-    if config.rope:
+    if layer.rope is not None and config.rope:
         tables = layer.rope(block_starts(block_count(q.shape[2], config.block), config.block, q.device))
     pools = [[name for name in OPERATORS if name in pooling] for pooling in (config.q_pool, config.k_pool)]
     return api.gate_scores(q, k, (gate.wq, gate.wk), pools, tables, config.block, upper_triangle)
