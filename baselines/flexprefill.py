@@ -23,8 +23,8 @@ from seerbench.core.block_sums import diagonal_sums
 from seerbench.core.problem import LayerContext
 from seerbench.core.reference import grouped_products, repeat_kv
 from seerbench.core.top_k import top_k_density
+from seerbench.kernels.attn_gate.reference import pool_blocks
 from seerbench.methods.block_selection import mask_from_flags
-from seerbench.methods.gate import pool_blocks
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count, causal_blocks
 from seerbench.core.reference import reference_attention, repeat_kv
+from seerbench.kernels.attn_gate.reference import pool_blocks
 from seerbench.kernels.block_sparse.api import block_sparse_attention_with_lse
-from seerbench.methods.gate import pool_blocks
 
 # Query rows whose products with all mean keys exist at one time: at 128k tokens and 32 heads, 0.5 GiB in fp32.
 QUERY_CHUNK = 2048

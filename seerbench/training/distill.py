@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from seerbench.core.problem import LayerContext
 from seerbench.data.tokens import load_tokenizer, read_tokens
+from seerbench.kernels.attn_gate.reference import pool_blocks
 from seerbench.kernels.pooled.api import pooled_attention
-from seerbench.methods.gate import AttnGate, pool_blocks
+from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_losses import gate_loss, gate_target
 from seerbench.models.hugging_face import attention_layers, for_each_layer
