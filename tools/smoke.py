@@ -1,8 +1,10 @@
 """One small case of each kernel: for compute-sanitizer, and as a first sign of life."""
 
 import sys
+from pathlib import Path
 
 import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "gpu"))
 from kernel_cases import build_mask, check_attention, check_gradients, draw
 
 from seerbench.core.rope import plain_rope
