@@ -1,4 +1,7 @@
-"""The kinds of corpora that a preset can name, as types; `texts.py` reads their documents. Imports no torch."""
+"""Define the kinds of corpora that a preset can name, as types. texts.py reads their documents.
+
+This module imports no torch, since presets are checked without it.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
-"""LongBench-E: 13 tasks on long texts with their prompts, scorers and length buckets (Table 2).
+"""Read the questions of LongBench-E, make prompts of them, and score answers (Table 2).
 
-`read_examples` reads the questions, `prompt_ids` turns one into a model's input, `measure/tasks.py` lets a model
-answer, and `score` marks the answer. What the data set's authors decided (prompts, lengths of answers, metrics) is
-in longbench.json. `VERSION` names that edition and goes into every row, since scores of two editions cannot be
-compared. The code is our own.
+    read_examples   a folder of the data set -> the questions of its 13 tasks
+    prompt_ids      a question -> the input of a model
+    score           a question and an answer -> 0 to 1
+
+measure/tasks.py lets a model answer between the last two. longbench.json holds what the authors of the data set
+decided: prompts, lengths of answers, and metrics. Its `version` goes into every row, since scores of two versions
+do not compare. Source: THUDM/LongBench (arXiv:2308.14508); the code is our own.
 """
 
 from __future__ import annotations
@@ -29,32 +32,32 @@ from seerbench.errors import CorpusError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-
 _DEFINITION = json.loads(Path(__file__).with_name("longbench.json").read_text())
 VERSION: str = _DEFINITION["version"]
-CORPUS = "LongBench-E"  # what rows and tables call it
-ARCHIVE = "data.zip"  # what the data set holds: data/<task>_e.jsonl in one archive
+CORPUS = "LongBench-E"  # name of the data set in rows and tables
+ARCHIVE = "data.zip"  # file of the data set, which contains data/<task>_e.jsonl
 FIELDS = ("input", "context", "answers", "length", "all_classes")
-# Upper ends in words (the data set's `length`), as its scorer has them.
+# Length buckets with their upper ends, in words (`length` in the data set), as in the official scorer.
 BUCKETS = (("0-4k", 4000), ("4-8k", 8000), ("8k+", None))
-# Left of the model's positions for the answer, as the SeerAttention authors' evaluation has it.
+# Positions of the model that are reserved for the answer, as in the evaluation of SeerAttention's authors.
 ANSWER_ROOM = 500
-FRAMES = 1000  # Python's limit of recursion, under which the official scorer runs the package `rouge`
+# Python's default recursion limit, under which the official scorer runs the package `rouge`.
+RECURSION_LIMIT = 1000
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the data set's authors decided about one task."""
+    """One task, as the authors of the data set define it."""
 
     name: str
-    prompt: str
-    new_tokens: int  # the longest answer
+    prompt: str  # a format string with the fields of a question
+    new_tokens: int  # the largest number of tokens in an answer
     metric: str  # a name in METRICS
     chat: bool  # whether the prompt is put into the model's chat template
-    first_line: bool  # whether only the first line of an answer counts
+    first_line: bool  # whether only the first line of an answer is scored
 
 
-TASKS: dict[str, Task] = {name: Task(name, **about) for name, about in _DEFINITION["tasks"].items()}
+TASKS: dict[str, Task] = {name: Task(name, **fields) for name, fields in _DEFINITION["tasks"].items()}
 
 
 @dataclass(frozen=True)
@@ -63,29 +66,29 @@ class Question:
 
     task: str
     number: int  # its line in the task's file
-    fields: Mapping[str, str]  # input and context, what the prompt is filled with
-    answers: Sequence[str]
-    classes: Sequence[str]
-    words: int  # the data set's `length`, which decides the bucket
+    fields: Mapping[str, str]  # input and context, which fill the prompt
+    answers: Sequence[str]  # the reference answers
+    classes: Sequence[str]  # the possible answers of a classification
+    words: int  # `length` in the data set, which decides the bucket
 
     @property
     def bucket(self) -> str:
-        """The length bucket: 0-4k, 4-8k or 8k+."""
+        """Return the length bucket: 0-4k, 4-8k or 8k+."""
         return next(name for name, end in BUCKETS if end is None or self.words < end)
 
 
-def read_examples(folder: Path, tasks: Sequence[str], a_bucket: int | None = None) -> list[Question]:
+def read_examples(folder: Path, tasks: Sequence[str], per_bucket: int | None = None) -> list[Question]:
     """Read the questions of some tasks, from `data.zip` or from `<task>_e.jsonl` files below `folder`.
 
     Args:
-        folder: a local copy of the data set (`corpus.dataset_folder`).
+        folder: a local copy of the data set (`texts.dataset_folder`).
         tasks: names in TASKS.
-        a_bucket: the first so many of each task and bucket; None takes all.
+        per_bucket: take this many questions from the start of each task and bucket; None takes all.
 
     Raises:
-        CorpusError: a task that is not LongBench-E's, a missing file or field.
+        CorpusError: a task that LongBench-E does not have, or a missing file or field.
     """
-    found = []
+    questions = []
     for name in tasks:
         if name not in TASKS:
             raise CorpusError(f"no LongBench-E task {name!r}; its tasks are {', '.join(TASKS)}")
@@ -99,41 +102,51 @@ def read_examples(folder: Path, tasks: Sequence[str], a_bucket: int | None = Non
             classes = row["all_classes"] or ()
             question = Question(name, number, fields, row["answers"], classes, int(row["length"]))
             taken[question.bucket] += 1
-            if a_bucket is None or taken[question.bucket] <= a_bucket:
-                found.append(question)
-    return found
+            if per_bucket is None or taken[question.bucket] <= per_bucket:
+                questions.append(question)
+    return questions
 
 
 def _lines(folder: Path, task: str) -> list[str]:
-    """Return the JSON lines of one task's file, split at \\n alone: texts hold other line ends."""
+    """Return the JSON lines of one task's file. splitlines() would also split at line ends within texts."""
     name = f"{task}_e.jsonl"
     archive = folder / ARCHIVE
     if archive.is_file():
-        with zipfile.ZipFile(archive) as whole:
-            inside = [entry for entry in whole.namelist() if entry.rsplit("/", 1)[-1] == name]
-            if inside:
-                return whole.read(inside[0]).decode().rstrip("\n").split("\n")
+        with zipfile.ZipFile(archive) as file:
+            entries = [entry for entry in file.namelist() if entry.rsplit("/", 1)[-1] == name]
+            if entries:
+                return file.read(entries[0]).decode().rstrip("\n").split("\n")
     for path in (folder / name, folder / "data" / name):
         if path.is_file():
             return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     raise CorpusError(
-        f"{folder} has neither {ARCHIVE} with {name} in it, nor {name}: it is not LongBench's data set"
+        f"{folder} has neither {ARCHIVE} with {name} in it, nor {name}; expected a copy of LongBench's data set"
     )
 
 
 def digest(questions: Sequence[Question]) -> str:
     """Return the sha256 over the questions, for the provenance of rows."""
-    whole = hashlib.sha256()
-    for one in questions:
-        whole.update(json.dumps([one.task, one.number, one.fields, one.answers, one.words]).encode())
-    return whole.hexdigest()
+    sha256 = hashlib.sha256()
+    for question in questions:
+        content = [question.task, question.number, question.fields, question.answers, question.words]
+        sha256.update(json.dumps(content).encode())
+    return sha256.hexdigest()
 
 
 def prompt_ids(question: Question, tokenizer: PreTrainedTokenizerFast, room: int) -> tuple[np.ndarray, bool]:
-    """Return the model's input for one question, int32 [tokens], and whether the text had to be cut.
+    """Return the model's input for one question.
 
-    A prompt of more than `room` tokens keeps its first and last half. The cut comes before the chat template, and
-    a tokenizer that adds BOS adds it to the template's own, both as in the authors' evaluation.
+    A prompt that is too long keeps its first and last tokens, half of the room each. It is cut before the chat
+    template is applied, and a tokenizer that adds BOS adds it to that of the template, both as in the evaluation of
+    SeerAttention's authors.
+
+    Args:
+        question: from `read_examples`.
+        tokenizer: the model's.
+        room: the largest number of tokens of a prompt, without the chat template.
+
+    Returns:
+        int32 [tokens], and whether the prompt was cut.
     """
     task = TASKS[question.task]
     text = task.prompt.format(**question.fields)
@@ -149,7 +162,7 @@ def prompt_ids(question: Question, tokenizer: PreTrainedTokenizerFast, room: int
 
 
 def score(question: Question, prediction: str) -> float:
-    """Score an answer from 0 to 1: the best score over the reference answers."""
+    """Return the score of an answer, 0 to 1: the best over the reference answers."""
     task = TASKS[question.task]
     if task.first_line:
         prediction = prediction.lstrip("\n").split("\n")[0]
@@ -158,42 +171,43 @@ def score(question: Question, prediction: str) -> float:
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text: lower case, without punctuation and articles, split at white space."""
-    bare = "".join(character for character in text.lower() if character not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+    """Return the words of a text in lower case, without punctuation and articles."""
+    without_punctuation = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", without_punctuation).split()
 
 
 def f1(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """Return the harmonic mean of precision and recall of the answer's words (`words_of`), in any order."""
-    said, wanted = words_of(prediction), words_of(answer)
-    same = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * same / (len(said) + len(wanted)) if same else 0.0
+    """Return the harmonic mean of precision and recall of the answer's words, in any order."""
+    predicted, expected = words_of(prediction), words_of(answer)
+    common = sum((Counter(predicted) & Counter(expected)).values())
+    return 2 * common / (len(predicted) + len(expected)) if common else 0.0
 
 
 def rouge(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """Return ROUGE-L's F from the package `rouge`, as the data set's scorer does; other packages differ.
+    """Return the F measure of ROUGE-L by the package `rouge`, which the official scorer uses; others differ.
 
-    Texts that the package cannot mark (empty, or a sentence too long for its recursion) score 0, as there: under
-    Python's own limit of recursion, which other packages raise.
+    A text that the package cannot score, since it is empty or has a sentence too long for its recursion, scores 0,
+    as in the official scorer. So the recursion limit is Python's default here, which other packages raise.
     """
     from rouge import Rouge
 
     before = sys.getrecursionlimit()
-    sys.setrecursionlimit(len(inspect.stack(0)) + FRAMES)
+    sys.setrecursionlimit(len(inspect.stack(0)) + RECURSION_LIMIT)
     try:
-        marks = Rouge(metrics=["rouge-l"], stats=["f"]).get_scores([prediction], [answer])
+        scores = Rouge(metrics=["rouge-l"], stats=["f"]).get_scores([prediction], [answer])
     except (ValueError, RecursionError):
         return 0.0
     finally:
         sys.setrecursionlimit(before)
-    return marks[0]["rouge-l"]["f"]
+    return scores[0]["rouge-l"]["f"]
 
 
 def classification(prediction: str, answer: str, classes: Sequence[str]) -> float:
-    """Return 1 / (classes named in the prediction) if the right one is among them, else 0."""
+    """Return 1 / n if the prediction names n classes and the right one is among them, else 0."""
     named = [name for name in classes if name in prediction]
-    # A name inside the right name is no other answer. The official scorer removes while it iterates, so that
-    # the class after a removed one is not looked at; the same here, or scores would differ.
+    # A name that is part of the right name does not count as another answer. The official scorer removes names from
+    # the list that it iterates over, and so skips the name after a removed one. This loop does so too, since scores
+    # would differ otherwise.
     place = 0
     while place < len(named):
         if named[place] in answer and named[place] != answer:
@@ -209,20 +223,19 @@ def count(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
 
 
 def retrieval(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """Return the share of the numbers in the prediction that are the paragraph of an answer "Paragraph 12"."""
+    """Return the share of the numbers in the prediction that are the one of an answer such as "Paragraph 12"."""
     return count(prediction, re.findall(r"Paragraph (\d+)", answer)[0])
 
 
 def code(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """Return the similarity, in whole percent, of the first line of code to the wanted line.
+    """Return the similarity of a line of code to the answer, in whole percent.
 
-    Comments and fences are no lines of code.
-
-    That is fuzzywuzzy's `ratio` as the data set's requirements install it: Python's difflib, rounded. With the
-    optional python-Levenshtein fuzzywuzzy would give another number.
+    The line is the first one of the prediction that is neither a comment nor a fence. The similarity is that of
+    fuzzywuzzy's `ratio` without the optional python-Levenshtein, as the official requirements install it: Python's
+    difflib, rounded.
     """
     lines = prediction.lstrip("\n").split("\n")
-    line = next((one for one in lines if not any(mark in one for mark in ("`", "#", "//"))), "")
+    line = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
     if line == answer:
         return 1.0
     if not line or not answer:
@@ -241,7 +254,7 @@ METRICS: dict[str, Callable[[str, str, Sequence[str]], float]] = {
 
 
 def stops(task: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Return the stopping options of a task's generation: samsum ends at a line break, after at least one token."""
+    """Return options of generation: an answer to samsum ends at the first line break after its first token."""
     if task != "samsum":
         return {}
     newline = tokenizer.encode("\n", add_special_tokens=False)[-1]

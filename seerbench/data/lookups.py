@@ -1,13 +1,14 @@
-"""Look-up tasks: does a model still use its context when a method skips most of it?
+"""Make retrieval tasks: does a model still use its context when a method skips most of it?
 
-`passkey`, `kv` and `cloze` make examples from held-out documents, which `measure/tasks.py` scores.
-`training_lookups` and `training_repeats` make training windows of the same form, with other codes and from
-training text. Trainings mix them in, because a small model that never had to look back has nothing that sparsity
-could break.
+    passkey, kv, cloze                    examples for evaluation, from held-out documents
+    training_lookups, training_repeats    windows for training, from train text and with other codes
 
-An example has exactly `context` tokens and ends with its answer. It is scored teacher-forced, in one forward pass
-over all tokens: it is right when the argmax at positions `answer_start - 1` to `context - 2` equals every answer
-token. The place of the answer within the context is random, so that `distance` covers the window.
+measure/tasks.py scores the examples. training/batches.py mixes the windows into pre-training, because sparsity
+cannot harm a small model that never had to look back.
+
+An example has exactly `context` tokens and ends with its answer. It is scored with teacher forcing, in one forward
+pass over all tokens: it is correct if the argmax at positions `answer_start - 1` to `context - 2` equals every
+token of the answer. The place of the answer's first occurrence is random, so the distances cover the window.
 """
 
 from __future__ import annotations
@@ -25,48 +26,50 @@ from seerbench.errors import CorpusError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-
-CODE_DIGITS = 5  # of a pass key
-KV_PAIRS = 8  # in one window, of which one is asked for
-CLOZE_CUE, CLOZE_ANSWER = 10, 2  # tokens of a repeated span: the cue is shown, the answer predicted
-# Part of the seeds, so that evaluation and training draw from different streams of random numbers.
+CODE_DIGITS = 5  # digits of a pass-key
+KV_PAIRS = 8  # key-value pairs in a window
+CLOZE_CUE, CLOZE_ANSWER = 10, 2  # Tokens of a repeated span: the cue is shown and the answer is predicted.
+CLOZE_PER_DOCUMENT = 4  # A document gives at most this many cloze examples.
+WORD_LETTERS = 4  # Keys and values are words of at least this many letters.
+TRAINING_QUESTIONS = 4  # A key-value window for training asks this many times, if it is long enough.
+# Evaluation and training draw from different random streams, also with one seed.
 EVALUATION, TRAINING = 1, 2
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question: `tokens` int32 [context], BOS first, the answer at the end."""
+    """One question with its answer."""
 
     task: str
     context: int
-    tokens: np.ndarray
+    tokens: np.ndarray  # int32 [context]: BOS first, the answer at the end
     answer_start: int
     answer_length: int
-    distance: int  # tokens between the answer's place in the context and its place at the end
+    distance: int  # tokens from the answer's first occurrence to its place at the end
 
     @property
     def answer(self) -> np.ndarray:
-        """The tokens to predict: int32 [answer_length]."""
+        """Return the tokens to predict, int32 [answer_length]."""
         return self.tokens[self.answer_start : self.answer_start + self.answer_length]
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """The parts that look-ups consist of, as token ids of one tokenizer."""
+    """The parts of look-ups as token ids of one tokenizer, each int32."""
 
     bos: int
-    digits: np.ndarray  # [10]: the ids of 0 to 9
-    words: np.ndarray  # ids of whole words (a space and at least four letters)
-    passkey: np.ndarray  # "\n# the pass key is ": what stands before a code
-    kv: np.ndarray  # "\n# set": what stands before a key, which its value follows
+    digits: np.ndarray  # [10], 0 to 9
+    words: np.ndarray  # words that are one token: a space and at least WORD_LETTERS letters
+    passkey: np.ndarray  # "\n# the pass key is ", which precedes a code
+    kv: np.ndarray  # "\n# set", which precedes a key and its value
     end: np.ndarray  # "\n"
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerFast) -> Pieces:
-    """Tokenise the parts of look-ups once.
+    """Return the parts of look-ups in the tokens of a tokenizer.
 
     Raises:
-        CorpusError: the tokenizer has no single tokens for digits, or fewer than 32 whole words.
+        CorpusError: a digit is not one token, or too few words are.
     """
 
     def ids(text: str) -> list[int]:
@@ -79,12 +82,12 @@ def pieces_of(tokenizer: PreTrainedTokenizerFast) -> Pieces:
     words = [
         token
         for token, text in enumerate(vocab)
-        if text and text[0] in "Ġ▁" and len(text) >= 5 and text[1:].isascii() and text[1:].isalpha()
+        if text and text[0] in "Ġ▁" and len(text) > WORD_LETTERS and text[1:].isascii() and text[1:].isalpha()
     ]
     if len(words) < 4 * KV_PAIRS:
         raise CorpusError(
-            f"the tokenizer has {len(words)} whole words; key-value look-ups need {4 * KV_PAIRS}:"
-            " raise tokenizer.vocab"
+            f"the tokenizer has {len(words)} words of one token; key-value look-ups need {4 * KV_PAIRS}: raise"
+            " tokenizer.vocab"
         )
     as_ids = [np.array(part, dtype=np.int32) for part in (digits, words)]
     texts = [np.array(ids(text), dtype=np.int32) for text in ("\n# the pass key is ", "\n# set", "\n")]
@@ -98,16 +101,17 @@ def passkey(
     count: int,
     seed: int,
 ) -> list[Example]:
-    """Make examples that ask at the end for a code of five different digits hidden in a document.
+    """Make examples that hide a code of five different digits in a document and ask for it at the end.
 
-    `... \\n# the pass key is 41729\\n ... \\n# the pass key is ` -> 4 1 7 2 9. The digits are different so
-    that each names its successor: the task tests whether the place is found, not whether a model can count.
+    `... \\n# the pass key is 41729\\n ... \\n# the pass key is ` -> 4 1 7 2 9. Because the digits differ, each of
+    them determines the next: the task tests whether a model finds the place, and not whether it can count.
 
     Args:
         tokens: id -> tokens of a held-out split, from `read_tokens`.
-        context: tokens per example.
+        tokenizer: that of the tokens.
+        context: tokens of every example.
         count: number of examples.
-        seed: equal seeds give equal examples.
+        seed: the same seed gives the same examples.
     """
     pieces, stream = pieces_of(tokenizer), packed(tokens, tokenizer.eos_token_id)
     rng = np.random.default_rng([seed, EVALUATION, context, 0])
@@ -121,10 +125,17 @@ def kv(
     count: int,
     seed: int,
 ) -> list[Example]:
-    """Make examples that ask at the end for one of eight key-value pairs scattered over a document.
+    """Make examples that hide eight key-value pairs in a document and ask for one value at the end.
 
-    `... \\n# set KEY VALUE\\n ... \\n# set KEY` -> VALUE; keys and values are random words of one token,
-    all different. Arguments as in `passkey`.
+    `... \\n# set KEY VALUE\\n ... \\n# set KEY` -> VALUE. Keys and values are random words of one token, all
+    different.
+
+    Args:
+        tokens: id -> tokens of a held-out split, from `read_tokens`.
+        tokenizer: that of the tokens.
+        context: tokens of every example.
+        count: number of examples.
+        seed: the same seed gives the same examples.
     """
     pieces, stream = pieces_of(tokenizer), packed(tokens, tokenizer.eos_token_id)
     rng = np.random.default_rng([seed, EVALUATION, context, 1])
@@ -138,15 +149,21 @@ def cloze(
     count: int,
     seed: int,
 ) -> list[Example]:
-    """Make examples that end with a span of a real document which occurs once before, at least half a window back.
+    """Make examples that end with a span of a document that occurred once before, at least half a window earlier.
 
-    The span has twelve tokens; the first ten are shown and the last two predicted. Nothing is
-    inserted: the window is the document's own text, cut to end with the span's second occurrence. Spans
-    that also occur in another document of the split, or whose answer is the same token twice, are left out,
-    and a document gives at most four examples.
+    The first CLOZE_CUE tokens of the span are shown and the last CLOZE_ANSWER predicted. Nothing is inserted: the
+    window is the document's own text, cut to end with the second occurrence. Spans that also occur in another
+    document of the split, or whose answer is one token twice, are left out.
+
+    Args:
+        tokens: id -> tokens of a held-out split, from `read_tokens`.
+        tokenizer: that of the tokens.
+        context: tokens of every example.
+        count: number of examples.
+        seed: the same seed gives the same examples.
 
     Raises:
-        CorpusError: the split holds fewer than `count` such places. Other arguments as in `passkey`.
+        CorpusError: the split holds fewer than `count` such places.
     """
     bos, span = bos_of(tokenizer), CLOZE_CUE + CLOZE_ANSWER
     rng = np.random.default_rng([seed, EVALUATION, context, 2])
@@ -161,8 +178,9 @@ def cloze(
         taken: list[int] = []
         for first, second in rng.permutation(repeated_spans(hashes[number], shared, span, context)):
             end = second + span
-            varied = document[end - 2] != document[end - 1]
-            if len(taken) == 4 or not varied or any(abs(end - other) < 4 * span for other in taken):
+            repeated = document[end - 2] == document[end - 1]
+            close = any(abs(end - other) < 4 * span for other in taken)
+            if len(taken) == CLOZE_PER_DOCUMENT or repeated or close:
                 continue
             taken.append(end)
             window = np.concatenate([[bos], document[end - (context - 1) : end]]).astype(np.int32)
@@ -170,14 +188,14 @@ def cloze(
             examples.append(Example("cloze", context, window, start, CLOZE_ANSWER, int(second - first)))
     if len(examples) < count:
         raise CorpusError(
-            f"the corpus holds {len(examples)} places for cloze at {context} tokens, {count} were asked;"
-            " lower the number of examples or choose a corpus with longer documents"
+            f"the corpus holds {len(examples)} places for cloze at {context} tokens, and {count} examples are"
+            " requested; lower that number, or choose a corpus with longer documents"
         )
     return examples[:count]
 
 
 def span_hashes(document: np.ndarray, span: int) -> np.ndarray:
-    """Return a hash of the `span` tokens at every place: uint64 [tokens - span + 1], empty for a short document."""
+    """Return a hash of the `span` tokens at every place, uint64 [tokens - span + 1]; empty for a short document."""
     if len(document) < span:
         return np.zeros(0, dtype=np.uint64)
     odd = np.random.default_rng(0).integers(1, 2**63, size=span, dtype=np.uint64) | np.uint64(1)
@@ -187,36 +205,51 @@ def span_hashes(document: np.ndarray, span: int) -> np.ndarray:
 
 
 def repeated_spans(hashes: np.ndarray, shared: np.ndarray, span: int, context: int) -> np.ndarray:
-    """Return the places (first, second) of spans that a window ending with the second holds exactly twice.
+    """Return the places of spans that occur exactly twice in the window that ends with the second occurrence.
 
-    They are at least half a context apart, and no span is in `shared`. Returns int64 [places, 2].
+    Args:
+        hashes: uint64 of a document, from `span_hashes`.
+        shared: hashes of spans that are left out.
+        span: tokens per span.
+        context: tokens per window; the two occurrences are at least half as far apart.
+
+    Returns:
+        int64 [places, 2]: the first tokens of both occurrences.
     """
-    order = np.argsort(hashes, kind="stable")  # equal spans side by side, each group in ascending places
+    order = np.argsort(hashes, kind="stable")  # Equal spans become neighbors, in the order of their places.
     ordered = hashes[order]
     same = ordered[1:] == ordered[:-1]
     first, second = order[:-1][same], order[1:][same]
-    # The occurrence before `first`, where there is one, must lie before the window.
+    # A third occurrence, before `first`, must be outside of the window; -1 if there is none.
     before = np.concatenate([[-1], np.where(same[:-1], order[:-2], -1)])[same] if len(same) else first
     begin = second + span - (context - 1)
-    kept = (begin >= 0) & (first >= begin) & (before < begin) & (second - first >= context // 2)
-    kept &= ~np.isin(hashes[first], shared)
-    return np.stack([first[kept], second[kept]], axis=1)
+    usable = (begin >= 0) & (first >= begin) & (before < begin) & (second - first >= context // 2)
+    usable &= ~np.isin(hashes[first], shared)
+    return np.stack([first[usable], second[usable]], axis=1)
 
 
 TASKS: dict[str, Callable[..., list[Example]]] = {"passkey": passkey, "kv": kv, "cloze": cloze}
 
 
-def filler(stream: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-    """Return text from a random place of a packed stream: int32 [length]."""
+def random_text(stream: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Return `length` consecutive tokens from a random place of a packed stream, int32 [length].
+
+    Raises:
+        CorpusError: the stream is too short.
+    """
     if len(stream) < length + 1:
-        raise CorpusError(f"no document reaches a context of {length} tokens: the split has {len(stream)}")
+        raise CorpusError(
+            f"a look-up needs {length + 1} tokens of text, and the split has {len(stream)}; lower the context, or"
+            " choose a corpus with longer documents"
+        )
     start = rng.integers(0, len(stream) - length)
     return stream[start : start + length]
 
 
-def scattered(text: np.ndarray, facts: list[np.ndarray], places: np.ndarray) -> np.ndarray:
-    """Insert fact i into the text before its token `places[i]` (ascending)."""
-    parts, last = [], 0
+def insert_facts(text: np.ndarray, facts: list[np.ndarray], places: np.ndarray) -> np.ndarray:
+    """Insert each fact into the text before the token at its place; the places ascend."""
+    parts: list[np.ndarray] = []
+    last = 0
     for fact, place in zip(facts, places, strict=True):
         parts += [text[last:place], fact]
         last = place
@@ -224,7 +257,17 @@ def scattered(text: np.ndarray, facts: list[np.ndarray], places: np.ndarray) -> 
 
 
 def passkey_example(pieces: Pieces, stream: np.ndarray, context: int, rng: np.random.Generator) -> Example:
-    """Make one pass-key window; the code's place is uniform over the text."""
+    """Return one pass-key example, with the code at a uniformly random place of the text.
+
+    Args:
+        pieces: parts of look-ups.
+        stream: int32 tokens of documents, from `windows.packed`.
+        context: tokens of the example.
+        rng: decides everything that is random.
+
+    Raises:
+        CorpusError: the context or the stream is too short.
+    """
     code = rng.permutation(pieces.digits)[:CODE_DIGITS]
     fact = np.concatenate([pieces.passkey, code, pieces.end])
     question = np.concatenate([pieces.passkey, code])
@@ -232,7 +275,7 @@ def passkey_example(pieces: Pieces, stream: np.ndarray, context: int, rng: np.ra
     if length < 1:
         raise CorpusError(f"a pass-key needs a context of {context - length + 1} tokens, not {context}")
     place = int(rng.integers(0, length + 1))
-    text = scattered(filler(stream, length, rng), [fact], np.array([place]))
+    text = insert_facts(random_text(stream, length, rng), [fact], np.array([place]))
     tokens = np.concatenate([[pieces.bos], text, question]).astype(np.int32)
     start = context - CODE_DIGITS
     distance = start - (1 + place + len(pieces.passkey))
@@ -242,7 +285,18 @@ def passkey_example(pieces: Pieces, stream: np.ndarray, context: int, rng: np.ra
 def kv_example(
     pieces: Pieces, stream: np.ndarray, context: int, rng: np.random.Generator, questions: int = 1
 ) -> Example:
-    """Make one key-value window; with several `questions` (training only) the example is the last of them."""
+    """Return one key-value example.
+
+    Args:
+        pieces: parts of look-ups.
+        stream: int32 tokens of documents, from `windows.packed`.
+        context: tokens of the example.
+        rng: decides everything that is random.
+        questions: how many values the window asks for; the example is the last question.
+
+    Raises:
+        CorpusError: the context or the stream is too short.
+    """
     words = rng.choice(pieces.words, 2 * KV_PAIRS, replace=False)
     fact_length = len(pieces.kv) + 2 + len(pieces.end)
     question_length = len(pieces.kv) + 2
@@ -253,13 +307,13 @@ def kv_example(
     length = context - 1 - pairs * fact_length - questions * question_length
     facts = [np.concatenate([pieces.kv, [key, value], pieces.end]) for key, value in zip(keys, values, strict=True)]
     places = np.sort(rng.integers(0, length + 1, size=pairs))
-    text = scattered(filler(stream, length, rng), facts, places)
-    asked = rng.integers(0, pairs, size=questions)
+    text = insert_facts(random_text(stream, length, rng), facts, places)
+    chosen = rng.integers(0, pairs, size=questions)
     if questions <= pairs:
-        asked = rng.permutation(pairs)[:questions]
-    ends = [np.concatenate([pieces.kv, [keys[one], values[one]]]) for one in asked]
+        chosen = rng.permutation(pairs)[:questions]
+    ends = [np.concatenate([pieces.kv, [keys[pair], values[pair]]]) for pair in chosen]
     tokens = np.concatenate([[pieces.bos], text, *ends]).astype(np.int32)
-    last = int(asked[-1])
+    last = int(chosen[-1])
     distance = (context - 1) - (1 + int(places[last]) + last * fact_length + len(pieces.kv) + 1)
     return Example("kv", context, tokens, context - 1, 1, distance)
 
@@ -274,14 +328,22 @@ def training_lookups(
     task: str,
     answer_weight: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make look-ups in training text, with new codes each time.
+    """Make look-ups in train text, with new codes every time.
 
-    Returns tokens int32 and loss weights float32, both [count, context]. A weight belongs to the token that is
-    predicted: 1 for text, `answer_weight` for answers, 0 for the first occurrence of a code or value, which nothing
-    predicts. A key-value window asks up to four times.
+    A weight belongs to the token that is predicted. Text has weight 1 and answers have `answer_weight`. The first
+    occurrence of a code or value has weight 0, because nothing predicts it.
 
     Args:
+        stream: int32 tokens of the train split, from `windows.packed`.
+        pieces: parts of look-ups.
+        context: tokens per window.
+        count: number of windows.
+        rng: decides everything that is random.
         task: passkey or kv.
+        answer_weight: weight of an answer's tokens.
+
+    Returns:
+        tokens int32 and loss weights float32, both [count, context].
     """
     tokens = np.empty((count, context), dtype=np.int32)
     weights = np.ones((count, context), dtype=np.float32)
@@ -291,7 +353,7 @@ def training_lookups(
             answers = context - CODE_DIGITS + np.arange(CODE_DIGITS)
             hidden = answers - example.distance
         else:
-            questions = 4 if context >= 128 else 1
+            questions = TRAINING_QUESTIONS if context >= 128 else 1
             example = kv_example(pieces, stream, context, rng, questions)
             answers = context - 1 - np.arange(questions) * (len(pieces.kv) + 2)
             hidden = np.isin(example.tokens, example.tokens[answers])
@@ -312,15 +374,24 @@ def training_repeats(
     length: tuple[int, int],
     apart: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make windows with random sequences that come again.
+    """Make windows in which a random sequence of tokens occurs again.
 
-    Returns tokens int32 and loss weights float32, both [count, context]. A share `apart` of the windows holds one
-    sequence at the start and at the end with text between; the others repeat theirs to the end. Random tokens have
-    weight from their second occurrence on, since nothing predicts the first.
+    Some windows hold a sequence at the start and at the end, with text between; the others repeat a sequence to the
+    end. The first occurrence has weight 0, because nothing predicts it, and so has the first token of the second
+    occurrence.
 
     Args:
+        stream: int32 tokens of the train split, from `windows.packed`.
+        pieces: parts of look-ups.
+        context: tokens per window.
+        count: number of windows.
+        rng: decides everything that is random.
         vocab: sequences are uniform over the tokens from 3 to vocab - 1.
-        length: shortest and longest sequence, log-uniform between; cut to half the window.
+        length: shortest and longest sequence, log-uniform between them and at most half a window.
+        apart: share of the windows whose two occurrences are apart, with text between them.
+
+    Returns:
+        tokens int32 and loss weights float32, both [count, context].
     """
     tokens = np.empty((count, context), dtype=np.int32)
     weights = np.zeros((count, context), dtype=np.float32)
@@ -329,9 +400,8 @@ def training_repeats(
         size = round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
         sequence = rng.integers(3, vocab, size=size)
         tokens[row, 0] = pieces.bos
-        # The first token of a second occurrence is as unpredictable as those of the first.
         if rng.random() < apart:
-            text = filler(stream, context - 1 - 2 * size, rng)
+            text = random_text(stream, context - 1 - 2 * size, rng)
             tokens[row, 1:] = np.concatenate([sequence, text, sequence])
             weights[row, 1 + size :] = 1
             weights[row, -size] = 0

@@ -1,7 +1,8 @@
-"""Read the documents of a corpus: id, text and split. The first step of the data flow (texts, tokens, windows).
+"""Read the documents of a corpus and divide them into splits: the first step of the data flow.
 
-Every document belongs to exactly one split, so that no text is evaluated that was trained on. `tokens.py` turns the
-texts into tokens; training, perplexity and tasks read only those.
+A preset names the sources of its corpora (corpora.py). `read_texts` reads one of them, tokens.py turns the
+documents into a file of tokens, and training and measurements read only that file. A document belongs to exactly
+one split, so no document that is evaluated was trained on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from seerbench.data.corpora import SPLITS, FolderCorpus, HubCorpus, ParquetCorpu
 from seerbench.errors import CorpusError
 
 COLUMNS = ("id", "text", "split")
-# These folders hold no text that a person wrote for readers: tests repeat themselves, the others are generated.
+# These folders hold no text to learn from: tests are repetitive, and the others are generated or third-party.
 STDLIB_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 STDLIB_SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "_bundled", "lib2to3", "__phello__"}
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex"}
@@ -30,6 +31,9 @@ TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex"}
 
 def read_texts(source: TextSource) -> pd.DataFrame:
     """Read the documents of a corpus.
+
+    Args:
+        source: any corpus but a union, for which `union_of` joins several of them.
 
     Returns:
         Columns id (unique), text, split (train | validation | test), all strings.
@@ -51,14 +55,20 @@ def read_texts(source: TextSource) -> pd.DataFrame:
 
 
 def read_stdlib(documents: str = "file") -> pd.DataFrame:
-    """Read the sources of the running Python's standard library: long text that every machine has.
+    """Read the sources of the running Python's standard library, long text that is on every machine.
 
-    The split of a document is a hash of its path (80% train, 5% validation, 15% test: perplexity needs
-    enough documents of full length), so it does not change when a Python release adds modules.
+    The split of a document is a hash of its path, so it does not change when a Python release adds modules.
 
     Args:
-        documents: `file`: each file is a document. `folder`: the files of one folder, each under a line
-            with its path, are one document (longer contexts, fewer documents; top-level modules stay single).
+        documents: with `file`, each file is a document. With `folder`, the files of one folder, each below a line
+            with its path, are one document, and top-level modules are documents of their own: longer contexts, and
+            fewer of them.
+
+    Returns:
+        Columns id, text, split.
+
+    Raises:
+        CorpusError: this Python has no sources.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     texts: dict[str, str] = {}
@@ -77,8 +87,8 @@ def read_stdlib(documents: str = "file") -> pd.DataFrame:
             texts[name.as_posix()] = text + "\n"
     if not texts:
         raise CorpusError(
-            f"the standard library at {root} holds no .py files (a zipped or stripped Python); choose"
-            " another corpus: kind parquet, folder or hub"
+            f"the standard library at {root} holds no .py files, as in a zipped or stripped Python; choose another"
+            " corpus: kind parquet, folder or hub"
         )
     frame = pd.DataFrame({"id": list(texts), "text": list(texts.values())})
     frame["split"] = [hashed_split(name) for name in frame["id"]]
@@ -86,7 +96,7 @@ def read_stdlib(documents: str = "file") -> pd.DataFrame:
 
 
 def read_parquet(path: str) -> pd.DataFrame:
-    """Read the columns id, text and split of one parquet file."""
+    """Read the columns id, text and split of a parquet file; raise CorpusError if it lacks one."""
     file = Path(path)
     if not file.is_file():
         raise CorpusError(f"corpus file {file} does not exist; set corpus.path to a parquet file")
@@ -101,8 +111,11 @@ def read_parquet(path: str) -> pd.DataFrame:
 def read_folder(path: str) -> pd.DataFrame:
     """Read the text files below a folder, one document per file.
 
-    The split is the sub-folder train/, validation/ or test/ where the folder has those, and otherwise
-    a hash of the file's path.
+    The split is the first folder of a file's path if the folder has any of train/, validation/ and test/, and
+    otherwise a hash of the path.
+
+    Raises:
+        CorpusError: no such folder, or no text files in it.
     """
     root = Path(path)
     if not root.is_dir():
@@ -122,10 +135,13 @@ def read_folder(path: str) -> pd.DataFrame:
 
 
 def read_hub(source: HubCorpus) -> pd.DataFrame:
-    """Read files of a Hugging Face data set, one document per row, in the files' order.
+    """Read files of a Hugging Face data set, one document per row, in the order of their names.
 
-    The files are read as they are. Data sets that need a script of their own to load are refused by newer
-    `datasets` libraries, and the paper's are among them (Proof-pile, RedPajama).
+    The files are read directly. Newer versions of the library `datasets` refuse data sets that load by a script of
+    their own, such as the paper's Proof-pile and RedPajama.
+
+    Raises:
+        CorpusError: no such files, no column of that name, or no network (`dataset_folder`).
     """
     folder = dataset_folder(source.name, source.files, source.revision)
     paths = sorted({path for pattern in source.files for path in folder.glob(pattern) if path.is_file()})
@@ -134,9 +150,9 @@ def read_hub(source: HubCorpus) -> pd.DataFrame:
     ids: list[str] = []
     texts: list[str] = []
     for path in paths:
-        found = _column(path, source.text)
-        ids += [f"{path.relative_to(folder).as_posix()}/{row}" for row in range(len(found))]
-        texts += found
+        column = _column(path, source.text)
+        ids += [f"{path.relative_to(folder).as_posix()}/{row}" for row in range(len(column))]
+        texts += column
         if source.documents is not None and len(texts) >= source.documents:
             break
     frame = pd.DataFrame({"id": ids[: source.documents], "text": texts[: source.documents]})
@@ -145,10 +161,15 @@ def read_hub(source: HubCorpus) -> pd.DataFrame:
 
 
 def dataset_folder(name: str, files: Sequence[str], revision: str | None = None) -> Path:
-    """Return the folder with files of a data set: a local folder, the hub's cache, or a new download.
+    """Return the folder of a data set: a local one, the hub's cache, or fetched from the hub.
+
+    Args:
+        name: a local folder or a data set id.
+        files: names or patterns of the files that are needed.
+        revision: commit or tag on the hub.
 
     Raises:
-        CorpusError: neither; the message gives the command to type on a machine with network.
+        CorpusError: the data set is nowhere; the text has the command for a machine with network.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -156,7 +177,7 @@ def dataset_folder(name: str, files: Sequence[str], revision: str | None = None)
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=list(files))
+        folder = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=list(files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
         where = "is not in the local cache and HF_HUB_OFFLINE=1" if offline else "could not be fetched"
@@ -167,11 +188,11 @@ def dataset_folder(name: str, files: Sequence[str], revision: str | None = None)
             f" `hf download --repo-type dataset {name}{pin} {include} --local-dir DATA/{name}`, then put that"
             " folder under the config's `data` (or SEERBENCH_DATA); nothing else has to change"
         ) from None
-    return Path(found)
+    return Path(folder)
 
 
 def _column(path: Path, text: str) -> list[str]:
-    """Read one column of a parquet, .jsonl or .jsonl.gz file; CorpusError lists the columns of the file."""
+    """Return the column `text` of a parquet, .jsonl or .jsonl.gz file; raise CorpusError if it has none."""
     known: list[str] = []
     if path.suffix == ".parquet":
         known = pq.read_schema(path).names
@@ -198,36 +219,44 @@ def _column(path: Path, text: str) -> list[str]:
 
 
 def union_of(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Join several corpora; each document keeps its split, its id becomes <corpus>/<id>.
+    """Join several corpora by name. Documents keep their splits, and their ids become <corpus>/<id>.
 
-    A text that stands in two of them is kept once, in the split that keeps it out of training.
+    A text that occurs in two corpora is kept once, in the split that keeps it out of training.
     """
     parts = [frame.assign(id=f"{name}/" + frame["id"]) for name, frame in frames.items()]
     return checked_texts(pd.concat(parts, ignore_index=True), f"union of {', '.join(frames)}")
 
 
 def hashed_split(name: str) -> str:
-    """Return a split by a hash of a document's name: 80% train, 5% validation, 15% test."""
+    """Return the split of a document by a hash of its name: 80% train, 5% validation, 15% test.
+
+    The test split is that large because perplexity needs enough documents of full length.
+    """
     bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
     return "test" if bucket < 15 else "validation" if bucket < 20 else "train"
 
 
 def require_columns(columns: Sequence[str], where: str) -> None:
-    """Raise CorpusError unless the columns id, text and split are all there."""
+    """Raise CorpusError unless the columns id, text and split exist; `where` names their source."""
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
         raise CorpusError(
-            f"{where}: no column {', '.join(missing)}; expected {', '.join(COLUMNS)},"
-            f" found {', '.join(map(str, columns)) or 'none'}"
+            f"{where}: no column {', '.join(missing)}; expected {', '.join(COLUMNS)}, but the columns are"
+            f" {', '.join(map(str, columns)) or 'missing'}"
         )
 
 
 def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("train", "test")) -> pd.DataFrame:
-    """Return the frame with string columns and without a text in two splits.
+    """Check documents, drop empty and duplicate ones, and return them with string columns id, text, split.
 
-    Raises CorpusError for an unknown split, an id that occurs twice, or a needed split without documents.
+    Args:
+        frame: documents. where: the name of their source, for messages. needed: splits that must not be empty. A
+        data set that is one split, such as PG19's test set, needs that one;
+            every other corpus needs train and test.
 
-    A data set that is all one split (PG19's test set) needs that one; every other corpus train and test.
+    Raises:
+        CorpusError: a missing column, a text that is not a string, an unknown split, an id that occurs twice, or an
+            empty split.
     """
     require_columns(list(frame.columns), where)
     frame = frame[list(COLUMNS)].reset_index(drop=True)
@@ -241,8 +270,8 @@ def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("tra
     if len(twice):
         raise CorpusError(f"{where}: document {twice.iloc[0]!r} occurs twice; ids must be unique")
     frame = frame[frame["text"].str.len() > 0]
-    # The same text under two ids could be in two splits: then the evaluated text would have been trained on.
-    # A data set with only one split stays as its authors published it.
+    # A text under two ids could be in two splits, and then an evaluated text would have been trained on. A data set
+    # that is one split stays as its authors published it.
     if frame["split"].nunique() < 2:
         return _with_splits(frame, where, needed)
     order = frame["split"].map({"test": 0, "validation": 1, "train": 2})
@@ -251,6 +280,7 @@ def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("tra
 
 
 def _with_splits(frame: pd.DataFrame, where: str, needed: Sequence[str]) -> pd.DataFrame:
+    """Return the frame with a new index; raise CorpusError if a needed split is empty."""
     for split in needed:
         if not (frame["split"] == split).any():
             raise CorpusError(f"{where}: the {split} split is empty; add documents or choose another source")

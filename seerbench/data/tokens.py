@@ -1,4 +1,8 @@
-"""Tokenizers, and corpora as tokens: one parquet file per corpus, with a card (JSON) beside it."""
+"""Train or load a tokenizer, and keep a corpus as a file of tokens, which training and measurements read.
+
+The step `corpus` writes `<corpus>.parquet` (id, split, tokens) and `<corpus>.json` (settings, hashes, counts) from
+the documents of texts.py. windows.py cuts the tokens into windows.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,20 +26,23 @@ from seerbench.errors import CorpusError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
+DOCUMENTS_AT_ONCE = 64  # Documents that are tokenized and written together.
 TOKEN_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("tokens", pa.list_(pa.int32()))])
 
 
 def train_tokenizer(texts: Sequence[str], vocab: int, folder: Path | None = None) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with single digits and <bos>, <eos>, <pad>.
+    """Train a byte-level BPE tokenizer with the special tokens <bos>, <eos> and <pad>.
 
-    Digits stand alone so that a five-digit code is five tokens, none of which gives away another.
+    Every digit is a token, so a code of five digits is five tokens, none of which gives away another.
 
     Args:
-        texts: the train split, and nothing else.
+        texts: the train split only.
         vocab: number of tokens, at least 259 (256 bytes and the special tokens).
-        folder: where to save it; AutoTokenizer loads it from there.
+        folder: where to save the tokenizer, if anywhere.
+
+    Raises:
+        CorpusError: `vocab` is too small.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -62,10 +69,14 @@ def train_tokenizer(texts: Sequence[str], vocab: int, folder: Path | None = None
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """Load a tokenizer from a local folder, the cache, or the hub (not with HF_HUB_OFFLINE=1).
+    """Load a tokenizer from a local folder, the cache, or the hub unless HF_HUB_OFFLINE is set.
+
+    Args:
+        name: a local folder or a hub id.
+        revision: commit or tag of the hub id.
 
     Raises:
-        CorpusError: not found, or it has no BOS or EOS token to delimit documents with.
+        CorpusError: there is no such tokenizer, or it has no EOS token to delimit documents with.
     """
     from transformers import AutoTokenizer
 
@@ -87,19 +98,19 @@ def bos_of(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the sha256 of a tokenizer's definition, as 64 hex digits."""
+    """Return the sha256 of the tokenizer's definition, as 64 hex digits."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the sha256 of the vocabulary without special tokens, which differ between models of one family."""
+    """Return the sha256 of the tokens and their ids, without special tokens, which models of one family change."""
     vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class CorpusCard:
-    """What the card beside a corpus' tokens says that code reads."""
+    """The card of a tokenized corpus, as far as later steps read it."""
 
     name: str
     sha256: str  # over ids, splits and texts
@@ -107,17 +118,23 @@ class CorpusCard:
 
 
 def read_card(tokens: Path) -> CorpusCard:
-    """Read the card beside a corpus' tokens."""
+    """Read the card beside a file of tokens."""
     content = json.loads(tokens.with_suffix(".json").read_text(encoding="utf-8"))
     return CorpusCard(content["name"], content["sha256"], content["vocabulary"])
 
 
 def require_vocabulary(tokens: Path, tokenizer: PreTrainedTokenizerFast, model: str) -> None:
-    """Raise CorpusError unless the file `tokens` was made with the vocabulary of a model's own tokenizer."""
+    """Raise CorpusError unless a file of tokens was made with the vocabulary of a model.
+
+    Args:
+        tokens: the parquet file, from `tokenize`.
+        tokenizer: the model's own.
+        model: its name in the preset, for the message.
+    """
     card = read_card(tokens)
     if card.vocabulary != vocabulary_hash(tokenizer):
         raise CorpusError(
-            f"corpus {card.name} was tokenized with another vocabulary than the model {model} has; in the"
+            f"corpus {card.name} was tokenized with another vocabulary than that of the model {model}; in the"
             f" preset, give that model a corpus with `tokenizer: {model}`"
         )
 
@@ -128,37 +145,61 @@ def tokenize(
     out: Path,
     *,
     name: str,
-    source: Mapping,
-) -> dict:
-    """Write the corpus as tokens: `out` (parquet: id, split, tokens) and, beside it, `out` as .json.
+    source: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write a corpus as tokens: `out` (parquet: id, split, tokens), and a card beside it with the suffix .json.
 
-    Tokens carry no BOS or EOS; windows add them. A document's text is never read as a special token.
+    Tokens contain no BOS or EOS, which windows add. A document's text is never read as a special token. Each file
+    appears complete or not at all.
 
     Args:
-        texts: from `read_texts`.
-        out: the parquet file to write; both files appear whole or not at all.
+        texts: documents, from `read_texts`.
+        tokenizer: encodes them.
+        out: the parquet file.
         name: the corpus' name in rows and figures.
-        source: the config mapping it came from, kept in the JSON.
+        source: the settings of the corpus, kept in the card.
 
     Returns:
-        What the JSON holds: name, source, sha256 (over ids, splits and texts), tokenizer and vocabulary
-        (their hashes), documents and tokens by split, longest (tokens of the longest document by split).
+        The card: name, source, sha256 (over ids, splits and texts), tokenizer and vocabulary (their hashes), and by
+        split documents, tokens and longest (tokens of the longest document).
     """
-    digest = hashlib.sha256()
-    counts = {split: {"documents": 0, "tokens": 0, "longest": 0} for split in SPLITS}
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
-    backend = tokenizer.backend_tokenizer
-    literal = backend.encode_special_tokens
-    backend.encode_special_tokens = True  # a text that contains "<eos>" does not end there
     try:
-        with (
-            pq.ParquetWriter(temporary, TOKEN_SCHEMA, compression="zstd") as writer,
-            tqdm(total=len(texts), desc=f"tokenize {name}", unit="doc", mininterval=1) as bar,
-        ):
-            for start in range(0, len(texts), 64):
-                batch = texts.iloc[start : start + 64]
+        with tqdm(total=len(texts), desc=f"tokenize {name}", unit="doc", mininterval=1) as bar:
+            counts, sha256 = _write_tokens(texts, tokenizer, temporary, bar)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    card = {
+        "name": name,
+        "source": dict(source),
+        "sha256": sha256,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "vocabulary": vocabulary_hash(tokenizer),
+        **{key: {split: counts[split][key] for split in SPLITS} for key in ("documents", "tokens", "longest")},
+    }
+    file = out.with_suffix(".json")
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, file)
+    return card
+
+
+def _write_tokens(
+    texts: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, file: Path, bar: tqdm
+) -> tuple[dict[str, dict[str, int]], str]:
+    """Write the tokens of documents; return the counts of each split and the sha256 over ids, splits and texts."""
+    digest = hashlib.sha256()
+    counts = {split: {"documents": 0, "tokens": 0, "longest": 0} for split in SPLITS}
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True  # A text that contains "<eos>" does not end there.
+    try:
+        with pq.ParquetWriter(file, TOKEN_SCHEMA, compression="zstd") as writer:
+            for start in range(0, len(texts), DOCUMENTS_AT_ONCE):
+                batch = texts.iloc[start : start + DOCUMENTS_AT_ONCE]
                 encoded = backend.encode_batch_fast(batch["text"].tolist(), add_special_tokens=False)
                 tokens = [np.asarray(item.ids, dtype=np.int32) for item in encoded]
                 for row, ids in zip(batch.itertuples(), tokens, strict=True):
@@ -172,29 +213,16 @@ def tokenize(
                 columns = [batch["id"].tolist(), batch["split"].tolist(), tokens]
                 writer.write_table(pa.table(columns, schema=TOKEN_SCHEMA))
                 bar.update(len(batch))
-        os.replace(temporary, out)
     finally:
-        backend.encode_special_tokens = literal
-        temporary.unlink(missing_ok=True)
-    summary = {
-        "name": name,
-        "source": dict(source),
-        "sha256": digest.hexdigest(),
-        "tokenizer": tokenizer_hash(tokenizer),
-        "vocabulary": vocabulary_hash(tokenizer),
-        "documents": {split: counts[split]["documents"] for split in SPLITS},
-        "tokens": {split: counts[split]["tokens"] for split in SPLITS},
-        "longest": {split: counts[split]["longest"] for split in SPLITS},
-    }
-    card = out.with_suffix(".json")
-    temporary = card.with_name(card.name + ".tmp")
-    temporary.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, card)
-    return summary
+        backend.encode_special_tokens = before
+    return counts, digest.hexdigest()
 
 
 def read_tokens(path: Path, split: str) -> dict[str, np.ndarray]:
-    """Read one split of a tokenized corpus: id -> int32 tokens, in the file's order.
+    """Read the documents of one split of a file of tokens.
+
+    Returns:
+        id -> int32 tokens, in the order of the file.
 
     Raises:
         CorpusError: no such file, another schema, or an empty split.
@@ -204,13 +232,11 @@ def read_tokens(path: Path, split: str) -> dict[str, np.ndarray]:
         raise CorpusError(f"tokens file {path} does not exist; make it with `seerbench corpus`")
     try:
         table = pq.read_table(path, filters=[("split", "==", split)], schema=TOKEN_SCHEMA)
-        found = pq.read_schema(path)
+        columns = pq.read_schema(path).names
     except (pa.ArrowInvalid, OSError) as error:
         raise CorpusError(f"{path} is not a readable tokens file ({error}); delete it and run again") from None
-    if found.names != TOKEN_SCHEMA.names:
-        raise CorpusError(
-            f"{path} is not a tokens file: columns {', '.join(found.names)}, expected id, split, tokens"
-        )
+    if columns != TOKEN_SCHEMA.names:
+        raise CorpusError(f"{path} is not a tokens file: columns {', '.join(columns)}, expected id, split, tokens")
     if not len(table):
         raise CorpusError(f"{path}: the {split} split is empty")
     column = table.column("tokens").combine_chunks()

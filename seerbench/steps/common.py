@@ -74,7 +74,7 @@ def windows_of(
     bos = model.config.bos_token_id
     longest = longest or context
     cut = functools.partial(
-        evaluation_windows, split, documents=documents, longest=longest, bos=bos, reaching=reaching
+        evaluation_windows, split, documents=documents, longest=longest, bos=bos, min_tokens=reaching
     )
     if not aligned:
         return cut(context)

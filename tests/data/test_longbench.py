@@ -119,17 +119,17 @@ def test_questions_come_from_the_archive_or_from_files(tmp_path):
     ]
     assert found[0].fields["context"] == "c\u2028d"
     assert found[3].classes == ["a", "b"]
-    first = longbench.read_examples(tmp_path, ["lcc"], a_bucket=1)
+    first = longbench.read_examples(tmp_path, ["lcc"], per_bucket=1)
     assert [one.number for one in first] == [0, 1]
 
 
 def test_what_is_no_longbench_says_so(tmp_path):
-    with pytest.raises(CorpusError, match=r"neither data\.zip with lcc_e\.jsonl in it, nor lcc_e\.jsonl"):
+    with pytest.raises(CorpusError, match=r"lcc_e\.jsonl"):
         longbench.read_examples(tmp_path, ["lcc"])
-    with pytest.raises(CorpusError, match=r"no LongBench-E task 'narrativeqa'; its tasks are qasper"):
+    with pytest.raises(CorpusError, match=r"narrativeqa.*qasper"):
         longbench.read_examples(tmp_path, ["narrativeqa"])
     (tmp_path / "lcc_e.jsonl").write_text(json.dumps({"input": "", "context": ""}) + "\n")
-    with pytest.raises(CorpusError, match="line 1: no field answers, length, all_classes"):
+    with pytest.raises(CorpusError, match=r"line 1.*answers, length, all_classes"):
         longbench.read_examples(tmp_path, ["lcc"])
 
 

@@ -94,11 +94,11 @@ def test_cloze_spans_occur_twice_in_the_window_and_in_no_other_document(setting)
 
 def test_too_little_text_is_refused(setting):
     tokenizer, documents = setting
-    with pytest.raises(CorpusError, match=r"holds \d+ places for cloze at 512 tokens, 100000 were asked"):
+    with pytest.raises(CorpusError, match="100000 examples"):
         lookups.cloze(documents["test"], tokenizer, 512, 100_000, 0)
-    with pytest.raises(CorpusError, match="no document reaches"):
+    with pytest.raises(CorpusError, match="the split has 58"):
         lookups.passkey({"a": np.arange(3, 60)}, tokenizer, 512, 1, 0)
-    with pytest.raises(CorpusError, match="pass-key needs a context of"):
+    with pytest.raises(CorpusError, match="pass-key"):
         lookups.passkey(documents["test"], tokenizer, 16, 1, 0)
 
 

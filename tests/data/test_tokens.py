@@ -1,0 +1,85 @@
+"""Tokens: they round trip and are counted, a card describes them, and files appear complete or not at all."""
+
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from seerbench.data.corpora import SPLITS
+from seerbench.data.tokens import read_tokens, require_vocabulary, tokenize, train_tokenizer
+from seerbench.errors import CorpusError
+
+
+def test_tokenizer_round_trips_and_splits_digits(tokenized):
+    folder, tokenizer, _ = tokenized
+    loaded = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    text = "alpha 41729\n\tπ = 3"
+    assert loaded.decode(loaded.encode(text)) == text
+    assert loaded.encode(text) == tokenizer.encode(text)
+    digits = [token for token in tokenizer.tokenize("41729") if token.isdigit()]
+    assert digits == list("41729")
+    assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (0, 1, 2)
+
+
+def test_tokens_round_trip_and_are_counted(texts, tokenized):
+    folder, tokenizer, summary = tokenized
+    for split in SPLITS:
+        documents = read_tokens(folder / "tokens.parquet", split)
+        expected = texts[texts["split"] == split]
+        assert list(documents) == expected["id"].tolist()
+        assert summary["documents"][split] == len(documents)
+        assert summary["tokens"][split] == sum(map(len, documents.values()))
+        for text, tokens in zip(expected["text"], documents.values(), strict=True):
+            assert tokens.dtype == np.int32
+            assert tokens.min() > 2  # "<eos>" in a text is text
+            assert tokenizer.decode(tokens.tolist()) == text
+    assert json.loads((folder / "tokens.json").read_text()) == summary
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_hash_sees_every_field(texts, tokenized, tmp_path):
+    _, tokenizer, summary = tokenized
+    for column, value in (("id", "other"), ("text", "other"), ("split", "validation")):
+        changed = texts.copy()
+        changed.loc[0, column] = value
+        again = tokenize(changed, tokenizer, tmp_path / "t.parquet", name="toy", source={})
+        assert again["sha256"] != summary["sha256"], column
+
+
+def test_interrupted_write_leaves_the_old_file(texts, tokenized, tmp_path):
+    _, tokenizer, _ = tokenized
+    out = tmp_path / "tokens.parquet"
+    out.write_bytes(b"old")
+    broken = texts.copy()
+    broken.loc[5, "split"] = "nowhere"
+    with pytest.raises(KeyError):
+        tokenize(broken, tokenizer, out, name="toy", source={})
+    assert out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_tokens_of_another_vocabulary_are_refused(tokenized):
+    folder, tokenizer, _ = tokenized
+    require_vocabulary(folder / "tokens.parquet", tokenizer, "same")
+    other = train_tokenizer(["aaa bbb ccc " * 9], 262)
+    with pytest.raises(CorpusError, match="tokenizer: tall"):
+        require_vocabulary(folder / "tokens.parquet", other, "tall")
+
+
+def test_a_file_that_holds_no_tokens_is_refused(texts, tmp_path):
+    file = tmp_path / "x.parquet"
+    with pytest.raises(CorpusError, match="seerbench corpus"):
+        read_tokens(file, "train")
+    texts.to_parquet(file)
+    with pytest.raises(CorpusError, match="columns"):
+        read_tokens(file, "train")
+    file.write_bytes(b"PAR1 not really")
+    with pytest.raises(CorpusError, match="readable"):
+        read_tokens(file, "train")
+
+
+def test_an_empty_split_is_refused(tokenized, texts, tmp_path):
+    tokenize(texts[texts.split == "train"], tokenized[1], tmp_path / "t.parquet", name="toy", source={})
+    with pytest.raises(CorpusError, match="test split"):
+        read_tokens(tmp_path / "t.parquet", "test")
