@@ -35,12 +35,13 @@ if "--tiny" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 
 import torch
+from masks import block_mask
 from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem
 from seerbench.core.rope import plain_rope
-from seerbench.measure.inputs import random_inputs, random_mask
+from seerbench.measure.inputs import random_inputs
 from seerbench.measure.sampler import Candidate, Timing, sample, timer_for
 from seerbench.rows.bootstrap import paired_speedup
 
@@ -141,18 +142,6 @@ def same_bits(new: Any, old: Any) -> bool:
     """Return whether two results have equal tensors."""
     pairs = list(zip(outputs_of(new), outputs_of(old), strict=True))
     return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)
-
-
-def block_mask(problem: AttentionProblem, q: Tensor, k: Tensor, sparsity: float) -> BlockMask:
-    """Return a random mask; for blocks of 128 x 64, every second row of one of 64 x 64 blocks."""
-    block = problem.block_k
-    square = random_mask(q, k, sparsity, dataclasses.replace(problem, block_q=block), seed=1)
-    if problem.block_q == block:
-        return square
-    step = problem.block_q // block
-    return BlockMask.from_dense(
-        square.to_dense()[..., step - 1 :: step, :], problem.context, problem.block_q, block
-    )
 
 
 def attention_cases(problem: AttentionProblem, sparsity: float, portable: bool, gradients: bool) -> Iterator[Case]:

@@ -1,27 +1,29 @@
 """Time the kernels beside FlashAttention-2 (PyTorch SDPA), cuDNN and FlexAttention on this GPU.
 
-    PYTHONPATH=. python tools/ladder.py sparse --context 32768 --sparsity 0 0.5 0.9 --block 64x64 128x128
+    python tools/ladder.py sparse --context 32768 --sparsity 0 0.5 0.9 --block 64x64 128x128
 
-All methods of a case run interleaved in shuffled order, timed by CUDA events, L2 flushed before each and
-the host's launch hidden behind a sleep. Printed: medians over the rounds, the ratio to FA-2 in the same
-rounds, TFLOP/s over kept blocks.
+All methods of a case are timed in the same rounds by seerbench.measure.sampler, on inputs and masks of
+seerbench.measure.inputs. Printed: medians over the rounds, the median ratio to FA-2 of the same rounds, and TFLOP/s
+over kept blocks.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import time
 
 import torch
+from masks import block_mask
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.block_mask import block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.rope import plain_rope
 from seerbench.kernels.block_sparse.api import block_sparse_attention_with_lse
+from seerbench.measure.inputs import MASK_KINDS, random_inputs
+from seerbench.measure.sampler import Candidate, Timing, sample, timer_for
 
 
 def sdpa(q, k, v, backend):
@@ -29,66 +31,33 @@ def sdpa(q, k, v, backend):
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
-def random_mask(context, heads, block_q, block_k, sparsity):
-    """Each causal block kept with chance 1 - sparsity, per head; the diagonal always."""
-    rows, columns = block_count(context, block_q), block_count(context, block_k)
-    kept = torch.rand(1, heads, rows, columns, device="cuda") < 1 - sparsity
-    i = torch.arange(rows, device="cuda")[:, None]
-    kept |= torch.arange(columns, device="cuda")[None] == (i * block_q + block_q - 1) // block_k
-    return BlockMask.from_dense(kept, context, block_q, block_k)
-
-
-def gate_mask(context, heads, block, sparsity):
-    """Gate-shaped: top-k blocks of smooth scores (sinks, a local band, columns that many rows want)."""
-    n = block_count(context, block)
-    i = torch.arange(n, device="cuda")
-    columns = torch.randn(1, heads, 1, n, device="cuda") * 2
-    near = -(i[:, None] - i[None]).abs().float().log1p()
-    scores = columns + near + torch.randn(1, heads, n, n, device="cuda") * 0.5
-    scores = scores.masked_fill(i[None] > i[:, None], -torch.inf)
-    k = max(1, int((1 - sparsity**0.5) * n))
-    top = scores.topk(min(k, n), -1).indices
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, top, True)
-    return BlockMask.from_dense(kept, context, block, block)
-
-
-def a_mask(args, context, block_q, block_k, sparsity):
-    if args.gate:
-        return gate_mask(context, args.heads, block_q, sparsity)
-    return random_mask(context, args.heads, block_q, block_k, sparsity)
+def problem_of(args, context, block_q=64, block_k=64):
+    """Return the problem of the command line's shape at one context."""
+    return AttentionProblem("cuda", "bfloat16", 1, args.heads, args.kv, args.dim, context, block_q, block_k)
 
 
 def measure(methods, rounds, show_host=False):
     """Time functions by name: {name: [ms per round]}. One that fails is reported and left out."""
-    flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
-    times, alive = {name: [] for name in methods}, {}
+    working = {}
     for name, function in methods.items():
         try:
             function()
             torch.cuda.synchronize()
-            alive[name] = function
+            working[name] = function
         except Exception as error:  # reported, not replaced
             print(f"    {name}: {type(error).__name__}: {str(error)[:300]}")
-    for _ in range(rounds):
-        order = list(alive)
-        random.shuffle(order)
-        for name in order:
-            flush.zero_()
-            torch.cuda._sleep(1_000_000)  # half a millisecond, so that the host's launch is not in the time
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            alive[name]()
-            end.record()
-            end.synchronize()
-            times[name].append(start.elapsed_time(end))
+    candidates = {name: Candidate({"call": function}) for name, function in working.items()}
+    times = {name: [] for name in working}
+    for one in sample(candidates, Timing(rounds=rounds, min_rounds=rounds), timer_for("cuda")):
+        times[one.method].append(one.ms)
     if show_host:
-        for name in alive:
+        for name, function in working.items():
             torch.cuda.synchronize()
             begin = time.perf_counter()
             for _ in range(20):
-                alive[name]()
+                function()
             print(f"    host {name}: {(time.perf_counter() - begin) / 20 * 1e6:.0f} us per launch")
-    return {name: t for name, t in times.items() if t}
+    return times
 
 
 def report(title, times, flops=None, reference="fa2"):
@@ -111,7 +80,7 @@ def sparse(args):
         for block in args.block:
             block_q, block_k = map(int, block.split("x"))
             for sparsity in args.sparsity:
-                mask = a_mask(args, context, block_q, block_k, sparsity)
+                mask = block_mask(problem_of(args, context, block_q, block_k), q, k, sparsity, args.mask)
                 methods = {
                     "fa2": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.FLASH_ATTENTION),
                     "cudnn": lambda q=q, k=k, v=v: sdpa(q, k, v, SDPBackend.CUDNN_ATTENTION),
@@ -129,7 +98,7 @@ def sparse(args):
                 dense = 2 * context * context * args.dim * args.heads
                 flops = {name: mask.flops(args.dim) for name in methods} | {"fa2": dense, "cudnn": dense}
                 times = measure(methods, args.rounds, show_host=args.host)
-                kind = "gate-shaped" if args.gate else "random"
+                kind = args.mask
                 title = f"{context} {block} {kind} requested {sparsity} realised {1 - mask.density():.4f}"
                 report(title, times, flops)
 
@@ -237,7 +206,7 @@ def backward(args):
         for block in args.block:
             block_q, block_k = map(int, block.split("x"))
             for sparsity in args.sparsity:
-                mask = a_mask(args, context, block_q, block_k, sparsity)
+                mask = block_mask(problem_of(args, context, block_q, block_k), q, k, sparsity, args.mask)
                 o, lse = block_sparse_attention_with_lse(q, k, v, mask)
                 lists, delta = mask.transposed(args.kv), torch.randn_like(lse)
                 saved = (q, k, v, o, lse, do, mask)
@@ -256,14 +225,14 @@ def backward(args):
                     ): ours.launch_key_gradients(*a)  # fmt: skip
                 dense = 5 * context * context * args.dim * args.heads
                 flops = {"fa2": dense, "ours": 2.5 * mask.flops(args.dim)}
-                kind = "gate-shaped" if args.gate else "random"
+                kind = args.mask
                 title = f"{context} {block} {kind} requested {sparsity} realised {1 - mask.density():.4f}: backward"
                 report(title, measure(methods, args.rounds, show_host=args.host), flops)
 
 
 def inputs(args, context):
-    shapes = ((1, heads, context, args.dim) for heads in (args.heads, args.kv, args.kv))
-    return [torch.randn(shape, device="cuda").bfloat16() for shape in shapes]
+    """Return q, k and v of the command line's shape."""
+    return random_inputs(problem_of(args, context), seed=0)
 
 
 def main():
@@ -277,11 +246,10 @@ def main():
     parser.add_argument("--kv", type=int, default=8)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--gate", action="store_true")
+    parser.add_argument("--mask", choices=list(MASK_KINDS), default="random")
     parser.add_argument("--flex", action="store_true")
     parser.add_argument("--host", action="store_true", help="also time the launch on the host")
     args = parser.parse_args()
-    torch.manual_seed(0)
     print(torch.cuda.get_device_name(), torch.__version__)
     modes = {"sparse": sparse, "backward": backward, "pooled": pooled, "gate": gate_plan, "tiles": tiles}
     modes[args.what](args)

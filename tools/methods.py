@@ -2,13 +2,14 @@
 
     python tools/methods.py check | time
 
-`time` prints CUDA-event medians of a few calls, not interleaved: for a look while working; results come from
-`seerbench latency`.
+`time` prints medians of a few rounds of seerbench.measure.sampler, plan and attention of a method interleaved. It
+serves kernel work; published times come from `seerbench latency`.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,17 +20,19 @@ import torch
 from torch import Tensor
 
 from seerbench.baselines.moa import save_plan
-from seerbench.core.problem import LayerContext
+from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.reference import reference_attention
 from seerbench.core.tolerance import error_and_budget
 from seerbench.kernels.vertical_slash import api, convert
+from seerbench.measure.inputs import random_inputs
+from seerbench.measure.sampler import Candidate, Timing, sample, timer_for
 from seerbench.methods.registry import create
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 
 
 def arms(folder: Path) -> dict[str, Any]:
-    """All methods that are looked at; MoA with two spans by turns."""
+    """Return the methods; MoA has two spans, one head after another."""
     save_plan(folder / "moa.json", [[0.0] * Q_HEADS], [[0.125, 0.5] * (Q_HEADS // 2)])
     made = {"moa": create("moa", plan=folder / "moa.json")}
     for name, block in (
@@ -43,16 +46,13 @@ def arms(folder: Path) -> dict[str, Any]:
 
 
 def draw(context: int) -> list[Tensor]:
-    """q, k, v of the paper's shape in bfloat16."""
-    generator = torch.Generator("cuda").manual_seed(0)
-    return [
-        torch.randn(1, heads, context, HEAD_DIM, generator=generator, device="cuda", dtype=torch.bfloat16)
-        for heads in (Q_HEADS, KV_HEADS, KV_HEADS)
-    ]
+    """Return q, k and v of the paper's shape in bfloat16."""
+    problem = AttentionProblem("cuda", "bfloat16", 1, Q_HEADS, KV_HEADS, HEAD_DIM, context)
+    return list(random_inputs(problem, seed=0))
 
 
 def flags(context: int, chance: float, near: int = 1) -> list[Tensor]:
-    """Columns and diagonals, the nearest `near` diagonals among them."""
+    """Return selected columns and diagonals, bool [1, Hq, N]; the nearest `near` diagonals are selected."""
     generator = torch.Generator("cuda").manual_seed(1)
     both = [torch.rand(1, Q_HEADS, context, generator=generator, device="cuda") < chance for _ in range(2)]
     both[1][..., :near] = True
@@ -61,7 +61,7 @@ def flags(context: int, chance: float, near: int = 1) -> list[Tensor]:
 
 @torch.no_grad()
 def check(methods: dict[str, Any]) -> None:
-    """Error and budget of each at an odd length, and whether the index conversion agrees with the CPU's."""
+    """Print each method's error and budget at an odd length, and whether the conversion is the reference's."""
     q, k, v = draw(1000)
     for name, method in methods.items():
         plan = method.plan(q, k, LayerContext())
@@ -77,27 +77,21 @@ def check(methods: dict[str, Any]) -> None:
         print(f"index conversion of {context} tokens: {'equal' if all(same) else f'DIFFERENT {same}'}", flush=True)
 
 
-def median_ms(call: Callable[[], Any], rounds: int = 5) -> float:
-    """Median of CUDA-event times after one warm-up call."""
-    call()
-    times = []
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[rounds // 2]
+def medians_ms(calls: dict[str, Callable[[], Any]], rounds: int = 5) -> dict[str, float]:
+    """Return the median of each call's times over interleaved rounds."""
+    candidates = {name: Candidate({"call": call}) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for one in sample(candidates, Timing(rounds=rounds, min_rounds=rounds), timer_for("cuda")):
+        times[one.method].append(one.ms)
+    return {name: statistics.median(ms) for name, ms in times.items()}
 
 
 @torch.no_grad()
 def timed(methods: dict[str, Any], context: int) -> None:
     """Print one line per method."""
     both = flags(context, 0.02, 1000)
-    scan = median_ms(lambda: convert.scan(*both))
-    whole = median_ms(lambda: api.vertical_slash_tiles(*both))
-    print(f"{context:7} index conversion {whole:8.3f} ms, of it the scan {scan:7.3f}", flush=True)
+    ms = medians_ms({"scan": lambda: convert.scan(*both), "all": lambda: api.vertical_slash_tiles(*both)})
+    print(f"{context:7} index conversion {ms['all']:8.3f} ms, of which the scan {ms['scan']:7.3f}", flush=True)
     q, k, v = draw(context)
     for name, method in methods.items():
         torch.cuda.empty_cache()
@@ -105,18 +99,22 @@ def timed(methods: dict[str, Any], context: int) -> None:
         before = torch.cuda.memory_allocated()
         plan = method.plan(q, k, LayerContext())
         peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-        times = [
-            median_ms(lambda method=method: method.plan(q, k, LayerContext()), 3),
-            median_ms(lambda method=method, plan=plan: method.attend(q, k, v, plan), 3),
-        ]
-        said = f"plan {times[0]:9.3f} attend {times[1]:9.3f} ms, skipped {1 - plan.density():.3f}"
-        print(f"{context:7} {name:24} {said}, peak of the plan {peak:8.0f} MiB", flush=True)
+        calls = {
+            "plan": lambda method=method: method.plan(q, k, LayerContext()),
+            "attend": lambda method=method, plan=plan: method.attend(q, k, v, plan),
+        }
+        ms = medians_ms(calls, 3)
+        text = f"plan {ms['plan']:9.3f} attend {ms['attend']:9.3f} ms, skipped {1 - plan.density():.3f}"
+        print(f"{context:7} {name:24} {text}, peak of the plan {peak:8.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["check", "time"])
+    what = parser.parse_args().what
     with tempfile.TemporaryDirectory() as folder:
         found = arms(Path(folder))
-        if sys.argv[1] == "check":
+        if what == "check":
             check(found)
         else:
             for context in (8192, 32768, 131072):
