@@ -1,6 +1,6 @@
 """Block-sparse attention in plain torch: gather the listed keys of each query block, then softmax.
 
-Right, and slow enough to be beaten: the starting point of a kernel of your own.
+It is correct and slow. A kernel of your own can start from it.
 
     seerbench compare examples/gather_attention.py
 """
@@ -11,8 +11,8 @@ import torch
 
 
 def attention(q, k, v, mask):
-    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]. mask: seerbench.core.block_mask.BlockMask."""
-    out = torch.zeros_like(q)  # rows without a block stay 0
+    """Return attention over the blocks of a BlockMask, [B, Hq, N, D]; q [B, Hq, N, D], k and v [B, Hk, N, D]."""
+    out = torch.zeros_like(q)  # rows without a block keep the output 0
     batch, heads, n, head_dim = q.shape
     group = heads // k.shape[1]  # query heads that share a key/value head
     offsets = torch.arange(mask.block_k, device=q.device)

@@ -1,8 +1,8 @@
-"""Block-sparse attention in Triton, as short as it gets: where a GPU kernel of your own can start.
+"""Block-sparse attention in a short Triton kernel, from which a GPU kernel of your own can start.
 
     seerbench compare examples/triton_attention.py
 
-One program a query block and head walks that row's list and keeps a running maximum, sum and output.
+One program per query block and head goes through that row's list and keeps a running maximum, sum and output.
 Without a GPU, Triton's interpreter checks it: TRITON_INTERPRET=1 seerbench compare ... --contexts 64 --block 16
 """
 
@@ -18,11 +18,11 @@ def forward(
     q_at, k_at, v_at, out_at, counts, indices, width, n, group, scale,
     D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    row, head = tl.program_id(0), tl.program_id(1).to(tl.int64)  # heads of all sequences, one after the other
+    row, head = tl.program_id(0), tl.program_id(1).to(tl.int64)  # over the heads of all sequences
     queries, channels = row * BQ + tl.arange(0, BQ), tl.arange(0, D)
     here = (head * n + queries[:, None]) * D + channels
     q = tl.load(q_at + here, mask=queries[:, None] < n, other=0.0)
-    top = tl.full([BQ], -1e30, tl.float32)  # finite: a row that sees nothing must not give inf - inf
+    top = tl.full([BQ], -1e30, tl.float32)  # finite, since inf - inf of a row without keys would be NaN
     total, out = tl.zeros([BQ], tl.float32), tl.zeros([BQ, D], tl.float32)
     listed = head * tl.num_programs(0) + row
     for entry in range(tl.load(counts + listed)):
@@ -32,16 +32,16 @@ def forward(
         scores = tl.dot(q, k.T) * scale
         scores = tl.where((keys <= queries[:, None]) & (keys < n), scores, -float("inf"))
         new = tl.maximum(top, scores.max(1))
-        weights, shrink = tl.exp2(scores - new[:, None]), tl.exp2(top - new)
+        weights, alpha = tl.exp2(scores - new[:, None]), tl.exp2(top - new)
         v = tl.load(v_at + there, mask=keys[:, None] < n, other=0.0)
-        out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v)
-        total, top = total * shrink + weights.sum(1), new
+        out = out * alpha[:, None] + tl.dot(weights.to(v.dtype), v)
+        total, top = total * alpha + weights.sum(1), new
     out = out / tl.where(total == 0, 1, total)[:, None]
     tl.store(out_at + here, out.to(out_at.dtype.element_ty), mask=queries[:, None] < n)
 
 
 def refuses(case):
-    """Why `case` cannot run, or None."""
+    """Return why this kernel cannot run `case`, an AttentionProblem, or None."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if case.device == "cpu" and not interpreted:
         return "it needs a GPU; TRITON_INTERPRET=1 checks it without one"
@@ -51,12 +51,12 @@ def refuses(case):
 
 
 def attention(q, k, v, mask):
-    """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]. mask: seerbench.core.block_mask.BlockMask."""
+    """Return attention over the blocks of a BlockMask, [B, Hq, N, D]; q [B, Hq, N, D], k and v [B, Hk, N, D]."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     batch, heads, n, d = q.shape
     out, indices = torch.empty_like(q), mask.kv_indices.contiguous()
     grid = (mask.kv_num_blocks.shape[-1], batch * heads)
-    scale = d**-0.5 * 1.44269504  # the hardware's exponential is of base 2
+    scale = d**-0.5 * 1.44269504  # exp2 is the exponential that the hardware has
     group = heads // k.shape[1]
     forward[grid](q, k, v, out, mask.kv_num_blocks.contiguous(), indices, indices.shape[-1], n, group, scale,
                   d, mask.block_q, mask.block_k)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Deliberately wrong: counts whole blocks only, so the last rows of an odd length are never written."""
+"""Deliberately wrong: it counts full blocks only, so it never writes the last rows of an odd length."""
 
 import torch
 
@@ -6,7 +6,8 @@ from seerbench.core.reference import reference_attention
 
 
 def attention(q, k, v, mask):
+    """Return [B, Hq, N, D] for q [B, Hq, N, D], k and v [B, Hk, N, D] and a BlockMask."""
     out = torch.empty_like(q)
-    whole = q.shape[2] // mask.block_q * mask.block_q
-    out[:, :, :whole] = reference_attention(q, k, v, mask, q.dtype)[0][:, :, :whole]
+    rows = q.shape[2] // mask.block_q * mask.block_q
+    out[:, :, :rows] = reference_attention(q, k, v, mask, q.dtype)[0][:, :, :rows]
     return out

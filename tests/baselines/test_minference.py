@@ -1,0 +1,148 @@
+"""MInference: estimates, patterns and their files, unaligned tiles, the aligned variant, the upstream package."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from seerbench.baselines.minference.estimate import pattern_tiles, select_vertical_slash, vertical_slash_scores
+from seerbench.baselines.minference.patterns import Pattern, load_patterns, save_patterns
+from seerbench.core.block_mask import BlockMask, causal_blocks
+from seerbench.core.problem import AttentionProblem, LayerContext
+from seerbench.methods.registry import create
+from seerbench.search.minference import candidates, search_patterns
+
+TOKENS, BLOCK = 500, 16
+
+
+def test_minference_finds_a_planted_column_and_diagonal():
+    """One key that all queries love, one offset that all queries look back: both are in the plan."""
+    tokens, column, offset = 512, 200, 150
+    q = torch.zeros(1, 1, tokens, 64)
+    k = torch.zeros(1, 1, tokens, 64)
+    spins = torch.nn.functional.normalize(torch.randn(tokens, 32), dim=1)
+    q[0, 0, offset:, :32] = 30 * spins[: tokens - offset]
+    k[0, 0, :, :32] = 30 * spins
+    q[..., 40] = 20
+    k[0, 0, column, 40] = 40
+    columns, diagonals = vertical_slash_scores(q, k)
+    assert columns[0, 0, 30:].argmax().item() + 30 == column
+    assert diagonals[0, 0, 100:].argmax().item() + 100 == offset
+    assert torch.isinf(columns[0, 0, :30]).all()
+    assert torch.isinf(diagonals[0, 0, :100]).all()
+    plan = create("minference-aligned", sparsity=0.5, block=16).plan(q, k, LayerContext()).to_dense()[0, 0]
+    rows = torch.arange(16, 32)
+    assert plan[rows, column // 16].all()
+    assert plan[rows, rows - offset // 16].all()
+
+
+def test_vertical_slash_scores_by_definition():
+    q, k = torch.randn(1, 2, 90, 8), torch.randn(1, 1, 90, 8)
+    columns, diagonals = vertical_slash_scores(q, k)
+    weights = (q[:, :, 26:] @ k.transpose(-1, -2)) * 8**-0.5
+    for head in range(2):
+        want_columns, want_diagonals = torch.zeros(90), torch.zeros(90)
+        for i in range(64):
+            row = weights[0, head, i, : 27 + i].softmax(-1)
+            for j, share in enumerate(row):
+                want_columns[j] += share
+                want_diagonals[26 + i - j] += share
+        assert torch.allclose(columns[0, head, 30:], want_columns[30:], atol=1e-5)
+        finite = torch.isfinite(diagonals[0, head])
+        assert torch.allclose(diagonals[0, head][finite], want_diagonals[finite], atol=1e-5)
+
+
+def test_minference_selection_by_definition(qkv):
+    """The columns and diagonals of upstream's rule in float64, loops over the definition."""
+    q, k = qkv[0][:, :, :300].double(), qkv[1][:, :, :300].double()
+    patterns = [Pattern("vertical_and_slash", 40, 120)] * 4
+    columns, diagonals = select_vertical_slash(q, k, patterns)
+    for head in range(4):
+        weights = (q[0, head, 236:] @ k[0, head // 2].T) * 16**-0.5
+        in_column, on_diagonal = np.zeros(300), np.zeros(300)
+        for i, row in enumerate(weights):
+            for j, share in enumerate(row[: 237 + i].softmax(0).tolist()):
+                in_column[j] += share
+                on_diagonal[236 + i - j] += share
+        in_column[:30] = on_diagonal[:100] = np.inf
+        for found, scores, budget in ((columns, in_column, 40), (diagonals, on_diagonal, 120)):
+            wanted = np.argsort(-scores, kind="stable")[:budget]
+            assert set(found[0, head].nonzero()[:, 0].tolist()) == set(wanted.tolist())
+
+
+def test_minference_runs_the_three_kinds_of_heads_in_one_layer(qkv):
+    q, k, _ = qkv
+    patterns = [
+        Pattern("vertical_and_slash", 40, 60),
+        Pattern("stream_llm", 20, 100),
+        Pattern("block_sparse", 3, 1),
+        Pattern("stream_llm", 500, 500),
+    ]
+    plan = pattern_tiles(q, k, patterns, BLOCK)
+    seen = plan.to_token_mask()[0]
+    distance = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)
+    assert seen[1][(distance >= 0) & ((distance < 100) | (torch.arange(TOKENS) < 20))].all()
+    assert not seen[1][(distance >= 100 + 2 * BLOCK) & (torch.arange(TOKENS) >= 32)].any()
+    assert plan.tile_counts[0, 2].max() <= 4  # three blocks and the diagonal
+    assert torch.equal(seen[3], distance >= 0)
+
+
+def test_minference_patterns_are_searched_and_go_through_upstream_s_format(qkv, tmp_path):
+    """A head that looks far back along one diagonal is not given a window; the file names its choice."""
+    found = search_patterns(*qkv, BLOCK)
+    assert [0 < pattern.score <= 1 for pattern in found] == [True] * 4
+    shape = candidates(TOKENS)[0]
+    limit = pattern_tiles(*qkv[:2], [shape] * 4, BLOCK).head_density()
+    least = pattern_tiles(*qkv[:2], [Pattern("vertical_and_slash", 1, 1)] * 4, BLOCK).head_density()
+    spent = pattern_tiles(*qkv[:2], found, BLOCK).head_density()
+    assert (spent <= torch.maximum(limit, least) + 1e-9).all()  # no more tiles than the A-shape
+    save_patterns(tmp_path / "mine.json", [found, found[:2]])
+    layers = load_patterns(tmp_path / "mine.json")
+    assert [layers[0][head] for head in range(4)] == found
+    method = create("minference", patterns=tmp_path / "mine.json", block=BLOCK)
+    assert method.configuration == "mine"
+    assert method.patterns(1, 4)[2:] == [Pattern("vertical_and_slash", 1000, 6096)] * 2  # upstream's default
+    assert create("minference").configuration == "v2 (512, 2048)"
+    first = create("minference", patterns="v1")
+    assert (first.configuration, len(first.layers)) == ("v1 (mix)", 32)
+    count = Counter((pattern.first, pattern.second) for layer in first.layers for pattern in layer.values())
+    assert count == {  # the budgets in upstream's file, counted by hand
+        (100, 800): 297,
+        (1000, 6096): 279,
+        (30, 800): 175,
+        (3500, 100): 149,
+        (500, 700): 120,
+        (100, 750): 4,
+    }
+    (tmp_path / "bad.json").write_text('[{"0": ["dilated", 1, 2, 0]}]')
+    with pytest.raises(ValueError, match="layer 0, head 0"):
+        load_patterns(tmp_path / "bad.json")
+
+
+def test_a_package_that_cannot_be_imported_is_a_refusal(tmp_path, monkeypatch):
+    """minference 0.1.6 beside transformers 5: found, and its import fails."""
+    (tmp_path / "minference").mkdir()
+    (tmp_path / "minference" / "__init__.py").write_text("import kivi_gemv_that_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    case = AttentionProblem("cuda", "bfloat16", 1, 4, 2, 64, 500)
+    assert "cannot be imported: No module named 'kivi_gemv" in create("minference-upstream").refuses(case)
+
+
+def test_aligned_minference_covers_what_the_tiles_cover(qkv):
+    """Rounded outwards: every selected column and diagonal lies in its blocks, at its own budgets too."""
+    plan = create("minference-aligned", block=BLOCK).plan(*qkv[:2], LayerContext())
+    budgets = [Pattern("vertical_and_slash", 512 * BLOCK // 64, 2048 * BLOCK // 64)] * 4
+    columns, diagonals = select_vertical_slash(*qkv[:2], budgets, BLOCK)
+    seen = plan.to_token_mask()
+    rows = torch.arange(TOKENS)
+    apart = rows[:, None] - rows
+    wanted = (columns[:, :, None] | diagonals[:, :, apart.clamp_min(0)]) & (apart >= 0)
+    assert not (wanted & ~seen).any()
+
+
+def test_tiles_as_blocks_hold_every_key_that_is_read(qkv):
+    plan = create("minference", sparsity=0.7, block=BLOCK).plan(*qkv[:2], LayerContext())
+    blocks = BlockMask.from_dense(plan.to_dense(), TOKENS, BLOCK, BLOCK)
+    assert not (plan.to_token_mask() & ~blocks.to_token_mask()).any()
+    assert plan.to_dense().sum() < causal_blocks(TOKENS, BLOCK, BLOCK).sum() * 4
