@@ -117,7 +117,7 @@ def test_the_past_does_not_depend_on_the_future(name, make, qkv):
 @pytest.mark.parametrize("name", ["minference", "minference-aligned", "xattention", "flexprefill", "flashprefill"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.7])
 def test_a_method_with_its_threshold_plans_the_same_without_searching(name, sparsity, make, qkv):
-    """What a timing runs keeps the blocks that the requested sparsity came to, and takes no sparsity any more."""
+    """A method with its threshold keeps the same blocks, and requests no sparsity any more."""
     method = make(name, sparsity)
     fixed = method.with_threshold_for(*qkv[:2], LayerContext())
     assert fixed.sparsity is None
