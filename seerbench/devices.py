@@ -1,4 +1,4 @@
-"""Which devices this machine has, and which GPU a step may use. Imports no torch."""
+"""Say which devices this machine has, and give a step a GPU of its own. Imports no torch."""
 
 from __future__ import annotations
 

@@ -238,6 +238,7 @@ class _MaskedMoA(Method[BlockMask]):
     """MoA under one plan in masked attention, which is exact and needs no compilation."""
 
     name = "moa"
+    block: int
 
     def __init__(self, rules: np.ndarray, block: int, sparsity: float | None) -> None:
         self.rules, self.block, self.sparsity = rules, block, sparsity
@@ -246,7 +247,8 @@ class _MaskedMoA(Method[BlockMask]):
         return None
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
-        windows = window_blocks(*self.rules[layer.index].T, q.shape[2], self.block, reserve_for(self.sparsity))
+        alphas, betas = self.rules[layer.index].T
+        windows = window_blocks(alphas, betas, q.shape[2], self.block, reserve_for(self.sparsity))
         return windows_and_sink(windows, q.shape[0], q.shape[2], self.block, q.device)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:

@@ -154,7 +154,8 @@ def bounds(rules: np.ndarray, lengths: Sequence[int], block: int, sparsity: floa
         budget = np.full(len(lengths), DEFAULT_KV_DENSITY)
     else:
         counts = [block_count(length, block) for length in lengths]
-        windows = [window_blocks(*rules.T, length, block, reserve_for(sparsity)) for length in lengths]
+        reserve = reserve_for(sparsity)
+        windows = [window_blocks(rules[:, 0], rules[:, 1], length, block, reserve) for length in lengths]
         density = np.stack([block_density(window, n) for window, n in zip(windows, counts)])
         budget = np.array([top_k_density(n, sparsity) for n in counts])
     floor = density.min(1)

@@ -132,6 +132,8 @@ class JointAttention(Method[BlockMask]):
     """
 
     name = "joint"
+    sparsity: float
+    block: int
 
     def __init__(self, gates: nn.ModuleList, sparsity: float, block: int) -> None:
         """Prepare the forward pass.
