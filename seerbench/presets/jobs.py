@@ -334,10 +334,14 @@ class LatencyJob(RunsArms):
     groups: tuple[ModelArms, ...] = ()
 
     @property
+    def text(self) -> Tokens | None:
+        """The tokenized corpus that it reads; None for random inputs."""
+        return None
+
+    @property
     def token_files(self) -> list[Path]:
-        """The tokenized corpus that it reads, if it reads one."""
-        tokens = getattr(self, "tokens", None)
-        return [tokens.file] if tokens else []
+        """The file of the tokenized corpus that it reads, if it reads one."""
+        return [self.text.file] if self.text else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,6 +384,11 @@ class MethodsLatencyJob(LatencyJob):
     tokens: Tokens
     layer: int
 
+    @property
+    def text(self) -> Tokens:
+        """The tokenized corpus that it reads."""
+        return self.tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class FirstTokenLatencyJob(LatencyJob):
@@ -393,6 +402,11 @@ class FirstTokenLatencyJob(LatencyJob):
     sweep: str = "ttft"
     tokens: Tokens | None
     plans: Path
+
+    @property
+    def text(self) -> Tokens | None:
+        """The tokenized corpus that it reads; None for random weights."""
+        return self.tokens
 
 
 AnyLatencyJob = (

@@ -484,11 +484,10 @@ class Preset:
         """Return one sweep at one context."""
         section = _one_of("latency/sweeps", self.file.sweeps(), sweep)
         latency, part = cast(Latency, self.file.latency), f"{sweep}-{context}"
-        rounds = Rounds(
-            getattr(section, "rounds", None) or latency.rounds,
-            getattr(section, "min_rounds", None),
-            _first(getattr(section, "cap_s", None), latency.cap_s),
-        )
+        rounds = Rounds(latency.rounds, None, latency.cap_s)
+        if isinstance(section, FirstTokenSweep):
+            cap_s = latency.cap_s if section.cap_s is None else section.cap_s
+            rounds = Rounds(section.rounds or latency.rounds, section.min_rounds, cap_s)
         shared = self.setup, context, rounds, self.paths.rows("cells", part), self.paths.rows("samples", part)
         if isinstance(section, KernelSweep):
             return KernelLatencyJob(
@@ -561,7 +560,3 @@ def _one_of(section: str, entries: Mapping[str, Entry], name: str) -> Entry:
 def _said(section: Any) -> Any:
     """Return what a file says in a section, without defaults; None where it says nothing."""
     return section and section.model_dump(mode="json", exclude_unset=True)
-
-
-def _first(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value

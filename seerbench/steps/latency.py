@@ -41,10 +41,9 @@ def measure_latency(preset: Preset, sweep: str, contexts: Iterable[int]) -> None
     model = None
     for context in contexts:
         job = preset.latency(sweep, context)
-        tokens = getattr(job, "tokens", None)
-        if isinstance(job, MethodsLatencyJob | FirstTokenLatencyJob) and model is None:
-            model = load_model(job.groups[0].model, job.setup, tokens)
-        run = start(job.setup, f"latency {sweep} {context}", tokens, "test" if tokens else None)
+        if model is None and job.groups:
+            model = load_model(job.groups[0].model, job.setup, job.text)
+        run = start(job.setup, f"latency {sweep} {context}", job.text, "test" if job.text else None)
         found = _timed(job, model, _timing(job.rounds, job.setup.seed), run["run_id"])
         save("cells", job.cells, found.cells, run)
         save("samples", job.samples, found.samples, run)
