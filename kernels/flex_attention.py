@@ -21,13 +21,13 @@ from seerbench.core.problem import AttentionProblem
 from seerbench.core.reference import repeat_kv
 
 
-def refuses(case: AttentionProblem) -> str | None:
-    """Return why FlexAttention cannot run `case`, or None."""
-    if case.q_heads % case.kv_heads:
-        return f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads"
-    if case.device == "cpu" and case.dtype != "float32":
-        return f"FlexAttention on a CPU is tested in float32 only, not {case.dtype}"
-    if case.device == "cuda" and min(case.block_q, case.block_k) < 64:
+def refuses(problem: AttentionProblem) -> str | None:
+    """Return why FlexAttention cannot run `problem`, or None."""
+    if problem.q_heads % problem.kv_heads:
+        return f"{problem.q_heads} query heads do not split over {problem.kv_heads} key/value heads"
+    if problem.device == "cpu" and problem.dtype != "float32":
+        return f"FlexAttention on a CPU is tested in float32 only, not {problem.dtype}"
+    if problem.device == "cuda" and min(problem.block_q, problem.block_k) < 64:
         return "FlexAttention on a GPU needs blocks of at least 64"
     return None
 

@@ -22,25 +22,25 @@ from seerbench.kernels.primitives import unit_stride
 HOPPER_BLOCKS = ((64, 64), (128, 64), (128, 128))  # (block_q, block_k) that hopper.py takes
 
 
-def implementation(case: AttentionProblem) -> str:
-    """Return the name of the kernel that runs `case`, as it goes into the rows."""
-    if case.device == "cpu":
+def implementation(problem: AttentionProblem) -> str:
+    """Return the name of the kernel that runs `problem`, as it goes into the rows."""
+    if problem.device == "cpu":
         return "flex-cpu"
-    return "gluon-hopper" if on_hopper(case.block_q, case.block_k, case.head_dim) else "triton"
+    return "gluon-hopper" if on_hopper(problem.block_q, problem.block_k, problem.head_dim) else "triton"
 
 
-def refuses(case: AttentionProblem) -> str | None:
-    """Return why the kernel cannot run `case`, or None."""
-    if case.device == "cpu":
-        return flex_attention.refuses(case)
-    if case.q_heads % case.kv_heads:
-        return f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads"
-    if case.dtype not in ("float16", "bfloat16"):
-        return f"the Triton kernel takes float16 and bfloat16, not {case.dtype}"
-    if case.head_dim not in (16, 32, 64, 128):
-        return f"the Triton kernel takes head_dim 16, 32, 64 or 128, not {case.head_dim}"
-    if (case.block_q, case.block_k) not in triton.TILES:
-        return f"the Triton kernel takes blocks {sorted(triton.TILES)}, not {case.block_q} x {case.block_k}"
+def refuses(problem: AttentionProblem) -> str | None:
+    """Return why the kernel cannot run `problem`, or None."""
+    if problem.device == "cpu":
+        return flex_attention.refuses(problem)
+    if problem.q_heads % problem.kv_heads:
+        return f"{problem.q_heads} query heads do not split over {problem.kv_heads} key/value heads"
+    if problem.dtype not in ("float16", "bfloat16"):
+        return f"the Triton kernel takes float16 and bfloat16, not {problem.dtype}"
+    if problem.head_dim not in (16, 32, 64, 128):
+        return f"the Triton kernel takes head_dim 16, 32, 64 or 128, not {problem.head_dim}"
+    if (problem.block_q, problem.block_k) not in triton.TILES:
+        return f"the Triton kernel takes blocks {sorted(triton.TILES)}, not {problem.block_q} x {problem.block_k}"
     return None
 
 

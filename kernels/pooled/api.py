@@ -14,11 +14,11 @@ from seerbench.kernels.pooled.reference import streamed
 from seerbench.kernels.pooled.triton import two_passes
 
 
-def implementation(case: AttentionProblem) -> str:
-    """Return the name of the kernel that runs `case`, as it goes into the rows."""
-    if case.device == "cpu":
+def implementation(problem: AttentionProblem) -> str:
+    """Return the name of the kernel that runs `problem`, as it goes into the rows."""
+    if problem.device == "cpu":
         return "torch-streamed"
-    return "gluon-one-pass" if on_hopper(case.head_dim, case.block_q) else "triton-two-pass"
+    return "gluon-one-pass" if on_hopper(problem.head_dim, problem.block_q) else "triton-two-pass"
 
 
 def on_hopper(head_dim: int, block: int) -> bool:
@@ -27,17 +27,17 @@ def on_hopper(head_dim: int, block: int) -> bool:
     return hopper and head_dim in (64, 128) and block in (64, 128)
 
 
-def refuses(case: AttentionProblem) -> str | None:
-    """Return why the kernel cannot run `case`, or None."""
-    if case.q_heads % case.kv_heads:
-        return f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads"
-    if case.block_q != case.block_k:
-        return f"the pooled map has square blocks, not {case.block_q} x {case.block_k}"
-    if case.device == "cpu":
+def refuses(problem: AttentionProblem) -> str | None:
+    """Return why the kernel cannot run `problem`, or None."""
+    if problem.q_heads % problem.kv_heads:
+        return f"{problem.q_heads} query heads do not split over {problem.kv_heads} key/value heads"
+    if problem.block_q != problem.block_k:
+        return f"the pooled map has square blocks, not {problem.block_q} x {problem.block_k}"
+    if problem.device == "cpu":
         return None
-    if case.block_q not in (32, 64, 128):
-        return f"the pooled kernel takes blocks of 32, 64 or 128, not {case.block_q}"
-    return block_sparse.refuses(case)
+    if problem.block_q not in (32, 64, 128):
+        return f"the pooled kernel takes blocks of 32, 64 or 128, not {problem.block_q}"
+    return block_sparse.refuses(problem)
 
 
 def pooled_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> tuple[Tensor, Tensor, Tensor]:

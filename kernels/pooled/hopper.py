@@ -278,8 +278,7 @@ def _produce(
 
 @gluon.jit
 def _softmax_step(s, row_max, row_sum, scale, maxima, tile, s_n, s_chunk, HEAD_DIM: gl.constexpr):
-    """Take scores s [64, 128] into the online softmax, and store the row maxima of the tile's two blocks of 64
-    keys.
+    """Take scores s [64, 128] into the online softmax, and store the row maxima of each block of 64 keys.
 
     maxima: pointers [64] to the scratch. Returns (p, row_max, row_sum, alpha), as primitives.softmax_step does.
     """

@@ -16,23 +16,23 @@ from seerbench.kernels.vertical_slash import convert, reference, triton
 from seerbench.kernels.vertical_slash.tile_mask import TileMask
 
 
-def implementation(case: AttentionProblem) -> str:
-    """Return the name of the kernel that runs `case`, as it goes into the rows."""
-    return "torch-gathered" if case.device == "cpu" else "triton-tiles"
+def implementation(problem: AttentionProblem) -> str:
+    """Return the name of the kernel that runs `problem`, as it goes into the rows."""
+    return "torch-gathered" if problem.device == "cpu" else "triton-tiles"
 
 
-def refuses(case: AttentionProblem) -> str | None:
-    """Return why the kernel cannot run `case`, or None."""
-    if case.q_heads % case.kv_heads:
-        return f"{case.q_heads} query heads do not split over {case.kv_heads} key/value heads"
-    if case.device == "cpu":
+def refuses(problem: AttentionProblem) -> str | None:
+    """Return why the kernel cannot run `problem`, or None."""
+    if problem.q_heads % problem.kv_heads:
+        return f"{problem.q_heads} query heads do not split over {problem.kv_heads} key/value heads"
+    if problem.device == "cpu":
         return None
-    if case.dtype not in ("float16", "bfloat16"):
-        return f"the Triton kernel takes float16 and bfloat16, not {case.dtype}"
-    if case.head_dim not in (16, 32, 64, 128):
-        return f"the Triton kernel takes head_dim 16, 32, 64 or 128, not {case.head_dim}"
-    if case.block_q not in (16, 32, 64):
-        return f"the Triton kernel takes tiles of 16, 32 or 64, not {case.block_q}"
+    if problem.dtype not in ("float16", "bfloat16"):
+        return f"the Triton kernel takes float16 and bfloat16, not {problem.dtype}"
+    if problem.head_dim not in (16, 32, 64, 128):
+        return f"the Triton kernel takes head_dim 16, 32, 64 or 128, not {problem.head_dim}"
+    if problem.block_q not in (16, 32, 64):
+        return f"the Triton kernel takes tiles of 16, 32 or 64, not {problem.block_q}"
     return None
 
 
