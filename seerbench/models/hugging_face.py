@@ -106,7 +106,8 @@ def attention_method(
         Refused: from a forward pass that the method cannot run.
     """
     _register()
-    record, rope, accepted, hooks = Record(), rope_of(model), set(), []
+    record, rope, hooks = Record(), rope_of(model), []
+    accepted: set[AttentionProblem] = set()
     layers = attention_layers(model)
     before = model.config._attn_implementation
     for layer in layers:

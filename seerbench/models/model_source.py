@@ -1,4 +1,8 @@
-"""Where a model comes from, resolved: everything that loading it needs to know. Imports no torch."""
+"""Define where a model comes from, resolved: everything that loading it needs.
+
+`seerbench.presets` makes a ModelSource from a preset; steps, trainings and rules read it. This module imports
+no torch.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +34,12 @@ class ModelSource:
 
     @property
     def weights(self) -> Path | str:
-        """The folder or hub id of its weights; ValueError for random weights, which lie nowhere."""
+        """Return the folder or hub id of the weights; raise ValueError for random weights, which have no folder."""
         if self.location is None:
-            raise ValueError(f"the model {self.name} has random weights, which lie nowhere")
+            raise ValueError(f"the model {self.name} has random weights, which have no folder")
         return self.location
 
     @property
     def files(self) -> list[Path]:
-        """The file that is there once the model is complete, for a model that this run trains."""
+        """Return the file that exists once the model is complete, for a model that this run trains."""
         return [Path(self.location) / "config.json"] if self.trained_here and self.location else []

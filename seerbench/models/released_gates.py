@@ -132,7 +132,7 @@ def _gates_in_model(folder: Path, source: Path | str) -> dict[str, Tensor]:
         files = [MODEL_FILE]
     else:
         raise ModelError(f"{source} has neither {GATES_FILE} nor {INDEX_FILE} nor {MODEL_FILE}")
-    state = {}
+    state: dict[str, Tensor] = {}
     for name in files:
         with safe_open(str(folder / name), framework="pt") as file:
             state |= {key: file.get_tensor(key) for key in file.keys() if "attn_gate" in key}  # noqa: SIM118

@@ -59,10 +59,11 @@ def check_gates(gates: Sequence[AttnGate], source: str | Path, revision: str | N
     except OSError as error:
         raise ModelError(f"no model at {source}: {str(error).splitlines()[0]}") from None
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    wanted = config.num_hidden_layers, config.num_attention_heads, head_dim
-    given = len(gates), gates[0].q_heads, gates[0].head_dim
+    wanted = [config.num_hidden_layers, config.num_attention_heads, head_dim]
+    given = [len(gates), gates[0].q_heads, gates[0].head_dim]
     if gates[0].wq is not None:
-        wanted, given = (*wanted, config.num_key_value_heads), (*given, gates[0].wk.shape[0])
+        wanted.append(config.num_key_value_heads)
+        given.append(gates[0].wk.shape[0])
     if given != wanted:
         raise ModelError(
             f"these gates are for another model than {source}: layers, heads, head_dim (and key/value heads) are "

@@ -218,9 +218,9 @@ class _GradientTap(Method[None]):
         self.layer = layer.index
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: None) -> Tensor:
-        layer, inputs = self.layer, [x.detach() for x in (q, k, v)]
-        out = masked_attention(q, k, v)
-        out.register_hook(lambda grad: self.see(layer, *inputs, grad))
+        layer, out = self.layer, masked_attention(q, k, v)
+        q, k, v = q.detach(), k.detach(), v.detach()
+        out.register_hook(lambda grad: self.see(layer, q, k, v, grad))
         return out
 
 

@@ -202,12 +202,12 @@ def _pareto(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray]:
             f"no plan of MoA keeps at most {limits.max_density} of the blocks at the searched lengths; request a "
             "lower sparsity"
         )
-    values = np.array([_values(costs, plan) for plan in best])
+    plans = [plan for plan in best if plan is not None]
+    values = np.array([_values(costs, plan) for plan in plans])
     steps = [np.linspace(high, low, INTERVALS + 1) for low, high in zip(values.min(0), values.max(0))]
     # Ceilings go from the loosest to the tightest. A plan that is best under loose ceilings is best under tighter
     # ones that it meets. Where no plan was found, none exists under tighter ceilings.
     solved: list[tuple[np.ndarray, np.ndarray]] = []  # (ceilings, values of the best plan under them)
-    plans = [*best]
     for ceiling in map(np.array, product(*steps[1:])):
         if any((ceiling <= looser).all() and (value[1:] <= ceiling).all() for looser, value in solved):
             continue

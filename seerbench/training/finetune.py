@@ -10,6 +10,7 @@ The step `finetune` calls `finetune` with a resolved job. Source: arXiv:2410.132
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -76,7 +77,9 @@ def finetune(job: FinetuneJob) -> list[Row]:
         model.to(device)
     if job.recompute:
         recompute_activations(model)
-    joint = None if gates is None else JointAttention(gates.requires_grad_(True), job.sparsity, job.block)
+    joint = None
+    if gates is not None and job.sparsity is not None:
+        joint = JointAttention(gates.requires_grad_(True), job.sparsity, job.block)
     optims = scheduled = optimizers(model, settings)
     params = {f"model.{name}": p for name, p in model.named_parameters()}
     if gates is not None:
@@ -148,7 +151,7 @@ class JointAttention(Method[BlockMask]):
 
     def reset(self) -> None:
         """Forget the loss and the masks, before the next forward pass."""
-        self.loss: Tensor | float = 0.0
+        self.loss = torch.zeros(())
         self.plans: dict[int, BlockMask] = {}
 
     def refuses(self, problem: AttentionProblem) -> str | None:
@@ -160,7 +163,9 @@ class JointAttention(Method[BlockMask]):
             # The backward pass computes the layer again: it needs the same mask, and its loss is counted already.
             return self.plans[layer.index]
         gate = self.gates[layer.index]
-        detached = LayerContext(layer.index, layer.q_unrotated.detach(), layer.k_unrotated.detach(), layer.rope)
+        detached = dataclasses.replace(
+            layer, q_unrotated=_detach(layer.q_unrotated), k_unrotated=_detach(layer.k_unrotated)
+        )
         with torch.no_grad():
             target = gate_target(pooled_attention(q.detach(), k.detach(), k.detach(), self.block)[2])
         # The gate's activations are kept for its backward pass even if those of the layer around it are not.
@@ -174,6 +179,10 @@ class JointAttention(Method[BlockMask]):
         if q.is_cuda:
             return block_sparse_api.block_sparse_attention(q, k, v, plan)
         return masked_attention(q, k, v, plan)  # FlexAttention has no backward pass on a CPU.
+
+
+def _detach(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
 
 
 def recompute_activations(model: nn.Module) -> None:

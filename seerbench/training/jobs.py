@@ -1,10 +1,11 @@
-"""What a training needs to know, fully resolved: the settings that presets share with it, and one job type each.
+"""Define the settings of trainings, as presets write them, and one type of resolved job for each training.
 
     PretrainJob   a small language model from text
     DistillJob    gates on a frozen model
     FinetuneJob   a model whose context YaRN extends, dense or jointly with its gates
 
-`seerbench.presets` makes these from a preset; the functions in this folder take nothing else. Imports no torch.
+`seerbench.presets` makes the jobs from a preset, and the functions in this folder take them. This module imports no
+torch, since presets are checked without it.
 """
 
 from __future__ import annotations
@@ -24,38 +25,38 @@ ARCHITECTURES = ("llama", "mistral")
 
 
 class Optimizer(Settings):
-    """Muon on matrices, AdamW on the rest; warm-up steps, constant, linear decay over the last share of steps."""
+    """Muon for matrices, AdamW for the rest; the learning rate warms up, is constant, then decays linearly."""
 
     muon_lr: Positive | None
-    """in AdamW's units; null: AdamW, at adam_lr, for matrices too"""
+    """learning rate of Muon, in AdamW's units; null: AdamW trains the matrices too, at adam_lr"""
     embed_lr: Positive
-    """of the input embeddings, and of tied ones"""
+    """AdamW's learning rate of the input embeddings, and of tied ones"""
     adam_lr: Positive
-    """of everything else that AdamW trains"""
+    """AdamW's learning rate of everything else"""
     weight_decay: NonNegative
     betas: tuple[Share, Share]
-    """AdamW's"""
+    """AdamW's decay rates of the running means"""
     clip: Positive
     """largest norm of the gradient of all weights"""
     warmup: Count
-    """steps"""
+    """steps of the warm-up"""
     decay_share: Number
     """share of the steps over which the learning rate falls to zero"""
 
 
 class MixChange(Settings):
-    """What one stage changes of the mix."""
+    """Settings of the mix that one stage of pre-training changes."""
 
     repeat: Share | None = None
-    """share of windows that repeat a span of text"""
+    """share of windows in which a random sequence of tokens occurs again"""
     passkey: Share | None = None
     """share of windows that end by asking for a pass key hidden in them"""
     kv: Share | None = None
     """share of windows that end by asking for the value of one of several keys"""
     repeat_length: tuple[Count, Count] | None = None
-    """shortest and longest repeated span, in tokens"""
+    """shortest and longest repeated sequence, in tokens"""
     repeat_apart: Number | None = None
-    """share of those windows whose two copies stand at the start and the end, with text between"""
+    """share of those windows whose two copies are at the start and at the end, with text between them"""
     answer_weight: NonNegative | None = None
     """weight of an answer's tokens in the loss"""
 
@@ -64,15 +65,15 @@ class Mix(Settings):
     """Shares of synthetic windows in the training batches; the rest is windows of the corpus."""
 
     repeat: Share
-    """share of windows that repeat a span of text"""
+    """share of windows in which a random sequence of tokens occurs again"""
     passkey: Share
     """share of windows that end by asking for a pass key hidden in them"""
     kv: Share
     """share of windows that end by asking for the value of one of several keys"""
     repeat_length: tuple[Count, Count]
-    """shortest and longest repeated span, in tokens"""
+    """shortest and longest repeated sequence, in tokens"""
     repeat_apart: Number
-    """share of those windows whose two copies stand at the start and the end, with text between"""
+    """share of those windows whose two copies are at the start and at the end, with text between them"""
     answer_weight: NonNegative
     """weight of an answer's tokens in the loss"""
 
@@ -85,7 +86,7 @@ class Stage(Settings):
     """Some steps of pre-training with windows of one length, or of several in turn."""
 
     context: Count | Annotated[tuple[Count, ...], Field(min_length=1)]
-    """tokens per window; of a list, the steps take one after the other"""
+    """tokens per window; the steps take the numbers of a list in turn"""
     batch_tokens: Count
     """tokens per step"""
     tokens: Count | None = None
@@ -93,7 +94,7 @@ class Stage(Settings):
     steps: Count | None = None
     """how long the stage is, in steps, instead of tokens"""
     mix: MixChange | None = None
-    """what the stage changes of the model's mix"""
+    """settings of the model's mix that the stage changes"""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> Stage:
@@ -103,24 +104,24 @@ class Stage(Settings):
 
     @property
     def contexts(self) -> tuple[int, ...]:
-        """The lengths of its windows, in tokens."""
+        """Return the lengths of the windows, in tokens."""
         return (self.context,) if isinstance(self.context, int) else self.context
 
 
 class FirstWeights(Settings):
-    """The structured start of a small model: heads close to what trained models are known to grow."""
+    """Structured initial weights of a small model, whose heads start close to what training is known to produce."""
 
     embed_std: NonNegative
     embed_shared: NonNegative
-    """length of the direction that all embeddings share, over a token's own part"""
+    """length of the direction that all embeddings share, relative to a token's own part"""
     head_std: NonNegative
-    """of the output embedding, where it is not tied"""
+    """standard deviation of the output embedding, unless it is tied"""
     copy_gain: Number
-    """how strongly every head copies what it attends to"""
+    """gain with which every head copies what it attends to"""
     induction_heads: Index
-    """key/value heads that look for what followed the current token before"""
+    """number of key/value heads that look for what followed the current token before"""
     previous_gap: Number
-    """how much lower the score of the token before is one token off"""
+    """by how much the score of the preceding token exceeds that of its neighbors"""
     match_gain: Number
     match_context: Positive
     """matching uses the RoPE frequencies that turn less than 1.5 radians over this many tokens"""
@@ -140,7 +141,7 @@ class Architecture(Settings):
     rope_theta: Positive
     tied_embeddings: bool
     positions: Count
-    """the longest context that it is meant for, in tokens"""
+    """the longest context of the model, in tokens"""
     first_weights: FirstWeights | None
     """null: transformers' own initial weights"""
 
@@ -178,7 +179,7 @@ class PretrainJob:
 
     @property
     def init_files(self) -> list[Path]:
-        """The file that is there once the model that this one continues is complete."""
+        """Return the file that exists once the model that this one continues is complete."""
         return [self.init / "config.json"] if self.init else []
 
     def identity(self) -> dict[str, Any]:
@@ -268,7 +269,7 @@ class FinetuneJob:
         recompute: whether a layer's activations are computed again in the backward pass, one window at a time.
         processes: processes of torchrun, with a GPU each, that share every batch.
         dtype: of the saved model; weights are trained in float32.
-        out: model folder to write; a joint run's gates lie in it as `gates.safetensors` (set `v1`).
+        out: model folder to write; a joint run writes its gates into it as `gates.safetensors` (set `v1`).
         rows: training rows to write.
     """
 

@@ -27,11 +27,13 @@ class Job(Protocol):
 
     @property
     def out(self) -> Path:
-        """What the training writes; the checkpoint lies beside it."""
+        """Return the path that the training writes. The checkpoint is beside it."""
+        ...
 
     @property
     def checkpoint_seconds(self) -> float:
-        """The time between two checkpoints, in seconds."""
+        """Return the time between two checkpoints, in seconds."""
+        ...
 
 
 def run_steps(

@@ -45,7 +45,9 @@ def optimizers(model: nn.Module, settings: Optimizer) -> list[torch.optim.Optimi
         weight_decay=decay,
         foreach=True,
     )
-    return [adam, Muon(matrices, lr=settings.muon_lr, weight_decay=decay)] if matrices else [adam]
+    if settings.muon_lr is None or not matrices:
+        return [adam]
+    return [adam, Muon(matrices, lr=settings.muon_lr, weight_decay=decay)]
 
 
 def lr_at(step: int, steps: int, *, warmup: int, decay_share: float) -> float:

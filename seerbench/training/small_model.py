@@ -116,16 +116,16 @@ def initialize(model: LlamaForCausalLM, weights: FirstWeights) -> None:
     drop = (1 - frequencies[fast].cos()).sum()
     size = (weights.previous_gap * head_dim**0.5 / drop).sqrt() / read if ratio else 0.0
     for kv_head in range(weights.induction_heads):
-        head = rows(kv_head * group)
+        query_rows, kv_rows = rows(kv_head * group), rows(kv_head)
         first, second = layers[0], layers[1]
-        first.q_proj.weight[head] = size * torch.outer(query, shared)
-        first.k_proj.weight[rows(kv_head)] = size * torch.outer(key, shared)
+        first.q_proj.weight[query_rows] = size * torch.outer(query, shared)
+        first.k_proj.weight[kv_rows] = size * torch.outer(key, shared)
         # The preceding token is written to directions of its own. Otherwise it would look like the current one.
         written = torch.randn(hidden, head_dim) * head_dim**-0.5
-        first.o_proj.weight[:, head] = written
-        value = first.v_proj.weight[rows(kv_head)]
+        first.o_proj.weight[:, query_rows] = written
+        value = first.v_proj.weight[kv_rows]
         value = value - torch.outer(value @ shared, shared)
         match = torch.zeros(2, head_dim, hidden)
         match[0, slow] = weights.match_gain * value[slow]
         match[1, slow] = weights.match_gain * 0.5 * written.T[slow]  # `written` has rows of norm 2
-        second.q_proj.weight[head], second.k_proj.weight[rows(kv_head)] = match[0], match[1]
+        second.q_proj.weight[query_rows], second.k_proj.weight[kv_rows] = match[0], match[1]
