@@ -47,6 +47,14 @@ def timing(wildcards):
     return PRESET.latency(wildcards.sweep, int(wildcards.context))
 
 
+def gpus(processes):
+    """How many GPUs a step asks for.
+
+    Several processes take the first GPUs of a machine without asking who uses them: on one machine they get all.
+    """
+    return GPU if processes == 1 else max(GPU * processes, ALL_GPUS)
+
+
 def launcher(processes):
     """What starts a step in several processes with a GPU each (seerbench/training/fsdp.py)."""
     if processes == 1:

@@ -28,7 +28,7 @@ rule distill:
     wildcard_constraints:
         gates=one_of(PRESET.trained_gates()),
     resources:
-        gpu=lambda wildcards: GPU * PRESET.distill(wildcards.gates).processes,
+        gpu=lambda wildcards: gpus(PRESET.distill(wildcards.gates).processes),
     params:
         where=WHERE,
         setup=SETUP,

@@ -55,7 +55,7 @@ rule finetune:
     wildcard_constraints:
         model=one_of(DENSE_YARN),
     resources:
-        gpu=GPU * PROCESSES,
+        gpu=gpus(PROCESSES),
     params:
         where=WHERE,
         setup=SETUP,
