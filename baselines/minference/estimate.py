@@ -50,16 +50,13 @@ def pattern_tiles(q: Tensor, k: Tensor, patterns: Sequence[Pattern], block: int 
     by_blocks = [h for h, pattern in enumerate(patterns) if pattern.kind != "vertical_and_slash"]
     if not by_blocks:
         return vertical_slash
-    kept = torch.stack(
-        [_static_blocks(q, k, h, patterns[h], block) for h in range(q.shape[1])], 1
-    )  # the flags of vertical-slash heads are not used
+    # The flags of vertical-slash heads are not used.
+    kept = torch.stack([_static_blocks(q, k, h, patterns[h], block) for h in range(q.shape[1])], 1)
     blocks = mask_from_flags(kept, q.shape[2], block, block)
     other = torch.tensor([h in by_blocks for h in range(q.shape[1])], device=q.device)[None, :, None]
     width = max(vertical_slash.tile_starts.shape[-1], blocks.kv_indices.shape[-1])
-    slash_starts, block_starts = (
-        F.pad(lists, (0, width - lists.shape[-1]))
-        for lists in (vertical_slash.tile_starts, blocks.kv_indices * block)
-    )
+    starts = (vertical_slash.tile_starts, blocks.kv_indices * block)
+    slash_starts, block_starts = (F.pad(lists, (0, width - lists.shape[-1])) for lists in starts)
     return TileMask(
         torch.where(other, blocks.kv_num_blocks, vertical_slash.tile_counts),
         torch.where(other[..., None], block_starts, slash_starts),

@@ -265,20 +265,20 @@ def _upstream_kernel() -> Callable[..., Tensor]:
     return vertical_slash_sparse_attention
 
 
-def _best_of_blocks(ranks: Tensor, n: int, block: int) -> Tensor:
-    """Return the best of ranks [B, H, N] in each block, [B, H, n]."""
-    padded = F.pad(ranks, (0, n * block - ranks.shape[-1]), value=torch.inf)
+def _best_of_blocks(places: Tensor, n: int, block: int) -> Tensor:
+    """Return the best place in each block, [B, H, n], of places [B, H, N] in the ranking."""
+    padded = F.pad(places, (0, n * block - places.shape[-1]), value=torch.inf)
     return padded.unflatten(-1, (n, block)).amin(-1)
 
 
-def _slash_cost(ranks: Tensor, n: int, block: int) -> Tensor:
-    """Return the best of the diagonals' ranks [B, H, N] among those that cross block (I, J), [B, H, n, n]."""
-    best = _best_of_blocks(ranks, n, block)
+def _slash_cost(places: Tensor, n: int, block: int) -> Tensor:
+    """Return the best place among the diagonals that cross each block, [B, H, n, n], of places [B, H, N]."""
+    best = _best_of_blocks(places, n, block)
     # Block (I, J) is crossed by offsets (I-J) * block - (block-1) .. (I-J) * block + block-1. The lower part
     # belongs to the previous group of `block` diagonals (without that group's offset 0).
-    inner = F.pad(ranks, (0, n * block - ranks.shape[-1]), value=torch.inf).unflatten(-1, (n, block))
+    inner = F.pad(places, (0, n * block - places.shape[-1]), value=torch.inf).unflatten(-1, (n, block))
     lower = inner[..., 1:].amin(-1) if block > 1 else torch.full_like(best, torch.inf)
     crossing = torch.minimum(best, F.pad(lower, (1, 0), value=torch.inf)[..., :n])
-    offset = torch.arange(n, device=ranks.device)
+    offset = torch.arange(n, device=places.device)
     offset = (offset[:, None] - offset[None, :]).clamp_min(0)
     return crossing[..., offset]

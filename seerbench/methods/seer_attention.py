@@ -3,7 +3,7 @@
 What it is  a gate per layer (gate.py) scores every pair of query block and key block from pooled q and k; the
             top-k rule or a threshold selects key blocks per query block
 Paper       SeerAttention (arXiv:2410.13276), v1 and v2
-Upstream    microsoft/SeerAttention (MIT), read for the gate's layout, losses and rules
+Upstream    microsoft/SeerAttention; its first code is followed where the paper leaves a choice open
 Fidelity    our own implementation of the paper's gate, selection rules and kernel
 Timed       plan (score: pooling, linear layers and scores; select: the lists) and attend
 """

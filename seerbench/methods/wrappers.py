@@ -1,7 +1,7 @@
 """Run a method through another block-sparse kernel, or with means for what it skips.
 
-variant        wraps a method as an arm of a preset asks
-OnKernel       the same plan on another kernel of block_sparse_kernels.py, such as FlashAttention-4's
+variant        makes either of the two, as an arm of a preset asks
+OnKernel       the method's plan on another kernel of block_sparse_kernels.py, such as FlashAttention-4's
 MeanCorrected  each skipped block enters the softmax as its mean key and value (mean_correction.py)
 """
 
@@ -24,7 +24,13 @@ from seerbench.methods.protocol import Method, Plan, PlanT
 def variant(method: Method[Any], kernel: str | None = None, mean_correction: bool = False) -> Method[Any]:
     """Return the method on another block-sparse kernel, or with the mean correction, or itself.
 
-    Raises ValueError where both are asked for.
+    Args:
+        method: a method whose plan is a BlockMask.
+        kernel: a name in SPARSE_KERNELS.
+        mean_correction: whether skipped blocks count by their means.
+
+    Raises:
+        ValueError: both are requested.
     """
     if kernel and mean_correction:
         raise ValueError(f"{method.name}: an arm has another kernel or the mean correction, not both")
