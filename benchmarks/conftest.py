@@ -1,7 +1,8 @@
-"""What both benchmark files share: the device, the shape, and a benchmark that waits for the GPU.
+"""Fixtures of the benchmarks: the problem, its inputs, and a benchmark that waits for the GPU.
 
-The suite guards against regressions (`--benchmark-compare-fail=median:10%`); it does not measure: methods are
-not interleaved and pytest-benchmark reads the host's clock. Numbers for a figure come from seerbench/latency.py.
+The suite guards against regressions (`--benchmark-compare-fail=median:10%`). It does not produce results: methods
+are not interleaved, and pytest-benchmark reads the host's clock. Numbers for a figure come from `seerbench
+latency`.
 """
 
 import pytest
@@ -24,7 +25,7 @@ def inputs():
 
 @pytest.fixture
 def timed(benchmark):
-    """timed(call, sparsity): ten rounds after a warm-up that compiles, each until the GPU is done."""
+    """Return timed(call, sparsity): ten rounds, each until the GPU is done, after a warm-up that compiles."""
 
     def run(call, sparsity):
         benchmark.extra_info.update(vars(CASE) | {"sparsity": sparsity})

@@ -1,4 +1,4 @@
-"""The kernels at a few densities: `make bench`. See conftest.py."""
+"""Time the kernels at a few densities: `make bench`. conftest.py has the problem."""
 
 import pytest
 from conftest import CASE

@@ -1,4 +1,4 @@
-"""What planning costs each method, on random inputs: `make bench`. See conftest.py."""
+"""Time what planning costs each method, on random inputs: `make bench`. conftest.py has the problem."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from seerbench.methods.registry import create
 
 
 def no_rotation(positions):
-    """RoPE that turns nothing: the gate's cost does not depend on the angles."""
+    """Return a RoPE table that rotates nothing: the cost of a gate does not depend on the angles."""
     shape = (len(positions), CASE.head_dim)
     return torch.ones(shape, device=CASE.device), torch.zeros(shape, device=CASE.device)
 
