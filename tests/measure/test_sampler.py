@@ -1,15 +1,10 @@
-"""The sampler on a fake clock, the lock between processes, peak memory of calls that are known."""
+"""The sampler on a fake clock: rounds, order, warm-up, cap, parts."""
 
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 
 import pytest
-import torch
 
-from seerbench.measure.gpu_lock import exclusive
-from seerbench.measure.memory import available_mib, peak_mib
 from seerbench.measure.sampler import Candidate, Parts, Timing, sample, timer_for
 
 
@@ -106,54 +101,6 @@ def test_a_method_is_entered_around_its_own_turns_only():
 
 def test_cpu_timer_tells_milliseconds():
     assert 20 <= timer_for("cpu")(lambda: time.sleep(0.02)) < 200
-
-
-HOLD = "from seerbench.measure.gpu_lock import exclusive\nwith exclusive('cpu'):\n    print('held', flush=True)"
-
-
-def test_a_second_process_waits_for_the_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    environment = {"TMPDIR": str(tmp_path), "PATH": ""}
-    with exclusive("cpu"):
-        second = subprocess.Popen(
-            [sys.executable, "-c", HOLD],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        message = second.stderr.readline()
-        assert "waiting: another SeerBench process is timing on this CPU" in message
-        time.sleep(0.2)
-        assert second.poll() is None
-    assert second.communicate(timeout=60)[0] == "held\n"
-    assert second.returncode == 0
-
-
-def test_the_lock_ends_with_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(KeyError), exclusive("cpu"):
-        raise KeyError
-    with exclusive("cpu"):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("call", "mib"),
-    [
-        (lambda x: x + 1, 4),  # the output
-        (lambda x: (x + 1) * 2, 8),  # and one temporary
-        (lambda x: (x + 1).sum(), 4),  # a temporary that is gone at the end
-        (lambda x: x.view(-1), 0),  # inputs do not count
-    ],
-)
-def test_peak_memory_counts_outputs_and_temporaries(call, mib):
-    x = torch.zeros(1024, 1024)
-    assert peak_mib(lambda: call(x), "cpu") == pytest.approx(mib, abs=0.01)
-
-
-def test_available_memory_is_a_number_of_this_machine():
-    assert 0 < available_mib() < 64 * 2**20
 
 
 def test_parts_are_summed_by_name_and_forgotten():

@@ -1,0 +1,93 @@
+"""Comparisons from the file to rows, figure and exit code; impossible ones are refused."""
+
+import pytest
+from typer.testing import CliRunner
+
+from compare.kernels import EXAMPLES, METHOD, run
+from seerbench import errors
+from seerbench.cli import app
+from seerbench.compare import present
+from seerbench.core.problem import AttentionProblem
+from seerbench.paths import ROOT
+from seerbench.rows.store import Run
+
+
+def test_a_method_is_timed_with_its_plan(tmp_path):
+    (tmp_path / "method.py").write_text(METHOD.replace("CHANGE", "mask"))
+    outcome = run(str(tmp_path / "method.py"), tmp_path)
+    assert outcome.findings == []
+    assert set(outcome.frame.method) == {"dense", "mine"}
+    assert outcome.frame.status.eq("measured").all()
+    assert "total" in set(Run(tmp_path / "rows" / "compare").table("samples").stage)
+
+
+def test_rows_summary_and_figure_are_written(tmp_path):
+    outcome = run(str(EXAMPLES / "gather_attention.py"), tmp_path)
+    assert outcome.findings == []
+    assert {path.suffix for path in outcome.files} == {".parquet", ".svg", ".png", ".csv"}
+    cells = Run(tmp_path / "rows" / "compare").table("cells").set_index("method")
+    assert set(cells.status) == {"measured"}
+    assert cells.source_digest["gather_attention"] != cells.source_digest["dense"]
+    line = outcome.frame.set_index("method").loc["gather_attention"]
+    assert line.low <= line.speedup <= line.high
+    assert line.reference == "dense"
+    assert "gather_attention" in present.table(outcome.frame)
+    assert len(present.below(outcome.frame, "gather_attention", 1e6)) == 1
+    assert present.below(outcome.frame, "gather_attention", 1e-6).empty
+    unmeasured = outcome.frame.assign(speedup=float("nan"), high=float("nan"))
+    assert len(present.below(unmeasured, "gather_attention", 1e-6)) == 1
+
+
+def test_a_wrong_one_writes_nothing(tmp_path):
+    outcome = run(str(EXAMPLES / "wrong" / "ignores_mask.py"), tmp_path)
+    assert outcome.findings
+    assert outcome.frame is None
+    assert not (tmp_path / "rows").exists()
+
+
+def test_a_file_can_be_a_baseline_and_names_must_differ(tmp_path):
+    mine = str(EXAMPLES / "gather_attention.py")
+    with pytest.raises(errors.CompareError, match="--name"):
+        run(mine, tmp_path, against=[mine])
+    outcome = run(mine, tmp_path, against=[mine], name="other")
+    assert outcome.frame.reference[0] == "gather_attention"
+
+
+def test_exit_codes(tmp_path):
+    def call(*arguments):
+        common = ["--contexts", "64", "--sparsity", "0.5", "--block", "16", "--head-dim", "16", "--rounds", "10"]
+        places = ["--device", "cpu", "--against", "dense", "--results", tmp_path, "--figures", tmp_path]
+        return CliRunner().invoke(app, [*map(str, ("compare", *arguments, *common, *places))])
+
+    wrong = call(EXAMPLES / "wrong" / "empty_row.py")
+    assert wrong.exit_code == 3
+    assert "guess  NaN on a row without a block" in wrong.stdout
+    slow = call(EXAMPLES / "gather_attention.py", "--fail-below", "1000")
+    assert slow.exit_code == 4, slow.stderr
+    assert "1000.0x" in slow.stdout
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "text"),
+    [
+        ("nowhere.py", {}, "no file .*nowhere.py"),
+        ("examples/triton_attention.py", {}, "it needs a GPU"),
+        (None, {}, "name a kernel file"),
+        ("examples/gather_attention.py", {"sparsities": [1.5]}, "from 0 to below 1, not 1.5"),
+        ("examples/gather_attention.py", {"contexts": [0]}, "counts of tokens, not 0"),
+        ("examples/gather_attention.py", {"against": ["nope"]}, "no baseline 'nope'"),
+        (
+            "examples/gather_attention.py",
+            {"problem": AttentionProblem("cpu", "float32", 1, 4, 3, 16, 0, 16, 16)},
+            "do not split",
+        ),
+        (
+            "examples/gather_attention.py",
+            {"problem": AttentionProblem("cpu", "int3", 1, 4, 2, 16, 0, 16, 16)},
+            "no dtype",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(target, options, text, tmp_path):
+    with pytest.raises(errors.CompareError, match=text):
+        run(target and str(ROOT / target), tmp_path, **options)

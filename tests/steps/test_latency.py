@@ -1,0 +1,73 @@
+"""The latency steps: names of timed methods, and every arm of the GPU presets at a toy shape."""
+
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from measure.toy import MEANINGLESS, frames
+
+from seerbench.core.problem import AttentionProblem
+from seerbench.kernels import flex_attention
+from seerbench.measure import inputs as measure_inputs
+from seerbench.measure.arm import Arm
+from seerbench.measure.inputs import RANDOM_INPUTS
+from seerbench.measure.sampler import Timing
+from seerbench.measure.sweeps import (
+    methods_sweep,
+)
+from seerbench.methods.registry import catalogue
+from seerbench.paths import ROOT
+from seerbench.presets.load import load_preset
+from seerbench.rows.gate_ref import GateRef
+from seerbench.steps import arms as steps_arms
+from seerbench.steps import latency
+
+
+def test_a_gate_set_is_named_where_there_are_several():
+    def names(*gates):
+        arms = [
+            Arm(SimpleNamespace(name="seer", block=block, variant=None), GateRef.parse(gate))
+            for gate, block in gates
+        ]
+        return [name for name, _ in latency.named(arms, 64)]
+
+    assert names(("released:v2", 64)) == ["seer"]
+    assert names(("long:v1", 64), ("block128:v1", 128)) == ["seer", "seer-128"]
+    assert names(("long:v1", 64), ("long:v2", 64), ("wide:v2", 128)) == ["seer", "seer-v2", "seer-v2-128"]
+
+
+@pytest.mark.parametrize("preset", ["speed", "gpu"])
+def test_the_gpu_presets_time_every_method(preset):
+    arms = yaml.safe_load((ROOT / "config" / f"{preset}.yaml").read_text())["latency"]["sweeps"]["methods"]["arms"]
+    ours = {card.name for card in catalogue().values() if card.module.startswith("seerbench.")}
+    assert ours - {arm["method"] for arm in arms} == {"dense"}  # which is fa2 on a GPU
+    assert any(arm.get("kernel") == "fa4-sparse" for arm in arms)
+    gates = {arm["gate"] for arm in arms if "gate" in arm}
+    assert preset == "speed" or gates == {"long:v1", "block128:v1", "long:v2"}  # speed's are untrained, as v1
+    assert any(arm.get("mean_correction") for arm in arms)
+
+
+def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch):
+    """At a toy shape, each arm of `speed` is measured with its stages, or refused with a reason."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # a lock of its own
+    monkeypatch.setattr(flex_attention, "flex_block_sparse", flex_attention.masked_attention)  # does not compile
+    monkeypatch.setattr(
+        flex_attention, "flex_attention", lambda q, k, v, _: flex_attention.masked_attention(q, k, v)
+    )
+    job = load_preset("speed", tmp_path).latency("methods", 8192)
+    case = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 600)
+    named = latency.named(steps_arms.random_arms(job.arms, case, job.setup, job.plans), 64)
+    attention = measure_inputs.random_attention(case, 0)
+    cells, samples = frames(methods_sweep(RANDOM_INPUTS, attention, named, Timing(rounds=1, min_rounds=1), "run"))
+    refused = cells[cells.status == "refused"]
+    assert set(refused.method) == {
+        *("fa2", "cudnn", "fa4", "flash-attn", "minference-upstream", "seer+fa4-128"),
+    }
+    assert refused.reason.str.len().gt(10).all()
+    measured = cells[cells.status != "refused"]
+    assert set(measured.status) == {"measured"}
+    stages = samples.groupby("method").stage.agg(set)
+    for method in measured.method:
+        assert stages[method] >= ({"attend"} if method == "flex" else {"plan", "attend", "total"}), method
+    assert (cells.method == "flex").sum() == 1
+    assert set(cells[cells.method == "oracle"].inputs) == {MEANINGLESS}
