@@ -1,9 +1,9 @@
-"""Tiny random checkpoints in the real formats, so that the paper preset runs offline: files as the hub has them.
+"""Write tiny random checkpoints in the real formats, so that tests run the paper preset offline.
 
 Config files carry the keys of the real ones (meta-llama/Llama-3.1-8B, Meta-Llama-3-8B, mistralai/Mistral-7B-v0.3)
 with small sizes; weights are random bf16 in sharded safetensors with an index; tokenizers are byte-level with the
-real special tokens; gates have the names that the authors' code saves (microsoft/SeerAttention). They know nothing:
-what is measured with them shows that the code runs, and nothing else.
+real special tokens; gates have the names that the authors' code saves (microsoft/SeerAttention). What is
+measured with them shows that the code runs, and nothing else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LLAMA = (
     ],
 )
 MISTRAL = ("<s>", ["</s>"], ["<unk>", "<s>", "</s>"])
-ROPE = {  # what stands under rope_scaling, original lengths scaled down with the model
+ROPE = {  # the entry rope_scaling, with original lengths scaled down with the model
     "llama3": {
         "factor": 8.0,
         "low_freq_factor": 1.0,
@@ -54,14 +54,15 @@ CHAT = (  # the shape of Llama-3's template, without its tools
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 STATE = "attn_gate_weights.pth"  # the authors' name for a file of gates
-# 64 words of four letters: look-ups among the tasks are put together from whole words.
+# 64 words of four letters: the look-up tasks consist of words.
 SYLLABLES = ("ba", "de", "fi", "go", "ku", "la", "me", "no")
 TEXT = " ".join(first + second for first in SYLLABLES for second in SYLLABLES)
 
 
 def make_tokenizer(folder: Path, family: str = "llama") -> Path:
-    """tokenizer.json, tokenizer_config.json and special_tokens_map.json; `family`: llama (with a chat template)
-    or mistral. No id reaches SIZES["vocab_size"]; begin-of-text comes first in every encoding, as in the real ones.
+    """Write a tokenizer of the family llama (with a chat template) or mistral, and return the folder.
+
+    No id reaches SIZES["vocab_size"]. Begin-of-text comes first in every encoding, as in the real ones.
     """
     bos, ends, specials = {"llama": LLAMA, "mistral": MISTRAL}[family]
     tokenizer = Tokenizer(models.BPE())
@@ -80,15 +81,15 @@ def make_tokenizer(folder: Path, family: str = "llama") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": bos, "eos_token": ends[0]}
-    about = {
+    config = {
         **special,
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": POSITIONS["llama3"],
         "clean_up_tokenization_spaces": False,
     }
     if family == "llama":
-        about["chat_template"] = CHAT
-    _write(folder / "tokenizer_config.json", about)
+        config["chat_template"] = CHAT
+    _write(folder / "tokenizer_config.json", config)
     _write(folder / "special_tokens_map.json", special)
     return folder
 
@@ -96,8 +97,10 @@ def make_tokenizer(folder: Path, family: str = "llama") -> Path:
 def make_llama_checkpoint(
     folder: Path, rope: str | None = "llama3", shards: int = 2, instruct: bool = False, seed: int = 0
 ) -> Path:
-    """A Llama checkpoint with its tokenizer. rope: llama3 (Llama-3.1), yarn (Llama-3 extended) or None (Llama-3).
-    An `instruct` one lists several end-of-text tokens, as the real config does.
+    """Write a Llama checkpoint with its tokenizer, and return the folder.
+
+    rope: llama3 (Llama-3.1), yarn (Llama-3 extended) or None (Llama-3). The config of an `instruct` checkpoint
+    lists several end-of-text tokens, as the real one does.
     """
     make_tokenizer(folder, "llama")
     ids = _ids(folder)
@@ -127,7 +130,7 @@ def make_llama_checkpoint(
 
 
 def make_mistral_checkpoint(folder: Path, shards: int = 2, seed: int = 0) -> Path:
-    """A Mistral-v0.3 checkpoint with its tokenizer: no sliding window, theta of a million."""
+    """Write a Mistral-v0.3 checkpoint with its tokenizer: no sliding window, theta of a million."""
     make_tokenizer(folder, "mistral")
     ids = _ids(folder)
     config = {
@@ -154,7 +157,7 @@ def make_mistral_checkpoint(folder: Path, shards: int = 2, seed: int = 0) -> Pat
 def make_gate_file(
     folder: Path, recipe: str = "v2", projection: str | None = None, block: int = 64, seed: int = 0
 ) -> Path:
-    """Gates for one of the checkpoints above, as the authors publish them; returns the folder.
+    """Write gates for one of the checkpoints above, as the authors publish them, and return the folder.
 
     v2: `attn_gate_weights.pth` (a state dict of gates only) beside a config.json that names the base model.
     v1: the whole model in safetensors with an index, gates among the weights, as the first code's Trainer saved it.
@@ -183,7 +186,7 @@ def make_gate_file(
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(gates, folder / STATE)
-    about = {
+    config = {
         "architectures": ["SeerAttnLlamaForCausalLM"],
         "base_model": "meta-llama/Llama-3.1-8B-Instruct",
         "model_type": "llama",
@@ -195,12 +198,12 @@ def make_gate_file(
         "seerattn_sparsity_method": "threshold",
         "seerattn_threshold": 0.002,
     }
-    _write(folder / "config.json", about)
+    _write(folder / "config.json", config)
     return folder
 
 
 def _checkpoint(folder: Path, config: dict[str, Any], shards: int, seed: int) -> Path:
-    """config.json, generation_config.json and random weights in `shards` safetensors files."""
+    """Write config.json, generation_config.json and random weights in `shards` safetensors files."""
     ends = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", {"_from_model_config": True, **ends})
@@ -218,7 +221,7 @@ def _checkpoint(folder: Path, config: dict[str, Any], shards: int, seed: int) ->
 
 
 def _weights(config: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
-    """Random weights under the names that Llama and Mistral share."""
+    """Return random weights under the names that Llama and Mistral share."""
     hidden, wide, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     kv = config["num_key_value_heads"] * HEAD_DIM
     shapes = {"model.embed_tokens.weight": (vocab, hidden), "lm_head.weight": (vocab, hidden)}
@@ -245,10 +248,10 @@ def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _ids(folder: Path) -> dict[str, int]:
-    """The special tokens of a folder's tokenizer by text."""
+    """Return text -> id of the special tokens of a folder's tokenizer."""
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
-    return {one["content"]: one["id"] for one in added}
+    return {token["content"]: token["id"] for token in added}
 
 
-def _write(path: Path, about: dict[str, Any]) -> None:
-    path.write_text(json.dumps(about, indent=2) + "\n")
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -250,9 +250,10 @@ def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("tra
     """Check documents, drop empty and duplicate ones, and return them with string columns id, text, split.
 
     Args:
-        frame: documents. where: the name of their source, for messages. needed: splits that must not be empty. A
-        data set that is one split, such as PG19's test set, needs that one;
-            every other corpus needs train and test.
+        frame: documents.
+        where: the name of their source, for messages.
+        needed: splits that must not be empty. A data set that is one split, such as PG19's test set, needs that
+            one; every other corpus needs train and test.
 
     Raises:
         CorpusError: a missing column, a text that is not a string, an unknown split, an id that occurs twice, or an

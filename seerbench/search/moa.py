@@ -66,10 +66,12 @@ def moa_plans(
     """Search one plan per sparsity for a model.
 
     Args:
-        model: a causal language model of transformers. windows: profiled length -> windows of text, each int
-        [length]. validation: windows on which the Pareto-optimal plans of a sparsity are compared, by the loss of
-        every token. sparsities: requested shares of skipped blocks; None requests upstream's KV density. block:
-        tokens per block.
+        model: a causal language model of transformers.
+        windows: profiled length -> windows of text, each int [length].
+        validation: windows on which the Pareto-optimal plans of a sparsity are compared, by the loss of every
+            token.
+        sparsities: requested shares of skipped blocks; None requests upstream's KV density.
+        block: tokens per block.
 
     Raises:
         ConfigError: a sparsity is too high for any plan.

@@ -1,4 +1,4 @@
-"""Distil gates: train them on a frozen model to predict which blocks of its attention matter.
+"""Distill gates: train them on a frozen model to predict which blocks of its attention matter.
 
 A gate needs only the q and k of its own layer, so nothing flows back through the model. One dense forward pass
 shows them, layer by layer, to any number of gate sets. The sets share the pools and the target, and each is

@@ -56,8 +56,8 @@ def finetune(job: FinetuneJob) -> list[Row]:
         NaN for a dense run) and learning_rate.
 
     Raises:
-        ConfigError: the batch does not split evenly over the processes, or several processes are given a mix or
-        Muon.
+        ConfigError: the batch does not split evenly over the processes, or the job of several processes has a mix
+            or Muon.
     """
     device, settings = job.device, job.optimizer
     rank, size = rank_and_world_size()

@@ -40,9 +40,11 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> 
     """Return the cross-entropy of every token without computing all logits at once.
 
     Args:
-        hidden: [tokens, hidden], the last hidden states. weight: [vocab, hidden], the output embedding. labels:
-        int64 [tokens]. chunk: tokens whose logits exist at a time. The backward pass computes them again if there
-        are several chunks.
+        hidden: [tokens, hidden], the last hidden states.
+        weight: [vocab, hidden], the output embedding.
+        labels: int64 [tokens].
+        chunk: tokens whose logits exist at a time. If there are several chunks, the backward pass computes their
+            logits again.
 
     Returns:
         float32 [tokens], in nats.

@@ -35,6 +35,8 @@ rule distill:
         settings=lambda wildcards: PRESET.settings("gates", wildcards.gates),
         source=code_of(
             "training/distill.py",
+            "training/loop.py",
+            "training/optimizers.py",
             "training/batches.py",
             "training/fsdp.py",
             "methods/gate.py",

@@ -29,6 +29,7 @@ rule train:
         settings=lambda wildcards: PRESET.settings("models", wildcards.model),
         source=code_of(
             "training/pretrain.py",
+            "training/loop.py",
             "training/small_model.py",
             "training/batches.py",
             "training/losses.py",
@@ -62,7 +63,7 @@ rule finetune:
         settings=PRESET.settings("extend"),
         source=code_of(
             "training/finetune.py",
-            "training/distill.py",
+            "training/loop.py",
             "training/batches.py",
             "training/losses.py",
             "training/muon.py",
