@@ -11,7 +11,7 @@ from seerbench.data.longbench import Question, score
 from seerbench.errors import CorpusError
 
 
-def asked(task, answers, classes=(), words=100, context="some text", question="what?"):
+def question_of(task, answers, classes=(), words=100, context="some text", question="what?"):
     return Question(task, 0, {"input": question, "context": context}, answers, classes, words)
 
 
@@ -51,7 +51,7 @@ QUESTION_TYPES = ["Abbreviation", "City", "Other location", "Individual", "Date"
     ],
 )
 def test_each_task_scores_what_was_worked_out_by_hand(task, answers, prediction, expected):
-    assert score(asked(task, answers, QUESTION_TYPES), prediction) == pytest.approx(expected, abs=1e-6)
+    assert score(question_of(task, answers, QUESTION_TYPES), prediction) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_cases_cover_all_thirteen_tasks():
@@ -65,16 +65,16 @@ def test_an_empty_answer_scores_nothing(task):
     answer = {"passage_count": "12", "passage_retrieval_en": "Paragraph 7", "trec": "City"}.get(
         task, "a right answer"
     )
-    assert score(asked(task, [answer], QUESTION_TYPES), "") == 0.0
-    assert score(asked(task, [answer], QUESTION_TYPES), answer) == pytest.approx(1.0)
+    assert score(question_of(task, [answer], QUESTION_TYPES), "") == 0.0
+    assert score(question_of(task, [answer], QUESTION_TYPES), answer) == pytest.approx(1.0)
 
 
 def test_a_class_inside_the_right_class_is_no_other_answer():
     classes = ["number", "Other number", "Date"]
-    assert score(asked("trec", ["Other number"], classes), "Other number") == 1.0
-    assert score(asked("trec", ["Date"], classes), "Other number") == 0.0
+    assert score(question_of("trec", ["Other number"], classes), "Other number") == 1.0
+    assert score(question_of("trec", ["Date"], classes), "Other number") == 0.0
     # The official scorer jumps over the class after a removed one: "Other" stays and halves the score.
-    assert score(asked("trec", ["Other number"], ["number", "Other", "Other number"]), "Other number") == 0.5
+    assert score(question_of("trec", ["Other number"], ["number", "Other", "Other number"]), "Other number") == 0.5
 
 
 def test_a_sentence_too_long_for_the_rouge_package_scores_nothing():
@@ -83,14 +83,14 @@ def test_a_sentence_too_long_for_the_rouge_package_scores_nothing():
     try:
         for limit in (1000, 5000):  # torch.compile and others raise it; the score may not depend on them
             sys.setrecursionlimit(limit)
-            assert score(asked("gov_report", [long]), long) == 0.0
+            assert score(question_of("gov_report", [long]), long) == 0.0
             assert sys.getrecursionlimit() == limit
     finally:
         sys.setrecursionlimit(before)
 
 
 def test_buckets_are_the_data_sets_words():
-    assert [asked("lcc", [], words=n).bucket for n in (0, 3999, 4000, 7999, 8000, 50_000)] == [
+    assert [question_of("lcc", [], words=n).bucket for n in (0, 3999, 4000, 7999, 8000, 50_000)] == [
         "0-4k",
         "0-4k",
         "4-8k",
@@ -110,17 +110,17 @@ def test_questions_come_from_the_archive_or_from_files(tmp_path):
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         archive.writestr("data/lcc_e.jsonl", "\n".join(rows) + "\n")
     (tmp_path / "trec_e.jsonl").write_text(line(all_classes=["a", "b"]) + "\n")
-    found = longbench.read_examples(tmp_path, ["lcc", "trec"])
-    assert [(one.task, one.number, one.bucket) for one in found] == [
+    questions = longbench.read_examples(tmp_path, ["lcc", "trec"])
+    assert [(question.task, question.number, question.bucket) for question in questions] == [
         ("lcc", 0, "0-4k"),
         ("lcc", 1, "4-8k"),
         ("lcc", 2, "0-4k"),
         ("trec", 0, "0-4k"),
     ]
-    assert found[0].fields["context"] == "c\u2028d"
-    assert found[3].classes == ["a", "b"]
+    assert questions[0].fields["context"] == "c\u2028d"
+    assert questions[3].classes == ["a", "b"]
     first = longbench.read_examples(tmp_path, ["lcc"], per_bucket=1)
-    assert [one.number for one in first] == [0, 1]
+    assert [question.number for question in first] == [0, 1]
 
 
 def test_what_is_no_longbench_says_so(tmp_path):
@@ -139,7 +139,7 @@ def test_a_long_prompt_loses_its_middle_and_chat_tasks_get_a_turn(tmp_path):
     from seerbench.data.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(make_tokenizer(tmp_path / "t"))
-    question = asked("hotpotqa", ["a"], context="x " * 600, question="LAST WORDS")
+    question = question_of("hotpotqa", ["a"], context="x " * 600, question="LAST WORDS")
     ids, cut = longbench.prompt_ids(question, tokenizer, 200)
     text = tokenizer.decode(ids)
     assert cut
@@ -147,6 +147,6 @@ def test_a_long_prompt_loses_its_middle_and_chat_tasks_get_a_turn(tmp_path):
     assert text.count("<|start_header_id|>") == 2
     assert "Answer the question based on" in text
     assert "LAST WORDS\nAnswer:" in text
-    ids, cut = longbench.prompt_ids(asked("lcc", ["a"], context="def f():\n"), tokenizer, 500)
+    ids, cut = longbench.prompt_ids(question_of("lcc", ["a"], context="def f():\n"), tokenizer, 500)
     assert not cut
     assert tokenizer.decode(ids[1:]) == "Please complete the code given below. \ndef f():\nNext line of code:\n"

@@ -1,4 +1,4 @@
-"""Retrieval tasks: the answer stands where the example says, only in the context, and never in training."""
+"""Look-ups: the answer is where the example says, only in the context, and never in training."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from seerbench.errors import CorpusError
 
 @pytest.fixture(scope="module")
 def setting():
-    """A tokenizer and tokens of train and test documents, cut from a part of the standard library."""
+    """A tokenizer and tokens of train and test documents, from a part of the standard library."""
     frame = texts.read_texts(StdlibCorpus(kind="stdlib"))
     frame = frame[frame["text"].str.len().between(15_000, 60_000)]
     frame = pd.concat([part.head(25) for _, part in frame.groupby("split")])
@@ -109,12 +109,12 @@ def test_training_lookups_weigh_answers_and_not_what_nothing_predicts(setting):
     rng = np.random.default_rng(0)
     for task, answers in (("passkey", 5), ("kv", 4)):
         for context in (64, 256):
-            asked = answers if context == 256 or task == "passkey" else 1
+            questions = answers if context == 256 or task == "passkey" else 1
             tokens, weights = lookups.training_lookups(
                 stream, pieces, context, 8, rng, task=task, answer_weight=7.0
             )
             assert tokens.shape == weights.shape == (8, context)
-            assert ((weights == 7).sum(1) == asked).all()
+            assert ((weights == 7).sum(1) == questions).all()
             for row in range(8):
                 answered = set(tokens[row, weights[row] == 7])
                 assert answered <= set(tokens[row, weights[row] == 0])
@@ -137,7 +137,7 @@ def test_training_repeats_count_only_what_can_be_copied(setting):
 
 
 def test_evaluation_codes_are_not_those_of_training(setting):
-    """The two draw from different seed streams, even with the same seed and the same text."""
+    """Evaluation and training draw from different random streams, also with one seed and one text."""
     tokenizer, documents = setting
     pieces = lookups.pieces_of(tokenizer)
     stream = data_windows.packed(documents["test"], tokenizer.eos_token_id)

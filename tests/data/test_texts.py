@@ -44,9 +44,9 @@ def test_stdlib_folders_join_files(stdlib):
 def test_a_text_in_two_splits_is_dropped_from_train(texts):
     doubled = texts.copy()
     doubled.loc[0, "text"] = doubled.loc[11, "text"]  # a train document that repeats a test document
-    kept = checked_texts(doubled, "toy")
-    assert "d11" in set(kept["id"])
-    assert "d0" not in set(kept["id"])
+    checked = checked_texts(doubled, "toy")
+    assert "d11" in set(checked["id"])
+    assert "d0" not in set(checked["id"])
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_moa_s_plans_of_a_model_run_in_it(model, windows, tmp_path, monkeypatch)
 
 
 def test_a_warning_that_another_thread_made_an_error_costs_no_plan(monkeypatch):
-    """scipy's filters as they may be left by threads that cross; what is wrong otherwise is still raised."""
+    """Filters as another thread may leave them: the plan is solved again, and another error is still raised."""
 
     def choose(costs, limits):
         if threading.current_thread() is threading.main_thread():

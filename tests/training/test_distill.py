@@ -32,7 +32,7 @@ def test_the_untrained_set_keeps_its_first_weights(world, tmp_path):
 
 
 def test_a_killed_run_continues_and_ends_the_same(world, tmp_path, monkeypatch):
-    whole = run_distill(world, tmp_path / "whole")
+    undisturbed = run_distill(world, tmp_path / "undisturbed")
     steps = []
 
     def dies_at_the_third(*arguments):
@@ -49,8 +49,8 @@ def test_a_killed_run_continues_and_ends_the_same(world, tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "accumulate_gradients", lambda *a: (steps.append(1), original(*a))[1])
     rows = run_distill(world, tmp_path / "cut", checkpoint_seconds=-1)
     assert len(steps) == 3 + 2  # two of four steps were done; the third died, then two more
-    assert rows == whole
-    assert torch.equal(gate_weights(tmp_path / "cut", "v1"), gate_weights(tmp_path / "whole", "v1"))
+    assert rows == undisturbed
+    assert torch.equal(gate_weights(tmp_path / "cut", "v1"), gate_weights(tmp_path / "undisturbed", "v1"))
     drop_checkpoint(tmp_path / "cut")
-    drop_checkpoint(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+    drop_checkpoint(tmp_path / "undisturbed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "undisturbed"]

@@ -40,15 +40,15 @@ def test_recomputed_activations_give_the_same_training(world, gates, tmp_path):
     changes = {**ADAM, "gates": gates, "batch": 2, "steps": 3}
     plain = finetune(finetune_job(world, tmp_path / "plain", **changes))
     again = finetune(finetune_job(world, tmp_path / "again", **changes, recompute=True))
-    for one, other in zip(plain, again, strict=True):
-        assert one["lm_loss"] == pytest.approx(other["lm_loss"], rel=1e-4)
-        assert one["gate_loss"] == pytest.approx(other["gate_loss"], rel=1e-4)
+    for first, second in zip(plain, again, strict=True):
+        assert first["lm_loss"] == pytest.approx(second["lm_loss"], rel=1e-4)
+        assert first["gate_loss"] == pytest.approx(second["gate_loss"], rel=1e-4)
     assert again[2]["lm_loss"] < again[0]["lm_loss"]
-    for one, other in zip(
+    for first, second in zip(
         load(tmp_path / "plain").parameters(), load(tmp_path / "again").parameters(), strict=True
     ):
         # Adam turns the sign of a vanishing gradient into a step; every other weight agrees.
-        assert (one - other).abs().mean() < 0.01 * ADAM["optimizer"].adam_lr
+        assert (first - second).abs().mean() < 0.01 * ADAM["optimizer"].adam_lr
 
 
 def test_a_model_is_saved_in_the_dtype_that_it_is_read_in(world, tmp_path):

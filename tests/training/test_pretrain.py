@@ -38,7 +38,7 @@ STAGES = (
 
 
 def train(folder, name, *, stages=STAGES, positions=64, seed=3, tokens=None, init=None):
-    """Pre-train the model `name` below the folder; the training rows."""
+    """Pre-train the model `name` in the folder; return the training rows."""
     job = PretrainJob(
         name=name,
         corpus="toy",
@@ -140,7 +140,7 @@ def test_a_killed_run_resumes_and_ends_the_same(setting, undisturbed):
 
 
 def test_steps_take_the_contexts_of_a_stage_in_turn(setting):
-    """Two lengths of window, the same tokens a step; the second stage starts with its own first."""
+    """Two lengths of window, equal tokens per step; the second stage starts with its own first length."""
     stages = [{"context": [64, 32], "steps": 3}, {"context": 56, "steps": 1}]
     rows = train(setting, "turns", stages=[{**stage, "batch_tokens": 128} for stage in stages])
     assert rows["context"].tolist() == [64, 32, 64, 56]
