@@ -29,8 +29,8 @@ COUNTED = (
 )
 RULES = {
     "write 'per' for a rate": (
-        rf"\bnats an? \w+|\bone an? (?:{PER})\b"
-        rf"|\b(?:one|a|an) (?!becomes|makes|gives|is)[\w-]+ an? (?:{PER})\b(?!['-])"
+        rf"\bnats an? \w+|\bone an? (?:{PER})\b(?! \w+s\b| may| can| will| must)"
+        rf"|\b(?:one|a|an) (?!GPU|CPU|becomes|makes|gives|is)[\w-]+ an? (?:{PER})\b(?!['-])"
         rf"|\b(?:two|three|four|five|six|seven|eight|ten|{COUNTED}) an? (?:{PER})\b(?!['-]| \w+s\b)"
         rf"|\d (?:ms|s|us|GB|GiB|MiB) an? (?:{PER})\b"
         r"|\bonce an? (?:round|cell|shape|seed)\b"
@@ -87,12 +87,16 @@ def folder_of(path: Path) -> str:
     return "/".join(parts[:2]) if parts[0] == "seerbench" and len(parts) > 2 else parts[0]
 
 
+def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(isinstance(each, ast.Name) and "property" in each.id for each in node.decorator_list)
+
+
 def docstrings(text: str) -> Iterator[tuple[int, str]]:
     """Return line and first line of each docstring that leans on its neighbours or has no verb."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)):
             first = (ast.get_docstring(node) or "").partition("\n")[0]
-            function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not _is_property(node)
             if first.startswith(LEANS_ON_ANOTHER) or (function and first.startswith(NOMINAL)):
                 yield node.body[0].lineno, first
 
