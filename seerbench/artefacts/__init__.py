@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seerbench.errors import ResultsError
-from seerbench.rows.store import Run, atomically
+from seerbench.rows.store import Run, write_bytes
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def make(name: str, run_dir: Path | str, paper_dir: Path | str, out_dir: Path | 
     else:
         from seerbench.artefacts import style
 
-        figure = module.draw(frame)
+        figure = style.laid_out(module.draw(frame))
         contents |= {f".{kind}": style.image(figure, kind) for kind in ("svg", "png")}
     written = []
     for suffix in entry.suffixes:
         path = Path(out_dir) / f"{name}{suffix}"
-        atomically(path, lambda temporary, suffix=suffix: temporary.write_bytes(contents[suffix]))
+        write_bytes(path, contents[suffix])
         written.append(path)
     return written

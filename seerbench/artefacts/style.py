@@ -151,6 +151,14 @@ def empty_panel(ax: Axes, reason: str) -> None:
 
 
 @styled
+def laid_out(fig: Figure) -> Figure:
+    """Compute the layout of a figure once, so that writing it in several formats does not repeat it; return it."""
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+    return fig
+
+
+@styled
 def image(fig: Figure, kind: str) -> bytes:
     """Return a figure as "svg" or "png", with equal bytes in every run: no date, no version, fixed identifiers."""
     content = io.BytesIO()

@@ -23,7 +23,7 @@ from seerbench.artefacts import style
 from seerbench.errors import MissingRows, NotebookError
 from seerbench.paths import PUBLISHED, ROOT
 from seerbench.report.html import CSS
-from seerbench.rows.store import Run, atomically
+from seerbench.rows.store import Run, write_bytes
 
 RUN = "SEERBENCH_RUN"  # The environment variable with the folder of rows that a notebook is executed for.
 SECONDS = 300  # The time limit of one notebook cell.
@@ -100,11 +100,11 @@ def execute(source: Path, out: Path, run: Path | None = None) -> list[Path]:
             ).execute(env=environment)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise NotebookError(f"{source}: {re.sub(TERMINAL_COLORS, '', str(error))}") from None
-    contents = {".ipynb": nbformat.writes(notebook) + "\n", ".html": html(notebook, source, run)}
+    contents = {".ipynb": f"{nbformat.writes(notebook)}\n", ".html": html(notebook, source, run)}
     written = []
     for suffix, content in contents.items():
         path = out / f"{source.stem}{suffix}"
-        atomically(path, lambda temporary, content=content: temporary.write_text(content))
+        write_bytes(path, content.encode())
         written.append(path)
     return written
 

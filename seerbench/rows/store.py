@@ -157,6 +157,7 @@ def read_rows(path: Path, table: str | None = None) -> tuple[pd.DataFrame, list[
 class Run:
     """The rows in one folder, read when they are asked for: `Run(path).table("cells")`.
 
+    A file is read again only if it has changed, since artefacts and claims ask for the same tables many times.
     Raises ResultsError where there is no such folder.
     """
 
@@ -164,16 +165,26 @@ class Run:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ResultsError(f"no results in {self.folder}; measure first (make figures) or name another run")
+        self._read: dict[Path, tuple[tuple[int, int], pd.DataFrame, list[dict[str, Any]]]] = {}
 
     def table(self, name: str, part: str | None = None) -> pd.DataFrame:
         """Return all rows of a table, or those of the file `<part>.parquet`; an empty frame if there are none."""
         expected = schema(name)
         if name == "runs":
             return self._runs()
-        frames = [read_rows(path, name)[0] for path in self._files(name, part)]
+        frames = [self._rows_of(path, name)[0] for path in self._files(name, part)]
         if not frames:
             return expected.empty_table().to_pandas()
         return pd.concat(frames, ignore_index=True)
+
+    def _rows_of(self, path: Path, table: str) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+        """Return the rows of a file, which callers must not change, and their executions."""
+        status = path.stat()
+        version = (status.st_mtime_ns, status.st_size)
+        if path not in self._read or self._read[path][0] != version:
+            rows, runs, _ = read_rows(path, table)
+            self._read[path] = version, rows, runs
+        return self._read[path][1:]
 
     def _files(self, table: str, part: str | None = None) -> list[Path]:
         """Return the files of a table in the order of their names."""
@@ -184,7 +195,7 @@ class Run:
         runs: dict[str, dict[str, Any]] = {}
         for table in TABLES:
             for path in self._files(table):
-                runs.update({run["run_id"]: run for run in read_rows(path, table)[1]})
+                runs.update({run["run_id"]: run for run in self._rows_of(path, table)[1]})
         if not runs:
             return schema("runs").empty_table().to_pandas()
         return to_table("runs", runs.values()).to_pandas().sort_values("started", ignore_index=True)
