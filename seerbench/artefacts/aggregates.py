@@ -148,11 +148,12 @@ def dense_base(cells: pd.DataFrame, stages_of: dict[str, dict], stage: str, agai
 
     stages_of: method -> stage -> ms by round. against: as for `speedups`.
     """
-    dense = [cell["method"] for cell in cells.to_dict("records") if is_dense(cell)]
-    dense = [method for method in dense if dense_time(stages_of[method], stage) is not None]
+    methods = [cell["method"] for cell in cells.to_dict("records") if is_dense(cell)]
+    times = {method: dense_time(stages_of[method], stage) for method in methods}
+    medians = {method: ms.median() for method, ms in times.items() if ms is not None}
     if against == "fastest":
-        return min(dense, key=lambda method: dense_time(stages_of[method], stage).median(), default=None)
-    return next((method for method in REFERENCES if method in dense), None)
+        return min(medians, key=lambda method: medians[method], default=None)
+    return next((method for method in REFERENCES if method in medians), None)
 
 
 def is_dense(cell: Mapping[Hashable, Any] | pd.Series) -> bool:

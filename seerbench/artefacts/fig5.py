@@ -80,7 +80,7 @@ def _draw_breakdown(ax: Axes, frame: pd.DataFrame) -> None:
     """Draw one bar per dense method, then one stacked bar per sparsity of SeerAttention."""
     measured = frame[frame.source == "measured"]
     bars = measured[(measured.panel == BREAKDOWN) & measured.y.notna()]
-    ticks = []
+    ticks: list[str] = []
     for method, bar in bars[bars.method != "seer"].groupby("method", sort=False):
         ax.bar(len(ticks), bar.y, color=colors.color(method), width=0.7)
         ticks.append(colors.display(method))
@@ -122,7 +122,8 @@ def _draw_speed(ax: Axes, speedups: pd.DataFrame) -> None:
 
 def _draw_others(ax: Axes, others: pd.DataFrame) -> None:
     """Draw one bar per method: planning, then attention. The mark is the time of both in one timing."""
-    ticks, ends = [], []
+    ticks: list[str] = []
+    ends: list[float] = []
     for method, bar in sorted(others.groupby("method"), key=lambda pair: colors.rank(pair[0])):
         times = bar.set_index("stage").y
         ends.append(times["plan"] + times["attend"])

@@ -72,4 +72,6 @@ def _commit(commit: str | None, dirty: bool | None) -> str:
     if not isinstance(commit, str):
         return "unknown commit"
     # A null means that nobody recorded whether the tree was clean, which is not the same as clean.
-    return f"commit {commit[:7]}" + {False: "", True: " (dirty)"}.get(dirty, " (unknown whether clean)")
+    if pd.isna(dirty):
+        return f"commit {commit[:7]} (unknown whether clean)"
+    return f"commit {commit[:7]}{' (dirty)' if dirty else ''}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -48,7 +49,7 @@ def grid(
     rows: dict[str, str],
     column: str,
     cell: Callable[[pd.Series], str],
-    heading: Callable[[Hashable], str] = str,
+    heading: Callable[[Any], str] = str,
 ) -> pd.DataFrame:
     """Return a frame of strings with one line per value of the columns `rows` and one column per value of `column`.
 
