@@ -1,0 +1,1 @@
+"""Read texts, turn them into tokens and windows, and make tasks of them. This package is above models."""

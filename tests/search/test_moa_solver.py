@@ -54,7 +54,7 @@ def test_moa_s_rules_and_their_costs():
 
 
 def test_moa_s_plan_keeps_the_bounds_and_spends_where_it_counts():
-    """At most two rules per layer, the mean span in bounds at every length, wide windows for the head that loses."""
+    """At most two rules per layer, mean spans in bounds at every length, wide windows for the head that loses."""
     lengths = [128, 256, 512, 1024]
     rules = moa_solver.rule_grid(lengths[:3], lengths[3], 16)
     limits = moa_solver.bounds(rules, lengths, 16)
