@@ -16,5 +16,6 @@ def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
     q [B, Hq, N, D], k [B, Hk, N, D]; stride must divide block. Raises ValueError on a GPU if a block has more
     strides than the kernel's tile of keys holds.
     """
-    implementation = triton if q.is_cuda else reference
-    return implementation.antidiagonal_mass(q, k, block, stride)
+    if q.is_cuda:
+        return triton.antidiagonal_mass(q, k, block, stride)
+    return reference.antidiagonal_mass(q, k, block, stride)
