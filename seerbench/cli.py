@@ -1,4 +1,4 @@
-"""The command line: one command per step. The rules of the graph call these, and so does a person.
+"""The command line: one command per step. The rules of the graph call these, and so can you.
 
 Imports are inside the commands, so that `--help`, `list`, `doctor` and the graph wait for nothing heavy.
 """
@@ -22,7 +22,7 @@ from seerbench.presets.types import SWEEPS
 app = typer.Typer(
     help="""Sparse attention for long-context prefill: how much can be skipped, at what loss, for how much time.
 
-The whole graph: `make figures`, or `snakemake --cores all figures`. Each of its steps is a command here.""",
+The whole graph: `make figures`, or `snakemake --cores all -- figures`. Each of its steps is a command here.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -83,7 +83,7 @@ def corpus(preset: PresetName, corpus: CorpusName, results: Results = FRESH) -> 
 
 @app.command(rich_help_panel=STEP)
 def train(preset: PresetName, model: ModelName, results: Results = FRESH) -> None:
-    """Pre-train a model of the preset. Interrupted, it continues where it was.
+    """Pre-train a model of the preset. If it was interrupted, it resumes.
 
     Example: `seerbench train cpu long`
     """
@@ -108,7 +108,7 @@ def import_gates(preset: PresetName, gates: GatesName, results: Results = FRESH)
 
 @app.command(rich_help_panel=STEP)
 def distill(preset: PresetName, gates: GatesName, results: Results = FRESH) -> None:
-    """Train gates on a frozen model. Interrupted, it continues where it was.
+    """Train gates on a frozen model. If it was interrupted, it resumes.
 
     Example: `seerbench distill cpu long`
     """
@@ -199,7 +199,7 @@ def recall(preset: PresetName, experiment: ExperimentName, results: Results = FR
 
 @app.command(rich_help_panel=STEP)
 def maps(preset: PresetName, results: Results = FRESH) -> None:
-    """Record true and predicted attention maps of five heads.
+    """Store true and predicted attention maps of five heads.
 
     Example: `seerbench maps cpu`
     """
@@ -214,10 +214,10 @@ def maps(preset: PresetName, results: Results = FRESH) -> None:
 def latency(
     preset: PresetName,
     sweep: Annotated[str, typer.Argument(help=f"{', '.join(SWEEPS)}", autocompletion=_sweeps)],
-    contexts: Annotated[list[int], typer.Argument(help="tokens; several are one after the other")],
+    contexts: Annotated[list[int], typer.Argument(help="tokens; several contexts are timed one after the other")],
     results: Results = FRESH,
 ) -> None:
-    """Time one sweep at one or more contexts, all methods interleaved. Holds the machine.
+    """Time one sweep at one or more contexts, all methods interleaved. Run nothing else meanwhile.
 
     Example: `seerbench latency cpu kernel 8192`
     """
@@ -231,26 +231,26 @@ def latency(
 @app.command(rich_help_panel=USE)
 def compare(
     target: Annotated[str | None, typer.Argument(help="mine.py, mine.py:name, or package.module:name")] = None,
-    against: Annotated[str, typer.Option(help="baselines; speed-ups are over the first")] = "",
+    against: Annotated[str, typer.Option(help="baselines, with commas; speed-ups are over the first")] = "",
     contexts: Annotated[str, typer.Option(help="tokens, such as 2048,8192")] = "",
     sparsity: Annotated[str, typer.Option(help="shares of the blocks to skip")] = "0.5,0.9",
     device: Annotated[str, typer.Option(help="cpu or cuda; empty: a GPU if there is one")] = "",
     dtype: Annotated[str, typer.Option(help="float32 (CPU), bfloat16, float16")] = "",
     heads: Annotated[int | None, typer.Option(help="query heads")] = None,
     kv_heads: Annotated[int | None, typer.Option(help="key/value heads")] = None,
-    head_dim: Annotated[int | None, typer.Option(help="channels a head")] = None,
-    block: Annotated[int, typer.Option(help="tokens a block, queries and keys alike")] = 64,
+    head_dim: Annotated[int | None, typer.Option(help="head dimension")] = None,
+    block: Annotated[int, typer.Option(help="tokens per block, for queries and keys")] = 64,
     batch: Annotated[int, typer.Option(help="sequences")] = 1,
     rounds: Annotated[int, typer.Option(help="timed rounds; each runs every method once, shuffled")] = 30,
-    cap: Annotated[float, typer.Option(help="seconds a cell may take past its 10th round")] = 20.0,
-    seed: Annotated[int, typer.Option(help="of inputs, masks and the order of rounds")] = 0,
+    cap: Annotated[float, typer.Option(help="seconds that a cell may take after its 10th round")] = 20.0,
+    seed: Annotated[int, typer.Option(help="seed of inputs, masks and the order in a round")] = 0,
     base: Annotated[str | None, typer.Option(help="a commit: time its block-sparse kernel too")] = None,
-    name: Annotated[str | None, typer.Option(help="what rows and files are called")] = None,
-    fail_below: Annotated[float | None, typer.Option(help="exit 4 when slower than this x reference")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the rows and files")] = None,
+    fail_below: Annotated[float | None, typer.Option(help="exit 4 if the speed-up is below this number")] = None,
     results: Results = FRESH,
     figures: Annotated[Path, typer.Option(help="folder for the figure")] = Path("figures/compare"),
 ) -> None:
-    """Check a kernel or method of your own against the oracle, then time it beside the baselines.
+    """Check a kernel or method of your own against the float64 reference, then time it beside the baselines.
 
     A kernel is a function `(q, k, v, mask) -> o` with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
     `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. If it is wrong it is not timed:
@@ -303,9 +303,9 @@ def compare(
         typer.echo(comparing.explain(outcome.findings))
         raise typer.Exit(3)
     if outcome.trials:
-        typer.echo(f"{outcome.name} agrees with the float64 oracle in all {outcome.trials} trials\n")
+        typer.echo(f"{outcome.name} agrees with the float64 reference in all {outcome.trials} trials\n")
     else:
-        typer.echo(f"{outcome.name} plans no BlockMask, so that nothing compared it with the oracle\n")
+        typer.echo(f"{outcome.name} was not compared with the reference: its plan is no BlockMask\n")
     typer.echo(comparing.table(outcome.frame))
     typer.echo("\nwritten: " + " ".join(map(str, outcome.files)))
     if (outcome.frame[outcome.frame.method == outcome.name].status == "failed").any():
@@ -329,12 +329,12 @@ def advise(
 ) -> None:
     """Say which method pays off at a context, where dense wins, and what it costs, from measured rows alone.
 
-    Pays off: the whole interval of the speed-up over the machine's *fastest* dense kernel is above 1; dense wins:
-    all of it below. The speed-up over FlashAttention-2, the paper's, stands beside it. Where the machine's own runs
-    hold no loss, that of other machines follows: it depends on the model.
+    "Pays off" means that the whole interval of the speed-up over the machine's *fastest* dense kernel is above 1;
+    "dense wins" means that all of it is below 1. The speed-up over FlashAttention-2, as in the paper, is given too.
+    Losses depend on the model: if the machine's own runs have none, those of other machines follow.
 
-    Each answer names its machine, date, commit and scale. A context that was not measured is not
-    extrapolated: the nearest ones that were are shown.
+    Each answer names its machine, date, commit and scale. Nothing is extrapolated: for a context that was not
+    measured, the nearest measured ones are shown.
 
     Example: `seerbench advise --context 32768 --gpu H100`
     """
@@ -348,7 +348,7 @@ def _numbers(text: str, kind: type, option: str) -> list:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{option} takes numbers with commas between, not {text!r}") from None
+        raise typer.BadParameter(f"{option} takes numbers separated by commas, not {text!r}") from None
 
 
 @app.command(rich_help_panel=USE)
@@ -375,7 +375,7 @@ def report(
     out: Annotated[Path, typer.Option(help="the page")] = Path("report.html"),
     published: Annotated[Path, typer.Option(help="where published runs are")] = ROOT / "results" / "published",
 ) -> None:
-    """Write one self-contained HTML page: claims with verdicts, every artefact, its data, what it cost.
+    """Write one self-contained HTML page: claims with verdicts, every artefact, its data, the time of each step.
 
     Example: `seerbench report --run results/published/cpu-xeon-2-cores --out report.html`
     """
@@ -394,7 +394,7 @@ def notebook(
     run: Annotated[Path | None, typer.Option(help="folder of rows that it reads before the published ones")] = None,
     out: Annotated[Path, typer.Option(help="folder for the .ipynb and .html")] = Path("figures"),
 ) -> None:
-    """Execute a notebook on a run's rows; write it with its outputs, and as a page that needs no network.
+    """Execute a notebook on a run's rows, and write it with its outputs and as a page that needs no network.
 
     Example: `seerbench notebook notebooks/gates.py --run results/published/cpu-xeon-2-cores`
     """
@@ -411,7 +411,7 @@ def publish(
     results: Results = FRESH,
     published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
 ) -> None:
-    """Copy a fresh run to results/published, deliberately. Refuses rows from a dirty tree.
+    """Copy a fresh run to results/published. Rows from a tree with uncommitted changes are refused.
 
     Example: `seerbench publish cpu cpu-xeon-2-cores`
     """
@@ -427,7 +427,7 @@ def check(
     write: Annotated[bool, typer.Option("--write", help="claims: write the page instead of comparing")] = False,
     page: Annotated[Path, typer.Option(help="claims: the page")] = Path("CLAIMS.md"),
 ) -> None:
-    """Fail when a published run was changed or has older kernels, or when CLAIMS.md is not what the rows say.
+    """Fail if a published run was changed or was timed with other kernels, or if CLAIMS.md disagrees with the rows.
 
     Example: `seerbench check claims`
     """
@@ -456,7 +456,7 @@ def _check_claims(published: Path, page: Path, write: bool) -> None:
         page.write_text(said)
         typer.echo(page)
     elif not page.is_file() or page.read_text() != said:
-        raise ResultsError(f"{page} is not what the rows say; see what changed: seerbench check claims --write")
+        raise ResultsError(f"{page} disagrees with the rows; to see what changed: seerbench check claims --write")
     else:
         typer.echo(f"{page} agrees with the rows")
 
@@ -465,7 +465,7 @@ def _check_claims(published: Path, page: Path, write: bool) -> None:
 def list_methods(
     artefacts: Annotated[bool, typer.Option("--artefacts", help="the tables and figures instead")] = False,
 ) -> None:
-    """Show each method, what it is, how faithful to its source, and why it is refused here."""
+    """Show each method with its source and fidelity, and the reason if it cannot run here."""
     if artefacts:
         from seerbench.artefacts import ARTEFACTS
 
@@ -482,7 +482,7 @@ def list_methods(
 
 @app.command(rich_help_panel=USE)
 def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", results: Results = FRESH) -> None:
-    """Say what this machine can measure, what is missing, and which artefacts that costs.
+    """Show what this machine can measure, what is missing, and which artefacts cannot be drawn without it.
 
     Example: `seerbench doctor gpu`
     """

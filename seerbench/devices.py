@@ -1,4 +1,4 @@
-"""Say which devices this machine has, and give a step a GPU of its own. Imports no torch."""
+"""Say which devices this machine has, and give each step its own GPU. Imports no torch."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from seerbench.core.block_mask import block_count
 from seerbench.kernels.primitives import LOWEST, unit_stride
 
-# Strided rows and keys of a tile. With 8 warps a stage of q and k takes 48 KiB at head_dim 128, so 3 stages fit.
+# Strided rows and keys of a tile. With 8 warps, one stage of q and k takes 48 KiB at head_dim 128, so 3 stages fit.
 ROWS, KEYS = 128, 64
 
 

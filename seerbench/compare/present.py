@@ -35,7 +35,7 @@ def describe(finding: Finding) -> str:
             f"{finding.trial.title}: {problem.context} tokens, batch {problem.batch}, blocks of {problem.block_q}, "
             f"{problem.q_heads} query over {problem.kv_heads} key/value heads of {problem.head_dim}, "
             f"{problem.dtype}",
-            f"    error  {finding.error:.2e}, may be {finding.budget:.2e}",
+            f"    error  {finding.error:.2e}, allowed {finding.budget:.2e}",
             f"    where  {finding.where}",
             f"    guess  {finding.guess}",
         )

@@ -1,7 +1,7 @@
 """One type for each step: everything that it needs to know, resolved once by `preset.py`.
 
 Steps and measuring code read the fields of a job and never ask the preset again. Each job knows its files, which
-the rules of the graph show by name. The jobs of trainings stand in `seerbench.training.jobs`. Imports no torch.
+the rules of the graph show by name. The jobs of trainings are in `seerbench.training.jobs`. Imports no torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a preset's YAML file may say, as types; `schema.py` makes the JSON schema for editors from them.
 
-Each section is a frozen model whose fields' docstrings are their descriptions. Checks within one section stand
-here, the whole file with the checks between its sections in `file.py`. Nothing here knows a path: `preset.py`
-resolves sections into jobs. Imports no torch.
+Each section is a frozen model whose fields' docstrings are their descriptions. This module checks
+each section; `file.py` has the whole file and checks what sections say of each other. Nothing here knows a
+path: `preset.py` resolves sections into jobs. Imports no torch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ YARN, JOINT = "yarn", "joint-"  # names of the models that `extend` makes: dense
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     twice = [value for place, value in enumerate(values) if value in values[:place]]
     if twice:
-        raise ValueError(f"{twice[0]} stands there twice")
+        raise ValueError(f"{twice[0]} is listed twice")
     return values
 
 

@@ -29,7 +29,7 @@ def cpu_name() -> str:
 def gpu_facts() -> dict[str, Any]:
     """Return name, uuid, driver and sm_clock_mhz (now) of the GPU in use; {} if there is none.
 
-    That is the GPU whose UUID stands in CUDA_VISIBLE_DEVICES (`devices.claim_gpu` sets it), or else the first.
+    That is the GPU whose UUID CUDA_VISIBLE_DEVICES names (`devices.claim_gpu` sets it), or else the first.
     """
     import pynvml
 

@@ -106,7 +106,7 @@ class Pairs(Density):
 
 
 class Opaque(BlockSparse):
-    """Its plan says how dense it is and nothing else."""
+    """A method whose plan has a density and nothing else."""
 
     sparsity, error = 0.5, 0.0
 
@@ -148,7 +148,7 @@ class RightLines(Lines):
     [(Opaque, 0, 3), (WrongOpaque, 3, 3), (AlwaysSparse, 0, 0), (Lines, 3, 3), (RightLines, 0, 3)],
 )
 def test_a_plan_that_is_no_block_mask_is_checked_as_far_as_it_can_be(method, findings, judged):
-    """Where nothing can be compared, no trial counts as passed."""
+    """If nothing can be compared, no trial counts as passed."""
     found, count = compare_run.check(method, CASE, 0)
     assert (len(found), count) == (findings, judged)
 

@@ -56,7 +56,7 @@ def build_mask(
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, o: Tensor, lse: Tensor) -> None:
-    """o and lse against the float64 oracle, by what the same maths in q's dtype misses."""
+    """Compare o and lse with the float64 reference; the budget is the error of the same maths in q's dtype."""
     exact_o, exact_lse = reference_attention(q, k, v, mask)
     rounded_o, rounded_lse = reference_attention(q, k, v, mask, dtype=q.dtype)
     assert_no_worse_than_rounding(o, exact_o, rounded_o)
@@ -66,7 +66,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, o: Tensor,
 
 
 def check_gradients(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, do: Tensor, gradients: list[Tensor]) -> None:
-    """dq, dk and dv for the output's gradient do, against autograd through the float64 oracle."""
+    """Compare dq, dk and dv for the output's gradient do with autograd through the float64 reference."""
 
     def reference(dtype: torch.dtype) -> tuple[Tensor, ...]:
         leaves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]

@@ -1,4 +1,4 @@
-"""The kernels on a GPU, bf16 and fp16, against the float64 oracle. Skipped without CUDA."""
+"""The kernels on a GPU, bf16 and fp16, against the float64 reference. Skipped without CUDA."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The portable block-sparse kernel in Triton's interpreter (fp16 and fp32) against the float64 oracle.
+"""The portable block-sparse kernel in Triton's interpreter (fp16 and fp32) against the float64 reference.
 
 The interpreter's bf16 is silently wrong, so that bf16 is tested on a GPU only (tests/gpu).
 """

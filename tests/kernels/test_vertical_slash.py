@@ -1,4 +1,4 @@
-"""Tiles and columns: the index conversion against its definition, both kernels against the float64 oracle."""
+"""Tiles and columns: the index conversion against its definition, both kernels against the float64 reference."""
 
 import pytest
 import torch

@@ -13,7 +13,7 @@ SMOKE = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
 
 
 def mistake(change) -> str:
-    """What is told of the smoke preset after a change."""
+    """Return the error message for the smoke preset after a change."""
     content = copy.deepcopy(SMOKE)
     change(content)
     with pytest.raises(ConfigError) as raised:

@@ -48,7 +48,7 @@ def derived(preset: dict[str, Any], data: Path) -> dict[str, Any]:
 
 
 def _smaller(value: Any, key: str = "") -> Any:
-    """The same settings with small numbers; KeyError for a length that CONTEXTS does not know."""
+    """Replace numbers of the settings by small ones; KeyError for a length that CONTEXTS does not know."""
     if key == "shape":
         return SHAPE
     if key in SMALL:
@@ -110,7 +110,7 @@ def make_data(folder: Path) -> None:
 
 
 def make_longbench(folder: Path) -> None:
-    """data.zip with one question a task of LongBench-E; the buckets take turns, the first prompt has to be cut."""
+    """Write data.zip with one question per task of LongBench-E, in all buckets; the first prompt has to be cut."""
     rng = np.random.default_rng(1)
     answers = {"trec": "City", "passage_count": "3", "passage_retrieval_en": "Paragraph 3"}
     folder.mkdir(parents=True)
@@ -130,7 +130,7 @@ def make_longbench(folder: Path) -> None:
 
 
 def text(rng: np.random.Generator, words: int) -> str:
-    """So many random words."""
+    """Return text of random words."""
     known = np.array(["fox", "dog", "the", "quick", "brown", "over", "lazy", "word", "beginning", "long", "was"])
     return " ".join(rng.choice(known, words))
 
