@@ -55,8 +55,10 @@ def pattern_tiles(q: Tensor, k: Tensor, patterns: Sequence[Pattern], block: int 
     blocks = mask_from_flags(kept, q.shape[2], block, block)
     other = torch.tensor([h in by_blocks for h in range(q.shape[1])], device=q.device)[None, :, None]
     width = max(vertical_slash.tile_starts.shape[-1], blocks.kv_indices.shape[-1])
-    starts = (vertical_slash.tile_starts, blocks.kv_indices * block)
-    slash_starts, block_starts = (F.pad(lists, (0, width - lists.shape[-1])) for lists in starts)
+    slash_starts, block_starts = (
+        F.pad(lists, (0, width - lists.shape[-1]))
+        for lists in (vertical_slash.tile_starts, blocks.kv_indices * block)
+    )
     return TileMask(
         torch.where(other, blocks.kv_num_blocks, vertical_slash.tile_counts),
         torch.where(other[..., None], block_starts, slash_starts),

@@ -13,7 +13,10 @@ from seerbench.rows.store import Run
 # name -> (the least number of figures of the executed page, words that it contains)
 EXPECTED = {
     "results": (10, ("Loss against time", "measured:", "C17", "pays from")),
-    "kernels": (1, ("right", "of the dense ceiling", "_inner_loop", "reading the union of their lists: not worth it")),
+    "kernels": (
+        1,
+        ("right", "of the dense ceiling", "_inner_loop", "reading the union of their lists: not worth it"),
+    ),
     "gates": (4, ("recorded (layer, head)", "missed mass", "kept by the gate")),
 }
 
