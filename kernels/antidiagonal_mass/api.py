@@ -16,6 +16,5 @@ def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
     q [B, Hq, N, D], k [B, Hk, N, D]; stride must divide block. Raises ValueError on a GPU if a block has more
     strides than the kernel's tile of keys holds.
     """
-    if q.is_cuda:
-        return triton.antidiagonal_mass(q, k, block, stride)
-    return reference.antidiagonal_mass(q, k, block, stride)
+    implementation = triton if q.is_cuda else reference
+    return implementation.antidiagonal_mass(q, k, block, stride)
