@@ -66,7 +66,7 @@ def test_no_recompile_for_a_new_length_or_sparsity():
 
 
 def test_a_joint_step_reaches_model_and_gates():
-    """bf16 autocast, as in `distill.finetune`: the kernel's gradient arrives at every weight, and is finite."""
+    """bf16 autocast, as in `finetune`: the kernel's gradient arrives at every weight, and is finite."""
     config = LlamaConfig(
         vocab_size=512, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=1024,
