@@ -117,6 +117,43 @@ def test_the_tree_in_the_architecture_page_names_every_module():
     }
 
 
+# What a reader looks for, and the file whose name should say it.
+CONCEPTS = {
+    "sampler": "seerbench/measure/sampler.py",
+    "top-k rule": "seerbench/core/top_k.py",
+    "float64 reference": "seerbench/core/reference.py",
+    "tolerance": "seerbench/core/tolerance.py",
+    "list of block-sparse kernels": "seerbench/methods/block_sparse_kernels.py",
+    "RoPE": "seerbench/core/rope.py",
+    "YaRN": "seerbench/models/yarn.py",
+    "Muon": "seerbench/training/muon.py",
+    "row schema": "seerbench/rows/schema.py",
+    "bootstrap": "seerbench/rows/bootstrap.py",
+    "GPU lock": "seerbench/measure/gpu_lock.py",
+    "FSDP": "seerbench/training/fsdp.py",
+    "Hugging Face model": "seerbench/models/hugging_face.py",
+    "arms to methods": "seerbench/steps/arms.py",
+    "fidelity cards": "seerbench/methods/cards.py",
+    "MoA's search": "seerbench/search/moa.py",
+    "MInference's search": "seerbench/search/minference.py",
+    "LongBench": "seerbench/data/longbench.py",
+    "claims": "seerbench/report/claims_page.py",
+    "colours": "seerbench/artefacts/colors.py",
+    "the paper's numbers": "results/paper/README.md",
+    "publishing": "seerbench/rows/publish.py",
+    "staleness": "seerbench/rows/staleness.py",
+    "random weights": "seerbench/models/random_weights.py",
+    "source digest": "seerbench/rows/source_digest.py",
+}
+
+
+def test_each_concept_is_found_by_file_name():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert [name for name, path in CONCEPTS.items() if not (ROOT / path).is_file()] == []
+    assert [path for path in CONCEPTS.values() if path not in tree_of(page) and "results/paper/" not in path] == []
+    assert "`results/paper/`" in page
+
+
 def test_a_block_with_an_unknown_target_fails():
     with pytest.raises(AssertionError):
         check_names("make nothing")
