@@ -23,7 +23,7 @@ def test_a_second_process_waits_for_the_lock(tmp_path, monkeypatch):
             text=True,
         )
         message = second.stderr.readline()
-        assert "waiting: another SeerBench process is timing on this CPU" in message
+        assert "waiting" in message
         time.sleep(0.2)
         assert second.poll() is None
     assert second.communicate(timeout=60)[0] == "held\n"

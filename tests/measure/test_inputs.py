@@ -7,6 +7,7 @@ from measure.toy import TOKENS
 from seerbench.core import rope
 from seerbench.core.problem import AttentionProblem
 from seerbench.core.rope import rope_of
+from seerbench.errors import MeasureError
 from seerbench.measure import inputs as measure_inputs
 from seerbench.measure.inputs import random_inputs
 
@@ -32,5 +33,5 @@ def test_rope_of_random_attention_is_the_model_s(model):
 def test_captured_layer_is_the_middle_one_unless_said(model):
     assert measure_inputs.capture(model, TOKENS)[3].index == 1
     assert measure_inputs.capture(model, TOKENS, 2)[3].index == 2
-    with pytest.raises(ValueError, match="no layer 7"):
+    with pytest.raises(MeasureError, match="7"):
         measure_inputs.capture(model, TOKENS, 7)

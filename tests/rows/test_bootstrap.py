@@ -33,15 +33,15 @@ def test_rounds_are_matched_by_their_number():
 
 
 def test_what_cannot_be_paired_is_refused():
-    with pytest.raises(ValueError, match="cannot be paired by position"):
+    with pytest.raises(ValueError, match="position"):
         bootstrap.paired_speedup([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match="no rounds in common"):
+    with pytest.raises(ValueError, match="common"):
         bootstrap.paired_speedup(pd.Series([1.0], index=[0]), pd.Series([1.0], index=[1]))
-    with pytest.raises(ValueError, match="not unique"):
+    with pytest.raises(ValueError, match="unique"):
         bootstrap.paired_delta(pd.Series([1.0, 2.0], index=["a", "a"]), pd.Series([1.0, 2.0], index=["a", "b"]))
     with pytest.raises(ValueError, match="NaN"):
         bootstrap.mean([1.0, np.nan])
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="least one"):
         bootstrap.mean([])
 
 
@@ -82,7 +82,7 @@ def test_wilson_by_hand():
     assert bootstrap.proportion(0, 20)[2] == pytest.approx(0.1611, abs=1e-4)
     assert bootstrap.proportion(20, 20)[1:] == pytest.approx((0.8389, 1.0), abs=1e-4)
     for wrong in ((3, 2), (-1, 5), (0, 0)):
-        with pytest.raises(ValueError, match="0 <= correct <= total"):
+        with pytest.raises(ValueError, match="total"):
             bootstrap.proportion(*wrong)
 
 

