@@ -62,12 +62,19 @@ def launcher(processes):
     return f"torchrun --standalone --nproc-per-node {processes} --no-python "
 
 
+def is_there(table):
+    """Whether the run that is drawn has rows of a table: a published run need not have all of them."""
+    return DRAWN == RUN or any((DRAWN / table).glob("*.parquet"))
+
+
 def drawable(kind=None):
-    """The artefacts (of one kind) whose rows this preset measures."""
+    """The artefacts (of one kind) whose rows this preset measures and the run that is drawn has."""
     return [
         name
         for name, about in ARTEFACTS.items()
-        if kind in (None, about.kind) and not PRESET.rows_for(about.needs)[1]
+        if kind in (None, about.kind)
+        and not PRESET.rows_for(about.needs)[1]
+        and all(is_there(table) for table, _ in about.needs)
     ]
 
 
