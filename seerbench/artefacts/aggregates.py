@@ -169,8 +169,9 @@ def dense_time(stages: Mapping[str, pd.Series], stage: str) -> pd.Series | None:
 def _rounds(samples: pd.DataFrame) -> dict[tuple, dict[str, pd.Series]]:
     """Return (run_id, cell, method) -> stage -> ms by round."""
     rounds: dict[tuple, dict[str, pd.Series]] = {}
-    for (*key, stage), group in samples.groupby(["run_id", "cell", "method", "stage"], sort=False):
-        rounds.setdefault(tuple(key), {})[stage] = group.set_index("round").ms
+    by_round = samples.set_index("round").groupby(["run_id", "cell", "method", "stage"], sort=False).ms
+    for (*key, stage), ms in by_round:
+        rounds.setdefault(tuple(key), {})[stage] = ms
     return rounds
 
 

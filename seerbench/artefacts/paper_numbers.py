@@ -10,7 +10,7 @@ from seerbench import paths
 from seerbench.errors import ResultsError
 
 TITLE = "SeerAttention, arXiv 2410.13276 v1"
-GPU = "GPU not named there (its v4: one A100)"
+GPU = "GPU not named (version 4 of the paper: one A100)"
 BLOCK = 64  # The paper's kernels use blocks of 64 by 64.
 BEST_POOLING = "Qavg_Kmaxmin"  # Figure 10: average of the queries, maximum and minimum of the keys.
 TABLE_1_LONGEST_COMPARED = 65536  # Claims C7 and C8 end at 64k; C9 is about the column after it.
