@@ -187,7 +187,7 @@ def rouge(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
     """Return the F measure of ROUGE-L by the package `rouge`, which the official scorer uses; others differ.
 
     A text that the package cannot score, since it is empty or has a sentence too long for its recursion, scores 0,
-    as in the official scorer. So the recursion limit is Python's default here, which other packages raise.
+    as in the official scorer. Other packages raise the recursion limit, so this function sets Python's default.
     """
     from rouge import Rouge
 
@@ -206,8 +206,8 @@ def classification(prediction: str, answer: str, classes: Sequence[str]) -> floa
     """Return 1 / n if the prediction names n classes and the right one is among them, else 0."""
     named = [name for name in classes if name in prediction]
     # A name that is part of the right name does not count as another answer. The official scorer removes names from
-    # the list that it iterates over, and so skips the name after a removed one. This loop does so too, since scores
-    # would differ otherwise.
+    # the list over which it iterates, so it skips the name after a removed one. This loop skips it too, to give the
+    # same scores.
     place = 0
     while place < len(named):
         if named[place] in answer and named[place] != answer:
@@ -217,13 +217,13 @@ def classification(prediction: str, answer: str, classes: Sequence[str]) -> floa
 
 
 def count(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """Return the share of the numbers in the prediction that are the right one."""
+    """Return the share of the numbers in the prediction that equal the answer, from 0 to 1."""
     numbers = re.findall(r"\d+", prediction)
     return numbers.count(str(answer)) / len(numbers) if numbers else 0.0
 
 
 def retrieval(prediction: str, answer: str, _classes: Sequence[str] = ()) -> float:
-    """Return the share of the numbers in the prediction that are the one of an answer such as "Paragraph 12"."""
+    """Return the share of the numbers in the prediction that equal the number of an answer "Paragraph 12"."""
     return count(prediction, re.findall(r"Paragraph (\d+)", answer)[0])
 
 
@@ -254,7 +254,7 @@ METRICS: dict[str, Callable[[str, str, Sequence[str]], float]] = {
 
 
 def stops(task: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Return options of generation: an answer to samsum ends at the first line break after its first token."""
+    """Return the options of `generate` that end an answer: for samsum, at the first line break after one token."""
     if task != "samsum":
         return {}
     newline = tokenizer.encode("\n", add_special_tokens=False)[-1]

@@ -3,8 +3,8 @@
     passkey, kv, cloze                    examples for evaluation, from held-out documents
     training_lookups, training_repeats    windows for training, from train text and with other codes
 
-measure/tasks.py scores the examples. training/batches.py mixes the windows into pre-training, because sparsity
-cannot harm a small model that never had to look back.
+measure/tasks.py scores the examples. training/batches.py mixes the windows into pre-training, because skipped
+blocks cannot harm a small model that has not learned to use its context.
 
 An example has exactly `context` tokens and ends with its answer. It is scored with teacher forcing, in one forward
 pass over all tokens: it is correct if the argmax at positions `answer_start - 1` to `context - 2` equals every

@@ -73,7 +73,7 @@ class Entry:
         prepare: runs the method once and returns what to time.
         problem: the problem with the method's own block size.
         gate: the gate, plan file or configuration that decides the plan, if there is one.
-        dynamic: whether the plan depends on what q and k hold.
+        dynamic: whether the plan depends on the values of q and k.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class CellTimer:
-    """What the cells of one sweep at one context have in common; `measure` times one of them.
+    """Settings that the cells of one sweep at one context share; `measure` times one of the cells.
 
     Attributes:
         sweep: kernel, methods, training_kernel or ttft.
@@ -169,7 +169,7 @@ def _try(entry: Entry, device: str) -> tuple[dict[str, Any], Candidate | None]:
         outcome["peak_mib"] = prepared.peak_mib
         if prepared.peak_mib is None:
             with prepared.inside():
-                for call in prepared.stages.values():  # compiles, so that peak memory is not that of compiling
+                for call in prepared.stages.values():  # Compile first: peak memory must not include compilation.
                     call()
                 outcome["peak_mib"] = peak_mib(prepared.stages[prepared.memory_stage], device)
     except Refused as refusal:

@@ -22,9 +22,9 @@ from seerbench.kernels.pooled import reference as pooled_reference
 from seerbench.methods.block_sparse_kernels import laid_out
 from seerbench.methods.protocol import Method
 
-# The reference holds several N x N maps in float64. Up to this context a check uses all tokens ...
+# The reference holds several N x N maps in float64, so only up to this context does a check use all tokens.
 MAX_CHECKED_CONTEXT = 1024
-# ... and beyond it the first 1000, which are no multiple of a block, so that a partial block is checked too.
+# Beyond that context it uses the first 1000. They are no multiple of a block, so a partial block is checked too.
 CHECK_TOKENS = 1000
 
 
@@ -37,7 +37,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within the budget; False for NaN."""
+        """Return whether the error is within the budget; False for NaN."""
         return self.error <= self.budget
 
 
@@ -73,19 +73,19 @@ def compare_with_reference(actual: Tensor, q: Tensor, k: Tensor, v: Tensor, mask
 
 
 def check_tokens(context: int) -> int:
-    """Return on how many tokens a method is checked before it is timed at `context` tokens."""
+    """Return the number of tokens on which a method is checked before it is timed at `context` tokens."""
     return context if context <= MAX_CHECKED_CONTEXT else CHECK_TOKENS
 
 
 def check_attend(method: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask | None) -> Check:
-    """Check `attend` of a method or kernel under a given mask; None stands for dense attention."""
+    """Check `attend` of a method or kernel under a given mask; a plan of None is dense attention."""
     return compare_with_reference(method.attend(q, k, v, laid_out(method, plan)), q, k, v, plan).check
 
 
 def check_method(method: Method, q: Tensor, k: Tensor, v: Tensor, layer: LayerContext) -> Check | None:
     """Check a method under its own plan on the first tokens of a layer.
 
-    Returns None for a plan that cannot say its token mask, since there is nothing to compare with.
+    Returns None for a plan without a token mask (`to_token_mask`), since its reference is unknown.
 
     Args:
         method: the method; its `exact` says what `attend` should return.

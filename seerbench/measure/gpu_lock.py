@@ -27,7 +27,7 @@ def exclusive(device: str) -> Iterator[None]:
     path = Path(tempfile.gettempdir()) / f"seerbench-{key}.lock"
     if not path.exists():
         path.touch(0o666)
-    # Opened for reading: flock needs no more, and the file of another user may not be writable.
+    # The file is opened for reading, since flock needs no more and another user's file may not be writable.
     with path.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

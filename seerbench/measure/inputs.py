@@ -22,13 +22,13 @@ from seerbench.methods.block_selection import select_top_k
 from seerbench.models.hugging_face import attention_layers, for_each_layer
 from seerbench.rows.schema import CAPTURED, RANDOM, RANDOM_WEIGHTS
 
-# Added to the text of random inputs for a method that chooses by what q and k hold.
+# This is added to the column `inputs` for random inputs, if the method's choice depends on the values of q and k.
 MEANINGLESS = "a dynamic method's choice and sparsity mean nothing on them"
 
 
 @dataclass(frozen=True)
 class InputSource:
-    """What the inputs of a timing are: the columns `inputs*` of the table `cells`.
+    """Origin of the inputs of a timing: the columns `inputs*` of the table `cells`.
 
     Attributes:
         kind: RANDOM, CAPTURED or RANDOM_WEIGHTS of rows/schema.py.
@@ -41,7 +41,7 @@ class InputSource:
     trained_context: int | None = None
 
     def columns(self, dynamic: bool = False) -> dict[str, str | int | None]:
-        """Return the columns; dynamic: whether the method's choice depends on what q and k hold."""
+        """Return the columns, by name; `dynamic` says whether the method's choice depends on the values of q and k."""
         text = {
             RANDOM: "random",
             CAPTURED: f"captured:{self.model}",

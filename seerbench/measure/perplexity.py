@@ -36,7 +36,8 @@ def perplexity(
         windows: token ids [N] by document, as data.windows.evaluation_windows returns them.
         arms: the methods with their labels.
         progress: a bar that advances once per row.
-        scored: the number of tokens at the end of a window that the loss is over; None for all but the first.
+        scored: the number of tokens at the end of a window over which the loss is averaged; None averages over all
+            but the first.
 
     Returns:
         Rows of the table `perplexity`, without run_id, experiment, model and corpus.

@@ -71,7 +71,7 @@ class Record:
 
 @dataclass
 class _LayerState:
-    """Attribute `seerbench` of an attention module while a method is in the model."""
+    """State of one layer while a method is in the model, kept as attribute `seerbench` of its attention module."""
 
     method: Method
     rope: Rope
@@ -219,7 +219,7 @@ def _attention(
     Args:
         module: the attention module, whose attribute `seerbench` holds the method.
         query: [B, Hq, Nq, D] after RoPE.
-        key: [B, Hk, Nk, D] after RoPE; so is `value`, without RoPE.
+        key: [B, Hk, Nk, D] after RoPE; `value` has the same shape and no RoPE.
         attention_mask: None for a causal prefill, or bool [B, 1, Nq, Nk] for padding and sliding windows.
         scaling: factor of the scores, which must be 1 / sqrt(D).
 
@@ -240,11 +240,12 @@ def _attention(
             attn_mask=attention_mask,
         )
         return out.transpose(1, 2).contiguous(), None
-    # RoPE's float32 tables promote q and k out of autocast's dtype, in which v still is.
+    # RoPE's float32 tables turn q and k into float32 under autocast, while v keeps autocast's dtype.
     query, key = query.to(value.dtype), key.to(value.dtype)
     with state.part("plan"):
         layer = LayerContext(module.layer_idx, state.q_unrotated, state.k_unrotated, state.rope)
-        # Kept here, they would outlive the layer: 1.25 GiB per layer at 128k with 32/8 heads of 128.
+        # Otherwise q and k would outlive the layer: 1.25 GiB per layer at 128k tokens, for 32 query and 8 key heads
+        # of dimension 128.
         state.q_unrotated = state.k_unrotated = None
         plan = state.method.plan(query, key, layer)
     with state.part("attend"):

@@ -1,6 +1,6 @@
 """Compute the negative log-likelihood of a window of text under a model.
 
-Perplexity is measured with it, and MoA's search compares its plans by it.
+measure/perplexity.py measures with `window_nll`, and search/moa.py compares plans by it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def window_nll(model: Any, window: Tensor, chunk: int = 16_384, scored: int | No
         model: a causal language model of transformers.
         window: int64 [N]; the first token is not predicted.
         chunk: positions whose logits exist at a time, in float32.
-        scored: count only this many tokens at the end; None counts the N - 1 that are predicted.
+        scored: average over only this many tokens at the end; None averages over all N - 1 that are predicted.
     """
     hidden = model.model(window[None, :-1], use_cache=False).last_hidden_state[0]
     targets = window[1:]

@@ -19,7 +19,7 @@ class ModelSource:
     Attributes:
         name: key under `models` in the preset, or `yarn`, or `joint-<sparsity>`.
         location: folder, or hub id; None for random weights.
-        trained_here: whether this run trains it, so that its folder is a file of the graph.
+        trained_here: whether this run trains the model; then Snakemake rules take its `files` as inputs.
         revision: commit or tag on the hub.
         yarn: factor by which RoPE is scaled when the model is loaded.
         geometry: a transformers config whose weights are drawn at random.

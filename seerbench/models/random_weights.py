@@ -4,7 +4,7 @@ Time to first token hardly depends on the values of the weights: the matrices ha
 block-sparse kernel reads as many blocks of one mask as of another of equal density. So the time can be measured
 without the weights if each method skips as much as it would with them. The steps that time such a model use
 
-    SeerAttention   gates with their initial weights, top-k at the requested sparsity
+    SeerAttention   gates with their initial weights, and the top-k rule at the requested sparsity
     MoA             one plan for all layers, searched for random influence at the requested sparsity
     MInference      its budgets, scaled once to the requested sparsity. Unscaled, (512, 2048), they keep too much:
                     the best diagonals are adjacent in a trained model and scattered in a random one, where 2048

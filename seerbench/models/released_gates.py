@@ -111,7 +111,7 @@ def _gate(
 
 
 def _weights(folder: Path, source: Path | str) -> dict[tuple[int, str], Tensor]:
-    """Return (layer, "q" or "k") -> weight [heads, inputs, outputs] for the gates in a folder."""
+    """Return the weights of the gates in a folder: (layer, "q" or "k") -> weight [heads, inputs, outputs]."""
     if (folder / GATES_FILE).is_file():
         state = torch.load(folder / GATES_FILE, map_location="cpu", weights_only=True)
     else:
@@ -140,7 +140,7 @@ def _gates_in_model(folder: Path, source: Path | str) -> dict[str, Tensor]:
 
 
 def _gates_of(index: Path) -> dict[str, str]:
-    """Return name -> file of the gates' weights in an index of several files."""
+    """Read the index of a model in several files; return the gates' weights as name -> file."""
     return {key: name for key, name in json.loads(index.read_text())["weight_map"].items() if "attn_gate" in key}
 
 

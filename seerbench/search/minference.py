@@ -80,7 +80,7 @@ def search_patterns(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> list[Pa
 def candidates(tokens: int) -> list[Pattern]:
     """Return the patterns that the search tries at a length: the paper's table 7, budgets in proportion.
 
-    The A-shape comes first. Its cost in the kernel is what the other candidates may spend.
+    The A-shape is the first. Its number of executed tiles limits those of the other candidates.
     """
     scale = tokens / CALIBRATION_TOKENS
     paper = [

@@ -1,8 +1,8 @@
 """Search MoA's plans for a model: profile it, solve for rules, and keep the plans that lose least on held-out text.
 
-    moa_influence   the gradient of the loss through a dense forward pass -> influence of every block, layer by
-    layer moa_plans       influence at several lengths -> plans at several sparsities, for each the best on other
-    text random_plan     a plan without a model, for timings
+    moa_influence   gradient of the loss through a dense forward pass -> influence of every block, layer by layer
+    moa_plans       influence at several lengths -> for each sparsity, the plan that is best on other text
+    random_plan     a plan without a model, for timings
 
 This is the offline part of MoA. moa_solver.py chooses the rules; the step `profile` writes the plans to files,
 which the method (baselines/moa.py) reads. Source: arXiv:2406.14909, section 4.
@@ -44,7 +44,7 @@ GradientFunction = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class MoAPlan:
-    """A rule for every head of a model: head h spans alpha_h + beta_h * N tokens."""
+    """A rule for every head of a model: at a context of N tokens, head h spans alpha_h + beta_h * N of them."""
 
     alphas: np.ndarray  # [layers, heads]
     betas: np.ndarray  # [layers, heads]
@@ -123,7 +123,7 @@ def choose_in_parallel(
 def random_plan(heads: int, sparsity: float | None, block: int, seed: int, longest: int = 8192) -> MoAPlan:
     """Return a plan of one layer for random influence, for timings without a model.
 
-    Its heads differ as those of a searched plan do, which is what the time of a kernel depends on.
+    The heads differ as those of a searched plan do, since the time of a kernel depends on their differences.
 
     Args:
         heads: query heads.

@@ -33,7 +33,7 @@ MIN_BUDGET_SHARE = 0.9  # A plan uses at least this share of its bound, as upstr
 # A length has a bound only if the bound is at least this many times the density of the shortest rule. A bound that
 # is closer would forbid every rule that grows with the context.
 MIN_BOUND_RATIO = 1.5
-# Betas of the grid of rules. Upstream's are the eighths; the finer ones are needed to skip 90%.
+# Values of beta in the grid of rules. Upstream's are the eighths; sparsities near 90% need the finer ones.
 BETAS = (0.0, 1 / 32, 1 / 16, *(step / 8 for step in range(1, 9)))
 # A key that leaves less than this weight to the other keys of its row is taken for the row's only key.
 MIN_REMAINING_WEIGHT = 1e-6
@@ -140,7 +140,7 @@ def bounds(rules: np.ndarray, lengths: Sequence[int], block: int, sparsity: floa
 
     Without a sparsity, the density is the mean span over the context, and its bound is DEFAULT_KV_DENSITY. With
     one, it is the share of causal blocks that the mask keeps, and its bound is what the top-k rule keeps. The last
-    length always has a bound, another one only by MIN_BOUND_RATIO.
+    length always has a bound; any other length has one only if MIN_BOUND_RATIO allows it.
 
     Args:
         rules: [R, 2], from `rule_grid`.
@@ -170,8 +170,9 @@ def choose_rules(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray
     """Return the Pareto-optimal plans under the bounds, each as indices of rules, int [layers, heads].
 
     Rules below MIN_RULE_DENSITY of a bound are left out. Influence is a first-order estimate and underestimates
-    what a head loses that keeps hardly any block, so a budget of a half would give some heads everything and
-    others nothing (docs/LOG.md). Each length by itself gives the range of every objective. Then the cost at the
+    what a head loses if it keeps hardly any block. Without this limit, a budget of one half would give some heads
+    all blocks and others almost none (docs/LOG.md). The objectives are the costs at the profiled lengths. The best
+    plan for each length by itself gives the range of every objective. Then the cost at the
     first length is minimised, with those at the other lengths bounded at the ends of INTERVALS of their ranges.
 
     Args:
@@ -240,12 +241,12 @@ class Candidates:
 
 
 def candidates(costs: Sequence[np.ndarray], limits: Bounds) -> list[Candidates]:
-    """Return, per layer, the assignments that are best at some price of density, for `solve` to choose from.
+    """Return for each layer the assignments that are best at some price of density; `solve` chooses among them.
 
     A price, a mixture of the objectives and a length at which density is saved decide which pairs of rules are
     best. Within a pair, the heads that lose most by the shorter rule get the longer one: none, some, or all of
     them. So every assignment has one rule per head and at most two per layer, and the integer program makes one
-    choice per layer. As constraints of the program, these conditions take HiGHS minutes for 64 heads.
+    choice per layer. If these conditions were constraints of the program, HiGHS would take minutes for 64 heads.
     """
     mixtures = [*np.eye(len(costs)), np.full(len(costs), 1 / len(costs))]
     savings = [*limits.density, limits.density.mean(0)]
@@ -306,8 +307,8 @@ def solve(
 ) -> np.ndarray | None:
     """Return the plan with the lowest cost at one length, int [layers, heads], or None if no plan is within bounds.
 
-    The program is solved without the smallest densities first. Then an assignment that another one of its layer
-    dominates is never needed, and a solution that happens to keep enough is also the best with them.
+    The program is first solved without `min_density`, so assignments that another one of their layer dominates can
+    be left out. A solution that satisfies `min_density` nevertheless is also the best one with it.
 
     Args:
         pool: from `candidates`.

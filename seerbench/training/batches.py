@@ -37,8 +37,8 @@ class Step(NamedTuple):
 def schedule(stages: Sequence[Stage]) -> list[Step]:
     """Return the shape and mix of the batch of every step.
 
-    The steps of a stage with several lengths take them in turn, because a model that sees only long windows forgets
-    how to look things up at the first positions.
+    The steps of a training stage with several lengths take the lengths in turn, because a model that is trained on
+    long windows alone gets worse at look-ups in the first positions.
     """
     plan: list[Step] = []
     for stage in stages:
@@ -65,7 +65,7 @@ def mixed_batch(
         pieces: parts of look-ups as tokens.
         context: tokens per window.
         windows: windows per batch.
-        mix: shares of repeats and look-ups; with few windows, they are met on average over steps.
+        mix: shares of repeats and look-ups; if a batch has few windows, the mean over steps has these shares.
         rng: decides everything that is random.
         vocab: number of tokens that repeats are drawn from.
     """

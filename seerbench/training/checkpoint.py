@@ -25,7 +25,7 @@ from seerbench.training.fsdp import full_tensor, rank_and_world_size, shard_like
 
 
 def digest_of(*parts: object) -> str:
-    """Return a hash of what decides a training (settings, corpus, seed). Only its own checkpoint is continued."""
+    """Return a hash of what decides a training (settings, corpus, seed), to recognise its checkpoint."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -2,8 +2,8 @@
 
 A gate needs only the q and k of its own layer, so nothing flows back through the model. One dense forward pass
 shows them, layer by layer, to any number of gate sets. The sets share the pools and the target, and each is
-trained as it would be by itself, with a loss and a clipping of its own. What exists at a time is one layer's q, k
-and target, the weights, and the gates with their optimizer; docs/checkpoints.md says what that takes at 8B. Under
+trained as it would be by itself, with a loss and a clipping of its own. Memory holds q, k and target of one layer
+at a time, the weights, and the gates with their optimizer; docs/checkpoints.md has its size for an 8B model. Under
 torchrun the processes share the windows of a batch (fsdp.py).
 
 The step `distill` calls `distill` with a resolved job. Source: arXiv:2410.13276; AdamW without weight decay and the

@@ -1,8 +1,8 @@
 """Extend a model's context with YaRN and fine-tune all its weights, dense or jointly with its gates.
 
-Jointly: the output of a layer comes from sparse attention under the mask that its gate predicts. The gate's target
-comes from a dense pass without gradients over the same q and k. The loss is the language-model loss plus the gate
-loss. The mask is not differentiable and the gate reads detached q and k, so neither loss reaches the other's
+In joint training, a layer's output comes from sparse attention under the mask that its gate predicts. The gate's
+target comes from a dense pass without gradients over the same q and k. The loss is the language-model loss plus the
+gate loss. The mask is not differentiable and the gate reads detached q and k, so neither loss reaches the other's
 weights.
 
 The step `finetune` calls `finetune` with a resolved job. Source: arXiv:2410.13276.
@@ -160,7 +160,7 @@ class JointAttention(Method[BlockMask]):
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         """Return the mask that the layer's gate predicts, and add the gate's loss to `loss`."""
         if layer.index in self.plans:
-            # The backward pass computes the layer again: it needs the same mask, and its loss is counted already.
+            # When the backward pass computes the layer again, it needs the same mask, and the loss is already counted.
             return self.plans[layer.index]
         gate = self.gates[layer.index]
         detached = dataclasses.replace(
@@ -168,7 +168,7 @@ class JointAttention(Method[BlockMask]):
         )
         with torch.no_grad():
             target = gate_target(pooled_attention(q.detach(), k.detach(), k.detach(), self.block)[2])
-        # The gate's activations are kept for its backward pass even if those of the layer around it are not.
+        # The gate's activations are kept for its backward pass even if the layer's other activations are not.
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
             scores = gate_scores(gate, q.detach(), k.detach(), detached)
             self.loss = self.loss + gate_loss(scores, target, gate.config.recipe)

@@ -22,7 +22,7 @@ GATE_CLIP = 1.0
 def optimizers(model: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
     """Return AdamW for embeddings, norms and other vectors, and Muon for the matrices inside the layers.
 
-    Without a learning rate for Muon, the list holds AdamW alone, which then trains the matrices too.
+    Without a learning rate for Muon, the list holds AdamW alone, which then trains the matrices as well.
     """
     matrices, embeddings, others = [], [], []
     for name, param in model.named_parameters():

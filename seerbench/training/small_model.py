@@ -73,7 +73,8 @@ def initialize(model: LlamaForCausalLM, weights: FirstWeights) -> None:
     - In the second layer, these heads look for places whose preceding token is the current one. They compare tokens
       in the RoPE frequencies that hardly turn within the context.
 
-    From random weights, learning the last step took more tokens than the cpu preset has (docs/LOG.md).
+    With random initial weights, the second layer needed more tokens to learn this than the cpu preset trains on
+    (docs/LOG.md).
 
     Args:
         model: of two layers or more.

@@ -17,7 +17,7 @@ from seerbench.methods.protocol import Method, Plan, realised_sparsity
 IN_EVERY_CELL = ("dense", "fa2", "cudnn", "fa4")
 # The column `mask` by method; methods that are not listed choose by a "pattern".
 MASKS = dict.fromkeys(DENSE, "dense") | {"seer": "gate", "random": "random"}
-# Methods whose choice depends on what q and k hold, so that it means nothing on random inputs.
+# Methods whose choice of blocks depends on the values of q and k, so it means nothing on random inputs.
 DYNAMIC = (
     *("minference", "minference-aligned", "minference-upstream"),
     *("flexprefill", "xattention", "flashprefill", "oracle"),
@@ -81,10 +81,10 @@ def flops(plan: Plan | None, problem: AttentionProblem) -> float:
 
 
 def mask_kind(method: Method) -> str:
-    """Return the column `mask` of a method."""
+    """Return the value of the column `mask` for a method: dense, gate, random or pattern."""
     return MASKS.get(base_name(method), "pattern")
 
 
 def base_name(method: Method) -> str:
-    """Return the name of a method without what wrappers add: "seer" for "seer+fa4"."""
+    """Return the name of a method without the suffixes of wrappers: "seer" for "seer+fa4"."""
     return method.name.partition("+")[0]

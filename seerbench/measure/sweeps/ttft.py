@@ -64,7 +64,7 @@ def ttft_sweep(
             def prepare(method: Method = method) -> Prepared:
                 if method.sparsity is not None:
                     method = CachedThreshold(method, layers_alike)
-                if problem.device == "cpu":  # the record of allocations would include those of compiling
+                if problem.device == "cpu":  # Compile first, or the record of allocations includes compilation.
                     with attention_method(model, method, count=False):
                         forward()
                 with attention_method(model, method) as record:
