@@ -41,7 +41,7 @@ class InputSource:
     trained_context: int | None = None
 
     def columns(self, dynamic: bool = False) -> dict[str, str | int | None]:
-        """Return the columns, by name; `dynamic` says whether the method's choice depends on the values of q and k."""
+        """Return the columns by name; `dynamic`: whether the method's choice depends on the values of q and k."""
         text = {
             RANDOM: "random",
             CAPTURED: f"captured:{self.model}",

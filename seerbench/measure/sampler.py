@@ -23,8 +23,9 @@ Timer = Callable[[Call], float]  # runs a call and returns its duration in milli
 # Memory that is overwritten before each timed GPU call to empty the L2 cache: several times the largest L2 (50 MiB
 # on an H200, 126 MiB on a B200). triton.testing.do_bench uses the same size.
 FLUSH_BYTES = 256 * 2**20
-# About 2 ms of GPU cycles. This is longer than the host needs to launch one method, and no longer than the work that
-# a layer of an 8B model keeps queued at 8k. With 0.5 ms, plans that wait for the GPU looked too fast (docs/LOG.md).
+# About 2 ms of GPU cycles. This is longer than the host needs to launch one method, and no longer than the work
+# that a layer of an 8B model keeps queued at 8k. With 0.5 ms, plans that wait for the GPU looked too fast
+# (docs/LOG.md).
 PAUSE_CYCLES = 4_000_000
 
 

@@ -160,7 +160,7 @@ class JointAttention(Method[BlockMask]):
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         """Return the mask that the layer's gate predicts, and add the gate's loss to `loss`."""
         if layer.index in self.plans:
-            # When the backward pass computes the layer again, it needs the same mask, and the loss is already counted.
+            # The backward pass computes the layer again. It needs the same mask, and the loss is already counted.
             return self.plans[layer.index]
         gate = self.gates[layer.index]
         detached = dataclasses.replace(

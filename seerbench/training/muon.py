@@ -16,8 +16,8 @@ class Muon(torch.optim.Optimizer):
     """Update matrices by their momentum, orthogonalized with Newton-Schulz iterations.
 
     The update is that of torch.optim.Muon with adjust_lr_fn="match_rms_adamw", which iterates in bfloat16, matrix
-    by matrix. CPUs emulate bfloat16, so a step of the small model takes torch's optimizer 0.6 s. Here the matrices of one shape
-    are iterated together, in float32 on a CPU.
+    by matrix. CPUs emulate bfloat16, so a step of the small model takes torch's optimizer 0.6 s. Here the matrices
+    of one shape are iterated together, in float32 on a CPU.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
