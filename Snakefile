@@ -24,8 +24,9 @@ for key in config:
 PRESET = load_preset(
     config.get("preset", "cpu"), config.get("results", "results/fresh")
 )
-RUN = PRESET.folder  # what this machine measures
-# That, or a published run where this machine cannot measure; plan_for_gpu=1 plans for one that can.
+RUN = PRESET.folder  # the run that this machine measures
+# The run to draw: RUN, or a published run if this machine cannot measure the preset. `plan_for_gpu=1` plans as on
+# a machine that can.
 DRAWN = RUN if config.get("plan_for_gpu") else PRESET.artefact_run()
 FIGURES = f"{config.get('figures', 'figures')}/{PRESET.name}"
 

@@ -1,4 +1,4 @@
-"""The command line: one command per step. The rules of the graph call these, and so can you.
+"""Define the command line: one command per step. The rules of the graph call these commands; you can too.
 
 Imports are inside the commands, so that `--help`, `list`, `doctor` and the graph wait for nothing heavy.
 """
@@ -20,9 +20,9 @@ from seerbench.presets.load import known_presets, load_preset
 from seerbench.presets.types import SWEEPS
 
 app = typer.Typer(
-    help="""Sparse attention for long-context prefill: how much can be skipped, at what loss, for how much time.
+    help="""Measure sparse attention for long-context prefill: the blocks skipped, the loss, and the time.
 
-The whole graph: `make figures`, or `snakemake --cores all -- figures`. Each of its steps is a command here.""",
+`make figures`, or `snakemake --cores all -- figures`, runs the whole graph. Each step of it is a command here.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -32,7 +32,7 @@ USE, STEP, KEEP = "For a person", "Steps of the graph (the rules call these)", "
 
 
 def _presets() -> list[str]:
-    """Return the names that the shell completes; so do the next two functions."""
+    """Return the names of the presets, which the shell completes."""
     return known_presets()
 
 
@@ -186,7 +186,7 @@ def tasks(preset: PresetName, experiment: ExperimentName, results: Results = FRE
 
 @app.command(rich_help_panel=STEP)
 def recall(preset: PresetName, experiment: ExperimentName, results: Results = FRESH) -> None:
-    """Measure how many of the best blocks each method finds.
+    """Measure the share of the oracle's blocks that each method finds.
 
     Example: `seerbench recall cpu gates`
     """
@@ -217,7 +217,7 @@ def latency(
     contexts: Annotated[list[int], typer.Argument(help="tokens; several contexts are timed one after the other")],
     results: Results = FRESH,
 ) -> None:
-    """Time one sweep at one or more contexts, all methods interleaved. Run nothing else meanwhile.
+    """Time one sweep at one or more contexts, all methods interleaved. Run nothing else at the same time.
 
     Example: `seerbench latency cpu kernel 8192`
     """
@@ -233,19 +233,19 @@ def compare(
     target: Annotated[str | None, typer.Argument(help="mine.py, mine.py:name, or package.module:name")] = None,
     against: Annotated[str, typer.Option(help="baselines, with commas; speed-ups are over the first")] = "",
     contexts: Annotated[str, typer.Option(help="tokens, such as 2048,8192")] = "",
-    sparsity: Annotated[str, typer.Option(help="shares of the blocks to skip")] = "0.5,0.9",
+    sparsity: Annotated[str, typer.Option(help="requested sparsities, with commas")] = "0.5,0.9",
     device: Annotated[str, typer.Option(help="cpu or cuda; empty: a GPU if there is one")] = "",
     dtype: Annotated[str, typer.Option(help="float32 (CPU), bfloat16, float16")] = "",
-    heads: Annotated[int | None, typer.Option(help="query heads")] = None,
-    kv_heads: Annotated[int | None, typer.Option(help="key/value heads")] = None,
+    heads: Annotated[int | None, typer.Option(help="number of query heads")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="number of key/value heads")] = None,
     head_dim: Annotated[int | None, typer.Option(help="head dimension")] = None,
     block: Annotated[int, typer.Option(help="tokens per block, for queries and keys")] = 64,
-    batch: Annotated[int, typer.Option(help="sequences")] = 1,
+    batch: Annotated[int, typer.Option(help="number of sequences")] = 1,
     rounds: Annotated[int, typer.Option(help="timed rounds; each runs every method once, shuffled")] = 30,
     cap: Annotated[float, typer.Option(help="seconds that a cell may take after its 10th round")] = 20.0,
     seed: Annotated[int, typer.Option(help="seed of inputs, masks and the order in a round")] = 0,
-    base: Annotated[str | None, typer.Option(help="a commit: time its block-sparse kernel too")] = None,
-    name: Annotated[str | None, typer.Option(help="name of the rows and files")] = None,
+    base: Annotated[str | None, typer.Option(help="also time the block-sparse kernel of this commit")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the candidate in rows and files")] = None,
     fail_below: Annotated[float | None, typer.Option(help="exit 4 if the speed-up is below this number")] = None,
     results: Results = FRESH,
     figures: Annotated[Path, typer.Option(help="folder for the figure")] = Path("figures/compare"),
@@ -253,8 +253,8 @@ def compare(
     """Check a kernel or method of your own against the float64 reference, then time it beside the baselines.
 
     A kernel is a function `(q, k, v, mask) -> o` with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
-    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. If it is wrong it is not timed:
-    the report says in which trial and where, and guesses why.
+    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. A wrong one
+    is not timed: the report names the trial, the wrong positions and the likely mistake.
 
     A kernel is compared with dense, fa2, cudnn, fa4, flash-attn, flex, block_sparse, fa4-sparse, flex-sparse, or
     another file; a method with any method of `seerbench list` except seer and moa.
@@ -266,7 +266,8 @@ def compare(
     - `seerbench compare package.module:object --fail-below 1.0` for a build that must not get slower
     - `seerbench compare --base HEAD~1`: this tree's block-sparse kernel beside that commit's
 
-    Exit code: 0 right, 1 the comparison cannot be made, 3 wrong, 4 slower than `--fail-below`.
+    Exit codes: 0 for a right output, 1 if the comparison cannot be made, 3 for a wrong output, 4 if the speed-up is
+    below `--fail-below`.
     """
     from seerbench.compare import present as comparing
     from seerbench.compare import run as compare_run
@@ -309,7 +310,7 @@ def compare(
     typer.echo(comparing.table(outcome.frame))
     typer.echo("\nwritten: " + " ".join(map(str, outcome.files)))
     if (outcome.frame[outcome.frame.method == outcome.name].status == "failed").any():
-        raise typer.Exit(3)  # right in the trials, wrong at the timed size
+        raise typer.Exit(3)  # the output is right in the trials, but wrong at the timed size
     if fail_below is not None:
         slow = comparing.below(outcome.frame, outcome.name, fail_below)
         for row in slow.itertuples():
@@ -372,7 +373,7 @@ def draw(
 @app.command(rich_help_panel=USE)
 def report(
     run: Annotated[Path, typer.Option(help="folder of rows: results/fresh/cpu, results/published/...")],
-    out: Annotated[Path, typer.Option(help="the page")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="file of the page")] = Path("report.html"),
     published: Annotated[Path, typer.Option(help="where published runs are")] = ROOT / "results" / "published",
 ) -> None:
     """Write one self-contained HTML page: claims with verdicts, every artefact, its data, the time of each step.
@@ -425,7 +426,7 @@ def check(
     what: Annotated[str, typer.Argument(help="published (the runs) or claims (CLAIMS.md)")] = "published",
     published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
     write: Annotated[bool, typer.Option("--write", help="claims: write the page instead of comparing")] = False,
-    page: Annotated[Path, typer.Option(help="claims: the page")] = Path("CLAIMS.md"),
+    page: Annotated[Path, typer.Option(help="claims: file of the page")] = Path("CLAIMS.md"),
 ) -> None:
     """Fail if a published run was changed or was timed with other kernels, or if CLAIMS.md disagrees with the rows.
 
@@ -463,7 +464,7 @@ def _check_claims(published: Path, page: Path, write: bool) -> None:
 
 @app.command(name="list", rich_help_panel=USE)
 def list_methods(
-    artefacts: Annotated[bool, typer.Option("--artefacts", help="the tables and figures instead")] = False,
+    artefacts: Annotated[bool, typer.Option("--artefacts", help="show the tables and figures instead")] = False,
 ) -> None:
     """Show each method with its source and fidelity, and the reason if it cannot run here."""
     if artefacts:
@@ -493,7 +494,7 @@ def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", r
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is one line and exit code 1."""
+    """Run the command line. A UserError or a full disk gives one line on stderr and exit code 1."""
     try:
         app()
     except UserError as error:

@@ -18,7 +18,7 @@ class ConfigError(UserError, ValueError):
 
 
 class UnknownMethod(UserError, ValueError):
-    """A method name that nobody registered, or that a plug-in may not take; the text lists the known names."""
+    """A method name that is not registered, or that a plug-in may not use; the text lists the known names."""
 
 
 class MethodError(UserError, TypeError):

@@ -1,4 +1,4 @@
-"""What a user sees: one clear line and exit code 1 for each mistake, and results left as they were."""
+"""Tests of the command line: each mistake gives one clear line and exit code 1, and changes no results."""
 
 import errno
 import re
@@ -21,7 +21,7 @@ SMOKE = ROOT / "tests" / "smoke.yaml"
 
 
 class Done(NamedTuple):
-    """What a command left behind."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -30,7 +30,7 @@ class Done(NamedTuple):
 
 @pytest.fixture
 def seerbench(monkeypatch, capsys):
-    """Runs the command line in this process: torch starts once for all tests here."""
+    """Return a function that runs the command line in this process, so torch is imported once for all tests."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["seerbench", *map(str, arguments)])
@@ -44,7 +44,7 @@ def seerbench(monkeypatch, capsys):
 
 @pytest.fixture
 def fails_with(seerbench):
-    """Expects one line of error that holds a text, and exit code 1."""
+    """Return a function that expects exit code 1 and one line of error that contains a text."""
 
     def check(text, *arguments):
         done = seerbench(*arguments)
@@ -180,7 +180,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("words", EXAMPLES)
 def test_the_examples_of_the_help_are_commands(words):
-    """Every example parses: its command, its options and the number of its arguments."""
+    """Parse every example: its command, its options and the number of its arguments."""
     command = typer.main.get_command(app).commands[words[1]]
     assert command.make_context(words[1], words[2:]).params
 

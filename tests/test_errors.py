@@ -1,4 +1,4 @@
-"""Errors have fields, so that no code reads their text."""
+"""Errors have fields, so no code has to parse their text."""
 
 from pathlib import Path
 

@@ -1,7 +1,10 @@
 """`seerbench compare`: check a kernel or method of one's own, then time it beside the baselines.
 
-load.py         find the kernel or method in a file or module        base_commit.py  load another commit's
-kernel trials.py       small cases that a kernel must get right             check.py        run them, find what
-is wrong diagnose.py     guess the mistake behind a wrong output              run.py          load, check, time,
-write present.py      summary, terminal table, figure
+load.py         finds the kernel or method in a file or module
+base_commit.py  loads the block-sparse kernel of another commit
+trials.py       lists the small cases that a kernel must get right
+check.py        runs them and finds out what is wrong
+diagnose.py     guesses the mistake behind a wrong output
+run.py          loads, checks, times, and writes rows and a figure
+present.py      makes the summary, the terminal's table and the figure
 """

@@ -1,7 +1,7 @@
 """Find the kernel or method that `seerbench compare` is given, and the baselines that it names.
 
-A kernel is a function (q, k, v, mask: BlockMask) -> output; one that is named may be any callable of four
-arguments. A method is a class under `@register`. Both come from a file (`mine.py`, `mine.py:name`) or a module
+A kernel is a function (q, k, v, mask: BlockMask) -> output. After `:name`, any callable of four arguments is
+accepted. A method is a class under `@register`. Both come from a file (`mine.py`, `mine.py:name`) or a module
 (`package.module:name`).
 """
 
@@ -29,7 +29,7 @@ from seerbench.methods.registry import card_of, create, registered
 from seerbench.rows.source_digest import files_digest
 
 ARGUMENTS = ["q", "k", "v", "mask"]
-# Methods that cannot be made from a sparsity alone, and what they need.
+# Method -> what it needs besides a sparsity. Such methods cannot be compared.
 NEEDS_A_MODEL = {"seer": "trained gates", "moa": "a plan searched for a model"}
 
 
@@ -67,7 +67,7 @@ class KernelFunction(BlockSparseKernel):
 def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
     """Return the kernel or the method class that a target names.
 
-    Raises CompareError where it names none, or several and none by name.
+    Raises CompareError if the target holds none, or if it holds several and `:name` is missing.
 
     Args:
         target: a Python file or an importable module, with `:name` if it holds several kernels and methods.
@@ -88,7 +88,7 @@ def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
     known = {key: value for key, value in vars(module).items() if looks_like_kernel(value) or is_method(value)}
     own = [key for key, value in known.items() if value.__module__ == module.__name__ and key[0] != "_"]
     if wanted and takes_four(getattr(module, wanted, None)):
-        known[wanted] = getattr(module, wanted)  # it is named, so it need not look like a kernel
+        known[wanted] = getattr(module, wanted)  # the user named it, so the names of its arguments are not checked
     if wanted and wanted not in known:
         raise CompareError(f"{place} has no kernel or method {wanted!r}; it has {', '.join(own) or 'none'}")
     if not wanted and len(own) != 1:
@@ -123,7 +123,7 @@ def make_importable(folder: Path) -> None:
 
 
 def takes_four(value: Any) -> bool:
-    """Return whether value(q, k, v, mask) is a valid call and value no class: a function, a partial, ..."""
+    """Return whether value(q, k, v, mask) is a valid call and value is not a class; a partial is accepted."""
     if inspect.isclass(value) or not callable(value):
         return False
     try:
@@ -169,7 +169,7 @@ def require_method(name: str) -> None:
 
 
 def build(make: Callable[..., Any], sparsity: float, block: int) -> Any:
-    """Make a method, with the sparsity and block size that its constructor takes."""
+    """Return a method; its constructor gets the sparsity and block size if it has such arguments."""
     parameters = inspect.signature(make).parameters
     options = {"sparsity": sparsity, "block": block}
     return make(**{name: value for name, value in options.items() if name in parameters})

@@ -47,7 +47,7 @@ def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.Da
 
     Columns besides those of `cells`: ms (the median), ms_q1 and ms_q3 (the quartiles), tflops (TFLOP/s), of_dense
     (tflops divided by that of the fastest dense kernel in the cell: at 1, a kept block costs what it costs there),
-    speedup with low and high (95% interval over rounds), rounds.
+    speedup with low and high (95% interval over rounds), rounds (their number).
 
     Args:
         cells: rows of the table `cells`.

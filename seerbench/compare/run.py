@@ -61,8 +61,8 @@ class _Loaded:
     Attributes:
         name: the candidate's name in the rows.
         candidate: a kernel object, or a method class.
-        baselines: names in the order given; the first is the reference. With a kernel for each where kernels are
-            compared, with None where methods are.
+        baselines: name -> kernel object, or name -> None where methods are compared. The order is the order given,
+            and the first is the reference of speed-ups.
     """
 
     name: str
@@ -71,7 +71,7 @@ class _Loaded:
 
     @property
     def is_method(self) -> bool:
-        """Whether the candidate is a method."""
+        """Return whether the candidate is a method rather than a kernel."""
         return isinstance(self.candidate, type)
 
 
@@ -184,7 +184,7 @@ def _load(
 
 
 def default_baselines(problem: AttentionProblem, with_base: bool) -> list[str]:
-    """Return a kernel's baselines: dense, on a GPU cuDNN's, and ours unless a base commit's kernel is given."""
+    """Return the names of a kernel's default baselines: dense, cuDNN (on a GPU), and ours without a base commit."""
     return ["dense", *["cudnn"] * (problem.device == "cuda"), *["block_sparse"] * (not with_base)]
 
 

@@ -1,4 +1,4 @@
-"""The trials of a kernel: small cases with one difficulty each, such as a partial last block.
+"""Define the trials of a kernel: small cases with one difficulty each, such as a partial last block.
 
 check.py runs them in the order of `trials`, from easy to difficult.
 """
@@ -22,7 +22,7 @@ class Trial:
     """One case that a kernel must get right.
 
     Attributes:
-        name: the difficulty, for a person.
+        name: the difficulty in words.
         problem: shape, context, block size, dtype and device.
         pattern: which blocks are kept (see `kept_blocks`).
         suspect: what to suspect if this trial is the first to fail.
@@ -44,7 +44,7 @@ class Trial:
 
     @property
     def title(self) -> str:
-        """The subject and the name."""
+        """Return the subject and the name of the trial in one text."""
         return f"{self.subject}, {self.name}" if self.subject else self.name
 
 
@@ -71,10 +71,10 @@ class Finding:
 
 
 def trials(problem: AttentionProblem) -> list[Trial]:
-    """Return the trials at a problem's heads, head_dim, block size, dtype and device.
+    """Return the trials with the heads, head_dim, block size, dtype and device of a problem.
 
-    Its context and batch are replaced. There are few distinct shapes, since a compiled kernel compiles once for
-    each.
+    Each trial sets its own context and batch. There are few distinct shapes, since a compiled kernel compiles once
+    per shape.
     """
     block = max(problem.block_q, problem.block_k)
     full = replace(problem, batch=1, context=4 * block)  # no partial block

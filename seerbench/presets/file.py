@@ -1,4 +1,4 @@
-"""A whole preset file as a type, and the checks between its sections: every name that it uses is there.
+"""Define a whole preset file as a type, and check its sections against each other: every name must be defined.
 
 Imports no torch.
 """
@@ -84,7 +84,7 @@ class PresetFile(Settings):
 
     @property
     def model_names(self) -> list[str]:
-        """The models of the file and those that `extend` makes."""
+        """Return the names of the models under `models` and of those that `extend` makes."""
         return [*self.models, *(self.extend.models() if self.extend else ())]
 
     def is_random(self, model: str) -> bool:
@@ -209,7 +209,7 @@ class PresetFile(Settings):
             self._need(place, "gates", gate.job)
             job = self.gates[gate.job]
             if isinstance(job, ReleasedGates):
-                return  # the set is named after the recipe that the file says
+                return  # the name of the set is the recipe in the released file, which is unknown here
             names = job.set_names()
         if gate.set not in (*names, EVERY_SET):
             raise _wrong(place, f"the gates {gate.job!r} have no set {gate.set!r}; {advice(gate.set, names)}")

@@ -1,4 +1,4 @@
-"""One type for each step: everything that it needs to know, resolved once by `preset.py`.
+"""Define one job type per step: all inputs and outputs of the step, which `preset.py` derives from the preset.
 
 Steps and measuring code read the fields of a job and never ask the preset again. Each job knows its files, which
 the rules of the graph show by name. The jobs of trainings are in `seerbench.training.jobs`. Imports no torch.
@@ -43,7 +43,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """A tokenizer that is there: a folder or a hub id."""
+    """An existing tokenizer: a local folder or a hub id."""
 
     location: Path | str
     revision: str | None = None
@@ -54,9 +54,9 @@ class TokenizerJob:
     """Train the preset's tokenizer on texts, or fetch one.
 
     Attributes:
-        texts: where the texts come from whose train split it is trained on, by name; {} where it is fetched.
+        texts: sources of the training texts by name (their train split is used); {} if the tokenizer is fetched.
         is_union: whether the texts are a union of corpora.
-        vocab: number of tokens of a trained one.
+        vocab: number of tokens in the vocabulary of a trained tokenizer.
         source: the tokenizer to fetch, or None.
         out: folder to write.
     """
@@ -73,11 +73,11 @@ class CorpusJob:
     """Turn the texts of one corpus into tokens.
 
     Attributes:
-        texts: where they come from, by name.
-        is_union: whether they are a union of corpora.
-        card: what the corpus' card says of its source.
+        texts: sources of the texts by name.
+        is_union: whether the texts are a union of corpora.
+        card: facts about the source, for the corpus card.
         tokenizer: the preset's, or that of a model.
-        tokenizer_files: the files of the graph that it is read from.
+        tokenizer_files: files of the graph that hold the tokenizer, for the rules.
     """
 
     name: str
@@ -108,10 +108,10 @@ class ProfileJob:
     """Search MoA's plans of a model.
 
     Attributes:
-        split: of the corpus.
+        split: the split of the corpus that is profiled.
         context: the longest profiled length, in tokens.
-        documents: windows of each length.
-        plans: file of each plan by its sparsity; None: upstream's KV density of 0.5.
+        documents: number of windows of each length.
+        plans: file of each plan by its requested sparsity; the key None stands for upstream's KV density of 0.5.
     """
 
     setup: Setup
@@ -144,14 +144,14 @@ class ArmJob:
     """One method at one sparsity, with the files that it reads.
 
     Attributes:
-        block: tokens per block; methods with a gate have the gate's, dense ones none.
+        block: tokens per block. Methods with a gate use the gate's block size; dense methods use none.
         gate: the gate set; the set `all` stands for each one in the file.
         gates: the file of that set's job.
-        plan: MoA's plan.
-        patterns: MInference's: a name that the method knows or a file; None: the method's default.
+        plan: the file of MoA's plan, if the method is MoA.
+        patterns: MInference's patterns, by a name that the method knows or a file; None: the method's default.
         searched: whether `patterns` is a file that this run's search makes.
-        kernel: another block-sparse kernel than ours.
-        mean_correction: whether skipped blocks count by their means.
+        kernel: name of another block-sparse kernel than ours; None: ours.
+        mean_correction: whether a skipped block counts as its mean key and value.
         recipe: how model and gates were trained, for the rows.
     """
 
@@ -169,7 +169,7 @@ class ArmJob:
 
     @property
     def plan_files(self) -> list[Path]:
-        """The files that a search makes for it."""
+        """Return the files for this arm that a search writes."""
         return [Path(file) for file in (self.plan, self.patterns if self.searched else None) if file]
 
 
@@ -188,17 +188,17 @@ class RunsArms:
 
     @property
     def model_files(self) -> list[Path]:
-        """The models that this run trains."""
+        """Return the files of the models that this run trains."""
         return _once(file for group in self.groups for file in group.model.files)
 
     @property
     def gate_files(self) -> list[Path]:
-        """The gates of the arms."""
+        """Return the files of the arms' gates."""
         return _once(arm.gates for group in self.groups for arm in group.arms if arm.gates)
 
     @property
     def plan_files(self) -> list[Path]:
-        """MoA's plans and MInference's patterns of the arms."""
+        """Return the files of the arms' MoA plans and MInference patterns."""
         return _once(file for group in self.groups for arm in group.arms for file in arm.plan_files)
 
 
@@ -214,9 +214,9 @@ class PerplexityJob(RunsArms):
     """Measure the loss of every document under every arm, at every context.
 
     Attributes:
-        documents: at most this many; None: all that are long enough.
-        scored: only this many last tokens count, and windows of all contexts end at the same one; None: all tokens.
-        reaching: only documents of at least this many tokens; None: of the longest context.
+        documents: the largest number of documents; None: all that are long enough.
+        scored: number of last tokens that are scored; windows of all contexts then end alike. None: all tokens.
+        reaching: the smallest number of tokens in a document; None: the longest context.
     """
 
     setup: Setup
@@ -247,12 +247,12 @@ class RetrievalJob(RunsArms):
 
     @property
     def token_files(self) -> list[Path]:
-        """The tokenized corpus."""
+        """Return the file of the tokenized corpus."""
         return [self.tokens.file]
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        """The preset's tokenizer."""
+        """Return the files of the preset's tokenizer."""
         return [self.tokenizer / "tokenizer.json"]
 
 
@@ -261,9 +261,9 @@ class LongBenchJob(RunsArms):
     """Answer LongBench-E's questions under every arm.
 
     Attributes:
-        source: folder, or data set id at `revision`.
-        tasks: some of its tasks; None: all.
-        examples: at most this many for each task and length bucket; None: all.
+        source: a folder, or the id of a data set, read at `revision`.
+        tasks: names of the tasks to run; None: all.
+        examples: the largest number of examples per task and length bucket; None: all.
     """
 
     setup: Setup
@@ -287,7 +287,7 @@ class RecallJob(RunsArms):
     tokens: Tokens
     contexts: tuple[int, ...]
     documents: int
-    groups: tuple[ModelArms, ...]  # one
+    groups: tuple[ModelArms, ...]  # exactly one group
     rows: Path
 
 
@@ -309,7 +309,7 @@ class MapsJob:
 
 @dataclass(frozen=True)
 class Rounds:
-    """How long a cell is timed: rounds, those that are timed in any case (None: the sampler's), seconds."""
+    """The limits of a cell: rounds, the least number of rounds (None: the sampler's), seconds."""
 
     rounds: int
     min_rounds: int | None
@@ -321,9 +321,9 @@ class LatencyJob(RunsArms):
     """Time one sweep at one context, all methods interleaved.
 
     Attributes:
-        context: tokens.
-        cells, samples: rows to write.
-        groups: the arms that run in a model; () in sweeps on random inputs.
+        context: the number of tokens.
+        cells, samples: files of the rows to write.
+        groups: the arms by the model that they run in; () in sweeps on random inputs.
     """
 
     setup: Setup
@@ -335,12 +335,12 @@ class LatencyJob(RunsArms):
 
     @property
     def text(self) -> Tokens | None:
-        """The tokenized corpus that it reads; None for random inputs."""
+        """Return the tokenized corpus that the job reads; None for random inputs."""
         return None
 
     @property
     def token_files(self) -> list[Path]:
-        """The file of the tokenized corpus that it reads, if it reads one."""
+        """Return the file of the tokenized corpus that the job reads; () if it reads none."""
         return [self.text.file] if self.text else []
 
 
@@ -359,7 +359,7 @@ class KernelLatencyJob(LatencyJob):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingKernelLatencyJob(LatencyJob):
-    """Time the kernel that also gives the pooled map; the naive one may take `naive_limit_mib`."""
+    """Time training kernels; the naive one is refused if it needs more than `naive_limit_mib` MiB."""
 
     sweep: str = "training_kernel"
     shape: Shape
@@ -386,7 +386,7 @@ class MethodsLatencyJob(LatencyJob):
 
     @property
     def text(self) -> Tokens:
-        """The tokenized corpus that it reads."""
+        """Return the tokenized corpus that the job reads."""
         return self.tokens
 
 
@@ -405,7 +405,7 @@ class FirstTokenLatencyJob(LatencyJob):
 
     @property
     def text(self) -> Tokens | None:
-        """The tokenized corpus that it reads; None for random weights."""
+        """Return the tokenized corpus that the job reads; None for random weights."""
         return self.tokens
 
 

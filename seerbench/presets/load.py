@@ -1,4 +1,4 @@
-"""From a preset's name or YAML file to a checked `Preset`; an error is one line with its place in the file."""
+"""Load a preset by name or YAML file and check it. An error is one line with its place in the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seerbench.paths import FRESH, ROOT
 from seerbench.presets.file import PresetFile
 from seerbench.presets.preset import Preset
 
-# What pydantic's errors are called here; all others are told in its words.
+# Our messages for pydantic's error types; all other errors keep pydantic's message.
 _MAPPING = "expected a mapping (key: value)"
 _EXPECTED = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "dataclass_type"), _MAPPING),
@@ -27,7 +27,7 @@ _EXPECTED = {
     "union_tag_not_found": "the key kind is missing",
     "missing": "this key is missing",
 }
-# Errors whose text says all there is to say, the wrong value included.
+# Error types whose message already contains the wrong value.
 _TOLD_IN_FULL = ("missing", "unknown_key", "preset", "value_error", "union_tag_not_found")
 
 
@@ -49,7 +49,7 @@ def load_preset(which: str, results: Path | str = FRESH) -> Preset:
 
 
 def read(path: Path) -> PresetFile:
-    """Return what a YAML file (UTF-8) says, checked; ConfigError names the place of the first mistake."""
+    """Read and check a YAML file (UTF-8). Raises ConfigError with the place of the first mistake."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -60,7 +60,7 @@ def read(path: Path) -> PresetFile:
 
 
 def parse(content: Any, where: str) -> PresetFile:
-    """Return a preset's content as types; ConfigError names `where` and the place of the first mistake."""
+    """Check the content of a YAML file. Raises ConfigError with `where` and the place of the first mistake."""
     try:
         return PresetFile.model_validate(content)
     except ValidationError as error:
@@ -85,7 +85,7 @@ def _told(mistake: Mapping[str, Any], content: Any) -> str:
 
 
 def _place(steps: Sequence[str | int], content: Any) -> list[str]:
-    """Return the steps of a mistake's location that are in the file: pydantic adds the types that it tried."""
+    """Return a mistake's location without the names of types that pydantic adds to it."""
     found = []
     for number, step in enumerate(steps):
         last = number == len(steps) - 1

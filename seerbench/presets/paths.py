@@ -1,4 +1,4 @@
-"""Which file holds what, below the folder of one run. Imports no torch."""
+"""Name the files and folders of one run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class RunPaths:
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the preset's tokenizer."""
+        """Return the folder of the preset's tokenizer."""
         return self.folder / "tokenizer"
 
     @property
     def plans(self) -> Path:
-        """The folder of what MoA and MInference search for."""
+        """Return the folder of MoA's plans and MInference's patterns."""
         return self.folder / "plans"
 
     def tokens(self, corpus: str) -> Path:
-        """Return the tokens of a corpus (parquet)."""
+        """Return the file with the tokens of a corpus (parquet)."""
         return self.folder / "corpora" / corpus / "tokens.parquet"
 
     def model(self, name: str) -> Path:
@@ -31,27 +31,27 @@ class RunPaths:
         return self.folder / "models" / name
 
     def gates(self, job: str) -> Path:
-        """Return the gates of a gate job (safetensors)."""
+        """Return the file with the gates of a gate job (safetensors)."""
         return self.folder / "gates" / f"{job}.safetensors"
 
     def joint_gates(self, model: str) -> Path:
-        """Return the gates that a joint model was trained with (safetensors)."""
+        """Return the file with the gates that a joint model was trained with (safetensors)."""
         return self.model(model) / "gates.safetensors"
 
     def moa_plan(self, model: str, sparsity: float | None) -> Path:
-        """Return MoA's plan of a model for a requested sparsity, or for upstream's KV density of 0.5 (None)."""
+        """Return the file with MoA's plan of a model at a sparsity; None: upstream's KV density of 0.5."""
         return self.plans / moa_plan_name(model, sparsity)
 
     def minference_patterns(self, model: str) -> Path:
-        """Return the patterns that MInference's search found for a model's heads."""
+        """Return the file with the patterns that MInference's search finds for a model's heads."""
         return self.plans / f"minference-{model}.json"
 
     def rows(self, table: str, part: str) -> Path:
-        """Return one file of rows of a table."""
+        """Return the file with the rows of one part of a table."""
         return self.folder / table / f"{part}.parquet"
 
 
 def moa_plan_name(model: str, sparsity: float | None) -> str:
-    """Return the name of a file with MoA's plan; None: upstream's KV density of 0.5."""
+    """Return the file name of MoA's plan for a requested sparsity; None: upstream's KV density of 0.5."""
     budget = "kv0.50" if sparsity is None else f"{sparsity:.2f}"
     return f"moa-{model}-{budget}.json"

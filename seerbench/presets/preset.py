@@ -1,4 +1,4 @@
-"""A checked preset and the folder of its run: resolves each section into the jobs that steps and rules take.
+"""Resolve each section of a checked preset into the jobs that steps and rules take.
 
     preset.perplexity("contexts")   a PerplexityJob: model, corpus, contexts, arms, files
 
@@ -79,30 +79,30 @@ class Preset:
 
     @property
     def name(self) -> str:
-        """The preset's name."""
+        """Return the preset's name."""
         return self.file.preset
 
     @property
     def paths(self) -> RunPaths:
-        """Where the files of the run are."""
+        """Return the paths of the run's files."""
         return RunPaths(self.folder)
 
     @property
     def setup(self) -> Setup:
-        """What all its jobs share."""
+        """Return the settings that all jobs of the preset share."""
         file = self.file
         return Setup(file.preset, file.scale, file.scale_kind, file.device, file.dtype, file.seed, file.block)
 
     def data(self, path: str) -> Path:
-        """Return a path of the file, relative to its data folder (SEERBENCH_DATA overrides that)."""
+        """Return a path from the preset file below its data folder, which SEERBENCH_DATA overrides."""
         return Path(os.environ.get("SEERBENCH_DATA", self.file.data)) / path
 
     def local(self, source: str) -> Path | str:
-        """Return a hub id's folder below the data folder, where there is one; else the id itself."""
+        """Return the folder of a hub id below the data folder if it exists, else the id itself."""
         folder = self.data(source)
         return folder if folder.is_dir() else source
 
-    # What there is
+    # Names of the preset's models, gates and parts
 
     def trained_models(self) -> list[str]:
         """Return the models that this preset pre-trains."""
@@ -136,7 +136,7 @@ class Preset:
         return list(getattr(self.file, table, {}))
 
     def rows_for(self, needs: Iterable[tuple[str, str]]) -> tuple[list[Path], list[str]]:
-        """Return (files, needs that nothing here meets) for an artefact's needs: (table, part or pattern) pairs."""
+        """Return (files, unmet needs) for the needs of an artefact, which are pairs (table, part or pattern)."""
         files, unmet = [], []
         for table, pattern in needs:
             wanted = pattern.split("|")
@@ -160,31 +160,31 @@ class Preset:
             )
         return ROOT / "results" / "published" / self.file.published
 
-    # What makes a rule run again when it changes, as plain data
+    # Settings as plain data: a rule runs again when they change
 
     def settings(self, section: str, name: str | None = None) -> Any:
-        """Return what the file says in a section, or in one entry of it."""
+        """Return the settings in a section of the file, or in one entry of it."""
         found = getattr(self.file, section)
         return _said(found if name is None else _one_of(section, found, name))
 
     def settings_of_all_jobs(self) -> dict[str, Any]:
-        """Return what the file says that changes every number."""
+        """Return the settings that change every number."""
         return {name: getattr(self.file, name) for name in ("device", "dtype", "seed", "block")}
 
     def tokenizer_settings(self) -> Any:
-        """Return what the file says of the tokenizer and of the corpus that it is trained on."""
+        """Return the settings of the tokenizer and of the corpus that it is trained on."""
         tokenizer = self.file.tokenizer
         corpus = [self.corpus_settings(tokenizer.corpus)] if isinstance(tokenizer, TrainedTokenizer) else []
         return [_said(tokenizer), *corpus]
 
     def corpus_settings(self, name: str) -> Any:
-        """Return what the file says of a corpus, and of the corpora that it unites."""
+        """Return the settings of a corpus, and of the corpora that it unites."""
         corpus = _one_of("corpora", self.file.corpora, name)
         parts = corpus.of if isinstance(corpus, UnionCorpus) else ()
         return [_said(corpus), *(_said(self.file.corpora[part]) for part in parts)]
 
     def latency_settings(self, sweep: str) -> Any:
-        """Return what the file says of a sweep and of all timings."""
+        """Return the settings of a sweep, and those of all timings."""
         latency = cast(Latency, self.file.latency)
         found = latency.model_dump(mode="json", exclude_unset=True, exclude={"sweeps"})
         return [_said(_one_of("latency/sweeps", self.file.sweeps(), sweep)), found]
@@ -228,7 +228,7 @@ class Preset:
         )
 
     def _texts(self, name: str) -> dict[str, TextSource]:
-        """Return the sources of a corpus' texts by name, looked for in the data folder first."""
+        """Return the sources of a corpus' texts by name; a copy in the data folder takes precedence."""
         corpus = _one_of("corpora", self.file.corpora, name)
         if isinstance(corpus, UnionCorpus):
             return {part: self._texts(part)[part] for part in corpus.of}
@@ -239,7 +239,7 @@ class Preset:
         return {name: corpus}
 
     def model(self, name: str) -> ModelSource:
-        """Return where a model comes from."""
+        """Return the source of a model: trained here, a folder or hub id, or random weights."""
         model = self.file.models.get(name)
         if isinstance(model, SourceModel):
             return ModelSource(name, self.local(model.source), revision=model.revision, yarn=model.yarn)
@@ -307,7 +307,7 @@ class Preset:
             rows=self.paths.rows("training", f"finetune-{name}"),
         )
 
-    # Gates, and what is searched for a model
+    # Gates, MoA's plans and MInference's patterns
 
     def gates(self, job: str) -> Path:
         """Return the file of a gate job, or of the gates that a joint model was trained with."""
@@ -356,7 +356,7 @@ class Preset:
         )
 
     def profile(self, model: str) -> ProfileJob:
-        """Return the job that searches MoA's plans of a model: all that arms anywhere in the preset ask for."""
+        """Return the job that searches MoA's plans of a model, for every sparsity of every arm in the preset."""
         section = self._profile()
         return ProfileJob(
             setup=self.setup,
@@ -369,7 +369,7 @@ class Preset:
         )
 
     def moa_sparsities(self) -> list[float | None]:
-        """Return the sparsities of MoA's plans: all that arms ask for, or upstream's KV density (None) alone."""
+        """Return the requested sparsities of all MoA arms; [None], upstream's KV density, if there are none."""
         wanted = {each.sparsity for each in flat(self._arms_in_models()) if each.arm.method == "moa"}
         return sorted(wanted or {None}, key=lambda sparsity: -1.0 if sparsity is None else sparsity)
 
@@ -408,7 +408,7 @@ class Preset:
     # Accuracy
 
     def perplexity(self, name: str) -> PerplexityJob:
-        """Return a perplexity experiment."""
+        """Return the job of a perplexity experiment."""
         section = _one_of("perplexity", self.file.perplexity, name)
         return PerplexityJob(
             setup=self.setup,
@@ -423,7 +423,7 @@ class Preset:
         )
 
     def tasks(self, name: str) -> RetrievalJob | LongBenchJob:
-        """Return an experiment of tasks: look-ups, or LongBench-E."""
+        """Return the job of an experiment of tasks: look-ups, or LongBench-E."""
         section = _one_of("tasks", self.file.tasks, name)
         groups, rows = self._groups(section.arms, section.model), self.paths.rows("tasks", name)
         if isinstance(section, LongBench):
@@ -451,7 +451,7 @@ class Preset:
         )
 
     def recall(self, name: str) -> RecallJob:
-        """Return an experiment of block recall."""
+        """Return the job of an experiment of block recall."""
         section = _one_of("recall", self.file.recall, name)
         return RecallJob(
             setup=self.setup,
@@ -481,7 +481,7 @@ class Preset:
     # Timings
 
     def latency(self, sweep: str, context: int) -> AnyLatencyJob:
-        """Return one sweep at one context."""
+        """Return the job that times one sweep at one context."""
         section = _one_of("latency/sweeps", self.file.sweeps(), sweep)
         latency, part = cast(Latency, self.file.latency), f"{sweep}-{context}"
         rounds = Rounds(latency.rounds, None, latency.cap_s)
@@ -526,7 +526,7 @@ class Preset:
         return tuple(ModelArms(self.model(name), tuple(found)) for name, found in by_model.items())
 
     def _arm_jobs(self, arms: Iterable[Arm]) -> tuple[ArmJob, ...]:
-        """Return the arms on random inputs."""
+        """Return the jobs of arms on random inputs."""
         return tuple(self._arm_job(each.arm, each.sparsity, each.gate, None) for each in flat(arms))
 
     def _arm_job(self, arm: Arm, sparsity: float | None, gate: GateRef | None, model: ModelSource | None) -> ArmJob:
@@ -551,12 +551,12 @@ class Preset:
 
 
 def _one_of(section: str, entries: Mapping[str, Entry], name: str) -> Entry:
-    """Return an entry of a section; ConfigError names the nearest one, or all, where there is none of that name."""
+    """Return an entry of a section. Raises ConfigError, with the nearest known name, if there is none."""
     if name not in entries:
         raise ConfigError(f"no {name!r} under {section} in the preset; {advice(name, entries)}")
     return entries[name]
 
 
 def _said(section: Any) -> Any:
-    """Return what a file says in a section, without defaults; None where it says nothing."""
+    """Return the settings that a section states, without defaults; None if the section is absent."""
     return section and section.model_dump(mode="json", exclude_unset=True)

@@ -1,4 +1,4 @@
-"""The JSON schema of a preset, for editors: made from the types, written to config/preset.schema.json.
+"""Make the JSON schema of presets from the types, for editors, and write it to config/preset.schema.json.
 
     python -m seerbench.presets.schema    # writes it; a test says that the file is up to date
 
@@ -37,7 +37,7 @@ def schema() -> dict[str, Any]:
     """Return the JSON schema of a preset."""
     found = PresetFile.model_json_schema(schema_generator=_WithoutTitles)
     gate_set = found["$defs"]["GateSet"]
-    gate_set["properties"].pop("block")  # a set has its job's
+    gate_set["properties"].pop("block")  # the block belongs to the gate job
     for name, choices in GATE_CHOICES.items():
         gate_set["properties"][name]["enum"] = list(choices)
     return {"$schema": GenerateJsonSchema.schema_dialect} | found | {"title": "A SeerBench preset"}

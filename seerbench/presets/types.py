@@ -1,4 +1,4 @@
-"""What a preset's YAML file may say, as types; `schema.py` makes the JSON schema for editors from them.
+"""Define the sections of a preset's YAML file as types; `schema.py` makes the JSON schema for editors from them.
 
 Each section is a frozen model whose fields' docstrings are their descriptions. This module checks
 each section; `file.py` has the whole file and checks what sections say of each other. Nothing here knows a
@@ -50,7 +50,7 @@ DEVICES = ("cpu", "cuda")
 OTHER_SPARSE_KERNELS = tuple(name for name in SPARSE_KERNELS if name != "block_sparse")  # beside ours
 DTYPES = ("float32", "float16", "bfloat16")
 RECIPES = ("none", "post", "yarn", "joint")  # how model and gates of an arm were trained: the rows' column
-ALL_POOLINGS = "all poolings"  # gate sets: one for each of Figure 10's 49 combinations
+ALL_POOLINGS = "all poolings"  # one gate set per pooling: the 49 combinations of Figure 10
 SEARCHED = "searched"  # MInference's patterns as `seerbench patterns` found them for the model
 YARN, JOINT = "yarn", "joint-"  # names of the models that `extend` makes: dense, and one for each sparsity
 
@@ -68,7 +68,7 @@ def _known_method(name: str) -> str:
 
 
 def _tagged(tags: Mapping[str, str], otherwise: str) -> Discriminator:
-    """Choose a type of a union by which key a section has; `otherwise` where it has none of them."""
+    """Return a discriminator that chooses a type by the key that a section has; `otherwise` if it has none."""
 
     def choose(value: Any) -> str:
         keys = value if isinstance(value, Mapping) else getattr(value, "model_fields_set", ())
@@ -164,7 +164,7 @@ class GateSet(GateConfig):
     """The options of one gate set: those of GateConfig but for `block`, which belongs to the job."""
 
     def __post_init__(self) -> None:
-        """Leave the checks to `config`, which knows the block."""
+        """Skip GateConfig's checks; `config` makes them, since they need the block size."""
 
     @model_validator(mode="before")
     @classmethod
@@ -175,7 +175,7 @@ class GateSet(GateConfig):
         return value
 
     def config(self, block: int) -> GateConfig:
-        """Return the gate's configuration for `block` keys per block; ValueError where options do not fit."""
+        """Return the gate's configuration for `block` keys per block. Raises ValueError for invalid options."""
         options = {each.name: getattr(self, each.name) for each in dataclasses.fields(GateConfig)}
         return GateConfig(**options | {"block": block})
 
@@ -223,7 +223,7 @@ class TrainedGates(Settings):
     _share = model_validator(mode="after")(_whole_share)
 
     def configs(self, block: int) -> dict[str, GateConfig]:
-        """Return the gate sets by name; `block`: the preset's. ValueError where options do not fit."""
+        """Return the gate sets by name, given the preset's block size. Raises ValueError for invalid options."""
         block = self.block or block
         if isinstance(self.sets, str):
             return all_poolings(block=block)
@@ -278,7 +278,7 @@ class Extend(Settings):
     _share = model_validator(mode="after")(_whole_share)
 
     def models(self) -> dict[str, float | None]:
-        """Return the models that it makes, each with the sparsity that it is trained at (None: dense)."""
+        """Return the models that `extend` makes, each with its training sparsity (None: dense)."""
         return {YARN: None} | {f"{JOINT}{sparsity}": sparsity for sparsity in self.sparsities}
 
 

@@ -1,4 +1,4 @@
-"""Statistics: from raw rows to a number with its 95% interval. Every artefact and claim computes them here.
+"""Compute statistics with 95% intervals from rows, for all artefacts and claims.
 
 Intervals are percentile bootstraps (Efron and Tibshirani 1993, chapter 13) over independent units: rounds for
 timings, documents for losses. Counts use Wilson's score interval. Fewer than two units give no interval: (estimate,
@@ -23,7 +23,7 @@ Z = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
 
 
 def median_iqr(values: Values) -> Interval:
-    """Return (median, first quartile, third quartile) of the timings of one method."""
+    """Return (median, first quartile, third quartile) of the timings of one method, in their unit."""
     first, median, third = np.quantile(np.asarray(values, dtype=float), [0.25, 0.5, 0.75])
     return float(median), float(first), float(third)
 
@@ -37,7 +37,7 @@ def paired_speedup(base_ms: Values, new_ms: Values, resamples: int = 10_000, see
 
     Args:
         base_ms: milliseconds of the base, matched by index (the round) if both are Series, else by position.
-        new_ms: milliseconds of what is compared with it.
+        new_ms: milliseconds of the method that is compared with the base.
         resamples: the number of bootstrap resamples.
         seed: seed of the resamples.
     """
@@ -62,7 +62,7 @@ def paired_delta(dense: Values, sparse: Values, resamples: int = 10_000, seed: i
 
     Args:
         dense: losses by document, matched by index if both are Series, else by position.
-        sparse: losses of what is compared with it.
+        sparse: losses of the method that is compared with dense attention.
         resamples: the number of bootstrap resamples.
         seed: seed of the resamples.
     """
@@ -99,8 +99,8 @@ def mean_of(intervals: Sequence[Interval]) -> Interval:
     """Return the unweighted mean of independent estimates.
 
     Its interval combines theirs by the method of variance estimates recovery (Zou and Donner 2008): the distances
-    to the limits add in squares. A single estimate keeps its interval; one without an interval leaves the mean
-    without.
+    to the limits add in squares. A single estimate keeps its interval. If one estimate has no interval, the mean
+    has none.
     """
     table = np.array(intervals)
     estimate = table[:, 0].mean()

@@ -1,4 +1,4 @@
-"""A reference to one gate set: the gate job that trained it and the set's name, written `job:set` in rows."""
+"""Define the reference to one gate set: its gate job and its name, written `job:set` in rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GateRef:
 
     @classmethod
     def parse(cls, text: str) -> GateRef:
-        """Read `job:set`; ValueError for a text that is not of this form."""
+        """Return the reference that `job:set` names. Raises ValueError for a text of another form."""
         job, colon, name = text.partition(":")
         if not (job and colon and name):
             raise ValueError(f"a gate is written job:set, such as long:v1, not {text!r}")

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-# Members that say whether and as what a method runs and how it is checked, not what it computes.
+# Members that name, describe, refuse or check a method; they do not change what it computes.
 IGNORED_MEMBERS = ("refuses", "implementation", "exact", "__repr__")
-# Old to new names of members, attributes and keywords that were renamed with nothing else about them changed.
+# Old -> new names of members, attributes and keywords that were renamed without any other change.
 # Both are written as the new one, so timings of commits before the renaming stay up to date.
 RENAMED = {"settled": "with_threshold_for", "source": "configuration", "whole": "upper_triangle"}
 ABSTRACT_BASES = ("abc.ABC", "typing.Protocol", "typing.Generic")
@@ -45,7 +45,7 @@ class Scope:
     names: set[str] = field(default_factory=set)
     imports: dict[str, list[str]] = field(default_factory=dict)
     is_class: bool = False
-    numbers: dict[str, int] = field(default_factory=dict)  # of its names, in the order of their appearance
+    numbers: dict[str, int] = field(default_factory=dict)  # name -> its number, in the order of appearance
 
 
 class Project:
@@ -74,12 +74,12 @@ class Project:
         return self._imports[module]
 
     def scope(self, body: Iterable[ast.AST], module: str) -> Scope:
-        """Return what statements of a module bind in their own scope."""
+        """Return the names that statements of a module bind in their own scope."""
         is_package = any(name.startswith(f"{module}.") for name in self.sources)
         return _scope(body, f"{module}.__init__" if is_package else module)
 
     def lookup(self, module: str, name: str) -> list[Key | str] | None:
-        """Return what a global name of a module means: definitions, dotted paths; None for a builtin."""
+        """Return the definitions and dotted paths that a global name of a module refers to; None for a builtin."""
         if name in self.bindings(module):
             return [Key(module, name)]
         paths = self.imports(module).get(name)
@@ -169,7 +169,7 @@ class Project:
                     own[statement.name] = own.get(statement.name, []) + ([] if nothing else written(statement))
             elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
                 value = statement.value
-                # Only the fields of dataclasses, tuples and other classes of a foreign kind need no value.
+                # A field without a value counts only in dataclasses, tuples and other foreign kinds of class.
                 kept = isinstance(statement, ast.AnnAssign) and (marks or external)
                 for name in _stored(statement):
                     member = ["field ", *(written(value) if value else [])]
@@ -201,7 +201,7 @@ class _Writer:
     def __init__(self, project: Project, module: str, scopes: Iterable[Scope] = ()) -> None:
         self.project, self.module, self.scopes = project, module, list(scopes)
         self.parts: Parts = []
-        self.count = 0  # of local names so far
+        self.count = 0  # number of local names so far
 
     def text(self, *parts: str | Key) -> None:
         """Append texts and references as they are."""
@@ -264,7 +264,7 @@ class _Writer:
         self.scopes.pop()
 
     def name(self, name: str) -> None:
-        """Write a name: a local one as its number, a class member as it is, a global one as what it means."""
+        """Write a name: a local one as its number, a class member as it is, a global one as what it names."""
         scope = self.scope_of(name)
         if scope is None:
             meanings = self.project.lookup(self.module, name)
@@ -284,18 +284,18 @@ class _Writer:
         return next((scope for scope in reversed(visible) if name in scope.names | scope.imports.keys()), None)
 
     def meanings(self, meanings: Iterable[Key | str]) -> None:
-        """Write what a name refers to; a module stands for all its public definitions."""
+        """Write the definitions and paths that a name refers to; a module stands for all its public definitions."""
         for meaning in meanings:
             if isinstance(meaning, str) and meaning in self.project.sources:
                 meaning = Key(meaning, "*")
             self.text(meaning)
 
     def write_Name(self, node: ast.Name) -> None:
-        """Write a name as `name` does."""
+        """Write the name that a syntax node holds, as `name` does."""
         self.name(node.id)
 
     def write_Attribute(self, node: ast.Attribute) -> None:
-        """Write module.name as what it names, any other attribute by its name."""
+        """Write module.name as the definition that it names, any other attribute by its name."""
         path = self.path(node)
         if path is None:
             return self.fields(node)

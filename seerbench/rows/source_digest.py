@@ -10,7 +10,7 @@ measured them still exists (`changed_since`), so a method that is added makes no
 Limits: a renamed attribute, keyword or class member counts as a change unless normal_form.RENAMED lists it,
 and so does code that is arranged differently; then measure again. Two arguments that exchange their names are
 not noticed, nor are statements at the top of a module that bind no name, nor code that is reached only through
-an object handed in (ROOT_NAMES lists what is handed in).
+an object passed as an argument (ROOT_NAMES lists such objects).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from seerbench.rows.normal_form import IMPORTS, Key, Project, is_register
 PACKAGE = Path(seerbench.__file__).resolve().parent
 # The folders with source code. The last two are imported as seerbench.kernels and seerbench.baselines.
 FOLDERS = ("seerbench", "kernels", "baselines")
-# Roots that no source refers to by name, since callers hand them in or time them directly.
+# Roots that no source refers to by name, since callers pass them as arguments or time them directly.
 ROOT_NAMES = ("AttnGate", "pooled_attention", "naive_pooled_attention")
 
 
@@ -120,8 +120,8 @@ def changed_since(commit: str | None, recorded: str, dirty: bool | None = False)
     """Return the definitions that rows were measured with and that this tree no longer has.
 
     commit, recorded, dirty: the rows' commit, source digest, and whether that tree had uncommitted changes.
-    Definitions that were added since make nothing stale. Raises UnknownCommit where the recorded digest is
-    another than this tree's and the commit's sources cannot be read.
+    Definitions that were added since make nothing stale. Raises UnknownCommit if the recorded digest
+    differs from this tree's and the commit's sources cannot be read.
     """
     if recorded == source_digest():
         return []

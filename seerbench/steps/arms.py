@@ -1,4 +1,4 @@
-"""From the arms of a job to methods that run: gates loaded, plans named, options filled in."""
+"""Make methods from the arms of a job: load gates, name plans, fill in options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from seerbench.rows.gate_ref import EVERY_SET, GateRef
 from seerbench.rows.store import atomically
 from seerbench.search.moa import random_plan
 
-DEFAULT_PATTERNS = "v2"  # MInference's; timings name the others
+DEFAULT_PATTERNS = "v2"  # MInference's patterns by default; timings with other patterns say so in the method's name
 
 
 def make_arms(arms: Iterable[ArmJob], device: str) -> list[Arm]:
@@ -73,8 +73,8 @@ def random_arms(
 def _random_plan(plans: Path, heads: int, sparsity: float | None, layers: int, setup: Setup) -> Path:
     """Return the file of a plan of MoA, the same in every layer, for heads that were given random influence.
 
-    It stands for no model. Its windows are as uneven as a search makes them, which is what the kernel's time
-    depends on.
+    The plan belongs to no model. Its windows differ in length as those of a search do, and the kernel's time
+    depends on those lengths.
     """
     path = plans / moa_plan_name(f"random-influence-{layers}x{heads}", sparsity)
     if not path.exists():
@@ -92,7 +92,7 @@ def _method(arm: ArmJob, options: dict[str, Any]) -> Any:
 
 
 def _options(arm: ArmJob) -> dict[str, Any]:
-    """Return what the method of an arm is created with, but for its gates and MoA's plan."""
+    """Return the keyword arguments of an arm's method, except its gates and MoA's plan."""
     options: dict[str, Any] = {} if arm.sparsity is None else {"sparsity": arm.sparsity}
     if arm.method not in (*DENSE, "seer"):  # a gate has its own block, dense methods have none
         options["block"] = arm.block

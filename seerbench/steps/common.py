@@ -1,4 +1,4 @@
-"""What several steps need: provenance, rows, models and evaluation windows."""
+"""Share between steps: provenance, rows, models and evaluation windows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def save(table: str, file: Path, rows: Iterable[Mapping[str, Any]], run: dict[st
 def load_model(source: ModelSource, setup: Setup, tokens: Tokens | None = None) -> Any:
     """Load a model onto the preset's device.
 
-    Raises CorpusError where it comes from elsewhere and `tokens` were made by another tokenizer than its own.
+    Raises CorpusError if the model was not trained here and `tokens` come from another tokenizer than its own.
     """
     if source.geometry is not None:
         return random_model(source.geometry, setup.device, setup.dtype, setup.seed)
@@ -68,7 +68,7 @@ def windows_of(
 ) -> dict[str, np.ndarray]:
     """Return `evaluation_windows` of the test split, by document.
 
-    aligned: windows are the last tokens of the longest window, BOS first, so that all contexts end alike.
+    aligned: whether each window is BOS and the last tokens of the longest window; all contexts then end alike.
     """
     split = read_tokens(tokens.file, "test")
     bos = model.config.bos_token_id

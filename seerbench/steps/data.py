@@ -1,4 +1,4 @@
-"""Steps before everything else: the tokenizer, and each corpus turned into tokens."""
+"""Steps that prepare data: make the tokenizer, and turn each corpus into tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seerbench.presets.preset import Preset
 
 
 def make_tokenizer(preset: Preset) -> None:
-    """Train the preset's tokenizer on the train split of a corpus, or fetch the one that it names."""
+    """Train the preset's tokenizer on the train split of a corpus, or fetch the one that the preset names."""
     job = preset.tokenizer()
     if job.source is not None:
         load_tokenizer(job.source.location, job.source.revision).save_pretrained(job.out)

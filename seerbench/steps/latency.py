@@ -37,7 +37,7 @@ from seerbench.steps.common import load_model, save, start
 
 
 def measure_latency(preset: Preset, sweep: str, contexts: Iterable[int]) -> None:
-    """Time a sweep at one context after the other, methods interleaved at each; a model is loaded once."""
+    """Time a sweep at each context, all methods interleaved; a model is loaded once for all contexts."""
     model = None
     for context in contexts:
         job = preset.latency(sweep, context)
@@ -105,29 +105,29 @@ def _problem(shape: Shape, setup: Setup, context: int) -> AttentionProblem:
 
 
 def _captured(group: ModelArms, context: int, model: Any) -> inputs.InputSource:
-    """Return the source of inputs that are captured in a model."""
+    """Return the source of q, k and v that are captured in a model."""
     return inputs.captured_from(group.model.name, context, model.config.max_position_embeddings)
 
 
 def _text(tokens: Tokens, context: int, model: Any, device: str) -> torch.Tensor:
-    """Return [1, context] of held-out text, documents end to end: timing may need more than one document has."""
+    """Return token ids [1, context] of held-out documents, joined since one may be too short."""
     documents = read_tokens(tokens.file, "test")
-    ends = model.config.eos_token_id  # several in the configs of chat models
+    ends = model.config.eos_token_id  # a list in the configs of chat models
     stream = packed(documents, ends[0] if isinstance(ends, list) else ends)
     window = training_windows(stream, context, 1, np.random.default_rng(0), bos=model.config.bos_token_id)
     return torch.from_numpy(window).long().to(device)
 
 
 def _random_tokens(context: int, model: Any, setup: Setup) -> torch.Tensor:
-    """Return [1, context] of the model's vocabulary: random weights read no text."""
+    """Return random token ids [1, context] from the model's vocabulary, for a model with random weights."""
     generator = torch.Generator(setup.device).manual_seed(setup.seed)
     return torch.randint(model.config.vocab_size, (1, context), generator=generator, device=setup.device)
 
 
 def named(arms: Iterable[Arm], block: int) -> list[tuple[str, Any]]:
-    """Return (name, method) for timings: other patterns or blocks than the usual ones say so, as in "seer-128".
+    """Return (name, method) for timings. The name shows patterns or blocks that are not the default: "seer-128".
 
-    So does a gate set other than the paper's v1, as in "seer-v2", where the sweep has several.
+    It shows a gate set other than the paper's v1, as in "seer-v2", if the sweep has several.
     """
     arms = list(arms)
     sets = [arm.gate.set if arm.gate and arm.method.name.startswith("seer") else "" for arm in arms]
@@ -138,7 +138,7 @@ def named(arms: Iterable[Arm], block: int) -> list[tuple[str, Any]]:
         parts = [arm.method.name, arm.method.variant]
         if several and gate_set != PAPER_GATE:
             parts.append(gate_set)
-        # FlexAttention has a block of its own, which says nothing of a dense method.
+        # FlexAttention has its own block size, which the name of a dense method leaves out.
         if size != block and arm.method.name not in DENSE:
             parts.append(str(size))
         found.append(("-".join(filter(None, parts)), arm.method))

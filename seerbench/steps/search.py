@@ -1,4 +1,4 @@
-"""Steps that search for a model what MoA and MInference need before they run in it."""
+"""Steps that search MoA's plans and MInference's patterns of a model, before either method runs in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def profile_model(preset: Preset, name: str) -> None:
     job = preset.profile(name)
     model = load_model(job.model, job.setup, job.tokens)
     longest = job.context
-    # The first documents are profiled; plans are compared on the next ones that are long enough.
+    # The first documents are profiled; the plans are validated on the next ones that are long enough.
     text = read_tokens(job.tokens.file, job.split)
     bos = model.config.bos_token_id
     reach = min(int(moa.VALIDATION * longest), model.config.max_position_embeddings)

@@ -1,4 +1,4 @@
-"""The kernel of another commit runs its own code."""
+"""Tests of base_commit.py: the kernel of another commit runs its own code."""
 
 import subprocess
 
@@ -13,7 +13,7 @@ from seerbench.paths import ROOT
 
 
 def test_the_base_commit_runs_its_own_code(tmp_path):
-    """A repository whose kernel triples the output: what comes from there is tripled, here it is not."""
+    """Load the kernel of a commit that triples the output: only that kernel returns it tripled."""
     tree = tmp_path / "tree"
     for folder in ("seerbench", "seerbench/core", "kernels", "kernels/block_sparse", "baselines"):
         (tree / folder).mkdir(parents=True)

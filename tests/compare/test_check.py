@@ -23,7 +23,7 @@ def test_a_right_kernel_has_no_findings(case):
 
 
 def test_a_finding_says_where():
-    """Only head 2, from position 32 on, is wrong."""
+    """Find the place of an error that is only in head 2, from position 32 on."""
 
     def kernel(q, k, v, mask):
         out = right(q, k, v, mask)
@@ -86,7 +86,7 @@ print(run.check(kernel, AttentionProblem("cpu", "float32", 1, 4, 2, 16, 0, 16, 1
 
 
 class Density(Plan):
-    """A plan that can say its density alone."""
+    """A plan with a density and nothing else."""
 
     def __init__(self, density):
         self.share = density
@@ -130,7 +130,7 @@ class AlwaysSparse(Opaque):
 
 
 class Lines(Opaque):
-    """A plan that is no BlockMask but can say its keys: every other token."""
+    """A plan that is no BlockMask but returns its keys: every other token."""
 
     def plan(self, q, k, layer):
         seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
@@ -148,7 +148,7 @@ class RightLines(Lines):
     [(Opaque, 0, 3), (WrongOpaque, 3, 3), (AlwaysSparse, 0, 0), (Lines, 3, 3), (RightLines, 0, 3)],
 )
 def test_a_plan_that_is_no_block_mask_is_checked_as_far_as_it_can_be(method, findings, judged):
-    """If nothing can be compared, no trial counts as passed."""
+    """Count no trial as passed if nothing can be compared."""
     found, count = compare_run.check(method, CASE, 0)
     assert (len(found), count) == (findings, judged)
 

@@ -1,4 +1,4 @@
-"""Rows of any table and their provenance, for the tests of this folder."""
+"""Make rows of any table and their provenance, for the tests of this folder."""
 
 import pyarrow as pa
 
@@ -12,7 +12,7 @@ def a_run(**changes):
 
 
 def rows_for(table, run, count=3):
-    """Rows that fit a table, with every optional column empty in the last one."""
+    """Return rows that fit a table; in the last one every optional column is empty."""
     values = {pa.string(): "x", pa.float64(): 0.5, pa.int64(): 7, pa.bool_(): True}
     rows = []
     for index in range(count):

@@ -1,4 +1,4 @@
-"""Statistics against cases worked by hand, and the share of intervals that hold the truth."""
+"""Statistics against cases worked by hand, and the share of intervals that contain the true value."""
 
 import numpy as np
 import pandas as pd
@@ -65,7 +65,7 @@ def test_a_paired_delta_sees_what_the_perplexities_hide():
     sparse = (dense + rng.normal(0.01, 0.002, 30)).sample(frac=1, random_state=0)
     delta, low, high = bootstrap.paired_delta(dense, sparse)
     assert 0 < low < delta < high < 0.02
-    assert bootstrap.perplexity(sparse)[1] < bootstrap.perplexity(dense)[0]  # those intervals overlap
+    assert bootstrap.perplexity(sparse)[1] < bootstrap.perplexity(dense)[0]  # the two intervals overlap
 
 
 def test_the_seed_decides():
@@ -96,7 +96,7 @@ def test_mean_of_proportions():
 
 
 def covered(interval, truth, trials=400):
-    """Share of intervals that hold the truth; `interval` gets a generator."""
+    """Return the share of intervals that contain the true value; `interval` gets a random generator."""
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(trials):

@@ -114,7 +114,7 @@ SPARSE_KERNELS = {"block_sparse": "seerbench.parts:BlockSparse"}
 
 
 def of(folder, files):
-    """The definitions of a project that is written into a folder."""
+    """Return the definitions of a project, whose files are first written into a folder."""
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def of(folder, files):
 
 
 def edited(*edits):
-    """PROJECT with (file, old text, new text) replaced."""
+    """Return PROJECT after edits (file, old text, new text)."""
     files = dict(PROJECT)
     for name, old, new in edits:
         assert old in files[name], old
@@ -132,7 +132,7 @@ def edited(*edits):
 
 
 def moved(old, new, *edits):
-    """PROJECT with a file under another name, and edits."""
+    """Return PROJECT with one file renamed, after further edits."""
     files = edited(*edits)
     files[new] = files.pop(old)
     return files
@@ -281,7 +281,7 @@ def test_a_cycle_is_told_by_what_it_computes_not_by_where_it_is_entered(tmp_path
     renamed = CYCLE.format(call="even").replace("even", "zeven").replace("odd", "aodd")
     assert first.keys() == of(tmp_path / "renamed", {**files, "kernels/pooled.py": renamed}).keys()
     entered = of(tmp_path / "entered", {**files, "kernels/pooled.py": CYCLE.format(call="odd")})
-    assert len(first.keys() & entered.keys()) == 2  # the cycle itself
+    assert len(first.keys() & entered.keys()) == 2  # the two definitions of the cycle
     changed = CYCLE.format(call="even").replace("n > 0", "n > 1")
     assert not first.keys() & of(tmp_path / "changed", {**files, "kernels/pooled.py": changed}).keys()
 
@@ -371,7 +371,7 @@ def test_this_tree():
     assert len(hopper) > 20
     # antidiagonal_mass chooses between two modules, so the digest covers all of both, which is more than it must.
     chosen = {f"seerbench.kernels.antidiagonal_mass.{name}.*" for name in ("reference", "triton")}
-    assert {name for name in names if name.endswith(".*")} <= chosen  # no other module is handed around as a value
+    assert {name for name in names if name.endswith(".*")} <= chosen  # no other module is passed as a value
     assert len(source_digest.source_digest()) == 16
 
 

@@ -40,15 +40,15 @@ def test_a_gate_set_is_named_where_there_are_several():
 def test_the_gpu_presets_time_every_method(preset):
     arms = yaml.safe_load((ROOT / "config" / f"{preset}.yaml").read_text())["latency"]["sweeps"]["methods"]["arms"]
     ours = {card.name for card in catalogue().values() if card.module.startswith("seerbench.")}
-    assert ours - {arm["method"] for arm in arms} == {"dense"}  # which is fa2 on a GPU
+    assert ours - {arm["method"] for arm in arms} == {"dense"}  # the method `dense` is fa2 on a GPU
     assert any(arm.get("kernel") == "fa4-sparse" for arm in arms)
     gates = {arm["gate"] for arm in arms if "gate" in arm}
-    assert preset == "speed" or gates == {"long:v1", "block128:v1", "long:v2"}  # speed's are untrained, as v1
+    assert preset == "speed" or gates == {"long:v1", "block128:v1", "long:v2"}  # speed's are untrained v1 gates
     assert any(arm.get("mean_correction") for arm in arms)
 
 
 def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch):
-    """At a toy shape, each arm of `speed` is measured with its stages, or refused with a reason."""
+    """Measure each arm of `speed` at a toy shape: it has its stages, or is refused with a reason."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # a lock of its own
     monkeypatch.setattr(flex_attention, "flex_block_sparse", flex_attention.masked_attention)  # does not compile
     monkeypatch.setattr(

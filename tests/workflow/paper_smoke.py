@@ -1,10 +1,10 @@
 """`paper-smoke`: config/paper.yaml scaled down by rule, over stand-ins of its checkpoints and data sets.
 
-    python tests/paper_smoke.py FOLDER    # writes FOLDER/paper-smoke.yaml and FOLDER/data, no network needed
+    python tests/workflow/paper_smoke.py FOLDER    # writes FOLDER/paper-smoke.yaml and FOLDER/data
 
-Nothing of the preset is repeated here, so that the two cannot drift: sources stay (the stand-ins lie where a
-downloaded copy would), numbers shrink, lists keep one entry. What it measures shows that the code runs, and
-nothing else.
+The preset is derived from config/paper.yaml, so the two cannot diverge: sources stay (the stand-ins are where a
+downloaded copy would be), numbers shrink, lists keep one entry. Its numbers mean nothing; they only show that the
+code runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from standins import make_gate_file, make_llama_checkpoint, make_mistral_checkpo
 from seerbench.data import longbench
 from seerbench.paths import ROOT
 
-# The paper's lengths in tokens, and what stands for them: blocks are 16 tokens instead of 64.
+# The paper's context -> the context in the test, in tokens. Blocks have 16 tokens instead of 64.
 CONTEXTS = {1024: 64, 4096: 96, 8192: 128, 16384: 192, 32768: 256, 65536: 384, 131072: 512}
 BLOCK = 16
 SMALL = {
@@ -41,14 +41,14 @@ SHAPE = {"batch": 1, "q_heads": 4, "kv_heads": 2, "head_dim": 16, "block": 64}
 
 
 def derived(preset: dict[str, Any], data: Path) -> dict[str, Any]:
-    """The paper preset at the size of a test, on a CPU."""
+    """Return the paper preset at the size of a test, on a CPU."""
     facts = {"preset": "paper-smoke", "device": "cpu", "dtype": "float32", "block": BLOCK, "data": str(data)}
     scale = "test scale: the paper preset on random stand-ins; no number here means anything"
     return _smaller(preset) | facts | {"scale": scale, "scale_kind": "toy", "seed": 0}
 
 
 def _smaller(value: Any, key: str = "") -> Any:
-    """Replace numbers of the settings by small ones; KeyError for a length that CONTEXTS does not know."""
+    """Return settings with small numbers. Raises KeyError for a context that CONTEXTS lacks."""
     if key == "shape":
         return SHAPE
     if key in SMALL:
@@ -59,7 +59,7 @@ def _smaller(value: Any, key: str = "") -> Any:
         return min(value, 2)
     if key == "layer":
         return 1
-    if key == "contexts" and isinstance(value, list):  # a perplexity experiment has that name too
+    if key == "contexts" and isinstance(value, list):  # an experiment has the name `contexts` too
         return [CONTEXTS[value[-1]]]
     if key == "sparsities":
         return [one for one in value if one][:1]
@@ -73,7 +73,7 @@ def _smaller(value: Any, key: str = "") -> Any:
 
 
 def make_data(folder: Path) -> None:
-    """Stand-ins of every checkpoint and data set that the preset names, each in the format of the real one."""
+    """Write stand-ins of all checkpoints and data sets of the preset, each in the format of the real one."""
     make_llama_checkpoint(folder / "meta-llama/Llama-3.1-8B-Instruct", instruct=True)
     make_llama_checkpoint(folder / "meta-llama/Llama-3.1-8B")
     make_llama_checkpoint(folder / "meta-llama/Meta-Llama-3-8B", rope=None)
@@ -136,7 +136,7 @@ def text(rng: np.random.Generator, words: int) -> str:
 
 
 def write(folder: Path) -> Path:
-    """Stand-ins and preset below `folder`; the preset's file."""
+    """Write the stand-ins and the preset below `folder`; return the preset's file."""
     make_data(folder / "data")
     preset = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())
     path = folder / "paper-smoke.yaml"

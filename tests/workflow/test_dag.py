@@ -35,7 +35,7 @@ def snakemake(folder, *arguments):
 
 
 def kill_when_running(whole, step, name):
-    """SIGKILL the graph and the step as soon as the step runs."""
+    """Kill the graph and the step with SIGKILL as soon as the step runs."""
     deadline = time.monotonic() + 480
     while time.monotonic() < deadline and whole.poll() is None:
         family = psutil.Process(whole.pid).children(recursive=True)
@@ -104,7 +104,7 @@ def test_the_graph_from_nothing_through_a_kill_to_every_artefact(tmp_path):
 
 
 def a_context_that_no_document_reaches_is_one_line(folder, environment):
-    """Asked of the finished run, since the corpus has to be there to know its longest document."""
+    """Expect one line of error; the finished run is used, since its corpus tells the longest document."""
     preset = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
     preset["recall"]["gates"]["contexts"] = [4_000_000]
     (folder / "far.yaml").write_text(yaml.safe_dump(preset))

@@ -19,7 +19,7 @@ from seerbench.paths import ROOT
 from seerbench.presets.load import load_preset
 from seerbench.rows.store import Run
 
-# One thread a process: two jobs run side by side, and threads that wait for work burn the other's core.
+# One thread per process: two jobs run side by side, and waiting threads would occupy the other job's core.
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
@@ -38,7 +38,7 @@ def snakemake(folder, preset, *arguments):
 
 
 def rules_in(said):
-    """The rules of Snakemake's table of jobs."""
+    """Return the rules in Snakemake's table of jobs."""
     table = said[said.index("Job stats:") :]
     return set(re.findall(r"^(\w+) +\d+$", table[: table.index("total")], re.MULTILINE))
 
@@ -68,7 +68,7 @@ def test_the_paper_preset_runs_on_stand_ins(tmp_path):
     assert not tasks["cut"].all()
     assert (tasks.definition == longbench.VERSION).all()
 
-    # One filter of length for all: the book that is too short is in no experiment, the others in every one.
+    # All experiments have the same least length: the short book is in none of them, the others are in all.
     perplexity = run.table("perplexity")
     assert set(perplexity[perplexity.corpus == "pg19"].document.str[-1]) == {"0", "1", "3"}
     assert np.isfinite(perplexity.nll[perplexity.status == "measured"]).all()

@@ -1,7 +1,7 @@
-"""The cluster profiles: understood by Snakemake and its executor plugins, and Kubernetes' on a kubectl of our own.
+"""Snakemake and its executor plugins accept the cluster profiles; the Kubernetes profile runs on a toy kubectl.
 
-tests/slurm runs the Slurm profile on real daemons. No Kubernetes was at hand: here a stand-in for kubectl runs the
-manifests that the profile hands it, on this machine.
+tests/workflow/slurm runs the Slurm profile on real daemons. Without a Kubernetes cluster, a stand-in for kubectl
+runs the manifests of the profile on this machine.
 """
 
 import os
@@ -73,7 +73,7 @@ def test_on_slurm_a_timing_has_its_node_to_itself():
 
 @pytest.fixture
 def kubernetes(tmp_path):
-    """The profile with its scripts' full paths, and a kubectl on the path that runs jobs here."""
+    """Return the profile with full paths of its scripts, and put a kubectl that runs jobs here on PATH."""
     kubectl = tmp_path / "kubectl"
     (tmp_path / "jobs").mkdir()
     kubectl.write_text(KUBECTL.format(python=sys.executable, folder=str(tmp_path / "jobs")))
@@ -95,7 +95,7 @@ def test_on_kubernetes_a_rule_is_a_job(kubernetes, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "run" / tokens).exists()
     jobs = [yaml.safe_load(path.read_text())[1] for path in (tmp_path / "jobs").iterdir()]
-    assert len(jobs) == 2  # the tokenizer's, which asks for little, and the corpus'
+    assert len(jobs) == 2  # one job of the tokenizer, which requests little, and one of the corpus
     pods = [job["spec"]["template"]["spec"] for job in jobs]
     (pod,) = [pod for pod in pods if pod["containers"][0]["resources"]["requests"]["cpu"] == "16"]
     assert pod["containers"][0]["image"] == "image:1"

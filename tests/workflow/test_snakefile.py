@@ -1,4 +1,4 @@
-"""What the graph refuses, and what it asks for: planned only, nothing runs."""
+"""Dry runs of the graph: the settings that it refuses, and the jobs and resources that it plans."""
 
 import os
 import re
@@ -13,7 +13,7 @@ SMOKE = f"preset={ROOT / 'tests' / 'smoke.yaml'}"
 
 
 def plan(folder, *config, target="figures", options=()):
-    """The text of a dry run."""
+    """Return the output of a dry run."""
     environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
     command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "2"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-# Perplexity, tasks, block recall, attention maps.
+# Measures perplexity, tasks and block recall, and records attention maps.
 rule perplexity:
     input:
         tokens=lambda wildcards: PRESET.perplexity(wildcards.experiment).tokens.file,

@@ -1,4 +1,4 @@
-# Rows to tables and figures, each beside the paper's numbers.
+# Draws tables and figures from rows, each beside the paper's numbers.
 PAPER = [ROOT / "results/paper" / name for name in ("values.csv", "claims.csv")]
 
 

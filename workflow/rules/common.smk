@@ -9,14 +9,14 @@ from seerbench.rows.source_digest import files_digest, source_digest
 WHERE = f"{config.get('preset', 'cpu')} --results {RUN.parent}"
 LOGS = f"logs/{PRESET.name}"
 SETUP = PRESET.settings_of_all_jobs()
-# A job on a GPU sees one of them (seerbench/devices.py). How many run at a time: --resources gpu=4;
-# profiles/default says one.
+# A job on a GPU sees only one GPU (seerbench/devices.py). `--resources gpu=4` runs four such jobs at a time;
+# profiles/default allows one.
 GPU = int(PRESET.file.device == "cuda")
 # Nothing else runs beside a timing: it takes every core (Snakemake scales this down to --cores) and GPU.
 WHOLE_MACHINE = 10_000
-GPU_LIMIT = workflow.global_resources.get("gpu")  # None or without a value on a cluster
+GPU_LIMIT = workflow.global_resources.get("gpu")  # None or valueless on a cluster
 ALL_GPUS = GPU * (getattr(GPU_LIMIT, "value", None) or 1)
-# What `snakemake compare --config compare=mine.py` compares.
+# The target of `snakemake compare --config compare=mine.py`: a file, or file:name.
 COMPARED = config.get("compare", "")
 COMPARED_FILE = COMPARED.partition(":")[0]
 COMPARED_NAME = config.get("compare_name", Path(COMPARED_FILE).stem or "none")
@@ -33,42 +33,42 @@ wildcard_constraints:
 
 
 def one_of(names):
-    """A constraint of a wildcard to these names; a rule with none of them never applies."""
+    """Return a pattern that restricts a wildcard to these names; without names, the rule never applies."""
     return "|".join(names) or "none"
 
 
 def code_of(*modules):
-    """Digest of the code that a step runs, so that a change runs it again."""
+    """Return a digest of the modules that a step runs; the step runs again when it changes."""
     return files_digest(ROOT / "seerbench" / name for name in modules)
 
 
 def timing(wildcards):
-    """The job of a timing."""
+    """Return the latency job of a sweep and context."""
     return PRESET.latency(wildcards.sweep, int(wildcards.context))
 
 
 def gpus(processes):
-    """How many GPUs a step asks for.
+    """Return the number of GPUs that a step requests.
 
-    Several processes take the first GPUs of a machine without asking who uses them: on one machine they get all.
+    torchrun starts on the first GPUs of a machine even if they are in use, so several processes request all.
     """
     return GPU if processes == 1 else max(GPU * processes, ALL_GPUS)
 
 
 def launcher(processes):
-    """What starts a step in several processes with a GPU each (seerbench/training/fsdp.py)."""
+    """Return the torchrun prefix of a step with several processes, one GPU per process; empty for one process."""
     if processes == 1:
         return ""
     return f"torchrun --standalone --nproc-per-node {processes} --no-python "
 
 
 def is_there(table):
-    """Whether the run that is drawn has rows of a table: a published run need not have all of them."""
+    """Return whether the run that is drawn has rows of a table; a published run may lack some tables."""
     return DRAWN == RUN or any((DRAWN / table).glob("*.parquet"))
 
 
 def drawable(kind=None):
-    """The artefacts (of one kind) whose rows this preset measures and the run that is drawn has."""
+    """Return the artefacts (of one kind) that can be drawn: the preset measures their rows and the run has them."""
     return [
         name
         for name, about in ARTEFACTS.items()
@@ -79,7 +79,7 @@ def drawable(kind=None):
 
 
 def files_of(*names):
-    """Every file of these artefacts."""
+    """Return all files of these artefacts."""
     return [
         f"{FIGURES}/{name}{suffix}"
         for name in names

@@ -1,4 +1,4 @@
-# A kernel or method of one's own beside the baselines:
+# Checks and times a kernel or method of your own beside the baselines:
 # snakemake compare --config compare=mine.py
 
 

@@ -1,4 +1,4 @@
-# Texts to tokens: the tokenizer of the preset, and one job per corpus.
+# Turns texts into tokens: trains or fetches the preset's tokenizer, then runs one job per corpus.
 rule tokenizer:
     output:
         PRESET.paths.tokenizer / "tokenizer.json",

@@ -1,4 +1,4 @@
-# Gates on a frozen model, trained here or released; what MoA and MInference search for one.
+# Trains gates on a frozen model or imports released ones; searches MoA's plans and MInference's patterns.
 rule import_gates:
     output:
         gates=RUN / "gates/{gates}.safetensors",
