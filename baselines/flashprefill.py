@@ -62,7 +62,10 @@ class FlashPrefill(BlockSparse):
         return mask_from_flags(cost <= -math.log(self.alpha), q.shape[2], self.block, self.block)
 
     def _cost(self, q: Tensor, k: Tensor) -> Tensor:
-        """Return the log of the row's best score over each score, [B, Hq, n, n]; kept if at most -log(alpha)."""
+        """Return the log of the row's best score over each score, [B, Hq, n, n].
+
+        A block is kept if its cost is at most -log(alpha).
+        """
         scores = pooled_scores(q, k, self.block)
         cost = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=torch.inf)
         return cost.masked_fill_(always_kept(scores.shape[-1], q.device), -torch.inf)

@@ -87,7 +87,7 @@ class FlexPrefill(BlockSparse):
 
 
 def estimate_blocks(q: Tensor, k: Tensor, block: int) -> Estimate:
-    """Compute what the choice of blocks is made from, all in fp32.
+    """Compute the masses, the distance and the pooled scores from which `choose` selects blocks, all in fp32.
 
     Args:
         q: queries [B, Hq, N, D].
@@ -141,7 +141,7 @@ def choose(
         count = ((ordered <= gamma).sum(-1) + 1) // block + 1
         count = torch.where(pooling_trusted, minimum, count.clamp(minimum, n))
         best = _sum_blocks(mass, block)
-        best[..., 0] = torch.inf  # the first columns, the diagonal itself
+        best[..., 0] = torch.inf  # always keep the first block of columns or diagonals
         order = best.argsort(dim=-1, descending=True, stable=True)
         chosen.append(torch.zeros_like(best, dtype=torch.bool).scatter_(-1, order, rows < count[..., None]))
     distance_in_blocks = (rows[:, None] - rows).clamp_min(0)

@@ -54,7 +54,7 @@ class MoA(BlockSparse):
     """A mixture of sliding windows, one growing span per head, searched offline."""
 
     def __init__(self, plan: Path | str, sparsity: float | None = None, block: int = 64) -> None:
-        """Make the method of a plan file.
+        """Make the method from a plan file.
 
         Args:
             plan: the file, in the format of `load_plan`.
@@ -79,14 +79,16 @@ class MoA(BlockSparse):
 
 
 def reserve_for(sparsity: float | None) -> int:
-    """Return the blocks that spans reserve for generated tokens: none if a sparsity of the prefill is requested."""
+    """Return the number of blocks that spans reserve for generated tokens, 0 if a sparsity is requested."""
     return RESERVED_BLOCKS if sparsity is None else 0
 
 
 def window_blocks(
     alphas: Rules, betas: Rules, tokens: int, block: int, reserve: int = RESERVED_BLOCKS
 ) -> np.ndarray:
-    """Return the length of each head's window in blocks, int [Hq]: with the diagonal's, without the sink's.
+    """Return the length of each head's window in blocks, int [Hq].
+
+    The diagonal block counts as part of the window, the sink block does not.
 
     Args:
         alphas: the constant part of each span, in tokens.
@@ -128,7 +130,10 @@ def windows_and_sink(
 
 
 def block_density(windows: np.ndarray, n: int) -> np.ndarray:
-    """Return the share of n rows' causal blocks that the sink and windows of these lengths [...] keep, [...]."""
+    """Return the share of the causal blocks of n rows that the sink and a window keep together.
+
+    windows: lengths in blocks, of any shape, which is also the shape of the result.
+    """
     row = np.arange(n)
     kept = np.minimum(row + 1, np.asarray(windows)[..., None] + 1).sum(-1)
     return kept / (n * (n + 1) / 2)

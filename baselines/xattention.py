@@ -1,6 +1,6 @@
 """XAttention scores blocks by sums along antidiagonals.
 
-What it is  q and k are sampled every `stride` tokens, so that one dot product sums the logits on an antidiagonal
+What it is  q and k are sampled every `stride` tokens, so one dot product sums the logits on an antidiagonal
             of a stride x stride square. The softmax of these sums, added up over a block, is the block's mass.
             Block 0 and the diagonal are kept, then the blocks of largest mass until a share tau of the row's mass
             is kept

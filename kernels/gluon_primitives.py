@@ -1,4 +1,4 @@
-"""What the Gluon kernels for Hopper share: TMA descriptors, rings of shared memory, barriers, causal masking.
+"""Define what Gluon kernels for Hopper share: TMA descriptors, rings of shared memory, barriers, causal masking.
 
 Import it only where a Hopper kernel is about to run: Gluon is not part of every Triton.
 """
@@ -22,7 +22,7 @@ tma_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_glob
 class Ring(NamedTuple):
     """Slots of shared memory that a producer fills and consumers empty, in turn.
 
-    A barrier knows its phase only as odd or even, so each side keeps the (slot, phase) at which it is.
+    A barrier knows its phase only as odd or even, so each side keeps its current slot and phase.
     """
 
     slots: Any  # [number of slots, ...]
@@ -36,7 +36,7 @@ def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), shape, _layout(*shape, x.dtype))
 
 
-@functools.cache  # this and the next are needed at each launch, and launching is most of a short kernel's time
+@functools.cache  # called at each launch, like the next function; launching takes most of a short kernel's time
 def _layout(*shape_and_dtype: Any) -> gl.NVMMASharedLayout:
     *shape, dtype = shape_and_dtype
     return gl.NVMMASharedLayout.get_default_for(shape, gl.float16 if dtype == torch.float16 else gl.bfloat16)

@@ -1,4 +1,4 @@
-"""What several kernels share: constants, the order of programs, one step of the online softmax, strides.
+"""Define what several kernels share: constants, the order of programs, one step of the online softmax, strides.
 
 The online softmax works in base 2, since the GPU's exponential is exp2: scores are scaled by log2(e) / sqrt(D).
 """

@@ -73,7 +73,7 @@ OLD_PLACES = {
 
 
 class Tree(NamedTuple):
-    """A tree's kernels, by this tree's names: `tree.get("kernels.index_lists:ascending_lists")`."""
+    """Kernels of one tree, found by their names in this tree: `tree.get("kernels.index_lists:ascending_lists")`."""
 
     package: str
 
@@ -118,7 +118,7 @@ def load_base(base: str | None, folder: Path | None, place: Path) -> Tree:
         link = package / name
         if link.is_symlink():
             link.unlink()
-        elif link.exists():  # an export that followed the links
+        elif link.exists():  # the exported copy has a folder in place of the link
             shutil.rmtree(link)
         (place / name).rename(link)
     for path in package.rglob("*.py"):

@@ -37,14 +37,14 @@ def problem_of(args, context, block_q=64, block_k=64):
 
 
 def measure(methods, rounds, show_host=False):
-    """Time functions by name: {name: [ms per round]}. One that fails is reported and left out."""
+    """Time functions and return {name: [ms per round]}. A function that fails is reported and left out."""
     working = {}
     for name, function in methods.items():
         try:
             function()
             torch.cuda.synchronize()
             working[name] = function
-        except Exception as error:  # reported, not replaced
+        except Exception as error:  # a failure is reported, and no other kernel replaces this one
             print(f"    {name}: {type(error).__name__}: {str(error)[:300]}")
     candidates = {name: Candidate({"call": function}) for name, function in working.items()}
     times = {name: [] for name in working}
@@ -169,7 +169,7 @@ def gate_plan(args):
 
 
 def tiles(args):
-    """MInference's kernel on synthetic selections of its official (512, 2048), beside FA-2."""
+    """Time MInference's kernel beside FA-2, on random selections of about 512 columns and 2048 diagonals."""
     from seerbench.kernels.vertical_slash import api as vertical_slash
 
     for context in args.context:
@@ -194,7 +194,7 @@ def tiles(args):
 
 
 def backward(args):
-    """Time dQ, dK and dV. Rates count five products per tile, as FlashAttention-2 needs, for our seven too."""
+    """Time dQ, dK and dV. Rates count five products per tile, as in FlashAttention-2; our kernels compute seven."""
     from seerbench.kernels.block_sparse import triton_backward as ours
 
     for context in args.context:

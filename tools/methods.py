@@ -32,7 +32,7 @@ Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 
 
 def arms(folder: Path) -> dict[str, Any]:
-    """Return the methods; MoA has two spans, one head after another."""
+    """Return the methods to run, by name. MoA gives its heads a short and a long span in turn."""
     save_plan(folder / "moa.json", [[0.0] * Q_HEADS], [[0.125, 0.5] * (Q_HEADS // 2)])
     made = {"moa": create("moa", plan=folder / "moa.json")}
     for name, block in (
@@ -61,7 +61,7 @@ def flags(context: int, chance: float, near: int = 1) -> list[Tensor]:
 
 @torch.no_grad()
 def check(methods: dict[str, Any]) -> None:
-    """Print each method's error and budget at an odd length, and whether the conversion is the reference's."""
+    """Print each method's error and error budget, and whether the GPU's index conversion equals the CPU's."""
     q, k, v = draw(1000)
     for name, method in methods.items():
         plan = method.plan(q, k, LayerContext())
@@ -88,7 +88,7 @@ def medians_ms(calls: dict[str, Callable[[], Any]], rounds: int = 5) -> dict[str
 
 @torch.no_grad()
 def timed(methods: dict[str, Any], context: int) -> None:
-    """Print one line per method."""
+    """Print the times of the index conversion, then each method's times, sparsity and peak memory of the plan."""
     both = flags(context, 0.02, 1000)
     ms = medians_ms({"scan": lambda: convert.scan(*both), "all": lambda: api.vertical_slash_tiles(*both)})
     print(f"{context:7} index conversion {ms['all']:8.3f} ms, of which the scan {ms['scan']:7.3f}", flush=True)

@@ -4,7 +4,7 @@
     compute-sanitizer --tool memcheck python tools/smoke.py
     python tools/smoke.py hopper          (only this block-sparse forward: hopper or triton)
 
-Meant for compute-sanitizer, and as a first sign of life on a new GPU or a new Triton.
+It is meant for compute-sanitizer, and as a first sign of life on a new GPU or a new Triton.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def backward() -> None:
 
 @torch.no_grad()
 def others() -> None:
-    """Run the other kernels; a memory checker sees what they read and write."""
+    """Run the other kernels, so that a memory checker sees what they read and write."""
     q, k, v = draw(300, 4, 2, 128, torch.bfloat16, "cuda", 1)
     for block in (64, 128):
         pooled_attention(q, k, v, block)

@@ -144,7 +144,7 @@ def vertical_slash_scores(q: Tensor, k: Tensor, scale: float = 1.0) -> tuple[Ten
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """Return the place of each entry in descending order, ties by index: fp32 [..., N], like the scores."""
+    """Return the rank of each score, fp32 [..., N]: 0 for the largest; ties go to the lower index."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(scores.shape[-1], device=scores.device, dtype=torch.float32)
     return torch.empty_like(scores).scatter_(-1, order, places.expand_as(scores).contiguous())

@@ -73,8 +73,8 @@ class _Patterned(Method[PlanT]):
         """Make the method.
 
         Args:
-            patterns: a file of `load_patterns`; "v1", upstream's first configuration; None or "v2" for budgets of
-                (512, 2048) in every head, at blocks of 64.
+            patterns: a file that `load_patterns` reads; "v1", upstream's first configuration; None or "v2" for
+                budgets of (512, 2048) in every head, at blocks of 64.
             block: tokens per tile.
             sparsity: None keeps to the budgets, whatever sparsity they give on an input. A number multiplies all
                 budgets of a layer by one factor, which is searched for each input by bisection, for accuracy at
@@ -206,7 +206,7 @@ class UpstreamPlan(Plan):
     diagonals: Tensor
 
     def density(self) -> float:
-        # By our conversion to tiles, which equals upstream's.
+        # The density is that of our conversion to tiles, which equals upstream's.
         return vertical_slash_tiles(self.columns, self.diagonals).density()
 
 
@@ -266,13 +266,13 @@ def _upstream_kernel() -> Callable[..., Tensor]:
 
 
 def _best_of_blocks(places: Tensor, n: int, block: int) -> Tensor:
-    """Return the best place in each block, [B, H, n], of places [B, H, N] in the ranking."""
+    """Return the best rank in each block, [B, H, n], for ranks of columns or diagonals [B, H, N]."""
     padded = F.pad(places, (0, n * block - places.shape[-1]), value=torch.inf)
     return padded.unflatten(-1, (n, block)).amin(-1)
 
 
 def _slash_cost(places: Tensor, n: int, block: int) -> Tensor:
-    """Return the best place among the diagonals that cross each block, [B, H, n, n], of places [B, H, N]."""
+    """Return the best rank of the diagonals that cross each block, [B, H, n, n], for their ranks [B, H, N]."""
     best = _best_of_blocks(places, n, block)
     # Block (I, J) is crossed by offsets (I-J) * block - (block-1) .. (I-J) * block + block-1. The lower part
     # belongs to the previous group of `block` diagonals (without that group's offset 0).

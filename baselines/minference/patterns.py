@@ -22,7 +22,7 @@ UPSTREAM_BLOCK = 64
 
 @dataclass(frozen=True)
 class Pattern:
-    """What one head keeps.
+    """Pattern of one head: its kind and its two budgets.
 
     Attributes:
         kind: one of KINDS.
@@ -84,5 +84,5 @@ def scaled_budgets(patterns: Sequence[Pattern], factor: float) -> list[Pattern]:
 
 
 def at_block(count: int, block: int) -> int:
-    """Return a budget of upstream's for blocks of `block` tokens instead of 64, at least 1."""
+    """Return `budget`, which upstream means for blocks of 64 tokens, rescaled to `block` tokens; at least 1."""
     return max(1, count * block // UPSTREAM_BLOCK)

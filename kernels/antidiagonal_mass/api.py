@@ -1,4 +1,4 @@
-"""The attention mass of each block, estimated along antidiagonals (XAttention): choice of the kernel.
+"""Estimate the attention mass of each block along antidiagonals (XAttention): choice of the kernel.
 
 triton.py defines the estimate, reference.py computes it in plain torch.
 """

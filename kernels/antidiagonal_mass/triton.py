@@ -1,9 +1,9 @@
-"""The attention mass of each block, estimated from sums along antidiagonals: XAttention's score.
+"""Estimate the attention mass of each block from sums along antidiagonals: XAttention's score.
 
     s_ij = sum_a q[S i + S - 1 - a] . k[S j + a] / (sqrt(D) S),  j <= i          (a = 0 .. S - 1, S the stride)
     M[I, J] = sum over i in block I, j in block J of softmax_j(s_ij)
 
-Paper   XAttention (arXiv:2503.16428), section 2; baselines/xattention.py makes its block mask of it.
+Paper   XAttention (arXiv:2503.16428), section 2; baselines/xattention.py makes its block mask from it.
 Oracle  `reference.antidiagonal_mass` in float64.
 Here    one program per tile of strided rows of one head, with two loops over the strided keys: the first finds each
         row's log-sum-exp, the second adds up the mass of each block. Scores stay in registers. q and k are read
@@ -92,7 +92,7 @@ def _mass(
         s = _scores(q_base, k_base, q_n, k_n, rows, start, tokens, scale, HEAD_DIM, STRIDE, ROWS, KEYS)
         p = tl.where(
             (rows * STRIDE < tokens)[:, None], tl.exp(s - lse[:, None]), 0.0
-        )  # rows of padding count nothing
+        )  # rows of padding add no mass
         # [blocks_q, blocks_k]
         sums = tl.sum(tl.sum(tl.reshape(p, [blocks_q, WIDTH, blocks_k, WIDTH]), 3), 1)
         of_k = start // WIDTH + tl.arange(0, blocks_k)

@@ -33,7 +33,7 @@ def pool_blocks(x: Tensor, block: int) -> dict[str, Tensor]:
 def search_top_k(scores: Tensor, k: int) -> tuple[Tensor, int]:
     """Return which of scores [n] are the k best (bool [n], ties to the lower index), and the steps that it took.
 
-    Models the search of `select.py` for one row: scores are fp32, 0 < k < n, and none is -inf or NaN. Invariant:
+    It models the search of `select.py` for one row: scores are fp32, 0 < k < n, and none is -inf or NaN. Invariant:
     the k-th largest score is in [low, high), both sortable integer keys; count = #{s >= low} >= k and
     beyond = #{s >= high} < k.
     """

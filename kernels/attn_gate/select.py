@@ -50,8 +50,8 @@ def select_threshold(
 ) -> BlockMask:
     """Select the blocks whose softmax(scores) exceeds `threshold`; a row without any keeps its best block.
 
-    Arguments as in `select_top_k`. Two launches: the first counts, the second fills lists as wide as the longest.
-    Between them the host waits for the GPU once.
+    The arguments are those of `select_top_k`. The first of two launches counts, the second fills lists as
+    wide as the longest. Between them the host waits for the GPU once.
     """
     batch, heads, n, _ = scores.shape
     scores = scores.contiguous()

@@ -60,7 +60,7 @@ class BlockSparseAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-        """q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]."""
+        """Return attention [B, Hq, N, D] for q [B, Hq, N, D], k and v [B, Hk, N, D]."""
         o, lse = block_sparse_attention_with_lse(q, k, v, mask)
         ctx.save_for_backward(q, k, v, o, lse)
         ctx.mask = mask
@@ -68,7 +68,7 @@ class BlockSparseAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """do [B, Hq, N, D] -> gradients of q, k and v, and none for the mask."""
+        """Return the gradients of q, k and v from `do`, that of the output [B, Hq, N, D]; None for the mask."""
         q, k, v, o, lse = ctx.saved_tensors
         return *gradients(q, k, v, o, lse, do, ctx.mask), None
 
@@ -76,7 +76,7 @@ class BlockSparseAttention(torch.autograd.Function):
 def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Tensor]:
     """Return attention [B, Hq, N, D] and its log-sum-exp [B, Hq, N] on a GPU, without gradients.
 
-    The log-sum-exp is fp32 and natural; it is -inf where a row sees nothing.
+    The log-sum-exp is fp32 and natural; it is -inf in a row that sees no key.
     """
     q, k, v = map(unit_stride, (q, k, v))
     o = torch.empty_like(q)

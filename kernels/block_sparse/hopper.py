@@ -72,7 +72,7 @@ def launch(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, o: Tensor, lse: Ten
 
 
 class Rings(NamedTuple):
-    """The rings of a program. Those of Q have a slot per consumer."""
+    """Rings of a program. Those of Q have one slot per consumer."""
 
     q: Ring
     k: Ring
@@ -81,7 +81,7 @@ class Rings(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """A mask's lists, as `flat_lists` gives them."""
+    """Lists of a block mask, as `flat_lists` returns them."""
 
     counts_ptr: Any
     indices_ptr: Any
@@ -89,7 +89,7 @@ class Lists(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Where O and the log-sum-exp go: pointers, and O's strides over batch, heads and tokens."""
+    """Destination of O and the log-sum-exp: pointers, and O's strides over batch, heads and tokens."""
 
     o_ptr: Any
     lse_ptr: Any
@@ -128,14 +128,17 @@ def _advance(slot, phase, STAGES: gl.constexpr):
 
 @gluon.jit
 def _push(work, slot, field: gl.constexpr, value):
-    """Producer: write one of the three integers of a work tile (its number, its blocks, its last key block)."""
+    """Write one of the three integers by which the producer announces a work tile to the consumers.
+
+    They are its number, its number of key blocks, and its last key block.
+    """
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     work.slots.index(slot * 4 + field).store(gl.full([1], value, gl.int32, layout))
 
 
 @gluon.jit
 def _pop(work, slot, field: gl.constexpr):
-    """Consumer: read one of the three integers of a work tile."""
+    """Read, in a consumer, one of the three integers of a work tile that `_push` wrote."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     return gl.max(work.slots.index(slot * 4 + field).load(layout), 0)
 
@@ -199,7 +202,7 @@ def _produce(
 def _softmax_step(s, row_max, row_sum, scale):
     """Take scores s [64, KEYS] into the online softmax; return (p, row_max, row_sum, alpha), as softmax_step does.
 
-    row_sum [64, 4] is a sum per thread of the quad that holds a row, so only the maximum is shuffled here.
+    row_sum [64, 4] has one sum per thread of the quad that holds a row, so only the maximum is shuffled here.
     """
     new_max = gl.maximum(row_max, gl.max(s, 1) * scale)
     p = gl.exp2(s * scale - gl.expand_dims(new_max, 1))

@@ -132,7 +132,7 @@ def _inner_loop(
     q, k_base, v_base, k_n, v_n, list_ptr, first, last, offs_m, n, scale, row_max, row_sum, acc,
     HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, KEYS: tl.constexpr, DIAGONAL: tl.constexpr,
 ):  # fmt: skip
-    """FlashAttention over the tiles first .. last - 1 of a list; DIAGONAL tiles compare positions."""
+    """Add the tiles first .. last - 1 of a list to the online softmax; if DIAGONAL, mask keys after the query."""
     SPLIT: tl.constexpr = BLOCK_K // KEYS
     offs_d = tl.arange(0, HEAD_DIM)
     local = tl.arange(0, KEYS)

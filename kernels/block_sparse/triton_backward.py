@@ -67,7 +67,7 @@ def launch(
     query_tile: tuple[int, ...] | None = None, key_tile: tuple[int, ...] | None = None,
 ) -> None:  # fmt: skip
     """Run both kernels into dq, dk and dv. Tiles override QUERY_TILES and KEY_TILES, for tools/ladder.py."""
-    # In base 2, and +inf where a row sees nothing: its P is then exp2(-inf) = 0 without another test.
+    # In base 2, and +inf in a row that sees no key: its P is then exp2(-inf) = 0 without another test.
     lse = torch.where(lse == -torch.inf, torch.inf, lse * LOG2_E.value)
     delta = torch.empty_like(lse)
     launch_query_gradient(q, k, v, o, lse, do, mask, delta, dq, query_tile)
@@ -78,7 +78,7 @@ def launch_query_gradient(
     q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor, mask: BlockMask,
     delta: Tensor, dq: Tensor, tile: tuple[int, ...] | None = None,
 ) -> None:  # fmt: skip
-    """Run `_query_gradient` into dq and delta; lse in base 2, +inf where a row sees nothing."""
+    """Run `_query_gradient` into dq and delta; lse in base 2, +inf in a row that sees no key."""
     (batch, heads, n, head_dim), group = q.shape, q.shape[1] // k.shape[1]
     rows, keys, warps, stages = tile or QUERY_TILES[mask.block_q, mask.block_k]
     counts, indices, width = flat_lists(mask)
@@ -164,7 +164,7 @@ def _loop_over_keys(
     q, do, lse, delta, k_base, v_base, k_n, v_n, list_ptr, first, last, offs_m, n, scale, dq,
     HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, KEYS: tl.constexpr, DIAGONAL: tl.constexpr,
 ):  # fmt: skip
-    """Add to dQ over the tiles first .. last - 1 of a list of key blocks; DIAGONAL tiles compare positions."""
+    """Add the tiles first .. last - 1 of a list of key blocks to dQ; if DIAGONAL, mask keys after the query."""
     SPLIT: tl.constexpr = BLOCK_K // KEYS
     offs_d = tl.arange(0, HEAD_DIM)
     local = tl.arange(0, KEYS)
@@ -253,7 +253,7 @@ def _loop_over_queries(
     first, last, offs_n, n, group, scale, dk, dv,
     HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, ROWS: tl.constexpr, DIAGONAL: tl.constexpr,
 ):  # fmt: skip
-    """Add to dK and dV over the tiles first .. last - 1 of a list of readers; DIAGONAL tiles compare positions.
+    """Add the tiles first .. last - 1 of a list of readers to dK, dV; if DIAGONAL, mask keys after the query.
 
     Scores are transposed, [KEYS, ROWS]: P and dS are then left operands of the products and stay in registers.
     """

@@ -1,4 +1,4 @@
-"""The pooled training kernel for Hopper (sm_90), in Gluon and in one pass.
+"""Pooled attention for Hopper (sm_90): the training kernel in Gluon, in one pass.
 
 Computes what the two passes of triton.py do, and is tested against the same oracle. The forward is built as that of
 block_sparse/hopper.py is, which should be read first (producer warp, two consumer warpgroups of 64 query rows,
@@ -75,7 +75,7 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, block: int) -> tuple[Tenso
 
 
 class Rings(NamedTuple):
-    """The rings of a program. That of Q has a slot per consumer."""
+    """Rings of a program. That of Q has one slot per consumer."""
 
     q: Ring
     k: Ring
@@ -96,7 +96,7 @@ class Outputs(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """The memory of O seen as fp32: pointer, and strides over batch, heads and tokens."""
+    """Memory of O seen as fp32: pointer, and strides over batch, heads and tokens."""
 
     ptr: Any
     s_b: Any
@@ -118,7 +118,7 @@ class Sizes(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Which program does which work tiles and owns which rows of O as its scratch; `locate` applies it."""
+    """Assignment of work tiles, and of rows of O as scratch, to programs; `locate` applies it."""
 
     programs: int
     chunks: int  # rows of tiles of O that are a program's scratch, and its last work tiles

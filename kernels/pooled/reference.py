@@ -18,8 +18,8 @@ def naive_pooled_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (o, lse, d) by definition, with the whole attention map in memory: O(N^2).
 
-    This is the naive form of Figure 8 and, in float64, the oracle. Arguments and results as in
-    `api.pooled_attention`; everything is computed and returned in `dtype`, by default q's.
+    This is the naive form of Figure 8 and, in float64, the oracle. The arguments and results are those
+    of `api.pooled_attention`; everything is computed and returned in `dtype`, by default q's.
     """
     n, heads, dtype = q.shape[2], q.shape[1], dtype or q.dtype
     q, k, v = q.to(dtype), repeat_kv(k, heads).to(dtype), repeat_kv(v, heads).to(dtype)
@@ -36,7 +36,8 @@ def naive_pooled_attention(
 def streamed(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     """Return (o, lse, d) with a [block, N] strip of the map in memory at one time: O(N * block) per head.
 
-    Arguments as in `api.pooled_attention`; computed in fp32 or more, lse in that dtype. Used on a CPU.
+    The arguments are those of `api.pooled_attention`. It computes in fp32 or a wider dtype, which lse has, and
+    runs on a CPU.
     """
     batch, heads, n, _ = q.shape
     kv_heads, blocks = k.shape[1], block_count(n, block)

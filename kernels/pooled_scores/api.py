@@ -1,4 +1,4 @@
-"""How much each block of queries sees in the mean key of each block (FlashPrefill): choice of the kernel.
+"""Score the mean key of each block for each block of queries (FlashPrefill): choice of the kernel.
 
 triton.py defines the score, reference.py computes it in plain torch.
 """

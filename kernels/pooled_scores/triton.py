@@ -1,9 +1,9 @@
-"""How much each block of queries sees in the mean key of each block: FlashPrefill's score.
+"""Score the mean key of each block for each block of queries: FlashPrefill's score.
 
     S[I, J] = log sum_{i in block I, block J ends at or before i} exp(q_i . mean(k_J) / sqrt(D))    (empty sum:
     -inf)
 
-Paper   FlashPrefill (arXiv:2603.06199); baselines/flashprefill.py makes its block mask of it.
+Paper   FlashPrefill (arXiv:2603.06199); baselines/flashprefill.py makes its block mask from it.
 Oracle  `reference.pooled_scores` in float64, which writes the N x n logits in chunks.
 Here    one program per block of queries of one head; the logits stay in registers, only n x n sums are written.
 """

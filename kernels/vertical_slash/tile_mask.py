@@ -12,7 +12,7 @@ from seerbench.core.block_mask import block_count, causal_blocks
 
 @dataclass(frozen=True)
 class TileMask:
-    """Which keys each row of `tile` queries reads: tiles that start at any token, and single columns.
+    """Plan of the keys that each row of `tile` queries reads: tiles that start at any token, and single columns.
 
     tile_counts:   int32 [B, Hq, n], tile_starts int32 [B, Hq, n, width]: first tokens of tiles of `tile` keys,
                    ascending and disjoint; a tile may reach past the row (causality cuts it) or past N.
@@ -28,42 +28,45 @@ class TileMask:
     tile: int = 64
 
     def area(self) -> Tensor:
-        """Tiles that a kernel executes, [B, Hq]: columns are gathered into whole tiles."""
+        """Return the number of tiles that a kernel executes, [B, Hq]. Columns are gathered into whole tiles."""
         gathered = (self.column_counts + self.tile - 1) // self.tile
         return (self.tile_counts + gathered).sum(-1, dtype=torch.int64)
 
     def head_density(self) -> Tensor:
-        """Executed tiles over causal tiles, float64 [B, Hq]: what `density` averages."""
+        """Return the number of executed tiles divided by that of causal tiles, float64 [B, Hq]."""
         n = block_count(self.tokens, self.tile)
         return self.area().double() / (n * (n + 1) // 2)
 
     def density(self) -> float:
-        """Executed tiles over causal tiles. A little above 1 is possible: unaligned tiles overlap the diagonal."""
+        """Return the mean of `head_density`: a little above 1 where unaligned tiles overlap the diagonal."""
         return float(self.head_density().mean())
 
     def token_density(self) -> float:
-        """(query, key) pairs that are computed over the causal pairs."""
+        """Return the share of the causal (query, key) pairs that is computed."""
         return float(self.to_token_mask().sum(dtype=torch.int64)) / (
             self.tile_counts[..., 0].numel() * self.tokens * (self.tokens + 1) / 2
         )
 
     def flops(self, head_dim: int) -> int:
-        """4 * tile^2 * head_dim for each executed tile (two matrix products), whole batch."""
+        """Return the floating-point operations of the two matrix products over the executed tiles, whole batch.
+
+        They are 4 * tile^2 * head_dim per executed tile.
+        """
         return 4 * self.tile**2 * head_dim * int(self.area().sum())
 
     def to_dense(self) -> Tensor:
-        """bool [B, Hq, n, n]: blocks of `tile` keys of which any is read, causal ones only."""
+        """Return the causal blocks of `tile` keys of which any key is read, bool [B, Hq, n, n]."""
         n = self.tile_counts.shape[-1]
         keys = self.rows_of_keys()[..., : n * self.tile].unflatten(-1, (n, self.tile)).any(-1)
         return keys & causal_blocks(n, 1, 1, keys.device)
 
     def to_token_mask(self) -> Tensor:
-        """bool [B, Hq, N, N]: the (query, key) pairs that are computed, causality included."""
+        """Return the pairs of query and key that are computed, causality included, bool [B, Hq, N, N]."""
         rows = self.rows_of_keys()[..., : self.tokens].repeat_interleave(self.tile, -2)[..., : self.tokens, :]
         return rows & torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=rows.device).tril()
 
     def rows_of_keys(self) -> Tensor:
-        """bool [B, Hq, n, n * tile + tile]: the keys that each row of queries reads, before causality."""
+        """Return the keys that each row of queries reads, before causality, bool [B, Hq, n, n * tile + tile]."""
         n, device = self.tile_counts.shape[-1], self.tile_starts.device
         spare = n * self.tile + self.tile  # an index past every key, for the unused entries of a list
         kept = torch.zeros(*self.tile_counts.shape, spare + self.tile + 1, dtype=torch.bool, device=device)

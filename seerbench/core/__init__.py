@@ -1,1 +1,1 @@
-"""What every floor above speaks of: attention problems, block masks, the float64 reference, selection rules."""
+"""Define what the other packages build on: attention problems, block masks, the reference, selection rules."""

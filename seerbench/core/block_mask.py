@@ -170,7 +170,7 @@ class BlockMask:
         """Return the full and partial blocks of a causal FlexAttention mask as one mask.
 
         Raises:
-            ValueError: it has not as many queries as keys.
+            ValueError: the mask does not have as many queries as keys.
         """
         tokens, kv_tokens = mask.seq_lengths
         if tokens != kv_tokens:

@@ -13,7 +13,7 @@ Rope = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class AttentionProblem:
-    """The shape of one causal prefill; `Method.refuses` says whether a method can run it.
+    """Shape of one causal prefill; `Method.refuses` says whether a method can run it.
 
     Attributes:
         device: "cpu" or "cuda".
@@ -40,7 +40,7 @@ class AttentionProblem:
 
 @dataclass
 class LayerContext:
-    """What a method may know of a layer, in addition to q and k after RoPE.
+    """Facts about a layer that a method may use, in addition to q and k after RoPE.
 
     Attributes:
         index: number of the layer, from 0.

@@ -60,7 +60,7 @@ def keep_top_k(scores: Tensor, sparsity: float, last_rows_dense: int = 0) -> Ten
 def keep_threshold(scores: Tensor, threshold: float, last_rows_dense: int = 0) -> Tensor:
     """Flag the blocks whose softmax(scores) exceeds `threshold`, bool [B, Hq, nq, nk].
 
-    A row in which no block does keeps its best one. This is the rule of SeerAttention v2.
+    A row in which no block exceeds it keeps its best block. This is the rule of SeerAttention v2.
 
     Args:
         scores: [B, Hq, nq, nk], -inf where a block is not visible.

@@ -1,1 +1,1 @@
-"""What a method is (protocol.py), how it is found (registry.py), and SeerAttention with its gate."""
+"""Define what a method is (protocol.py), find methods by name (registry.py), and provide SeerAttention."""

@@ -30,5 +30,5 @@ def sparse_kernel(name: str) -> BlockSparseKernel:
 
 
 def laid_out(kernel: Any, mask: BlockMask | None) -> Any:
-    """Return the mask as `kernel.attend` takes it; None, which stands for dense attention, stays None."""
+    """Return the mask as `kernel.attend` takes it; None, which means dense attention, stays None."""
     return None if mask is None else kernel.layout(mask)

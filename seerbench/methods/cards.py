@@ -12,7 +12,7 @@ from seerbench.devices import has_gpu
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a method without importing it.
+    """Facts about a method that are known without importing it.
 
     Attributes:
         name: the method's name in presets and rows.

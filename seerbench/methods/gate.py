@@ -35,7 +35,7 @@ def concat_pools(pools: Mapping[str, Tensor], pooling: str) -> Tensor:
 
 
 class AttnGate(nn.Module):
-    """The gate of one layer, from pooled q and k to block scores.
+    """Gate of one layer, from pooled q and k to block scores.
 
     Weights have one matrix per head and no bias. With |P| operators in a pooling, wq is [Hq, |Pq| D, D] (double
     projection only), wk is [Hk, |Pk| D, D] (double) or [Hq, |Pk| D, D] (single). The hidden size is the model's
@@ -105,7 +105,7 @@ class AttnGate(nn.Module):
 def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, upper_triangle: bool = True) -> Tensor:
     """Compute the scores of one layer's gate, fp32 [B, Hq, nq, nk].
 
-    On a GPU and without gradients (torch.no_grad) the kernels of kernels/attn_gate do it for square blocks;
+    On a GPU and without gradients (torch.no_grad) the kernels of kernels/attn_gate compute them for square blocks;
     otherwise torch does.
 
     Args:

@@ -16,7 +16,7 @@ RECIPES = ("v1", "v2")
 
 @dataclass(frozen=True)
 class GateConfig:
-    """What a gate is made of. The defaults are v1's: Qavg_Kmaxmin, linear layers on Q and K, RoPE, blocks of 64.
+    """Options of a gate. The defaults are v1's: Qavg_Kmaxmin, linear layers on Q and K, RoPE, blocks of 64.
 
     Attributes:
         q_pool: pooling of the queries, one of POOLINGS.
@@ -25,7 +25,7 @@ class GateConfig:
         rope: whether the gate rotates its pools itself and reads q and k before RoPE. Without it (Figure 9) it
             reads q and k after RoPE.
         block: keys per block.
-        block_q: queries per block, a multiple of `block`; None stands for `block`.
+        block_q: queries per block, a multiple of `block`; None means `block`.
         recipe: one of RECIPES; it decides the loss and the initial weights.
 
     Raises:
@@ -55,12 +55,12 @@ class GateConfig:
 
     @property
     def query_block(self) -> int:
-        """Queries per block."""
+        """Return the number of queries per block."""
         return self.block_q or self.block
 
     @property
     def pooling(self) -> str:
-        """The name of the two poolings together, such as Qavg_Kmaxmin."""
+        """Return the name of the two poolings together, such as Qavg_Kmaxmin."""
         return f"Q{self.q_pool}_K{self.k_pool}"
 
 

@@ -40,13 +40,13 @@ def save_gates(path: Path, sets: Mapping[str, Sequence[AttnGate]]) -> None:
 
 
 def gate_set_names(path: Path) -> list[str]:
-    """Return the names of the gate sets in a file of `save_gates`."""
+    """Return the names of the gate sets in a file that `save_gates` wrote."""
     with safe_open(str(path), framework="pt") as file:
         return list(json.loads(file.metadata()["gates"]))
 
 
 def load_gates(path: Path, name: str | None = None) -> list[AttnGate]:
-    """Read one gate set of a file of `save_gates`; the gates need no gradients.
+    """Read one gate set from a file that `save_gates` wrote; its parameters require no gradients.
 
     Args:
         path: the file.

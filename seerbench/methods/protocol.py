@@ -25,9 +25,9 @@ from seerbench.methods.mask_kernels import BlockSparseKernel
 
 
 class Plan(Protocol):
-    """What a method decided for one layer and input. Only `density` is required.
+    """Result of `Method.plan` for one layer and input. Only `density` is required.
 
-    A class of one's own may inherit from Plan for the defaults, which stand for "this plan cannot say".
+    A plan class may inherit from Plan for the defaults: they return None, which means that the plan has no answer.
     """
 
     def density(self) -> float:
@@ -58,7 +58,7 @@ class Plan(Protocol):
         return None
 
 
-# Of a dense method: None.
+# The class of a method's plans; a dense method has the plan None.
 PlanT = TypeVar("PlanT", bound=Plan | None)
 
 

@@ -1,6 +1,6 @@
 """SeerAttention: a learned gate scores the blocks, a rule selects from the scores, our kernel attends.
 
-What it is  a gate per layer (gate.py) scores every pair of query block and key block from pooled q and k; the
+What it is  one gate per layer (gate.py) scores every pair of query block and key block from pooled q and k; the
             top-k rule or a threshold selects key blocks per query block
 Paper       SeerAttention (arXiv:2410.13276), v1 and v2
 Upstream    microsoft/SeerAttention; its first code is followed where the paper leaves a choice open
@@ -41,7 +41,7 @@ class SeerAttention(BlockSparse):
         threshold: float | None = None,
         last_rows_dense: int = 0,
     ) -> None:
-        """Make a method of trained gates.
+        """Make the method from trained gates.
 
         Args:
             gates: one gate per layer, all with the same configuration.

@@ -1,4 +1,4 @@
-"""Run a method through another block-sparse kernel, or with means for what it skips.
+"""Run a method through another block-sparse kernel, or with the means of the blocks that it skips.
 
 variant        makes either of the two, as an arm of a preset asks
 OnKernel       the method's plan on another kernel of block_sparse_kernels.py, such as FlashAttention-4's

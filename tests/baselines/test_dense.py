@@ -18,7 +18,7 @@ def test_gpu_kernels_refuse_a_cpu_by_name(name):
     case = AttentionProblem("cpu", "float32", 1, 4, 2, 64, 500)
     assert create(name).refuses(case)
     on_gpu = create(name).refuses(replace(case, device="cuda", dtype="bfloat16"))
-    if name in ("flash-attn", "minference-upstream"):  # not installed here: said, and not found out by a crash
+    if name in ("flash-attn", "minference-upstream"):  # the package is not installed here
         assert "is not installed" in on_gpu
     names = ("sdpa-flash", "sdpa-cudnn", "flash-attn", "minference")
     assert create(name).implementation(replace(case, device="cuda")) in names

@@ -57,7 +57,7 @@ def test_sparsity_zero_is_dense_attention(name, make, qkv):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("sparsity", [0.4, 0.7, 0.8])
 def test_realised_sparsity_is_that_of_the_top_k_rule(name, sparsity, make, qkv):
-    """At one requested sparsity all methods keep about the same number of blocks."""
+    """Check that all methods keep about the same number of blocks at one requested sparsity."""
     method = make(name, sparsity)
     plans = [method.plan(qkv[0], qkv[1], replace(layer_of(qkv), index=index)) for index in (0, 1)]
     density = sum(plan.density() for plan in plans) / 2  # MoA spends more on one layer than on another
@@ -74,7 +74,8 @@ def test_realised_sparsity_is_that_of_the_top_k_rule(name, sparsity, make, qkv):
     assert float(plan.head_density().mean()) == pytest.approx(plan.density())
     if name in OWN_PLAN:
         return
-    assert plan.density() == pytest.approx(float(plan.to_dense().float().mean()) * 2 * 32 / 33)  # of 32 rows
+    # There are 32 rows of blocks, so 33 / 64 of the square is causal.
+    assert plan.density() == pytest.approx(float(plan.to_dense().float().mean()) * 2 * 32 / 33)
     assert isinstance(plan, BlockMask)
     assert (plan.to_dense() & ~causal_blocks(TOKENS, BLOCK, BLOCK)).sum() == 0
 
@@ -82,7 +83,7 @@ def test_realised_sparsity_is_that_of_the_top_k_rule(name, sparsity, make, qkv):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("tokens", [TOKENS, 481])
 def test_attend_is_attention_over_the_plan(name, tokens, make, qkv):
-    """GQA, a ragged tail and causality, against the float64 reference under the plan's own token mask."""
+    """Compare with float64 under the plan's own token mask: GQA, a partial last block and causality."""
     q, k, v = (x[:, :, :tokens] for x in qkv)
     method = make(name, 0.7)
     plan = method.plan(q, k, LayerContext(1, q, k, rope))
@@ -98,7 +99,7 @@ def test_plans_are_deterministic(name, make, qkv):
 
 @pytest.mark.parametrize("name", ["streaming", "random", "moa", "seer", "oracle"])
 def test_the_past_does_not_depend_on_the_future(name, make, qkv):
-    """Causality of plan and output: other tokens in the last third change nothing in the first two blocks rows.
+    """Check causality: other tokens in the last third do not change the output of earlier rows.
 
     MInference is left out on purpose: its plan for every row is estimated from the last queries.
     """
@@ -117,7 +118,7 @@ def test_the_past_does_not_depend_on_the_future(name, make, qkv):
 @pytest.mark.parametrize("name", ["minference", "minference-aligned", "xattention", "flexprefill", "flashprefill"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.7])
 def test_a_method_with_its_threshold_plans_the_same_without_searching(name, sparsity, make, qkv):
-    """A method with its threshold keeps the same blocks, and requests no sparsity any more."""
+    """Check that a method with its threshold keeps the same blocks, and no longer requests a sparsity."""
     method = make(name, sparsity)
     fixed = method.with_threshold_for(*qkv[:2], LayerContext())
     assert fixed.sparsity is None

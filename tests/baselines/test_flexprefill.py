@@ -7,7 +7,7 @@ from seerbench.baselines.flexprefill import choose, estimate_blocks
 
 
 def test_flexprefill_by_definition():
-    """Budgets, forced blocks and the query-aware branch against loops in float64."""
+    """Compare budgets, forced blocks and the choice by pooled scores with loops in float64."""
     tokens, block = 160, 16
     q, k = torch.randn(2, 1, 2, tokens, 8, dtype=torch.float64)
     columns, diagonals, distance, pooled = estimate_blocks(q, k, block)
@@ -19,7 +19,7 @@ def test_flexprefill_by_definition():
                 on_diagonal[i - j] += share / block
         assert np.allclose(columns[0, head], on_column, atol=1e-5)
         assert np.allclose(diagonals[0, head], on_diagonal, atol=1e-5)
-        for tau in (0.0, 2.0):  # never query-aware, always
+        for tau in (0.0, 2.0):  # pooled scores are never used, then always
             kept = choose(columns, diagonals, distance, pooled, 0.6, tau, block)[0, head]
             want = torch.zeros(10, 10, dtype=torch.bool)
             picks = []

@@ -17,7 +17,7 @@ TOKENS, BLOCK = 500, 16
 
 
 def test_minference_finds_a_planted_column_and_diagonal():
-    """One key that all queries love, one offset that all queries look back: both are in the plan."""
+    """Check that the plan has a key and an offset to which all queries attend."""
     tokens, column, offset = 512, 200, 150
     q = torch.zeros(1, 1, tokens, 64)
     k = torch.zeros(1, 1, tokens, 64)
@@ -54,7 +54,7 @@ def test_vertical_slash_scores_by_definition():
 
 
 def test_minference_selection_by_definition(qkv):
-    """The columns and diagonals of upstream's rule in float64, loops over the definition."""
+    """Compare the columns and diagonals with upstream's rule in float64, written as loops."""
     q, k = qkv[0][:, :, :300].double(), qkv[1][:, :, :300].double()
     patterns = [Pattern("vertical_and_slash", 40, 120)] * 4
     columns, diagonals = select_vertical_slash(q, k, patterns)
@@ -89,7 +89,7 @@ def test_minference_runs_the_three_kinds_of_heads_in_one_layer(qkv):
 
 
 def test_minference_patterns_are_searched_and_go_through_upstream_s_format(qkv, tmp_path):
-    """A head that looks far back along one diagonal is not given a window; the file names its choice."""
+    """Check that a head which attends far back along one diagonal gets no window, and that files keep patterns."""
     found = search_patterns(*qkv, BLOCK)
     assert [0 < pattern.score <= 1 for pattern in found] == [True] * 4
     shape = candidates(TOKENS)[0]
@@ -121,7 +121,7 @@ def test_minference_patterns_are_searched_and_go_through_upstream_s_format(qkv, 
 
 
 def test_a_package_that_cannot_be_imported_is_a_refusal(tmp_path, monkeypatch):
-    """minference 0.1.6 beside transformers 5: found, and its import fails."""
+    """Check the refusal where a package is found but cannot be imported (minference 0.1.6 with transformers 5)."""
     (tmp_path / "minference").mkdir()
     (tmp_path / "minference" / "__init__.py").write_text("import kivi_gemv_that_nobody_has\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -130,7 +130,7 @@ def test_a_package_that_cannot_be_imported_is_a_refusal(tmp_path, monkeypatch):
 
 
 def test_aligned_minference_covers_what_the_tiles_cover(qkv):
-    """Rounded outwards: every selected column and diagonal lies in its blocks, at its own budgets too."""
+    """Check that every selected column and diagonal lies in the blocks to which they are rounded outwards."""
     plan = create("minference-aligned", block=BLOCK).plan(*qkv[:2], LayerContext())
     budgets = [Pattern("vertical_and_slash", 512 * BLOCK // 64, 2048 * BLOCK // 64)] * 4
     columns, diagonals = select_vertical_slash(*qkv[:2], budgets, BLOCK)

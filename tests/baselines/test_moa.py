@@ -13,7 +13,7 @@ TOKENS, BLOCK = 500, 16
 
 
 def test_moa_s_mask_by_definition():
-    """The run-time mask of the description, in loops: reserve, whole blocks, sink, window."""
+    """Compare the mask with its description, written as loops: reserve, whole blocks, sink, window."""
     for tokens, alpha, beta in ((500, -100.0, 0.5), (500, 32.0, 0.0), (333, 0.0, 1.0), (40, 0.0, 0.25)):
         total = tokens + 16 * BLOCK
         cache = BLOCK * int(np.ceil(max(min(int(alpha + total * beta), total), 2 * BLOCK) / BLOCK))

@@ -10,7 +10,7 @@ from seerbench.methods.registry import create
 
 
 def test_xattention_by_definition():
-    """Antidiagonal sums, softmax and row rule in float64, loops over the definition; no multiple is special."""
+    """Compare antidiagonal sums, softmax and row rule with loops in float64, at whole blocks."""
     tokens, block, stride = 64, 16, 4
     q, k = torch.randn(2, 1, 1, tokens, 8, dtype=torch.float64)
     mass = antidiagonal_mass(q, k, block, stride)[0, 0]
@@ -34,7 +34,7 @@ def test_xattention_by_definition():
 
 
 def test_xattention_finds_a_far_block_at_every_length():
-    """Upstream's chunked path loses all but the last chunk at exact multiples; here a planted block stays."""
+    """Check that a planted block is kept at exact multiples of upstream's chunk, where upstream loses it."""
     for tokens in (256, 320, 512):
         q, k = 0.1 * torch.randn(2, 1, 1, tokens, 16)
         q[..., 0], k[:, :, 64:80, 0] = 6, 6

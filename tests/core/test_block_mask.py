@@ -53,7 +53,8 @@ def test_split_diagonal_parts_are_disjoint_and_complete(tokens, blocks, density,
         for row, first_query in enumerate(rows.tolist()):
             for column in partial[0, head, row, : partial_num[0, head, row]].tolist():
                 found[0, head, row, column] += 1
-                assert column * mask.block_k + mask.block_k - 1 > first_query  # needs the comparison
+                # A partial block crosses the diagonal: its last key is after the row's first query.
+                assert column * mask.block_k + mask.block_k - 1 > first_query
             for column in full[0, head, row, : full_num[0, head, row]].tolist():
                 found[0, head, row, column] += 1
                 assert column * mask.block_k + mask.block_k - 1 <= first_query

@@ -32,7 +32,7 @@ def test_a_token_mask_serves_as_well_as_a_block_mask():
 
 
 def test_gqa_maps_query_head_h_to_kv_head_h_over_group():
-    """Only key/value head 1 has values: query heads 2 and 3 of four read it, 0 and 1 do not."""
+    """Check that query heads 2 and 3 of four read key/value head 1, which alone has values; 0 and 1 do not."""
     q, k = torch.randn(1, 4, 40, 16), torch.randn(1, 2, 40, 16)
     v = torch.zeros(1, 2, 40, 16)
     v[:, 1] = 1

@@ -79,7 +79,7 @@ def test_threshold_keeps_what_exceeds_it_and_never_an_empty_row():
     above = weights > 0.2
     assert (kept >= above).all()
     lonely = ~above.any(-1)
-    assert lonely.any()  # the guard had work to do
+    assert lonely.any()  # the input has rows without a block above the threshold
     assert (kept.sum(-1)[lonely] == 1).all()
     assert (weights[kept & lonely[..., None]] == weights.amax(-1)[lonely]).all()
 

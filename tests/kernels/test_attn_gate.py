@@ -25,7 +25,7 @@ if not INTERPRETED:
             kernel.select_top_k(scores, 0, 40000 * 64, 64)
 
     def rows(n):
-        """Rows of n scores: normal, exponentials of normal ones, many ties, infinities, all equal."""
+        """Return rows of n scores: normal, exponentials of normal ones, many ties, infinities, all equal."""
         normal = torch.randn(n)
         infinite = torch.where(torch.rand(n) < 0.3, torch.inf, normal)
         zeros = torch.zeros(n)
@@ -41,7 +41,7 @@ if not INTERPRETED:
                 assert kept.nonzero()[:, 0].tolist() == sorted(
                     scores.sort(descending=True, stable=True)[1][:k].tolist()
                 )
-                assert steps <= 20 + 32  # then 32 halvings end any search
+                assert steps <= 20 + 32  # after 20 steps, 32 halvings end any search
 
     def test_the_search_is_short_on_normal_scores():
         torch.manual_seed(0)
@@ -84,7 +84,7 @@ else:
         assert torch.equal(alone["min"], ours["min"])
 
     def test_pooling_of_two_in_one_launch():
-        """Their strides differ, as those of slices of one projection do."""
+        """Pool two tensors whose strides differ, such as slices of one projection."""
         wide = torch.randn(2, 6, 130, 16)
         q, k = wide[:, :4], wide[:, 4:].transpose(1, 2).contiguous().transpose(1, 2)
         ours = attn_gate_pool.pool_side_by_side([(q, ["avg"]), (k, ["max", "min"])], 64)
@@ -143,7 +143,7 @@ else:
         assert torch.equal(half[seen], square[seen])
 
     def test_selection_does_not_read_above_the_diagonals_tile():
-        """With other values there; 130 rows take all three sizes of row that the kernel has."""
+        """Put other values there. With 130 rows the kernel uses all of its three row sizes."""
         n = 130
         scores = causal(n)[:, :1]
         tile = torch.arange(n) // 64

@@ -1,6 +1,6 @@
 """The portable block-sparse kernel in Triton's interpreter (fp16 and fp32) against the float64 reference.
 
-The interpreter's bf16 is silently wrong, so that bf16 is tested on a GPU only (tests/gpu).
+The interpreter's bf16 is silently wrong, so bf16 is tested on a GPU only (tests/gpu).
 """
 
 from dataclasses import replace
@@ -68,7 +68,7 @@ else:
         check(200, group=2, kind="random", head_dim=head_dim)
 
     def test_tensors_that_are_views():
-        """[B, N, H, D] projections seen as [B, H, N, D], as models hand them over."""
+        """Run on [B, N, H, D] projections seen as [B, H, N, D], which models pass."""
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in draw(130, 4, 2, 16, torch.float16))
         mask = build_mask("random", 130, 2, 4, 64, 64)
         o, lse = torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan)

@@ -1,6 +1,6 @@
 """The backward kernels in Triton's interpreter (fp16 and fp32) against float64 autograd, and the transposed lists.
 
-The interpreter's bf16 is silently wrong, so that bf16 is tested on a GPU only (tests/gpu).
+The interpreter's bf16 is silently wrong, so bf16 is tested on a GPU only (tests/gpu).
 """
 
 import pytest
@@ -33,7 +33,7 @@ else:
     def check(n, group, kind, dtype=torch.float16, head_dim=16, blocks=(64, 64), kv_heads=1, batch=1, views=False):
         q, k, v = draw(n, group * kv_heads, kv_heads, head_dim, dtype, batch=batch)
         do = torch.randn(q.shape).to(dtype)
-        if views:  # [B, N, H, D] projections seen as [B, H, N, D], as models hand them over
+        if views:  # [B, N, H, D] projections seen as [B, H, N, D], which models pass
             q, k, v, do = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, do))
         mask = build_mask(kind, n, batch, group * kv_heads, *blocks)
         o, lse = torch.empty_like(q), torch.empty(q.shape[:3])

@@ -40,7 +40,7 @@ def test_flex_and_masked_attention_against_the_oracle(tokens):
 
 
 def test_sparse_attention_never_reads_a_skipped_block():
-    """NaN in every key block that no row lists must not reach the output."""
+    """Check that NaN in every key block that no row lists does not reach the output."""
     q, k, v = torch.randn(3, 1, 2, 200, 16)
     dense = kinds(200, 2, 16)["diagonal"].clone()
     dense[..., 3] = False

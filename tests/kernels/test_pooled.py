@@ -74,7 +74,8 @@ if not INTERPRETED:
             assert (done_by[program % batch_heads, rows] == program).all()
             _, row = np.nonzero(done_by == program)
             iteration = done_at[done_by == program]
-            # Each needs the chunks up to that of its last tile, its own output included: it reads before it writes.
+            # A work tile needs all chunks up to that of its last tile. Its own output may be one of
+            # them, since it reads the maxima before it writes.
             needed = row // (head_dim // 4)
             assert (np.minimum.accumulate(given_up)[needed] >= iteration).all()
 
@@ -88,7 +89,7 @@ if not INTERPRETED:
         o = torch.empty(batch, heads, n, head_dim)
         o = torch.empty(batch, n, heads, head_dim).transpose(1, 2) if heads_inside else o
         strides = [step // 2 for step in o.stride()[:3]]
-        # What each fp32 of O's memory belongs to: the batch_head, and the half tile of it.
+        # The owner of each fp32 of O's memory: its batch_head, and its half tile (64 rows).
         belongs = np.full((o.numel() // 2, 2), -1)
         batch_head, token, x = np.ogrid[: batch * heads, :n, : head_dim // 2]
         flat = batch_head // heads * strides[0] + batch_head % heads * strides[1] + token * strides[2] + x

@@ -19,7 +19,7 @@ def pick(n, chance, heads=2, seed=0):
 
 
 def by_definition(columns, diagonals, m, tile):
-    """One row's tiles and columns, written from the description of upstream's conversion, with plain loops."""
+    """Return the tiles and columns of row m, by plain loops that follow the description of the conversion."""
     end = tile * (m + 1)
     offsets = sorted((d for d in diagonals.nonzero()[:, 0].tolist() if d < end), reverse=True)
     low = high = None
@@ -43,7 +43,7 @@ def by_definition(columns, diagonals, m, tile):
 
 
 def convert(columns, diagonals, tile):
-    """The conversion of this process: torch, or the Triton kernel in the interpreter."""
+    """Convert columns and diagonals to a TileMask: in torch, or by the Triton kernel if it is interpreted."""
     if not INTERPRETED:
         return api.vertical_slash_tiles(columns, diagonals, tile)
     n = columns.shape[-1]

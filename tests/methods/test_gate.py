@@ -20,7 +20,7 @@ def rope(positions, dim=16, base=10_000.0):
 
 @pytest.mark.parametrize("tokens", [1, 16, 33, 100])
 def test_query_blocks_taller_than_key_blocks(tokens):
-    """A gate of 32 x 16: each row of its scores and target is about 32 queries, each column about 16 keys."""
+    """Check a gate of 32 x 16: each row of its scores and target covers 32 queries, each column 16 keys."""
     gate = AttnGate(GateConfig(block=16, block_q=32), 4, 2, 16)
     q, k = torch.randn(1, 4, tokens, 16), torch.randn(1, 2, tokens, 16)
     scores = gate_scores(gate, q, k, LayerContext(0, q, k, rope))
@@ -28,7 +28,7 @@ def test_query_blocks_taller_than_key_blocks(tokens):
     assert torch.equal(scores.isfinite(), visible.expand_as(scores))
     square = AttnGate(GateConfig(block=32), 4, 2, 16)
     square.load_state_dict(gate.state_dict())
-    # Queries are what a gate of 32 makes of them.
+    # The projected queries equal those of a gate of 32 x 32.
     of_square = square.project(pool_blocks(q, 32), pool_blocks(k, 32), rope)[0]
     assert torch.equal(gate.project(pool_blocks(q, 32), pool_blocks(k, 16), rope)[0], of_square)
     mask = select_top_k(scores, 0.5, tokens, 16, block_q=32)
@@ -67,7 +67,7 @@ def test_there_are_49_poolings_and_each_scores():
 
 @pytest.mark.parametrize("projection", ["double", "single"])
 def test_scores_by_definition(projection):
-    """The gate again, with loops in float64."""
+    """Compare a gate's scores with its definition, written as loops in float64."""
     config = GateConfig(projection=projection, block=16)
     gate = AttnGate(config, 4, 2, 16).double()
     q, k = torch.randn(1, 4, 64, 16).double(), torch.randn(1, 2, 64, 16).double()
@@ -112,7 +112,7 @@ def test_the_arm_without_rope_reads_rotated_q_and_k():
 
 
 def test_initialisations_are_those_of_their_recipes():
-    """The initial weights have the expected bounds and deviations at Llama-3.1-8B's shape."""
+    """Check that the initial weights have the expected bounds and deviations at Llama-3.1-8B's shape."""
     torch.manual_seed(0)
     v1 = AttnGate(GateConfig(), 32, 8, 128)
     assert v1.wq.abs().max().item() == pytest.approx(0.01712, abs=2e-5)

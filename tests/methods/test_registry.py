@@ -16,7 +16,7 @@ from seerbench.paths import ROOT
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """A function that installs a module with one method under an entry point."""
+    """Return a function that installs a module with one method under an entry point."""
 
     def install(name):
         (tmp_path / "plugin_for_test.py").write_text(

@@ -15,7 +15,7 @@ BLOCK = 16
 
 
 def test_a_method_on_another_kernel_gives_the_same(qkv):
-    """`flex-sparse` is FlexAttention with its mask made in `plan`; the derived tolerance holds for it too."""
+    """Check `flex-sparse`, FlexAttention whose mask is made in `plan`, against the derived tolerance."""
     method = variant(create("streaming", sparsity=0.7, block=BLOCK), kernel="flex-sparse")
     plan = method.plan(*qkv[:2], LayerContext())
     assert (method.name, method.sparsity, method.block) == ("streaming+flex", 0.7, BLOCK)
