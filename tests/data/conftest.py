@@ -7,7 +7,7 @@ from seerbench.data.tokens import tokenize, train_tokenizer
 
 @pytest.fixture(scope="module")
 def texts():
-    """Twelve documents of random words, eight of them to train on."""
+    """Return twelve documents of random words, eight of them in the train split."""
     known = ["alpha", "beta", "gamma", "delta", "12", "if", "<eos>"]
     words = np.random.default_rng(0).choice(known, (12, 400))
     frame = pd.DataFrame({"id": [f"d{row}" for row in range(12)], "text": [" ".join(row) for row in words]})
@@ -17,7 +17,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def tokenized(texts, tmp_path_factory):
-    """The folder of a tokenizer and of the tokens of `texts`, the tokenizer, and the card of the tokens."""
+    """Tokenize `texts`; return the folder of tokenizer and tokens, the tokenizer, and the card of the tokens."""
     folder = tmp_path_factory.mktemp("corpus")
     train = texts[texts["split"] == "train"]["text"].tolist()
     tokenizer = train_tokenizer(train, 300, folder / "tokenizer")

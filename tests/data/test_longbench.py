@@ -1,4 +1,4 @@
-"""LongBench-E: hand-worked scores for each of the 13 tasks, prompts as its authors wrote them, clear refusals."""
+"""Test LongBench-E: scores of all 13 tasks worked out by hand, its authors' prompts, and errors on bad input."""
 
 import json
 import sys
@@ -21,24 +21,25 @@ QUESTION_TYPES = ["Abbreviation", "City", "Other location", "Individual", "Date"
 @pytest.mark.parametrize(
     ("task", "answers", "prediction", "expected"),
     [
-        # F1 over words without case, articles, punctuation: {old, bridge} against {bridge}: 2 * 1 / 3.
+        # F1 ignores case, articles and punctuation: {old, bridge} against {bridge} gives 2 * 1 / 3.
         ("qasper", ["Bridge"], "The old bridge.", 2 / 3),
         # The best of several answers counts: 2 of 2 words.
         ("multifieldqa_en", ["in 1912", "a fire"], "Fire", 1.0),
         # {new, york, city} against {new, york}: 2 * 2 / 5.
         ("hotpotqa", ["New York"], "New York City", 4 / 5),
-        # A word twice counts twice only where it stands twice: {no, no} against {no}: 2 * 1 / 3.
+        # A repeated word counts as often as it occurs in both answers: {no, no} against {no} gives 2 * 1 / 3.
         ("2wikimqa", ["no"], "No, no.", 2 / 3),
-        # ROUGE-L, sentences joined by their union of common subsequences: "the tax rose" in both, of 3 different
-        # words there and 4 here: 2 * 1 * (3/4) / (7/4).
+        # ROUGE-L takes the union of common subsequences over sentences: "the tax rose" is all 3 words of the answer
+        # and 3 of the 4 words of the prediction, so F is 2 * 1 * (3/4) / (7/4).
         ("gov_report", ["the tax rose"], "the tax rose sharply", 6 / 7),
-        # Two sentences, each word of the reference found in one of them: precision 4/4, recall 4/4.
+        # Each word of the reference is in one of the two sentences, so precision and recall are 4/4.
         ("multi_news", ["rain fell. wind blew."], "wind blew. rain fell.", 1.0),
-        # Two classes named, the right one among them: 1/2. Lines after the first do not count.
+        # The prediction names two classes, one of them right, which gives 1/2. Only its first line counts.
         ("trec", ["City"], "\nCity or Date\nIndividual", 1 / 2),
-        # First line only: {paris} against {paris}, whatever follows.
+        # Only the first line counts: {paris} against {paris}, whatever follows.
         ("triviaqa", ["Paris"], "Paris\nPassage: Lyon", 1.0),
-        # First line only: "ann meets bob" has 2 of the 3 words of "ann meets tom" in order: 2/3 both ways.
+        # Only the first line counts: "ann meets bob" shares 2 of 3 words with "ann meets tom", in order, so
+        # precision and recall are 2/3.
         ("samsum", ["ann meets tom"], "ann meets bob\nDialogue: ann", 2 / 3),
         # One of three numbers is right.
         ("passage_count", ["12"], "12 of 30, or 13", 1 / 3),
@@ -73,7 +74,7 @@ def test_a_class_inside_the_right_class_is_no_other_answer():
     classes = ["number", "Other number", "Date"]
     assert score(question_of("trec", ["Other number"], classes), "Other number") == 1.0
     assert score(question_of("trec", ["Date"], classes), "Other number") == 0.0
-    # The official scorer jumps over the class after a removed one: "Other" stays and halves the score.
+    # The official scorer skips the class after a removed one, so "Other" is kept and halves the score.
     assert score(question_of("trec", ["Other number"], ["number", "Other", "Other number"]), "Other number") == 0.5
 
 
@@ -143,7 +144,7 @@ def test_a_long_prompt_loses_its_middle_and_chat_tasks_get_a_turn(tmp_path):
     ids, cut = longbench.prompt_ids(question, tokenizer, 200)
     text = tokenizer.decode(ids)
     assert cut
-    assert len(ids) < 320  # the template's own tokens come on top
+    assert len(ids) < 320  # The chat template adds its own tokens.
     assert text.count("<|start_header_id|>") == 2
     assert "Answer the question based on" in text
     assert "LAST WORDS\nAnswer:" in text

@@ -1,4 +1,4 @@
-"""Look-ups: the answer is where the example says, only in the context, and never in training."""
+"""Test look-ups: the answer is where the example says, only in the context, and never in training."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from seerbench.errors import CorpusError
 
 @pytest.fixture(scope="module")
 def setting():
-    """A tokenizer and tokens of train and test documents, from a part of the standard library."""
+    """Return a tokenizer and tokens of train and test documents, from a part of the standard library."""
     frame = texts.read_texts(StdlibCorpus(kind="stdlib"))
     frame = frame[frame["text"].str.len().between(15_000, 60_000)]
     frame = pd.concat([part.head(25) for _, part in frame.groupby("split")])
@@ -132,12 +132,12 @@ def test_training_repeats_count_only_what_can_be_copied(setting):
         for row in range(16):
             last = tokens[row, -8:]
             windows = np.lib.stride_tricks.sliding_window_view(tokens[row, :-8], 8)
-            assert (windows == last).all(1).any()  # the end stood in the window before
+            assert (windows == last).all(1).any()  # The last tokens occur earlier in the window.
             assert not weights[row, :17].any()
 
 
 def test_evaluation_codes_are_not_those_of_training(setting):
-    """Evaluation and training draw from different random streams, also with one seed and one text."""
+    """Check that evaluation and training draw from different random streams, even with one seed and one text."""
     tokenizer, documents = setting
     pieces = lookups.pieces_of(tokenizer)
     stream = data_windows.packed(documents["test"], tokenizer.eos_token_id)

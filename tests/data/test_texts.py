@@ -1,4 +1,4 @@
-"""Texts: splits that never share a document, every kind of corpus, and refusals that name what is missing."""
+"""Test texts: splits never share a document, each kind of corpus is read, and errors name what is missing."""
 
 import gzip
 import json
@@ -100,7 +100,7 @@ def test_a_data_set_of_the_hub_offline_says_what_to_type(monkeypatch):
 
 
 def test_files_of_a_data_set_are_read_as_they_are(tmp_path):
-    """The schemas of PG19's test set, Proof-pile and RedPajama's sample."""
+    """Read files with the schemas of PG19's test set, Proof-pile and RedPajama's sample."""
     (tmp_path / "data").mkdir()
     pd.DataFrame({"short_book_title": ["A", "B"], "text": ["first", "second"]}).to_parquet(
         tmp_path / "data" / "test-00000-of-00001.parquet"
@@ -129,7 +129,7 @@ def test_files_of_a_data_set_are_read_as_they_are(tmp_path):
 
 
 def test_a_union_keeps_each_split_and_no_test_text_in_training():
-    """A text that is train in one corpus and test in the other may only be tested."""
+    """Check that a text in the train split of one corpus and the test split of another ends in the test split."""
     first = pd.DataFrame({"id": ["1", "2"], "text": ["only here", "in both"], "split": ["train", "train"]})
     second = pd.DataFrame({"id": ["1", "2"], "text": ["in both", "there"], "split": ["test", "train"]})
     union = union_of({"books": first, "math": second})

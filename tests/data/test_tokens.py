@@ -1,4 +1,4 @@
-"""Tokens: they round trip and are counted, a card describes them, and files appear complete or not at all."""
+"""Test tokens: they decode to their text, a card counts them, and files appear complete or not at all."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Windows: evaluated on the same documents at every context, and packed as SeerAttention's authors pack them."""
+"""Test windows: all contexts use the same documents, and packing is that of SeerAttention's authors."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_rows_are_packed_as_the_authors_pack_them():
 
 
 def test_packing_tokens_is_packing_text(tokenized, texts):
-    """The authors tokenize documents joined by the EOS string; where EOS is a token, that is the same."""
+    """Check that tokenizing documents joined by the EOS string, as the authors do, gives the same tokens."""
     _, tokenizer, _ = tokenized
     plain = [text.replace("<eos>", "gamma") for text in texts.text[:3]]
     ids = {str(row): np.array(tokenizer.encode(text)) for row, text in enumerate(plain)}

@@ -9,7 +9,7 @@ from seerbench.models.random_weights import random_model
 
 @pytest.fixture(autouse=True)
 def _own_lock(tmp_path, monkeypatch):
-    """Use a lock of these tests alone: their timings mean nothing and need not wait for one that does."""
+    """Use a lock of these tests alone, since their timings mean nothing and need not wait for real ones."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""A method that refuses, is wrong or runs out of memory becomes a row and is not timed."""
+"""Test that a method that refuses, is wrong or runs out of memory becomes a row and is not timed."""
 
 import pandas as pd
 import pytest
@@ -13,7 +13,7 @@ from seerbench.methods.registry import create
 
 
 class Wrong(BlockSparse):
-    """Skips nothing, so it is not the attention that was asked for. Counts its calls."""
+    """A kernel that skips nothing, so its output is not the requested attention; it counts its calls."""
 
     calls = 0
 
@@ -41,7 +41,7 @@ def test_a_wrong_kernel_is_not_timed(kernel):
     assert not row.error_vs_oracle <= row.error_budget
     assert set(samples.method) == {"dense"}
     if isinstance(kernel, Wrong):
-        assert kernel.calls == 1  # the check and nothing else
+        assert kernel.calls == 1  # Only the check calls the kernel.
 
 
 def test_a_refusal_and_a_full_memory_become_rows():
@@ -62,5 +62,5 @@ def test_any_other_error_is_not_swallowed():
 def test_cells_of_one_sweep_share_inputs_and_rounds_pair(uncompiled):
     _, samples = frames(kernel_sweep(SMALL, [0.5], QUICK, "run"))
     order = samples.pivot(index="round", columns="method", values="order")
-    assert (order.sum(axis=1) == 1).all()  # places 0 and 1 in every round
-    assert order.dense.nunique() == 2  # and not always the same
+    assert (order.sum(axis=1) == 1).all()  # Each round has the places 0 and 1.
+    assert order.dense.nunique() == 2  # The order changes between rounds.

@@ -1,4 +1,4 @@
-"""One process at a time measures on a device."""
+"""Test that only one process at a time measures on a device."""
 
 import subprocess
 import sys

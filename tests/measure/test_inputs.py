@@ -1,4 +1,4 @@
-"""Inputs of timings: captured or random, and masks."""
+"""Test the inputs of timings, captured and random, and the masks of kernels."""
 
 import pytest
 import torch

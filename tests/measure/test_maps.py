@@ -1,4 +1,4 @@
-"""Gate maps: heads that differ most are chosen; rows hold the causal blocks of both maps."""
+"""Test gate maps: the heads that differ most are chosen, and rows hold the causal blocks of both maps."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Peak memory of calls whose memory is known."""
+"""Test the peak memory of calls whose memory is known."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Perplexity: the loss is the model's own, and a method that refuses gets rows with its reason."""
+"""Test perplexity: dense loss is the model's own, and a method that refuses gets rows with its reason."""
 
 import numpy as np
 import pytest

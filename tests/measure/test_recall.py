@@ -1,4 +1,4 @@
-"""Block recall: the oracle finds all of its blocks; rows say each head's share of the pooled map."""
+"""Test block recall: the oracle's recall is 1, and rows have the share of the pooled map per head."""
 
 import pytest
 

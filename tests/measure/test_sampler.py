@@ -1,4 +1,4 @@
-"""The sampler on a fake clock: rounds, order, warm-up, cap, parts."""
+"""Test the sampler with a fake clock: rounds, order, warm-up, the limit `cap_s`, and parts."""
 
 import time
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from seerbench.measure.sampler import Candidate, Parts, Timing, sample, timer_fo
 
 
 class FakeClock:
-    """Time that passes only while a timed call runs: `costs` seconds by (method, stage)."""
+    """A clock that advances only while a timed call runs, by `costs` seconds per (method, stage)."""
 
     def __init__(self, costs):
         self.now, self.costs, self.calls = 0.0, costs, []

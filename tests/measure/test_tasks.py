@@ -1,4 +1,4 @@
-"""Look-ups are scored by the model's own argmax; length buckets have labels."""
+"""Test that look-ups are scored by the model's own argmax, and that length buckets have labels."""
 
 from types import SimpleNamespace
 

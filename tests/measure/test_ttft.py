@@ -1,4 +1,4 @@
-"""Time to first token: a threshold is searched once per layer, or once for layers that are alike."""
+"""Test time to first token: a threshold is searched once per layer, or once if all layers are alike."""
 
 from seerbench.core.problem import LayerContext
 from seerbench.measure.sweeps.ttft import CachedThreshold

@@ -1,4 +1,4 @@
-"""Methods inside Hugging Face models: Llama, Mistral, Qwen; padding, decoding, the gate's inputs."""
+"""Test methods inside Hugging Face models (Llama, Mistral, Qwen): padding, decoding, and the gate's inputs."""
 
 import pytest
 import torch
@@ -74,13 +74,13 @@ def test_padding_masks_are_honoured(architecture, side, tokens):
         ignored = model(tokens).logits
     want = model(tokens, attention_mask=mask).logits
     assert torch.allclose(padded[real], want[real], atol=1e-5)
-    if side == "left":  # the test can fail: without the mask the padded row differs
+    if side == "left":  # Without the mask, the padded row differs, so the test can fail.
         assert not torch.allclose(ignored[real], want[real], atol=1e-3)
 
 
 @torch.no_grad()
 def test_padding_masks_are_honoured_by_a_sparse_method(tokens):
-    """Random blocks at 50%: poisoning the padding must not change a real position."""
+    """Check with random blocks at 50% that other tokens in the padding change no real position."""
     model = make("Llama")
     mask = torch.ones_like(tokens)
     mask[:, :20] = 0
@@ -142,7 +142,7 @@ def test_a_refusal_comes_out_with_its_reason(tokens):
 
 @torch.no_grad()
 def test_oracle_top_k_is_the_top_k_of_the_true_map(tokens):
-    """The oracle's mask against a map made here from full attention weights."""
+    """Compare the oracle's mask with the top-k of a map that is made here from full attention weights."""
     model = make("Llama")
 
     def see(layer, q, k, v):
@@ -192,7 +192,7 @@ def test_the_gate_s_rotations_are_made_once_for_all_layers(tokens):
     calls = []
     hook = model.model.rotary_emb.register_forward_hook(lambda *_: calls.append(1))
     with attention_method(model, create("seer", gates=gates_for(model), sparsity=0.5)):
-        for length, wanted in ((100, 2), (100, 1), (64, 2)):  # the model's own, and the blocks' of a new length
+        for length, wanted in ((100, 2), (100, 1), (64, 2)):  # the model's own call, and one per new length
             calls.clear()
             model(tokens[:, :length])
             assert len(calls) == wanted

@@ -1,4 +1,4 @@
-"""A model with random weights: a seed draws the same weights every time."""
+"""Test that a seed draws the same weights of a random model every time."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The authors' gate files become ours: names mapped, recipes told apart, what does not fit is refused."""
+"""Test that the authors' gate files become ours: names are mapped, recipes recognised, and misfits refused."""
 
 import json
 
@@ -21,7 +21,7 @@ TOKENS = torch.randint(256, (1, 200), generator=torch.Generator().manual_seed(0)
 
 
 def saved(folder):
-    """Every gate weight in a folder by its own name, whichever format it has."""
+    """Return every gate weight in a folder by its name in the file, for both formats."""
     if (folder / "attn_gate_weights.pth").exists():
         return torch.load(folder / "attn_gate_weights.pth", weights_only=True)
     with safe_open(str(folder / "model-00003-of-00003.safetensors"), framework="pt") as file:
@@ -39,7 +39,7 @@ def saved(folder):
 )
 @torch.no_grad()
 def test_a_released_gate_is_read_and_runs(tmp_path, monkeypatch, recipe, projection, expected):
-    # Masked SDPA for FlexAttention, which would compile for 20 s.
+    # Masked SDPA replaces FlexAttention, which would compile for 20 s.
     monkeypatch.setattr(flex_attention, "flex_block_sparse", flex_attention.masked_attention)
     folder = standins.make_gate_file(tmp_path / "gates", recipe, projection, block=32)
     gates = read_released(folder)
@@ -58,7 +58,7 @@ def test_a_released_gate_is_read_and_runs(tmp_path, monkeypatch, recipe, project
 
 @torch.no_grad()
 def test_its_scores_are_those_of_the_authors_formula(tmp_path):
-    """Written out here from their AttnGate: pool, concatenate, project a head, rotate at block starts, multiply."""
+    """Compare with their AttnGate as written out here: pool, concatenate, project, rotate by block, multiply."""
     folder, block = standins.make_gate_file(tmp_path / "gates", "v2", block=32), 32
     gates, names = read_released(folder), saved(folder)
     model = load(standins.make_llama_checkpoint(tmp_path / "model"))

@@ -1,4 +1,4 @@
-"""Checkpoints in the formats of the real ones are loaded: several files, Llama-3.1's RoPE, Mistral."""
+"""Test that checkpoints in the formats of real ones are loaded: several files, Llama-3.1's RoPE, Mistral."""
 
 import json
 

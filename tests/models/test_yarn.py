@@ -1,4 +1,4 @@
-"""YaRN: in a config, in a checkpoint and when a model is loaded."""
+"""Test YaRN in a config, in a checkpoint and when a model is loaded."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_the_trained_context_is_extended(tmp_path):
 
 @torch.no_grad()
 def test_a_factor_at_loading_equals_yarn_in_the_checkpoint(tmp_path):
-    """Llama-3 scaled when it is loaded, and the same weights saved with YaRN in their config."""
+    """Compare Llama-3 that is scaled when it is loaded with the same weights saved with YaRN in their config."""
     plain = load(standins.make_llama_checkpoint(tmp_path / "plain", rope=None), yarn=4.0)
     saved = load(standins.make_llama_checkpoint(tmp_path / "saved", rope="yarn"))
     assert plain.config.max_position_embeddings == saved.config.max_position_embeddings == 2048

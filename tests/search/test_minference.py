@@ -1,4 +1,4 @@
-"""MInference's search: a pattern and a score for every head."""
+"""Test that MInference's search gives each head a pattern and a score."""
 
 from seerbench.search.minference import minference_patterns
 

@@ -1,4 +1,4 @@
-"""MoA's search: gradients through a model, plans that run in it, and plans for no model."""
+"""Test MoA's search: gradients through a model, plans that run in it, and plans without a model."""
 
 import threading
 import warnings
@@ -20,7 +20,7 @@ BLOCK = 16
 
 
 class Pushed(Method):
-    """Dense attention whose output in one layer is moved by `push`."""
+    """Dense attention that adds `push` to the output of one layer."""
 
     name, sparsity = "pushed", None
 
@@ -39,7 +39,7 @@ class Pushed(Method):
 
 
 def test_the_gradient_is_that_of_the_answer_s_loss(model, windows):
-    """dLoss / dOutput of a layer against the loss when that output is moved a little; no parameter learns."""
+    """Compare dLoss / dOutput of each layer with finite differences; check that no parameter gets a gradient."""
     tokens, answer = torch.from_numpy(windows[64][0]).long()[None], 8
     seen = {}
     moa.backward_through(model, tokens, answer, lambda layer, q, k, v, grad: seen.update({layer: grad}))
@@ -69,7 +69,7 @@ def test_moa_s_plans_of_a_model_run_in_it(model, windows, tmp_path, monkeypatch)
         method = create("moa", plan=tmp_path / "moa.json", sparsity=sparsity, block=BLOCK)
         with torch.no_grad(), attention_method(model, method) as record:
             model.model(torch.from_numpy(windows[256][0]).long()[None], use_cache=False)
-        if sparsity:  # its bound is the kept blocks at this very length
+        if sparsity:  # A sparsity bounds the share of kept blocks.
             assert 1 - record.mean_sparsity() == pytest.approx(plan.provenance["reached"][2], abs=1e-6)
     assert plans[None].provenance["bound"] == "KV density"
     again = moa.moa_plans(model, windows, windows[256], [0.5], BLOCK)
@@ -77,7 +77,7 @@ def test_moa_s_plans_of_a_model_run_in_it(model, windows, tmp_path, monkeypatch)
 
 
 def test_a_warning_that_another_thread_made_an_error_costs_no_plan(monkeypatch):
-    """Filters as another thread may leave them: the plan is solved again, and another error is still raised."""
+    """Turn warnings into errors, as another thread may: the plan is solved again; other errors are still raised."""
 
     def choose(costs, limits):
         if threading.current_thread() is threading.main_thread():
@@ -99,4 +99,4 @@ def test_a_random_plan_stands_for_no_model():
     plan = moa.random_plan(8, None, 64, seed=0)
     assert plan.provenance["influence"] == "random"
     assert plan.alphas.shape == (1, 8)
-    assert len(set(zip(plan.alphas[0], plan.betas[0]))) == 2  # uneven, as a search makes it
+    assert len(set(zip(plan.alphas[0], plan.betas[0]))) == 2  # Heads differ, as in a searched plan.

@@ -1,4 +1,4 @@
-"""MoA's solver: influence by definition, rules and their costs, and plans that no other plan beats."""
+"""Test MoA's solver: influence by its definition, rules and their costs, and plans that no other plan beats."""
 
 from itertools import product
 
@@ -11,7 +11,7 @@ from seerbench.search import moa_solver
 
 
 def test_moa_influence_is_the_change_of_the_loss():
-    """First-order influence of masking a pair, renormalised, against autograd in float64 on a linear loss."""
+    """Compare the influence with the exact change of a linear loss, in float64, when a pair is masked."""
     tokens, block = 12, 4
     generator = torch.Generator().manual_seed(3)
     q, grad = torch.randn(2, 1, 2, tokens, 8, generator=generator)
@@ -25,8 +25,8 @@ def test_moa_influence_is_the_change_of_the_loss():
         for i in range(tokens):
             for j in range(i + 1):
                 if i == 0:
-                    change = float(weights[0, 0] * slope[0, 0])  # nothing to renormalise onto
-                else:  # the row without key j, renormalised: the linear loss changes by exactly this
+                    change = float(weights[0, 0] * slope[0, 0])  # The row has no other key to renormalise over.
+                else:  # Without key j, the row is renormalised, and a linear loss changes by exactly this.
                     rest = weights[i].clone()
                     rest[j] = 0
                     change = float((rest / rest.sum() - weights[i]) @ slope[i])
@@ -39,8 +39,8 @@ def test_moa_s_rules_and_their_costs():
     spans = rules[:, :1] + rules[:, 1:] * np.array([128, 512, 1024])
     assert (spans[:, 0] > 0).all()
     assert (spans[1:, 1:] <= np.array([512, 1024])).all()
-    assert [0.0, 1.0] in rules.tolist()  # dense is among them
-    assert (rules[:, 0] < 0).any()  # and windows that grow faster than the context
+    assert [0.0, 1.0] in rules.tolist()  # Dense attention is one of the rules.
+    assert (rules[:, 0] < 0).any()  # Some windows grow faster than the context.
     influence = torch.rand(3, 16, 16).tril()
     costs = moa_solver.rule_costs(influence, rules, 16)
     for rule, (alpha, beta) in enumerate(rules):
@@ -54,7 +54,7 @@ def test_moa_s_rules_and_their_costs():
 
 
 def test_moa_s_plan_keeps_the_bounds_and_spends_where_it_counts():
-    """At most two rules per layer, mean spans in bounds at every length, wide windows for the head that loses."""
+    """Check the number of rules per layer and the bounds, and that the only head with a cost gets wide windows."""
     lengths = [128, 256, 512, 1024]
     rules = moa_solver.rule_grid(lengths[:3], lengths[3], 16)
     limits = moa_solver.bounds(rules, lengths, 16)
@@ -75,7 +75,7 @@ def test_moa_s_plan_keeps_the_bounds_and_spends_where_it_counts():
 
 
 def test_moa_s_plans_are_not_beaten_by_any_choice_of_rules():
-    """Against every assignment of a small case: none has a lower cost at all lengths within the bounds."""
+    """Compare with every assignment of a small case: none within the bounds costs less at the first length."""
     rng = np.random.default_rng(1)
     density = np.array([[0.2, 0.5, 1.0], [0.3, 0.6, 1.0]])
     limits = moa_solver.Bounds(density, np.array([0.6, 0.7]), np.zeros(2))
@@ -93,7 +93,7 @@ def test_moa_s_plans_are_not_beaten_by_any_choice_of_rules():
 
 
 def test_no_head_keeps_less_than_a_quarter_of_a_bound():
-    """Costs that are blind to near keys: the grid's shortest rule would win wherever it may be chosen."""
+    """Check it with costs by which the grid's shortest rule would win wherever it may be chosen."""
     lengths, block = [256, 512, 1024], 16
     rules = moa_solver.rule_grid(lengths, 2048, block)
     costs = [np.broadcast_to(-np.arange(len(rules)) / n, (2, 4, len(rules))) for n in lengths]
@@ -103,4 +103,4 @@ def test_no_head_keeps_less_than_a_quarter_of_a_bound():
         bound = limits.max_density < 1
         assert (kept[bound] >= 0.25 * limits.max_density[bound, None, None]).all()
         assert (kept[bound].mean((1, 2)) <= limits.max_density[bound] + 1e-6).all()
-        assert (limits.density[bound] < 0.25 * limits.max_density[bound, None]).any()  # some are left out
+        assert (limits.density[bound] < 0.25 * limits.max_density[bound, None]).any()  # Some are left out.

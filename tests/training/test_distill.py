@@ -1,4 +1,4 @@
-"""Distillation: gate sets do not influence each other, and a killed run ends as an undisturbed one."""
+"""Test distillation: gate sets do not influence each other, and a killed run ends as an undisturbed one does."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def run_distill(world, out, **changes):
 
 
 def test_sets_train_as_if_alone(world, tmp_path):
-    """A set trained beside others ends with the weights that it gets by itself."""
+    """Check that a set trained together with others ends with the weights of a training by itself."""
     rows = run_distill(world, tmp_path / "all")
     assert len(rows) == 3 * 4
     for name in ("v1", "v2", "tall"):
@@ -48,7 +48,7 @@ def test_a_killed_run_continues_and_ends_the_same(world, tmp_path, monkeypatch):
     assert not (tmp_path / "cut").exists()
     monkeypatch.setattr(distill, "accumulate_gradients", lambda *a: (steps.append(1), original(*a))[1])
     rows = run_distill(world, tmp_path / "cut", checkpoint_seconds=-1)
-    assert len(steps) == 3 + 2  # two of four steps were done; the third died, then two more
+    assert len(steps) == 3 + 2  # Two of four steps were saved and the third was killed; two more completed the run.
     assert rows == undisturbed
     assert torch.equal(gate_weights(tmp_path / "cut", "v1"), gate_weights(tmp_path / "undisturbed", "v1"))
     drop_checkpoint(tmp_path / "cut")

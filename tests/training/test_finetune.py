@@ -1,4 +1,4 @@
-"""Fine-tuning: which loss reaches which weights, recomputed activations, and what is saved."""
+"""Test fine-tuning: which loss reaches which weights, recomputed activations, and the dtype of the saved model."""
 
 import json
 
@@ -18,7 +18,7 @@ from seerbench.training.losses import next_token_losses
 
 @pytest.fixture(scope="module")
 def gates(world, tmp_path_factory):
-    """A file of gates that were distilled in the toy model."""
+    """Distill gates on the toy model; return their file."""
     file = tmp_path_factory.mktemp("gates") / "gates"
     distill(distill_job(world, file))
     return file
@@ -36,7 +36,7 @@ def test_dense_and_joint_finetuning_write_models(world, gates, tmp_path):
 
 
 def test_recomputed_activations_give_the_same_training(world, gates, tmp_path):
-    """Layers computed again in backward keep their masks and count their gate loss once."""
+    """Check that layers computed again in the backward pass keep their masks and count their gate loss once."""
     changes = {**ADAM, "gates": gates, "batch": 2, "steps": 3}
     plain = finetune(finetune_job(world, tmp_path / "plain", **changes))
     again = finetune(finetune_job(world, tmp_path / "again", **changes, recompute=True))
@@ -59,7 +59,7 @@ def test_a_model_is_saved_in_the_dtype_that_it_is_read_in(world, tmp_path):
 
 
 def test_each_loss_reaches_only_its_own_weights(world):
-    """The language-model loss leaves no gradient on the gate, the gate loss none on the backbone."""
+    """Check that the language-model loss gives the gate no gradient, and the gate loss the model none."""
     model = load(world / "model")
     gates = fresh_gates(model, {"v1": SETS["v1"]}, 0)["v1"]
     tokens = torch.randint(3, 100, (1, 65))

@@ -1,4 +1,4 @@
-"""Two processes with sharded weights train what one process trains; one continues where two have died."""
+"""Test that two processes with sharded weights train as one does, and that one continues after two were killed."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def test_two_processes_do_what_one_does(world, tmp_path, monkeypatch):
     steps, original = [], distill.accumulate_gradients
     monkeypatch.setattr(distill, "accumulate_gradients", lambda *given: (steps.append(1), original(*given))[1])
     distill.distill(distill_job(world, killed, checkpoint_seconds=-1))
-    assert len(steps) == 2  # of four: one process does the two that are left
+    assert len(steps) == 2  # One process performs the last two of four steps.
     for name in ("v1", "v2", "untrained"):
         assert torch.allclose(gate_weights(two, name), gate_weights(one, name), atol=1e-6)
         assert torch.allclose(gate_weights(killed, name), gate_weights(one, name), atol=1e-6)
@@ -43,7 +43,7 @@ def test_two_processes_do_what_one_does(world, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_fine_tune_as_one_does(world, tmp_path):
-    """All weights sharded, the output embedding too, activations recomputed: losses and models of one process."""
+    """Shard all weights, recompute activations, and compare losses and models with those of one process."""
     one, two, gates = tmp_path / "one", tmp_path / "two", tmp_path / "gates"
     distill.distill(distill_job(world, gates))
     in_two_processes("finetune", world, two, gates)
@@ -53,7 +53,7 @@ def test_two_processes_fine_tune_as_one_does(world, tmp_path):
         assert ours["lm_loss"] == pytest.approx(theirs["lm_loss"], rel=1e-4)
         assert ours["gate_loss"] == pytest.approx(theirs["gate_loss"], rel=1e-4)
     for ours, theirs in zip(load(one).parameters(), load(two).parameters(), strict=True):
-        # Adam turns the sign of a vanishing gradient into a step: most weights agree, none is two steps off.
+        # Adam turns the sign of a vanishing gradient into a step, so most weights agree and all within two steps.
         assert (ours - theirs).abs().max() < 2 * 3 * ADAM["optimizer"].adam_lr
         assert (ours - theirs).abs().mean() < 0.05 * ADAM["optimizer"].adam_lr
     trained = [gate_weights(folder / "gates.safetensors", "v1") for folder in (one, two)]

@@ -1,4 +1,4 @@
-"""The loss of tokens: computed in chunks, it equals the loss of all logits at once."""
+"""Test that the loss of tokens, computed in chunks, equals the loss of all logits at once."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Muon: its updates against those of torch.optim.Muon."""
+"""Compare Muon's updates with those of torch.optim.Muon."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from seerbench.training.muon import Muon
 
 
 def test_muon_agrees_with_torch():
-    """Our float32 iteration against torch.optim.Muon's bfloat16 one: same direction, same size."""
+    """Check that our float32 update has the direction and size of torch.optim.Muon's bfloat16 one."""
     generator = torch.Generator().manual_seed(0)
     for shape in ((32, 32), (64, 32), (32, 96)):
         ours = torch.nn.Parameter(torch.randn(shape, generator=generator))

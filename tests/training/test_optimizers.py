@@ -1,4 +1,4 @@
-"""Learning-rate schedules: their shape from the first step to the last."""
+"""Test the learning-rate schedules from the first step to the last."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Pre-training: reproducible, resumable after SIGKILL, and blind to held-out text."""
+"""Test that pre-training is reproducible, continues after SIGKILL, and never reads held-out text."""
 
 import os
 import subprocess
@@ -96,7 +96,7 @@ def test_it_learns_and_saves_a_loadable_model(setting, undisturbed):
 
 
 def test_held_out_documents_never_reach_training(setting, undisturbed):
-    """Replacing every validation and test document changes nothing in the trained model."""
+    """Replace every validation and test document, and check that the trained model is the same."""
     table = pq.read_table(setting / "tokens.parquet").to_pylist()
     for row in table:
         if row["split"] != "train":
@@ -140,7 +140,7 @@ def test_a_killed_run_resumes_and_ends_the_same(setting, undisturbed):
 
 
 def test_steps_take_the_contexts_of_a_stage_in_turn(setting):
-    """Two lengths of window, equal tokens per step; the second stage starts with its own first length."""
+    """Check two window lengths with equal tokens per step, and that each training stage begins with its first."""
     stages = [{"context": [64, 32], "steps": 3}, {"context": 56, "steps": 1}]
     rows = train(setting, "turns", stages=[{**stage, "batch_tokens": 128} for stage in stages])
     assert rows["context"].tolist() == [64, 32, 64, 56]

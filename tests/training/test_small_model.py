@@ -1,4 +1,4 @@
-"""The small model: its initial weights look back as they should, and both architectures have their shape."""
+"""Test the small model: its initial weights attend to earlier tokens, and both architectures have their shape."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def tokenizer(world):
 
 
 def test_first_weights_read_the_token_before_and_match_it(tokenizer):
-    """Layer 1 attends one token back, layer 2 to what followed the current token's last occurrence."""
+    """Check that layer 1 attends to the preceding token, and layer 2 to the token after an earlier occurrence."""
     torch.manual_seed(0)
     model = build_model(Architecture.model_validate(MODEL | {"hidden": 128}), tokenizer).eval()
     model.set_attn_implementation("eager")

@@ -1,4 +1,4 @@
-"""Trainings small enough for a test: a toy corpus with its model, and jobs of a few steps, changed by keyword."""
+"""Make trainings that are small enough for a test: a toy corpus, its model, and jobs of a few steps."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +89,7 @@ def gate_weights(path: Path, name: str) -> torch.Tensor:
 
 
 def distill_job(world: Path, out: Path, **changes) -> DistillJob:
-    """Four steps on the model and the tokens in `world`."""
+    """Return a job of four steps on the model and the tokens in `world`."""
     job = DistillJob(
         name=out.name,
         model=ModelSource("model", world / "model"),
@@ -115,7 +115,7 @@ def distill_job(world: Path, out: Path, **changes) -> DistillJob:
 
 
 def finetune_job(world: Path, out: Path, gates: Path | None = None, **changes) -> FinetuneJob:
-    """Two steps with Muon on the model and the tokens in `world`; joint, at a sparsity of 0.5, with gates."""
+    """Return a job of two steps with Muon on the model in `world`; with gates it is joint, at a sparsity of 0.5."""
     job = FinetuneJob(
         name=out.name,
         model=ModelSource("model", world / "model"),

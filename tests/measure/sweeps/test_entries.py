@@ -1,4 +1,4 @@
-"""Methods become entries of cells."""
+"""Test that methods become entries of cells."""
 
 import pytest
 import torch
@@ -42,5 +42,5 @@ def test_a_cell_a_sparsity_with_dense_in_each():
     }
     with pytest.raises(MeasureError, match="same name"):
         entries.by_sparsity([*methods, ("r", sparse[2])])
-    cells = entries.by_sparsity([*methods, ("flex", create("flex"))])  # no speed-up is taken over it: once
+    cells = entries.by_sparsity([*methods, ("flex", create("flex"))])  # in one cell only
     assert [list(group) for group in cells.values()] == [["dense", "flex", "r", "s"], ["dense", "s"]]

@@ -1,4 +1,4 @@
-"""The kernel sweep: every kernel, block size and kind of mask in each cell."""
+"""Test that each cell of the kernel sweep has every kernel, block size and kind of mask."""
 
 import pytest
 import torch

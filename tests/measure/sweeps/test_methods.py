@@ -1,4 +1,4 @@
-"""The methods sweep: stages, inputs, and what random inputs mean."""
+"""Test the methods sweep: stages, inputs, and the remark on dynamic methods with random inputs."""
 
 from measure.toy import MEANINGLESS, QUICK, TOKENS, Refuses, frames
 from seerbench.baselines.minference.methods import MInference
@@ -47,7 +47,7 @@ def test_methods_sweep_has_every_stage_and_captured_inputs(model, uncompiled):
     stages = samples.groupby("method").stage.unique().map(list).to_dict()
     assert stages["seer"] == ["score", "select", "plan", "attend", "total"]
     assert stages["streaming"] == ["plan", "attend", "total"]
-    assert stages["dense"] == ["attend"]  # which is all of it
+    assert stages["dense"] == ["attend"]  # A dense method has no other stage.
     assert "odd" not in stages
 
 
@@ -66,7 +66,7 @@ def test_methods_sweep_without_a_model(uncompiled):
 
 
 def test_a_dynamic_method_is_timed_at_its_threshold_and_says_what_random_inputs_mean(monkeypatch):
-    """The search for a requested sparsity is over before the clock runs; MInference's rows name its budgets."""
+    """Check that thresholds are searched before the clock runs, and that MInference's rows name its budgets."""
     attention = measure_inputs.random_attention(AttentionProblem("cpu", "float32", 1, 4, 2, 16, 300, 16, 16), 0)
     searched = []
     real = MInference.with_threshold_for

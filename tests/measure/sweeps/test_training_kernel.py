@@ -1,4 +1,4 @@
-"""The training-kernel sweep, and the memory that the naive form needs."""
+"""Test the training-kernel sweep and the estimated memory of naive pooled attention."""
 
 import pytest
 
@@ -29,8 +29,8 @@ def test_the_naive_form_needs_no_more_than_is_estimated(context):
     case = AttentionProblem("cpu", "float32", batch=1, q_heads=4, kv_heads=2, head_dim=32, context=context)
     q, k, v = random_inputs(case, 0)
     peak = peak_mib(lambda: naive_pooled_attention(q, k, v), "cpu")
-    assert training_kernel.naive_over_memory(case, peak) is not None  # the estimate is above what it takes
-    assert training_kernel.naive_over_memory(case, 1.1 * peak) is None  # and not far above
+    assert training_kernel.naive_over_memory(case, peak) is not None  # The estimate exceeds the peak.
+    assert training_kernel.naive_over_memory(case, 1.1 * peak) is None  # It does so by at most 10%.
 
 
 def test_the_naive_form_over_its_limit_is_refused():

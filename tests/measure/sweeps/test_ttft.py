@@ -1,4 +1,4 @@
-"""Time to first token of a whole model."""
+"""Test the time to first token of a whole model."""
 
 from measure.toy import CONFIG, QUICK, SOURCE, TOKENS, frames
 from seerbench.measure.sweeps import (
@@ -16,7 +16,7 @@ def test_ttft_sweep_times_the_whole_model(model, uncompiled):
     wide = samples.pivot_table(index=["method", "round"], columns="stage", values="ms")
     assert list(wide) == ["attend", "plan", "ttft"]
     assert (wide.plan + wide.attend < wide.ttft).all()
-    assert set(cells.cell) == {"ttft-500"}  # no two of one name: one cell
+    assert set(cells.cell) == {"ttft-500"}  # All names differ, so there is one cell.
     assert (cells.peak_mib > 0).all()
     assert cells.flops.isna().all()
     case = cells.iloc[0][["q_heads", "kv_heads", "head_dim", "context", "dtype"]].tolist()
