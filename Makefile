@@ -1,15 +1,14 @@
-# make figures: set up, run the graph on what this machine has, draw every table and figure.
-# make test:    the whole test suite. Both work from a fresh clone and need nothing but Python and g++.
+# `make figures` installs SeerBench, runs the graph on this machine's device and draws every table and figure.
+# `make test` runs the whole test suite. Both work from a fresh clone and need only Python and g++.
 
 PRESET ?= cpu
 CORES ?= all
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A machine with an NVIDIA GPU gets the newest torch; any other the version that has a CPU build at hand
-# (constraints-cpu.txt says where pip finds it).
+# A machine with an NVIDIA GPU gets the newest torch; any other gets the CPU build that constraints-cpu.txt names.
 TORCH := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
-# Our own lock, which a killed run gives back by itself; Snakemake's would stay behind.
+# This lock is released when the run is killed; Snakemake's own lock would remain.
 LOCK := flock --nonblock --conflict-exit-code 75 .make.lock
 SNAKEMAKE := PATH=$(CURDIR)/$(BIN):$$PATH $(LOCK) $(BIN)/snakemake --nolock --quiet rules --cores $(CORES) --config preset=$(PRESET)
 
@@ -29,11 +28,12 @@ lint: $(BIN)/.installed
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakefmt --check Snakefile workflow/rules
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakemake --lint
 
-# The smoke preset through --executor slurm, on daemons of its own: apt-get install slurm-wlm munge.
+# Runs the smoke preset with --executor slurm on its own Slurm daemons (apt-get install slurm-wlm munge).
 test-slurm: $(BIN)/.installed
 	$(BIN)/python -m pytest tests/workflow/slurm/on_slurm.py
 
-# A GPU if there is one. To guard a change: make bench BENCH=--benchmark-autosave, change, then
+# Benchmarks the GPU if there is one, else the CPU. To compare before and after a change, run
+# make bench BENCH=--benchmark-autosave, make the change, then run
 # make bench BENCH="--benchmark-compare --benchmark-compare-fail=median:10%"
 bench: $(BIN)/.installed
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only $(BENCH)

@@ -1,5 +1,5 @@
-# SeerBench's graph: the targets. The rules are in workflow/rules, one file per stage; each calls one
-# `seerbench` step. Which preset: --config preset=cpu (the default), gpu, speed, paper, or a YAML file.
+# The targets of SeerBench's graph. The rules are in workflow/rules, one file per subject; each rule calls one
+# `seerbench` step. --config preset=... selects the preset: cpu (the default), gpu, speed, paper, or a YAML file.
 from snakemake.utils import min_version
 
 min_version("9.25")
@@ -31,7 +31,7 @@ DRAWN = RUN if config.get("plan_for_gpu") else PRESET.artefact_run()
 FIGURES = f"{config.get('figures', 'figures')}/{PRESET.name}"
 
 
-# Used with --sdm conda (the environment) or --sdm conda apptainer (the same inside a container).
+# `--sdm conda` uses the environment below; `--sdm conda apptainer` uses it inside this container.
 container: "docker://condaforge/miniforge3:24.9.2-0"
 
 

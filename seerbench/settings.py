@@ -1,7 +1,7 @@
 """The base of all typed settings: frozen pydantic models that refuse unknown keys and name the nearest known one.
 
-`Settings` and the scalar types below are what presets, corpora and trainings describe themselves with. An error
-that they raise becomes one line with its place in the file (`seerbench.presets.load`). Imports no torch.
+Presets, corpora and trainings use `Settings` and the scalar types below for their fields. `seerbench.presets.load`
+turns an error that they raise into one line with its place in the file. Imports no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Share = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, lt=1)]
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Annotate a string field as one of the names that another module defines, so that no list is kept twice."""
+    """Annotate a string field whose valid values are the names that another module defines."""
 
     names: Iterable[str]
 

@@ -126,7 +126,7 @@ def speed_up(row: Any) -> str:
 
 def figure(frame: pd.DataFrame, title: str) -> Any:
     """Return a figure of speed-up against realised sparsity, one panel per context."""
-    from matplotlib import rc_context  # an optional dependency, as in artefacts/
+    from matplotlib import rc_context  # imported here: matplotlib is an optional dependency
 
     from seerbench.artefacts import colors, style
 

@@ -209,7 +209,7 @@ def time_kernels(
     timing: Timing,
     run_id: str,
 ) -> Rows:
-    """Time kernels on random inputs, one sweep per cell so that the progress bar moves.
+    """Time kernels on random inputs. Each cell is a sweep of its own, to update the progress bar after it.
 
     Args:
         kernels: kernel objects by name, dense and block-sparse.
@@ -277,7 +277,7 @@ def save(
         results: the folder of runs.
         figures: the folder for the figure (SVG, PNG) and the summary (CSV).
     """
-    from seerbench.artefacts import style  # needs matplotlib, an optional dependency
+    from seerbench.artefacts import style  # imported here: it needs matplotlib, an optional dependency
 
     done = finish(run)
     files = []

@@ -19,7 +19,7 @@ from seerbench.rows.gate_ref import GateRef
 
 @dataclass(frozen=True)
 class Setup:
-    """What all jobs of a preset share, and what every row of theirs says."""
+    """The settings that all jobs of a preset share; provenance stores them with every row."""
 
     preset: str
     scale: str
@@ -32,7 +32,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenized corpus: its name and its file (parquet; a card with its hash lies beside it)."""
+    """A tokenized corpus: its name and its parquet file, in whose folder a card with its hash is."""
 
     corpus: str
     file: Path
@@ -182,7 +182,7 @@ class ModelArms:
 
 
 class RunsArms:
-    """The files that a job with arms in models reads, for the rules."""
+    """Base of jobs with arms in models: the files that such a job reads, for the rules of the graph."""
 
     groups: tuple[ModelArms, ...]
 
@@ -215,7 +215,8 @@ class PerplexityJob(RunsArms):
 
     Attributes:
         documents: the largest number of documents; None: all that are long enough.
-        scored: number of last tokens that are scored; windows of all contexts then end alike. None: all tokens.
+        scored: number of last tokens that are scored, with windows of all contexts ending at the same token; None:
+            all tokens.
         reaching: the smallest number of tokens in a document; None: the longest context.
     """
 
@@ -280,7 +281,7 @@ class LongBenchJob(RunsArms):
 
 @dataclass(frozen=True)
 class RecallJob(RunsArms):
-    """Compare the blocks that every arm keeps with the best ones."""
+    """Compare the blocks that every arm keeps with those of the oracle."""
 
     setup: Setup
     experiment: str
@@ -340,7 +341,7 @@ class LatencyJob(RunsArms):
 
     @property
     def token_files(self) -> list[Path]:
-        """Return the file of the tokenized corpus that the job reads; () if it reads none."""
+        """Return the file of the tokenized corpus that the job reads; an empty list if it reads none."""
         return [self.text.file] if self.text else []
 
 
@@ -368,7 +369,7 @@ class TrainingKernelLatencyJob(LatencyJob):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomMethodsLatencyJob(LatencyJob):
-    """Time whole methods on random inputs; plans of MoA for random influence lie in the folder `plans`."""
+    """Time whole methods on random inputs; the folder `plans` holds MoA's plans for random influence."""
 
     sweep: str = "methods"
     shape: Shape

@@ -17,7 +17,7 @@ from seerbench.paths import ROOT
 from seerbench.presets.file import PresetFile
 
 FILE = ROOT / "config" / "preset.schema.json"
-# GateConfig checks these itself, so that its types do not list them.
+# GateConfig checks these values itself, so its types do not list them.
 GATE_CHOICES = {
     "q_pool": POOLINGS,
     "k_pool": POOLINGS,

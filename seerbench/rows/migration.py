@@ -1,6 +1,6 @@
 """Fill the columns that files of schema version 1 lack, from the texts that those files have.
 
-Version 1 said the kind of inputs and the scale of a run in words only. This is the one place that reads those
+Version 1 stored the kind of inputs and the scale of a run in words only. This is the one place that reads those
 words; all other code reads the columns. `store.read_rows` calls it. Columns that it cannot fill stay empty.
 """
 
@@ -27,7 +27,7 @@ INPUTS = re.compile(r"(?P<kind>captured|random weights):(?P<model>[^,]+)(, beyon
 
 
 def migrated_rows(table: str, content: pa.Table) -> pa.Table:
-    """Return rows of version 1 with the columns of version 2 that can be told from their texts."""
+    """Return rows of version 1 with the columns of version 2, as far as their texts determine them."""
     if table != "cells" or "inputs" not in content.schema.names:
         return content
     columns = [inputs_columns(text) for text in content["inputs"].to_pylist()]

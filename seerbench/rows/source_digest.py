@@ -1,4 +1,4 @@
-"""Digest what the kernels and methods compute, so that a change of wording does not make timings stale.
+"""Compute a digest of the kernels and methods that ignores comments, names and messages.
 
 The digest covers a set of definitions: functions, classes and constants of the project that the roots reach
 by name (`_roots` lists them: registered methods, block-sparse kernels, pooled attention, the gate). Each

@@ -101,7 +101,7 @@ def _measure_retrieval(job: RetrievalJob) -> None:
 
 
 def measure_recall(preset: Preset, experiment: str) -> None:
-    """Measure the block recall of every arm against the best blocks."""
+    """Measure the block recall of every arm against the oracle's blocks."""
     job = preset.recall(experiment)
     run = start(job.setup, f"recall {experiment}", job.tokens, "test")
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Right and wrong kernels, and a comparison of toy size."""
+"""Right and wrong kernels, and a function that compares them at a toy size."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Findings in words."""
+"""Findings are explained in words."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A preset's YAML as types: what is refused, with the place in the file and the nearest known key."""
+"""Tests of load.py: mistakes in a preset are refused, with the place in the file and the nearest known key."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""A preset resolved into jobs: their fields, the files that they read and write, and the run to draw."""
+"""Tests of preset.py: the fields and files of the jobs, and the run that artefacts are drawn from."""
 
 import numpy as np
 import pytest

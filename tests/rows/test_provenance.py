@@ -1,4 +1,4 @@
-"""The commit of an execution is what git or the environment says."""
+"""The commit of an execution comes from git or from the environment."""
 
 import subprocess
 

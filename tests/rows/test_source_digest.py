@@ -1,4 +1,4 @@
-"""The source digest: what leaves it as it is, what changes it, and when published timings are stale."""
+"""Tests of the source digest: edits that keep it, edits that change it, and published timings that are stale."""
 
 import ast
 import subprocess

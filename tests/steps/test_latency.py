@@ -1,4 +1,4 @@
-"""The latency steps: names of timed methods, and every arm of the GPU presets at a toy shape."""
+"""Tests of the latency steps: names of timed methods, and every arm of the GPU presets at a toy shape."""
 
 from types import SimpleNamespace
 

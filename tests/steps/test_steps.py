@@ -1,4 +1,4 @@
-"""Windows that end at the same token: what "does the model use its context" compares."""
+"""Windows of several contexts end at the same token, which shows whether a model uses its context."""
 
 from pathlib import Path
 from types import SimpleNamespace

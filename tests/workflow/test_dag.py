@@ -1,4 +1,4 @@
-"""The whole graph on a toy preset: it survives a SIGKILL, draws everything, and then has nothing to do."""
+"""The whole graph on a toy preset resumes after a SIGKILL, draws every artefact, and then has no job left."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The paper preset end to end, on stand-ins: every rule of it runs, every artefact comes out."""
+"""The paper preset runs end to end on stand-ins: every rule runs and every artefact is drawn."""
 
 import os
 import re

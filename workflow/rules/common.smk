@@ -1,4 +1,4 @@
-# What the rules share: the command, what makes a result stale, and the lists of files.
+# Names that the rules share: the command, the digests that make a result stale, and the lists of files.
 from pathlib import Path
 
 from seerbench.paths import ROOT
@@ -20,7 +20,7 @@ ALL_GPUS = GPU * (getattr(GPU_LIMIT, "value", None) or 1)
 COMPARED = config.get("compare", "")
 COMPARED_FILE = COMPARED.partition(":")[0]
 COMPARED_NAME = config.get("compare_name", Path(COMPARED_FILE).stem or "none")
-TIMED = source_digest()  # measured again when what kernels or methods compute changes
+TIMED = source_digest()  # timings run again when this digest changes
 
 
 wildcard_constraints:

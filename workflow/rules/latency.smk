@@ -1,4 +1,4 @@
-# Timings: one job per sweep and context, all methods interleaved in it, alone on the machine.
+# Measures timings: one job per sweep and context, alone on the machine, with all methods interleaved.
 rule latency:
     input:
         tokens=lambda wildcards: timing(wildcards).token_files,

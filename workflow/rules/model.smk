@@ -1,4 +1,4 @@
-# Models: pre-training, and context extension (dense YaRN, or joint with gates).
+# Trains models: pre-training, and context extension (dense with YaRN, or jointly with gates).
 DENSE_YARN = [name for name, s in PRESET.finetuned_models().items() if s is None]
 JOINT_YARN = [name for name, s in PRESET.finetuned_models().items() if s is not None]
 PROCESSES = PRESET.file.extend.processes if PRESET.file.extend else 1

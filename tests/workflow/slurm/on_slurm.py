@@ -66,7 +66,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def slurm(tmp_path):
-    """The environment of a running one-node cluster; its logs are in tmp_path/slurm."""
+    """Start a cluster of one node and return its environment; its logs are in tmp_path/slurm."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:{SBIN}"
     missing = [name for name in PACKAGES if shutil.which(name, path=path) is None]
     if missing:
@@ -120,7 +120,7 @@ def slurm(tmp_path):
 
 
 def wait_for_idle(environment, folder: Path) -> None:
-    """Until the node takes jobs; fails with the daemons' logs."""
+    """Wait until the node accepts jobs; fail with the daemons' logs if it does not."""
     for _ in range(60):
         state = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True)
         if state.stdout.strip() == "idle":
@@ -131,7 +131,7 @@ def wait_for_idle(environment, folder: Path) -> None:
 
 
 def smaller_profile(folder: Path) -> Path:
-    """The profile as it is, but for threads and memory: this node has two cores, and the models are toys."""
+    """Return the profile with fewer threads and less memory: this node has two cores, and the models are toys."""
     profile = yaml.safe_load((ROOT / "workflow" / "profiles" / "slurm" / "profile.yaml").read_text())
     profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
     for wanted in (profile["default-resources"], *profile["set-resources"].values()):
@@ -147,7 +147,7 @@ def test_the_smoke_preset_runs_on_slurm(slurm, tmp_path):
         [
             *("snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)),
             *("--workflow-profile", str(smaller_profile(tmp_path / "profile"))),
-            # This cluster is two cores and has no accounting; the rest is the profile's.
+            # This cluster has two cores and no accounting; all other settings are the profile's.
             *("--slurm-no-account", "--slurm-status-command", "squeue"),
             *("--slurm-init-seconds-before-status-checks", "2", "--slurm-keep-successful-logs"),
             *("--config", f"preset={ROOT / 'tests' / 'smoke.yaml'}", "--", "figures"),
@@ -161,7 +161,7 @@ def test_the_smoke_preset_runs_on_slurm(slurm, tmp_path):
     (tmp_path / "snakemake.log").write_text(said)
     assert run.returncode == 0, said[-4000:]
 
-    # Every job but the target went through sbatch, and Slurm says that each came to a good end.
+    # Every job but the target went through sbatch, and Slurm reports that each completed.
     submitted = re.findall(r"SLURM jobid '?(\d+)", said)
     jobs = subprocess.run(["scontrol", "show", "jobs", "-o"], env=slurm, capture_output=True, text=True).stdout
     states = dict(re.findall(r"JobId=(\d+) .*?JobState=(\w+)", jobs))
