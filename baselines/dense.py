@@ -138,7 +138,7 @@ class Flex(Method[None]):
 
 @lru_cache(maxsize=1)
 def _causal_mask(batch: int, heads: int, tokens: int, block: int, device: torch.device) -> FlexMask:
-    """Return every causal block in FlexAttention's form; made once per shape, as its users do, and so not timed."""
+    """Return every causal block in FlexAttention's form. It is cached for each shape, so it is not timed."""
     n = block_count(tokens, block)
     counts = torch.arange(1, n + 1, dtype=torch.int32, device=device).expand(batch, heads, n)
     columns = torch.arange(n, dtype=torch.int32, device=device).expand(batch, heads, n, n)

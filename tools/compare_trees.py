@@ -6,8 +6,8 @@
 
 Both trees are loaded into one process, the other one under a package name of its own. Every kernel of both gets the
 same tensors. Then (a) all outputs are compared bit by bit and (b) both are timed in the same rounds by
-seerbench.measure.sampler. Printed per kernel: whether the bits are equal, and the median over rounds of the ratio
-new time / old time with its bootstrap 95% interval. Exit status 1: bits differ, or an interval lies outside
+seerbench.measure.sampler. It prints for each kernel whether the bits are equal, and the median over rounds of the
+ratio new time / old time with its bootstrap 95% interval. Exit status 1: bits differ, or an interval lies outside
 [0.98, 1.02] as a whole.
 
 A base commit may have this tree's layout or that of 74b2218 (`OLD_PLACES` maps the names).

@@ -1,10 +1,10 @@
-"""Run one small case of each kernel on a GPU, and check those that have a reference at hand.
+"""Run one small case of each kernel on a GPU, and check those that have a reference.
 
     python tools/smoke.py
     compute-sanitizer --tool memcheck python tools/smoke.py
     python tools/smoke.py hopper          (only this block-sparse forward: hopper or triton)
 
-It is meant for compute-sanitizer, and as a first sign of life on a new GPU or a new Triton.
+It is meant for compute-sanitizer, and as a first test of a new GPU or a new Triton.
 """
 
 from __future__ import annotations

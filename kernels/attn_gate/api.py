@@ -41,7 +41,7 @@ def gate_scores(
 
     Args:
         q: [B, Hq, N, D], before RoPE if the gate rotates.
-        k: [B, Hk, N, D], likewise.
+        k: [B, Hk, N, D], before RoPE if the gate rotates.
         weights: the linear layers of Q (None: Q is not projected) and of K, as `project` takes them.
         operators: the pools of Q and of K, from "max", "min" and "avg", in that order.
         tables: cos and sin [n, D] at the blocks' first tokens, or None for a gate without RoPE.

@@ -77,7 +77,7 @@ def _pool_block(
 ):  # fmt: skip
     """Pool block program_id(0) of one head. MAX, MIN and AVG are places among the pools; -1 leaves one out."""
     i = tl.program_id(0)
-    ROWS: tl.constexpr = 8  # of the partial results
+    ROWS: tl.constexpr = 8  # rows of the partial results in registers
     local = tl.arange(0, ROWS)
     dims = tl.arange(0, HEAD_DIM)
     base = x_ptr + (i * BLOCK).to(tl.int64) * stride_n

@@ -51,10 +51,10 @@ def search_top_k(scores: Tensor, k: int) -> tuple[Tensor, int]:
         larger = int((scores >= score_of(middle)).sum())
         low, count, high, beyond = (middle, larger, high, beyond) if larger >= k else (low, count, middle, larger)
         steps += 1
-        if low == LOWEST_KEY or high == HIGHEST_KEY:  # a bracket of two guesses is still to be found
+        if low == LOWEST_KEY or high == HIGHEST_KEY:  # no two guesses bracket the k-th score yet
             guess = score_of(middle) + (larger - k) * spacing * 1.25 + (-reach if larger < k else reach)
             reach = 0.8 * deviation if steps == 1 else 4 * reach
-        else:  # scores between low and high as if evenly spaced; every fourth step halves, against many ties
+        else:  # as if scores in the bracket were evenly spaced; every fourth step halves, for many ties
             part = 0.5 if steps % 4 == 3 else (count - k + 0.5) / (count - beyond)
             guess = score_of(low) + (score_of(high) - score_of(low)) * part
     kept, tied = scores > score_of(low), scores == score_of(low)

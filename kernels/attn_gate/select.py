@@ -3,12 +3,12 @@
 Oracle  seerbench.core.top_k in plain torch; ties go to the lower index there and here.
 
 Top-k without a sort: for each row, find a threshold t with exactly k scores >= t. Guess t, count the scores >= t,
-narrow the bracket. The row stays in registers all the while. The first guess is where k would be if the scores were
-normal, with mean and deviation from 64 of them. Until the k-th largest score is known to be between two guesses,
-the next guess follows that normal density; afterwards, the place of k if the scores inside the bracket were even.
-If the guess falls outside the bracket (no float is between, or a bound is infinite) or 20 steps were not enough,
-the bracket of keys is halved: the bits of a float, with the sign folded in, order as integers do.
-`reference.search_top_k` is the same search in torch.
+narrow the bracket. The row stays in registers. The first guess is the k-th largest of as many scores with a normal
+distribution, whose mean and deviation are those of 64 scores of the row. Until the k-th largest score is known to
+be between two guesses, the next guess follows that normal density. Afterwards it is the score that would be the
+k-th largest if the scores inside the bracket were evenly spaced. If the guess falls outside the bracket (no float
+is between, or a bound is infinite) or 20 steps were not enough, the bracket of keys is halved: the bits of a float,
+with the sign folded in, order as integers do. `reference.search_top_k` is the same search in torch.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS: tl.constexpr, TILE: tl
             beyond = above
         step += 1
         if (low == LOWEST) | (high == HIGHEST):
-            # No bracket of two guesses yet: step past where the density puts k, further each time.
+            # No two guesses bracket the k-th score yet: step past the density's estimate, further each time.
             off = (above - want).to(tl.float32)
             guess = at + off * spacing * 1.25 + tl.where(off < 0, -reach, reach)
             reach = tl.where(step == 1, deviation * 0.8, reach * 4)

@@ -243,7 +243,7 @@ def _consume(
     work_tile = _pop(work, 0, 0)
     while work_tile < sizes.work_tiles:
         batch, head, row = _locate(work_tile, sizes.tiles, sizes.heads, sizes.group)
-        first = row * (64 * CONSUMERS) + consumer * 64  # query of this consumer
+        first = row * (64 * CONSUMERS) + consumer * 64  # this consumer's first query
         count = _pop(work, iteration & 1, 1)
         last_block = _pop(work, iteration & 1, 2)
         mbarrier.arrive(work.empty.index(iteration & 1), count=1)
@@ -269,7 +269,7 @@ def _consume(
                 count -= 1
                 k = keys_of(k_ring, k_slot, KEYS, HEAD_DIM)
                 s = warpgroup_mma(q, k, no_scores, use_acc=False, is_async=True)
-                # O is rescaled beside S, not before it.
+                # O is rescaled while S is computed, not before.
                 acc = _scale_here(acc, gl.expand_dims(gl.convert_layout(alpha, O_ROWS), 1))
                 mbarrier.wait(v_ring.full.index(v_slot), v_phase)
                 acc = warpgroup_mma(p, v_ring.slots.index(v_slot).reshape([KEYS, HEAD_DIM]), acc, is_async=True)
@@ -277,7 +277,7 @@ def _consume(
                 if 64 * CONSUMERS > KEYS:  # the second tile may cross the diagonal too
                     s = mask_future(s, first, gl.load(list_ptr + count - 1), KEYS, S_LAYOUT)
                 p_next, row_max, row_sum, alpha = _softmax_step(s, row_max, row_sum, scale)
-                # P is rounded beside P V, so the next S need not wait for it.
+                # P is rounded while P V is computed, so the next S need not wait for it.
                 p_next = gl.convert_layout(_round_here(p_next, dtype), P_LAYOUT)
                 # The next tile's K is waited for here and not where it is used: the branch in a wait keeps ptxas
                 # from moving the end of P V up, before the softmax, which would undo the overlap (seen in the SASS
@@ -338,7 +338,7 @@ def _store(acc, row_max, row_sum, batch, head, first, outputs, sizes, dtype: gl.
 
 @gluon.jit
 def _scale_here(x, factor):
-    """Return x * factor, in fp32. LLVM moves a plain product up, before the wgmma that it should run beside."""
+    """Return x * factor, in fp32. LLVM moves a plain product up, before the wgmma that it should overlap."""
     x, factor = gl.broadcast(x, factor)
     return gl.inline_asm_elementwise(
         "mul.f32 $0, $1, $2;", "=f,f,f", [x, factor], dtype=gl.float32, is_pure=False, pack=1

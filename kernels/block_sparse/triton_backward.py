@@ -4,7 +4,7 @@ With s_ij = q_i . k_j / sqrt(D) over the pairs seen (listed block and j <= i), L
 
     P_ij = exp(s_ij - L_i)                   recomputed, never stored
     dV_j = sum_i P_ij dO_i
-    delta_i = dO_i . O_i                     = sum_j P_ij dP_ij, without a row of P at hand
+    delta_i = dO_i . O_i                     = sum_j P_ij dP_ij, computed without P
     dS_ij = P_ij (dO_i . v_j - delta_i)
     dQ_i = sum_j dS_ij k_j / sqrt(D)         dK_j = sum_i dS_ij q_i / sqrt(D)
 

@@ -175,7 +175,7 @@ def iterations_of(program, programs, batch_heads, tiles, chunks):
 def locate(iteration, shared, program, programs, batch_heads, group, tiles, chunks, stride):
     """Return (batch_head: batch * Hq + head, row of tiles) of the work tile that a program takes in an iteration.
 
-    Rounds go through the programs forwards and backwards by turns. Work tiles come longest first, and the first
+    Rounds go through the programs forwards and backwards in turn. Work tiles come longest first, and the first
     program would otherwise get the longest of every round.
 
     Long work tiles, rows chunks * stride and up: query heads of a group side by side, then rows, then key/value
@@ -193,7 +193,7 @@ def locate(iteration, shared, program, programs, batch_heads, group, tiles, chun
     if iteration < shared and work_tile < long:
         kv = work_tile // (group * (tiles - short))
         rest = work_tile % (group * (tiles - short))
-        up = (batch_heads // group - 1 - kv) % 2  # the last head goes down
+        up = (batch_heads // group - 1 - kv) % 2  # the rows of the last head go down
         step = rest // group
         row = short + step if up == 1 else tiles - 1 - step
         batch_head = kv * group + rest % group

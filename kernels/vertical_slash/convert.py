@@ -19,7 +19,7 @@ from seerbench.kernels.vertical_slash.tile_mask import TileMask
 def scan(columns: Tensor, diagonals: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor, Tensor]:
     """Return the tables of `reference.scan` without waiting for the GPU.
 
-    Here selected_columns is N wide, and undefined past the last one. chunk: flags per step of a program.
+    Here selected_columns is N wide; entries past the last selected column are undefined. chunk: flags per step.
     """
     flags = torch.stack([columns, diagonals])
     tokens = flags.shape[-1]

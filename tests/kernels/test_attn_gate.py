@@ -155,7 +155,7 @@ else:
     @pytest.mark.parametrize(("n", "sparsity"), [(1, 0.5), (16, 0.9), (21, 0.5), (33, 0.0), (40, 0.7)])
     @pytest.mark.parametrize("dense_rows", [0, 2])
     def test_top_k(n, sparsity, ties, dense_rows):
-        scores = causal(n, ties)[:, : 1 if n == 40 else 2]  # the interpreter takes long for 40 rows
+        scores = causal(n, ties)[:, : 1 if n == 40 else 2]  # the interpreter is slow at 40 rows
         same(
             kernel.select_top_k(scores, top_k.top_k_count(n, sparsity), n * 64, 64, dense_rows),
             top_k.select_top_k(scores, sparsity, n * 64, 64, dense_rows),
