@@ -169,7 +169,7 @@ def gate_plan(args):
 
 
 def tiles(args):
-    """Time MInference's kernel beside FA-2, on random selections of about 512 columns and 2048 diagonals."""
+    """Time MInference's kernel beside FA-2, on selections of about 512 columns and 2048 diagonals."""
     from seerbench.kernels.vertical_slash import api as vertical_slash
 
     for context in args.context:

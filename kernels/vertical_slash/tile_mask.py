@@ -38,7 +38,7 @@ class TileMask:
         return self.area().double() / (n * (n + 1) // 2)
 
     def density(self) -> float:
-        """Return the mean of `head_density`: a little above 1 where unaligned tiles overlap the diagonal."""
+        """Return the mean of `head_density`. Unaligned tiles that overlap the diagonal may raise it above 1."""
         return float(self.head_density().mean())
 
     def token_density(self) -> float:

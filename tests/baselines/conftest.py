@@ -33,7 +33,7 @@ def make(tmp_path_factory, qkv):
     gates = [AttnGate(GateConfig(block=BLOCK), 4, 2, 16) for _ in range(2)]
 
     def plan_at(sparsity):
-        # The plan meets the requested sparsity at the test's length, and at no other.
+        # The plan has a density bound at the test's length only.
         limits = moa_solver.bounds(rules, [TOKENS], BLOCK, sparsity)
         chosen = moa_solver.choose_rules(costs[-1:], limits)[0]
         save_plan(folder / f"{sparsity}.json", rules[chosen][..., 0], rules[chosen][..., 1])

@@ -34,7 +34,7 @@ def test_xattention_by_definition():
 
 
 def test_xattention_finds_a_far_block_at_every_length():
-    """Check that a planted block is kept at exact multiples of upstream's chunk, where upstream loses it."""
+    """Check that a planted block is kept, also at exact multiples of upstream's chunk, where upstream loses it."""
     for tokens in (256, 320, 512):
         q, k = 0.1 * torch.randn(2, 1, 1, tokens, 16)
         q[..., 0], k[:, :, 64:80, 0] = 6, 6
