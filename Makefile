@@ -6,7 +6,8 @@ CORES ?= all
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A machine with an NVIDIA GPU gets the newest torch; any other gets the CPU build that constraints-cpu.txt names.
+# A machine with an NVIDIA GPU gets the newest torch; any other gets the version in constraints-cpu.txt. That file
+# says how pip finds the small CPU build.
 TORCH := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 # This lock is released when the run is killed; Snakemake's own lock would remain.
 LOCK := flock --nonblock --conflict-exit-code 75 .make.lock

@@ -27,7 +27,7 @@ _EXPECTED = {
     "union_tag_not_found": "the key kind is missing",
     "missing": "this key is missing",
 }
-# Error types whose message already contains the wrong value.
+# Error types whose message is complete; all other messages are followed by the wrong value.
 _TOLD_IN_FULL = ("missing", "unknown_key", "preset", "value_error", "union_tag_not_found")
 
 

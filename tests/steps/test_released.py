@@ -16,7 +16,7 @@ from seerbench.steps import latency as steps_latency
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A Llama-3 checkpoint, released gates for it, and a few texts."""
+    """Write a Llama-3 checkpoint, released gates for it and a few texts; return their folder."""
     folder = tmp_path_factory.mktemp("paper")
     standins.make_llama_checkpoint(folder / "llama", rope=None, instruct=True)
     standins.make_gate_file(folder / "released", "v2", block=32)
