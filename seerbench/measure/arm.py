@@ -1,4 +1,4 @@
-"""An arm: a method together with the labels that its rows carry. steps/arms.py makes arms from a preset's jobs."""
+"""Define an arm: a method with the labels of its rows. steps/arms.py makes arms from a preset's jobs."""
 
 from __future__ import annotations
 

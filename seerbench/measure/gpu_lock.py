@@ -1,6 +1,6 @@
 """Let one process at a time measure times on a device.
 
-The lock works between processes that know nothing of each other: two Snakemake runs, a notebook, a hand tool. Each
+The lock works between independent processes: two Snakemake runs, a notebook, a script in tools/. Each
 timing sweep holds it while it runs.
 """
 
@@ -21,7 +21,7 @@ def exclusive(device: str) -> Iterator[None]:
     """Hold the CPU ("cpu") or the current GPU ("cuda") against every other SeerBench process that times on it.
 
     If another process holds the device, prints a message to stderr and waits. The lock is a file in the temporary
-    directory, named after the GPU's UUID. It ends with the process, however that ends. It is not re-entrant.
+    directory, named after the GPU's UUID. It is released when the process ends in any way. It is not re-entrant.
     """
     key = "cpu" if device == "cpu" else f"gpu-{torch.cuda.get_device_properties('cuda').uuid}"
     path = Path(tempfile.gettempdir()) / f"seerbench-{key}.lock"

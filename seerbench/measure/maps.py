@@ -1,4 +1,4 @@
-"""Gate maps: the pooled attention map of a few heads, true and as the gate predicts it (Figure 7).
+"""Compute gate maps: the pooled attention map of a few heads, true and as the gate predicts it (Figure 7).
 
 steps/accuracy.py calls it.
 """

@@ -1,6 +1,6 @@
-"""Perplexity: the loss of a model on evaluation windows with each method in its attention layers.
+"""Measure perplexity: the loss of a model on evaluation windows with each method in its attention layers.
 
-Batch 1 and prefill only, as in the paper. steps/accuracy.py calls it.
+The batch size is 1 and only prefill is measured, as in the paper. steps/accuracy.py calls it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Block recall: how many of the oracle's blocks a method keeps, for each layer, head and document.
+"""Measure block recall: the share of the oracle's blocks that a method keeps, per layer, head and document.
 
 The oracle applies the top-k rule to the true pooled map. steps/accuracy.py calls it.
 """
@@ -29,8 +29,8 @@ def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], b
 
     Raises MeasureError for a method without a requested sparsity.
 
-    recall is |method & oracle| / |oracle| at the same requested sparsity. mass is the share of the row-normalised
-    pooled map on the blocks that the method keeps.
+    The column recall is |method & oracle| / |oracle| at the same requested sparsity. The column mass is the share
+    of the row-normalised pooled map on the blocks that the method keeps.
 
     Args:
         model: a Hugging Face model.

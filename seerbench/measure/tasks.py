@@ -1,4 +1,4 @@
-"""Tasks: look-ups scored with the answer given, and LongBench questions answered greedily and marked (Table 2).
+"""Score tasks: look-ups with teacher forcing, and LongBench questions answered greedily (Table 2).
 
 data/lookups.py and data/longbench.py make the examples; steps/accuracy.py calls the functions here.
 """

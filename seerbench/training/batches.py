@@ -107,7 +107,7 @@ def scheduled_batches(
     """Return the function that makes the batch of any step of a pre-training.
 
     Args:
-        job: its seed and its mix, which stages may change.
+        job: gives the seed and the mix, which training stages may change.
         plan: from `schedule`.
         stream: int32 tokens of the corpus, documents end to end.
         tokenizer: that of the corpus.
@@ -128,7 +128,7 @@ def batches(
     """Return the function that makes the batch of any step of a distillation or fine-tuning.
 
     Args:
-        job: its seed, its context, and either a mix or a packing.
+        job: gives the seed, the context, and either a mix or a packing.
         documents: id -> tokens, from `read_tokens`.
         tokenizer: that of the corpus.
     """

@@ -41,7 +41,7 @@ TOKENS_AT_ONCE = 131072
 def distill(job: DistillJob) -> list[Row]:
     """Train gate sets on a frozen model, write them to `job.out`, and return the training rows.
 
-    A killed run continues from `<out>.checkpoint`, which stays until `drop_checkpoint`. Under `fsdp.processes`
+    A killed training continues from `<out>.checkpoint`, which stays until `drop_checkpoint`. Under `fsdp.processes`
     every process calls this, and the first one writes.
 
     Returns:

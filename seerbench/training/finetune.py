@@ -47,13 +47,13 @@ from seerbench.training.optimizers import GATE_CLIP, lr_at, optimizers, set_lr, 
 def finetune(job: FinetuneJob) -> list[Row]:
     """Extend a model's context with YaRN, fine-tune it, write the model folder `job.out`, and return the rows.
 
-    A joint run writes its gates into that folder as `gates.safetensors` (set `v1`). A killed run continues from
-    `<out>.checkpoint`, which stays until `drop_checkpoint`. Under `fsdp.processes` every process calls this with
-    its share of each batch, and the first one writes.
+    Joint training writes its gates into that folder as `gates.safetensors` (set `v1`). A killed training continues
+    from `<out>.checkpoint`, which stays until `drop_checkpoint`. Under `fsdp.processes` every process calls this
+    with its share of each batch, and the first one writes.
 
     Returns:
         One row per step: step, tokens, context, lm_loss (nats per token of text), gate_loss (summed over layers;
-        NaN for a dense run) and learning_rate.
+        NaN in dense training) and learning_rate.
 
     Raises:
         ConfigError: the batch does not split evenly over the processes, or the job of several processes has a mix

@@ -3,8 +3,8 @@
     torchrun --standalone --nproc-per-node 8 --no-python seerbench distill paper long
 
 Each process takes its share of the windows of every batch, gathers the weights of one decoder layer at a time, and
-keeps its shard of the gates and of their optimizer's state. Gradients are averaged, so the run computes what one
-process would compute on the entire batch. Checkpoints hold unsharded tensors, and another number of processes may
+keeps its shard of the gates and of their optimizer's state. Gradients are averaged, so the result is that of one
+process with the entire batch. Checkpoints hold unsharded tensors, and another number of processes may
 continue them. Distillation, fine-tuning and checkpoints call these functions, which change nothing without
 torchrun.
 """

@@ -78,7 +78,7 @@ class Mix(Settings):
     """weight of an answer's tokens in the loss"""
 
     def changed_by(self, change: MixChange | None) -> Mix:
-        """Return this mix with the settings that a stage gives itself."""
+        """Return this mix with the settings that a training stage changes."""
         return self if change is None else self.model_copy(update=change.model_dump(exclude_none=True))
 
 
@@ -258,10 +258,10 @@ class FinetuneJob:
         name: the new model's name in the preset: `yarn`, or `joint-<sparsity>`.
         model: the model to extend.
         gates: the file with its warmed-up gates (set `v1`); None trains dense.
-        sparsity: of the sparse forward pass, fixed during training; None trains dense.
+        sparsity: requested sparsity of the forward pass, fixed during training; None trains dense.
         corpus, tokens: the corpus' name and its tokens (parquet), of which the train split is read.
         block: tokens per block.
-        factor: YaRN's.
+        factor: how many times longer YaRN makes the context.
         context, batch: tokens per window, windows per step.
         mix: shares of synthetic windows, or None where rows are packed.
         packing: documents packed into rows at a time, or None where a mix is given.
@@ -269,7 +269,7 @@ class FinetuneJob:
         recompute: whether a layer's activations are computed again in the backward pass, one window at a time.
         processes: processes of torchrun, with a GPU each, that share every batch.
         dtype: of the saved model; weights are trained in float32.
-        out: model folder to write; a joint run writes its gates into it as `gates.safetensors` (set `v1`).
+        out: model folder to write; joint training writes its gates into it as `gates.safetensors` (set `v1`).
         rows: training rows to write.
     """
 

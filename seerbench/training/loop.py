@@ -1,8 +1,8 @@
 """Run the steps of a training: continue from its checkpoint, save at intervals, and write the result at the end.
 
 Pre-training, distillation and fine-tuning share this loop; each passes a function that performs one step. Batches
-and learning rates depend on the number of the step alone. So a run that was killed at any moment and started again
-ends with the weights and rows of a run that was not disturbed.
+and learning rates depend on the number of the step alone. So a training that is killed at any moment and started
+again ends with the weights and rows of one that is not interrupted.
 """
 
 from __future__ import annotations

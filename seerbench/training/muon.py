@@ -1,4 +1,4 @@
-"""Muon: an optimizer for weight matrices whose updates are orthogonalized (Keller Jordan, 2024).
+"""Define Muon, an optimizer for weight matrices whose updates are orthogonalized (Keller Jordan, 2024).
 
 Pre-training and fine-tuning use it for the matrices inside the layers (optimizers.py).
 """

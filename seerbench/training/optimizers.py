@@ -64,7 +64,7 @@ def lr_at(step: int, steps: int, *, warmup: int, decay_share: float) -> float:
 
 
 def cosine_at(step: int, steps: int, warmup: int) -> float:
-    """Return the factor of the learning rate at a step: linear warm-up, then half a cosine to zero."""
+    """Return the factor of the learning rate at `step` of `steps`: linear warm-up, then half a cosine to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -32,7 +32,7 @@ COLUMNS = ["step", "tokens", "context", "loss", "lookup_loss", "lr"]
 def pretrain(job: PretrainJob) -> pd.DataFrame:
     """Train a small model on windows of growing length and save it as a Hugging Face model.
 
-    A killed run continues from `<out>.checkpoint`, which stays until `drop_checkpoint`.
+    A killed training continues from `<out>.checkpoint`, which stays until `drop_checkpoint`.
 
     Returns:
         One row per step: step, tokens (seen so far), context, loss (nats per token over the batch's corpus

@@ -1,4 +1,4 @@
-"""Test distillation: gate sets do not influence each other, and a killed run ends as an undisturbed one does."""
+"""Test distillation: gate sets do not influence each other, and a killed training ends as an uninterrupted one."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_a_killed_run_continues_and_ends_the_same(world, tmp_path, monkeypatch):
     assert not (tmp_path / "cut").exists()
     monkeypatch.setattr(distill, "accumulate_gradients", lambda *a: (steps.append(1), original(*a))[1])
     rows = run_distill(world, tmp_path / "cut", checkpoint_seconds=-1)
-    assert len(steps) == 3 + 2  # Two of four steps were saved and the third was killed; two more completed the run.
+    assert len(steps) == 3 + 2  # Two of four steps were saved and the third was killed; two more completed it.
     assert rows == undisturbed
     assert torch.equal(gate_weights(tmp_path / "cut", "v1"), gate_weights(tmp_path / "undisturbed", "v1"))
     drop_checkpoint(tmp_path / "cut")

@@ -1,6 +1,6 @@
 """Train in the two processes of torchrun that test_fsdp.py starts; the rows go to <out>.json.
 
-torchrun --nproc-per-node 2 two_processes.py distill <world> <out> <killed>    # a second run dies at the third step
+torchrun --nproc-per-node 2 two_processes.py distill <world> <out> <killed>    # a second one is killed at step 3
 torchrun --nproc-per-node 2 two_processes.py finetune <world> <out> <gates>    # fine-tunes jointly
 """
 

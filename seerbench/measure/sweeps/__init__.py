@@ -1,12 +1,12 @@
-"""The timing sweeps: which methods run in which cell, on which inputs.
+"""Time kernels and methods in sweeps, which decide the methods of each cell and their inputs.
 
     kernel_sweep           kernels on random inputs, all on the same masks: speed against sparsity
     methods_sweep          planning and attention of whole methods on one layer's q, k and v, captured or random
     training_kernel_sweep  attention with the pooled map: time and memory (Figure 8)
     ttft_sweep             time to first token of a whole model (Table 4)
 
-Each call measures one context, holds the device (gpu_lock.py) meanwhile, and returns rows of the tables `cells` and
-`samples`. steps/latency.py and compare/run.py call them; cells.py times each cell.
+Each call measures one context, locks the device (gpu_lock.py) while it runs, and returns rows of the tables `cells`
+and `samples`. steps/latency.py and compare/run.py call the sweeps; cells.py times each cell.
 """
 
 from seerbench.measure.sweeps.kernel import kernel_sweep

@@ -1,4 +1,4 @@
-"""Time to first token of a whole model, with one method after the other in its attention layers (Table 4)."""
+"""Time a whole model to its first token, with one method after the other in its attention layers (Table 4)."""
 
 from __future__ import annotations
 
