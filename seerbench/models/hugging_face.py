@@ -171,7 +171,7 @@ def chunked_mlps(model: nn.Module, chunk: int = MLP_CHUNK) -> Iterator[None]:
         yield
     finally:
         for mlp in mlps:
-            del mlp.forward  # this uncovers the method of the class
+            del mlp.forward  # Without this attribute, the method `forward` of the class is called again.
 
 
 class _ActivationTap(Method[None]):
@@ -232,7 +232,7 @@ def _attention(
     state: _LayerState = module.seerbench
     if scaling is not None and abs(scaling - query.shape[-1] ** -0.5) > 1e-9:
         raise Refused(f"the model scales scores by {scaling}, SeerBench's kernels by 1/sqrt(head_dim)")
-    if query.shape[2] != key.shape[2]:  # decoding
+    if query.shape[2] != key.shape[2]:  # Decoding has fewer queries than keys and is dense.
         out = nn.functional.scaled_dot_product_attention(
             query,
             repeat_kv(key, query.shape[1]),

@@ -24,7 +24,7 @@ from seerbench.core.reference import repeat_kv
 from seerbench.kernels.vertical_slash.api import tile_attention
 from seerbench.models.hugging_face import for_each_layer
 
-# Bisections of the factor on a candidate's budgets, which lies between 1/32 and 32. This many resolve it to 3%.
+# Number of bisections for the factor of a candidate's budgets. They resolve a factor from 1/32 to 32 to within 3%.
 BISECTIONS = 8
 CALIBRATION_TOKENS = 30_720  # tokens of the paper's calibration text, to which the budgets of table 7 belong
 

@@ -30,12 +30,12 @@ from seerbench.models.hugging_face import attention_method
 from seerbench.models.likelihood import window_nll
 from seerbench.search import moa_solver
 
-# Upstream profiles 2k, 4k and 8k, bounds plans at 16k too, and validates them at 12k. These are shares of the
-# longest profiled length.
+# Lengths as shares of the longest profiled one. Upstream profiles 2k, 4k and 8k, bounds plans at 16k too, and
+# validates them at 12k.
 LENGTHS, EXTENSION, VALIDATION = (0.25, 0.5, 1.0), 2.0, 1.5
-# Tokens that the model continues, as a share of the longest length. At 8k they are the 256 of a summary.
+# Length of the model's continuation as a share of the longest length. At 8k it has 256 tokens.
 ANSWER = 1 / 32
-# Range of the share of the context that a random head looks back, for `random_plan`.
+# Smallest and largest density at which the cost of a random head has fallen to 1/e, for `random_plan`.
 RANDOM_REACH = (0.02, 1.0)
 
 # Receives the layer's index, q [1, Hq, N, D], k and v [1, Hk, N, D], and dLoss / dOutput [1, Hq, N, D].

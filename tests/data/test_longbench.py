@@ -82,7 +82,7 @@ def test_a_sentence_too_long_for_the_rouge_package_scores_nothing():
     long = " ".join(f"w{number}" for number in range(1100))
     before = sys.getrecursionlimit()
     try:
-        for limit in (1000, 5000):  # torch.compile and others raise it; the score may not depend on them
+        for limit in (1000, 5000):  # Scores may not depend on the limit, which torch.compile raises.
             sys.setrecursionlimit(limit)
             assert score(question_of("gov_report", [long]), long) == 0.0
             assert sys.getrecursionlimit() == limit

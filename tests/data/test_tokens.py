@@ -32,7 +32,7 @@ def test_tokens_round_trip_and_are_counted(texts, tokenized):
         assert summary["tokens"][split] == sum(map(len, documents.values()))
         for text, tokens in zip(expected["text"], documents.values(), strict=True):
             assert tokens.dtype == np.int32
-            assert tokens.min() > 2  # "<eos>" in a text is text
+            assert tokens.min() > 2  # "<eos>" in a text is no special token.
             assert tokenizer.decode(tokens.tolist()) == text
     assert json.loads((folder / "tokens.json").read_text()) == summary
     assert not list(folder.glob("*.tmp"))

@@ -10,7 +10,7 @@ from seerbench.measure.memory import available_mib, peak_mib
     ("call", "mib"),
     [
         (lambda x: x + 1, 4),  # the output
-        (lambda x: (x + 1) * 2, 8),  # and one temporary
+        (lambda x: (x + 1) * 2, 8),  # the output and one temporary
         (lambda x: (x + 1).sum(), 4),  # a temporary that is gone at the end
         (lambda x: x.view(-1), 0),  # inputs do not count
     ],

@@ -110,7 +110,7 @@ def test_the_gate_sees_q_and_k_before_rope(architecture, tokens):
 
     for_each_layer(model, tokens, see)
     assert seen == [0, 1]
-    assert model.config._attn_implementation == "sdpa"  # the model is as it was
+    assert model.config._attn_implementation == "sdpa"  # The model is unchanged.
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def test_decoding_is_dense_and_agrees_with_the_model_alone(tokens):
     with attention_method(model, create("dense")) as record:
         got = model.generate(tokens[:1], max_new_tokens=5, do_sample=False)
     assert torch.equal(got, want)
-    assert len(record.sparsity) == 2  # the prefill's two layers; decoding plans nothing
+    assert len(record.sparsity) == 2  # Prefill has two layers, and decoding makes no plan.
 
 
 @torch.no_grad()
@@ -175,7 +175,7 @@ def test_chunked_mlps_give_the_same_numbers(tokens):
     hook.remove()
     assert seen == [33, 33, 33, 1]
     assert (chunked.double() - exact).abs().max() <= budget
-    assert "forward" not in vars(model.model.layers[0].mlp)  # left as it was
+    assert "forward" not in vars(model.model.layers[0].mlp)  # The model is unchanged.
 
 
 @torch.no_grad()

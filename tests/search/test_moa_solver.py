@@ -62,7 +62,7 @@ def test_moa_s_plan_keeps_the_bounds_and_spends_where_it_counts():
     for tokens in lengths[:3]:
         cost = np.ones((2, 4, len(rules))) * 1e-3
         reach = np.minimum((rules[:, 0] + rules[:, 1] * tokens) / tokens, 1.0)
-        cost[0, 2] = 1 - reach  # only this head loses anything
+        cost[0, 2] = 1 - reach  # Only this head depends on its window.
         costs.append(cost)
     plans = moa_solver.choose_rules(costs, limits)
     for plan in plans:
@@ -70,7 +70,7 @@ def test_moa_s_plan_keeps_the_bounds_and_spends_where_it_counts():
         kept = limits.density[:, plan].mean((1, 2))
         assert (kept <= 0.5 + 1e-6).all()
         assert (kept >= 0.9 * 0.5 - 1e-6).all()
-    assert limits.density[0, plans[0][0, 2]] == 1.0  # the first is best at the shortest length
+    assert limits.density[0, plans[0][0, 2]] == 1.0  # The first plan is best at the shortest length.
     assert any((limits.density[:3, plan[0, 2]] == 1.0).all() for plan in plans)
 
 
@@ -93,7 +93,7 @@ def test_moa_s_plans_are_not_beaten_by_any_choice_of_rules():
 
 
 def test_no_head_keeps_less_than_a_quarter_of_a_bound():
-    """Check it with costs by which the grid's shortest rule would win wherever it may be chosen."""
+    """Choose rules by costs for which the grid's shortest rule is best, and check that no head gets it."""
     lengths, block = [256, 512, 1024], 16
     rules = moa_solver.rule_grid(lengths, 2048, block)
     costs = [np.broadcast_to(-np.arange(len(rules)) / n, (2, 4, len(rules))) for n in lengths]

@@ -53,7 +53,8 @@ def test_two_processes_fine_tune_as_one_does(world, tmp_path):
         assert ours["lm_loss"] == pytest.approx(theirs["lm_loss"], rel=1e-4)
         assert ours["gate_loss"] == pytest.approx(theirs["gate_loss"], rel=1e-4)
     for ours, theirs in zip(load(one).parameters(), load(two).parameters(), strict=True):
-        # Adam turns the sign of a vanishing gradient into a step, so most weights agree and all within two steps.
+        # Adam turns the sign of a vanishing gradient into an update. In each of the three steps, some weights may
+        # therefore differ by two learning rates; most weights agree.
         assert (ours - theirs).abs().max() < 2 * 3 * ADAM["optimizer"].adam_lr
         assert (ours - theirs).abs().mean() < 0.05 * ADAM["optimizer"].adam_lr
     trained = [gate_weights(folder / "gates.safetensors", "v1") for folder in (one, two)]

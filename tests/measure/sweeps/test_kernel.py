@@ -22,7 +22,7 @@ def test_kernel_sweep(device):
     dtype = "float32" if device == "cpu" else "bfloat16"
     case = AttentionProblem(
         device, dtype, batch=1, q_heads=4, kv_heads=2, head_dim=32, context=1100
-    )  # checked on fewer tokens
+    )  # The context is longer than a check.
     cells, samples = frames(kernel_sweep(case, [0.5, 0.9], QUICK, "run"))
     assert list(cells.cell) == ["kernel-1100-0.50"] * 2 + ["kernel-1100-0.90"] * 2
     assert list(cells.method) == ["dense", "block_sparse"] * 2

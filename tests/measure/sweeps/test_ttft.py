@@ -21,7 +21,7 @@ def test_ttft_sweep_times_the_whole_model(model, uncompiled):
     assert cells.flops.isna().all()
     case = cells.iloc[0][["q_heads", "kv_heads", "head_dim", "context", "dtype"]].tolist()
     assert case == [4, 2, 32, 500, "float32"]
-    assert model.config._attn_implementation == "sdpa"  # left as it was
+    assert model.config._attn_implementation == "sdpa"  # The model is unchanged.
 
 
 def test_ttft_records_a_refusal_that_comes_from_inside_the_model(model):
