@@ -244,8 +244,8 @@ def _attention(
     query, key = query.to(value.dtype), key.to(value.dtype)
     with state.part("plan"):
         layer = LayerContext(module.layer_idx, state.q_unrotated, state.k_unrotated, state.rope)
-        # Otherwise q and k would outlive the layer: 1.25 GiB per layer at 128k tokens, for 32 query and 8 key heads
-        # of dimension 128.
+        # The state drops q and k, which would otherwise outlive the layer and take 1.25 GiB per layer at 128k
+        # tokens with 32 query and 8 key heads of dimension 128.
         state.q_unrotated = state.k_unrotated = None
         plan = state.method.plan(query, key, layer)
     with state.part("attend"):

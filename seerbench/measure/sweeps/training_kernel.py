@@ -20,7 +20,7 @@ from seerbench.measure.sampler import Call, Timing
 from seerbench.measure.sweeps.entries import flops
 
 PooledKernel = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
-# Peak memory of naive_pooled_attention in maps of [B, Hq, N, N]. 4.1 were measured; a test checks this number.
+# Peak memory of naive_pooled_attention in maps of [B, Hq, N, N], of which 4.1 were measured. A test checks it.
 NAIVE_MAPS = 4.25
 # The share of the free main memory that one call may take, since other processes run on the machine too.
 MEMORY_SHARE = 0.5
