@@ -16,8 +16,16 @@ torch._dynamo.config.recompile_limit = 64
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first: beside them, other workers run the many short ones."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Put every other long test first, and the others in the middle.
+
+    With two workers the first half of the list goes to one and the second half to the other, so each worker begins
+    with long tests and takes short ones from the other at the end.
+    """
+    long = [item for item in items if item.get_closest_marker("slow")]
+    short = [item for item in items if not item.get_closest_marker("slow")]
+    first, second = long[::2], long[1::2]
+    middle = len(items) // 2 - len(first)
+    items[:] = first + short[:middle] + second + short[middle:]
 
 
 @pytest.fixture(autouse=True)
