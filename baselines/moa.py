@@ -161,7 +161,7 @@ def save_plan(
     path: Path,
     alphas: Sequence[Sequence[float]],
     betas: Sequence[Sequence[float]],
-    about: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a plan in upstream's format.
 
@@ -169,7 +169,7 @@ def save_plan(
         path: the file to write.
         alphas: constant parts of the spans, by layer and head.
         betas: growing parts of the spans, by layer and head.
-        about: how the plan was found, written under the key "about", which upstream ignores.
+        provenance: how the plan was found, written under the key "about", which upstream ignores.
     """
     content = {"alphas": np.asarray(alphas).tolist(), "betas": np.asarray(betas).tolist()}
-    path.write_text(json.dumps({**content, **({"about": dict(about)} if about else {})}) + "\n")
+    path.write_text(json.dumps({**content, **({"about": dict(provenance)} if provenance else {})}) + "\n")

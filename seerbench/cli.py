@@ -470,8 +470,8 @@ def list_methods(
     if artefacts:
         from seerbench.artefacts import ARTEFACTS
 
-        for name, about in ARTEFACTS.items():
-            typer.echo(f"{name:<10} {about.title}")
+        for name, artefact in ARTEFACTS.items():
+            typer.echo(f"{name:<10} {artefact.title}")
         return
     for card in catalogue().values():
         refusal = card.refused_here()

@@ -42,7 +42,8 @@ def profile_model(preset: Preset, name: str) -> None:
     )
     facts = {"model": name, "corpus": job.tokens.corpus, "documents": len(profiled[longest])}
     for sparsity, plan in plans.items():
-        save = functools.partial(save_plan, alphas=plan.alphas, betas=plan.betas, about=facts | plan.provenance)
+        provenance = facts | plan.provenance
+        save = functools.partial(save_plan, alphas=plan.alphas, betas=plan.betas, provenance=provenance)
         atomically(job.plans[sparsity], save)
 
 

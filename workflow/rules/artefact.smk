@@ -19,7 +19,7 @@ rule draw_figure:
         f"{LOGS}/draw-{{artefact}}.log",
     wildcard_constraints:
         artefact="|".join(
-            name for name, about in ARTEFACTS.items() if about.kind == "figure"
+            name for name, artefact in ARTEFACTS.items() if artefact.kind == "figure"
         ),
     params:
         run=DRAWN,
@@ -41,7 +41,7 @@ use rule draw_figure as draw_table with:
         f"{FIGURES}/{{artefact}}.tex",
     wildcard_constraints:
         artefact="|".join(
-            name for name, about in ARTEFACTS.items() if about.kind == "table"
+            name for name, artefact in ARTEFACTS.items() if artefact.kind == "table"
         ),
 
 

@@ -71,10 +71,10 @@ def drawable(kind=None):
     """Return the artefacts (of one kind) that can be drawn: the preset measures their rows and the run has them."""
     return [
         name
-        for name, about in ARTEFACTS.items()
-        if kind in (None, about.kind)
-        and not PRESET.rows_for(about.needs)[1]
-        and all(is_there(table) for table, _ in about.needs)
+        for name, artefact in ARTEFACTS.items()
+        if kind in (None, artefact.kind)
+        and not PRESET.rows_for(artefact.needs)[1]
+        and all(is_there(table) for table, _ in artefact.needs)
     ]
 
 
