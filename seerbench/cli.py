@@ -15,7 +15,7 @@ import typer
 from seerbench.devices import claim_gpu
 from seerbench.errors import ConfigError, ResultsError, UserError
 from seerbench.methods.registry import catalogue
-from seerbench.paths import FRESH, ROOT
+from seerbench.paths import FRESH, PAPER, PUBLISHED
 from seerbench.presets.load import known_presets, load_preset
 from seerbench.presets.types import SWEEPS
 
@@ -55,6 +55,7 @@ ModelName = Annotated[str, typer.Argument(help="a model of the preset: a key of 
 GatesName = Annotated[str, typer.Argument(help="a key of the preset's `gates`")]
 ExperimentName = Annotated[str, typer.Argument(help="a key below the step's name in the preset")]
 Results = Annotated[Path, typer.Option(help="where fresh runs go: RESULTS/PRESET/TABLE/PART.parquet")]
+Published = Annotated[Path, typer.Option(help="where published runs are", show_default="results/published")]
 
 
 @app.command(rich_help_panel=STEP)
@@ -326,7 +327,7 @@ def advise(
     context: Annotated[int, typer.Option(help="tokens of the prompt", min=1)],
     gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H100, Xeon")] = None,
     results: Results = FRESH,
-    published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
+    published: Published = PUBLISHED,
 ) -> None:
     """Say which method pays off at a context, where dense wins, and what it costs, from measured rows alone.
 
@@ -366,7 +367,7 @@ def draw(
     """
     from seerbench import artefacts
 
-    for path in artefacts.make(artefact, run, ROOT / "results" / "paper", out):
+    for path in artefacts.make(artefact, run, PAPER, out):
         typer.echo(path)
 
 
@@ -374,7 +375,7 @@ def draw(
 def report(
     run: Annotated[Path, typer.Option(help="folder of rows: results/fresh/cpu, results/published/...")],
     out: Annotated[Path, typer.Option(help="file of the page")] = Path("report.html"),
-    published: Annotated[Path, typer.Option(help="where published runs are")] = ROOT / "results" / "published",
+    published: Published = PUBLISHED,
 ) -> None:
     """Write one self-contained HTML page: claims with verdicts, every artefact, its data, the time of each step.
 
@@ -410,7 +411,7 @@ def publish(
     preset: PresetName,
     machine: Annotated[str, typer.Argument(help="folder name below results/published, such as h100-speed")],
     results: Results = FRESH,
-    published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
+    published: Published = PUBLISHED,
 ) -> None:
     """Copy a fresh run to results/published. Rows from a tree with uncommitted changes are refused.
 
@@ -424,7 +425,7 @@ def publish(
 @app.command(rich_help_panel=KEEP)
 def check(
     what: Annotated[str, typer.Argument(help="published (the runs) or claims (CLAIMS.md)")] = "published",
-    published: Annotated[Path, typer.Option(help="where published runs are")] = Path("results/published"),
+    published: Published = PUBLISHED,
     write: Annotated[bool, typer.Option("--write", help="claims: write the page instead of comparing")] = False,
     page: Annotated[Path, typer.Option(help="claims: file of the page")] = Path("CLAIMS.md"),
 ) -> None:

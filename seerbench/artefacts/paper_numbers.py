@@ -41,7 +41,7 @@ def paper_values(folder: Path | str = paths.PAPER) -> pd.DataFrame:
     """
     path = Path(folder) / "values.csv"
     if not path.exists():
-        raise ResultsError(f"{path} is missing; it is part of the repository (git checkout results/paper)")
+        raise ResultsError(f"{path} is missing; it is part of the repository and of the wheel")
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     missing = [name for name in COLUMNS if name not in frame]
     unknown = [name for name in frame if name not in COLUMNS]

@@ -22,6 +22,7 @@ class Setup:
     """The settings that all jobs of a preset share; provenance stores them with every row."""
 
     preset: str
+    reference: str  # to its file, for commands
     scale: str
     scale_kind: str
     device: str

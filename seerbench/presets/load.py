@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from seerbench.errors import ConfigError
-from seerbench.paths import FRESH, ROOT
+from seerbench.paths import CONFIG, FRESH, ROOT
 from seerbench.presets.file import PresetFile
 from seerbench.presets.preset import Preset
+from seerbench.presets.yaml_text import parse_yaml
 
+SUFFIXES = (".yaml", ".yml")
 # Our messages for pydantic's error types; all other errors keep pydantic's message.
 _MAPPING = "expected a mapping (key: value)"
 _EXPECTED = {
@@ -33,30 +34,61 @@ _TOLD_IN_FULL = ("missing", "unknown_key", "preset", "value_error", "union_tag_n
 
 def known_presets() -> list[str]:
     """Return the names of the presets in config/."""
-    return sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
+    return sorted(path.stem for path in CONFIG.glob("*.yaml"))
 
 
 def load_preset(which: str, results: Path | str = FRESH) -> Preset:
     """Return a preset by its name (config/<name>.yaml) or by the path of a YAML file, checked.
 
-    Raises ConfigError for an unknown name, unreadable YAML, or a key, value or name that does not fit.
+    A relative path is looked for below the current folder, then below the project's root.
+
+    Raises ConfigError for an unknown name, a file that cannot be read, or a key, value or name that does not fit.
     """
-    path = Path(which) if which.endswith((".yaml", ".yml")) else ROOT / "config" / f"{which}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"no preset {which!r}; known presets: {', '.join(known_presets())}, or a YAML file")
-    file = read(path)
-    return Preset(file, Path(results) / file.preset)
+    try:
+        path = _file_of(which)
+        file = read(path)
+        return Preset(file, Path(results).expanduser() / file.preset, reference_to(path))
+    except OSError as error:
+        raise ConfigError(f"{which} cannot be read: {error.strerror}") from None
+
+
+def _file_of(which: str) -> Path:
+    if which in known_presets():
+        return CONFIG / f"{which}.yaml"
+    given = Path(which)
+    for path in (given, ROOT / given):
+        if given.suffix in SUFFIXES and path.exists():
+            return path
+    raise ConfigError(f"no preset {which!r}; known presets: {', '.join(known_presets())}, or a YAML file")
+
+
+def reference_to(path: Path) -> str:
+    """Return the one text by which commands and rows name a preset, whatever its path was written as.
+
+    It is the name of a preset in config/, the path below the project's root of another file of the project, and
+    the absolute path of any other. Symbolic links are followed. `load_preset` finds the same file by it from every
+    folder.
+    """
+    path = path.resolve()
+    if path.parent == CONFIG and path.stem in known_presets():
+        return path.stem
+    if not path.is_relative_to(ROOT):
+        return str(path)
+    inside = path.relative_to(ROOT)
+    hidden = inside.exists() and not inside.samefile(path)  # by a file of that name below the current folder
+    return str(path if hidden else inside)
 
 
 def read(path: Path) -> PresetFile:
-    """Read and check a YAML file (UTF-8). Raises ConfigError with the place of the first mistake."""
+    """Read and check a YAML file (UTF-8, with or without a byte order mark).
+
+    Raises ConfigError with the place of the first mistake, and OSError for a file that cannot be read.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse(content, str(path))
+    return parse(parse_yaml(text, str(path)), str(path))
 
 
 def parse(content: Any, where: str) -> PresetFile:

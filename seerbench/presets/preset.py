@@ -19,7 +19,7 @@ from seerbench.data.corpora import FolderCorpus, HubCorpus, ParquetCorpus, TextS
 from seerbench.devices import has_gpu
 from seerbench.errors import ConfigError
 from seerbench.models.model_source import ModelSource
-from seerbench.paths import ROOT
+from seerbench.paths import PUBLISHED
 from seerbench.presets.file import PresetFile
 from seerbench.presets.jobs import (
     AnyLatencyJob,
@@ -72,10 +72,18 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True)
 class Preset:
-    """A checked preset; `folder` is where its rows, models and plans go."""
+    """A checked preset.
+
+    Attributes:
+        file: the content of its file.
+        folder: where its rows, models and plans go.
+        reference: the text that names the file in commands and rows, the same however it was written
+            (`load.reference_to`).
+    """
 
     file: PresetFile
     folder: Path
+    reference: str
 
     @property
     def name(self) -> str:
@@ -91,7 +99,8 @@ class Preset:
     def setup(self) -> Setup:
         """Return the settings that all jobs of the preset share."""
         file = self.file
-        return Setup(file.preset, file.scale, file.scale_kind, file.device, file.dtype, file.seed, file.block)
+        scale = file.scale, file.scale_kind
+        return Setup(file.preset, self.reference, *scale, file.device, file.dtype, file.seed, file.block)
 
     def data(self, path: str) -> Path:
         """Return a path from the preset file below its data folder, which SEERBENCH_DATA overrides."""
@@ -158,7 +167,7 @@ class Preset:
                 f"the preset {self.name} measures on an NVIDIA GPU, this machine has none, and the preset names "
                 "no published run to draw instead; take the cpu preset"
             )
-        return ROOT / "results" / "published" / self.file.published
+        return PUBLISHED / self.file.published
 
     # Settings as plain data: a rule runs again when they change
 

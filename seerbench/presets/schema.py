@@ -13,10 +13,10 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from seerbench.methods.gate_config import POOLINGS, RECIPES
-from seerbench.paths import ROOT
+from seerbench.paths import CONFIG
 from seerbench.presets.file import PresetFile
 
-FILE = ROOT / "config" / "preset.schema.json"
+FILE = CONFIG / "preset.schema.json"
 # GateConfig checks these values itself, so its types do not list them.
 GATE_CHOICES = {
     "q_pool": POOLINGS,

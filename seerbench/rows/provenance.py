@@ -31,6 +31,7 @@ def provenance(
     scale: str,
     seed: int,
     device: str,
+    command: str | None = None,
     scale_kind: str | None = None,
     corpus: str | None = None,
     corpus_sha256: str | None = None,
@@ -44,6 +45,7 @@ def provenance(
         scale: the size of the experiment in words.
         seed: the seed of the step.
         device: "cpu" or "cuda".
+        command: the command line that repeats the step; None records that of this process.
         scale_kind: one of schema.SCALE_KINDS; None if it has none.
         corpus: the corpus that the step reads, if any.
         corpus_sha256: the hash of its texts.
@@ -58,7 +60,7 @@ def provenance(
         "step": step,
         "started": started.isoformat(timespec="seconds"),
         "wall_s": 0.0,
-        "command": shlex.join(["seerbench", *sys.argv[1:]]),
+        "command": command or shlex.join(["seerbench", *sys.argv[1:]]),
         "preset": preset,
         "scale": scale,
         "scale_kind": scale_kind,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,14 @@ from seerbench.rows.store import write_rows
 
 
 def start(setup: Setup, step: str, tokens: Tokens | None = None, split: str | None = None) -> dict[str, Any]:
-    """Return the provenance of a step, with the hash of the corpus and the split that it reads."""
+    """Return the provenance of a step, with the hash of the corpus and the split that it reads.
+
+    step: the words of its command line, without the preset: "latency kernel 8192".
+    """
+    name, *arguments = step.split()
     return provenance(
         step,
+        command=shlex.join(["seerbench", name, setup.reference, *arguments]),
         preset=setup.preset,
         scale=setup.scale,
         scale_kind=setup.scale_kind,

@@ -135,12 +135,38 @@ def test_a_file_that_is_no_mapping(content):
 def test_files_that_are_no_presets(tmp_path):
     with pytest.raises(ConfigError, match="known presets: cpu"):
         load_preset("gpux")
-    path = tmp_path / "bad.yaml"
-    path.write_text("a: [1,\n")
-    with pytest.raises(ConfigError):
-        load_preset(str(path))
-    path.write_bytes("scale: größe".encode("latin-1"))
-    with pytest.raises(ConfigError):
-        load_preset(str(path))
-    path.write_text(yaml.safe_dump(SMOKE | {"scale": "Größe"}, allow_unicode=True), encoding="utf-8")
-    assert load_preset(str(path)).file.scale == "Größe"
+    with pytest.raises(ConfigError, match="known presets: cpu"):
+        load_preset("../tests/smoke")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_preset(str(tmp_path / "folder.yaml"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_preset(str(tmp_path / ("x" * 300 + ".yaml")))
+
+
+def test_every_spelling_of_a_preset_is_the_same_reference(tmp_path, monkeypatch):
+    own = tmp_path / "my presets" / "mine.yaml"
+    own.parent.mkdir()
+    own.write_text((ROOT / "tests" / "smoke.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "link.yaml").symlink_to(own)
+    for folder, spellings in (
+        (own.parent, ["mine.yaml", "./mine.yaml", "../my presets/mine.yaml", str(own)]),
+        (tmp_path, ["my presets/mine.yaml", "link.yaml"]),
+    ):
+        monkeypatch.chdir(folder)
+        for spelling in spellings:
+            preset = load_preset(spelling)
+            assert (preset.reference, preset.setup.reference) == (str(own), str(own))
+    monkeypatch.chdir(ROOT / "docs")
+    for spelling in ("../tests/smoke.yaml", str(ROOT / "tests" / "smoke.yaml"), "tests/smoke.yaml"):
+        assert load_preset(spelling).reference == "tests/smoke.yaml"
+    for spelling in ("cpu", "../config/cpu.yaml", "../seerbench/config/cpu.yaml"):
+        assert load_preset(spelling).reference == "cpu"
+
+
+def test_a_reference_finds_its_file_although_the_current_folder_has_another_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "smoke.yaml").write_text("preset: other\n")
+    monkeypatch.chdir(tmp_path)
+    reference = load_preset(str(ROOT / "tests" / "smoke.yaml")).reference
+    assert load_preset(reference).name == "smoke"
