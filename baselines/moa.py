@@ -148,7 +148,7 @@ def load_plan(path: Path | str) -> tuple[list[list[float]], list[list[float]]]:
     Raises:
         ValueError: the file is no plan of MoA.
     """
-    content = json.loads(Path(path).read_text())
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not {"alphas", "betas"} <= content.keys():
         raise ValueError(f'{path} is no plan of MoA: expected {{"alphas": [[...], ...], "betas": [[...], ...]}}')
     alphas, betas = content["alphas"], content["betas"]
@@ -172,4 +172,5 @@ def save_plan(
         provenance: how the plan was found, written under the key "about", which upstream ignores.
     """
     content = {"alphas": np.asarray(alphas).tolist(), "betas": np.asarray(betas).tolist()}
-    path.write_text(json.dumps({**content, **({"about": dict(provenance)} if provenance else {})}) + "\n")
+    content |= {"about": dict(provenance)} if provenance else {}
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")

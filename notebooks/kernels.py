@@ -34,14 +34,16 @@ runs = notebooks.runs()
 
 def listing(path, name):
     """Return the source of one function, read from its file as text."""
-    text = (ROOT / path).read_text()
+    text = (ROOT / path).read_text(encoding="utf-8")
     node = next(node for node in ast.parse(text).body if getattr(node, "name", None) == name)
     return Markdown(f"`{path}`, `{name}`\n\n```python\n{ast.get_source_segment(text, node)}\n```")
 
 
 def card(path):
     """Return the docstring of a module, read from its file as text."""
-    return Markdown(f"`{path}`\n\n```text\n{ast.get_docstring(ast.parse((ROOT / path).read_text()))}\n```")
+    return Markdown(
+        f"`{path}`\n\n```text\n{ast.get_docstring(ast.parse((ROOT / path).read_text(encoding='utf-8')))}\n```"
+    )
 
 
 notebooks.overview(runs).style.hide()
@@ -269,6 +271,8 @@ if candidates:
 
 # %%
 index = re.findall(
-    r"^\| ([\d-]+) \| (.*?) \| \[(.*?)\]\(#.*\) \| - \|$", (ROOT / "docs" / "LOG.md").read_text(), re.M
+    r"^\| ([\d-]+) \| (.*?) \| \[(.*?)\]\(#.*\) \| - \|$",
+    (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8"),
+    re.M,
 )
 display(Markdown("\n".join(f"- {date}: {title}" for date, tags, title in index if "[kernel]" in tags)))

@@ -6,6 +6,7 @@ Imports are inside the commands, so that `--help`, `list`, `doctor` and the grap
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -386,7 +387,7 @@ def report(
     from seerbench.rows.store import Run, atomically
 
     text = page.html(Run(run), verdicts.published_runs(published))
-    atomically(out, lambda part: part.write_text(text))
+    atomically(out, lambda part: part.write_text(text, encoding="utf-8"))
     typer.echo(out)
 
 
@@ -455,9 +456,9 @@ def _check_claims(published: Path, page: Path, write: bool) -> None:
 
     said = claims_page.page(verdicts.published_runs(published))
     if write:
-        page.write_text(said)
+        page.write_text(said, encoding="utf-8")
         typer.echo(page)
-    elif not page.is_file() or page.read_text() != said:
+    elif not page.is_file() or page.read_text(encoding="utf-8") != said:
         raise ResultsError(f"{page} disagrees with the rows; to see what changed: seerbench check claims --write")
     else:
         typer.echo(f"{page} agrees with the rows")
@@ -496,6 +497,9 @@ def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", r
 
 def main() -> None:
     """Run the command line. A UserError or a full disk gives one line on stderr and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal cannot show every scale of a preset
     try:
         app()
     except UserError as error:

@@ -122,7 +122,10 @@ def load_base(base: str | None, folder: Path | None, place: Path) -> Tree:
             shutil.rmtree(link)
         (place / name).rename(link)
     for path in package.rglob("*.py"):
-        path.write_text(re.sub(r"(?m)^(\s*(?:from|import) )seerbench\b", r"\1seerbench_base", path.read_text()))
+        renamed = re.sub(
+            r"(?m)^(\s*(?:from|import) )seerbench\b", r"\1seerbench_base", path.read_text(encoding="utf-8")
+        )
+        path.write_text(renamed, encoding="utf-8")
     sys.path.insert(0, str(place))
     return Tree("seerbench_base")
 
@@ -374,7 +377,7 @@ def main() -> int:
                 f"{case.kernel:32} {case.shape:24} {'equal' if equal else 'DIFFER':8} {text}{verdict}", flush=True
             )
     if options.out and rows:
-        with options.out.open("w", newline="") as file:
+        with options.out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

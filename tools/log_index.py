@@ -98,10 +98,10 @@ def problems(text: str) -> list[str]:
 
 def main() -> int:
     """Rewrite the index, or with --check report problems."""
-    text = LOG.read_text()
+    text = LOG.read_text(encoding="utf-8")
     if "--check" not in sys.argv[1:]:
-        LOG.write_text(with_index(text))
-        text = LOG.read_text()
+        LOG.write_text(with_index(text), encoding="utf-8")
+        text = LOG.read_text(encoding="utf-8")
     found = problems(text)
     print("\n".join(found) or f"{len(entries(text))} entries, no problem")
     return 1 if found else 0

@@ -50,7 +50,7 @@ def load_patterns(path: Path | str) -> list[dict[int, Pattern]]:
     Raises:
         ValueError: the file is no configuration of MInference; the text names the layer and head.
     """
-    content = json.loads(Path(path).read_text())
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, list) or not all(isinstance(layer, dict) for layer in content):
         raise ValueError(f"{path} is no MInference configuration: expected a list of objects over heads")
     layers: list[dict[int, Pattern]] = []
@@ -71,7 +71,7 @@ def save_patterns(path: Path, layers: Sequence[Sequence[Pattern]]) -> None:
     content = [
         {str(head): [p.kind, p.first, p.second, p.score] for head, p in enumerate(layer)} for layer in layers
     ]
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def scaled_budgets(patterns: Sequence[Pattern], factor: float) -> list[Pattern]:

@@ -55,7 +55,10 @@ def base_kernel(ref: str, root: Path = ROOT) -> KernelFunction:
         (Path(folder.name) / name).rename(tree / name)
     digest = files_digest((tree / "kernels").rglob("*.py"))
     for path in tree.rglob("*.py"):
-        path.write_text(re.sub(r"(?m)^(\s*(?:from|import) )seerbench\b", rf"\1{package}", path.read_text()))
+        renamed = re.sub(
+            r"(?m)^(\s*(?:from|import) )seerbench\b", rf"\1{package}", path.read_text(encoding="utf-8")
+        )
+        path.write_text(renamed, encoding="utf-8")
     sys.path.insert(0, folder.name)
     files = next((files for files in PLACES if (tree / files[0]).exists()), None)
     if files is None:

@@ -32,7 +32,7 @@ from seerbench.errors import CorpusError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_DEFINITION = json.loads(Path(__file__).with_name("longbench.json").read_text())
+_DEFINITION = json.loads(Path(__file__).with_name("longbench.json").read_text(encoding="utf-8"))
 VERSION: str = _DEFINITION["version"]
 CORPUS = "LongBench-E"  # name of the data set in rows and tables
 ARCHIVE = "data.zip"  # file of the data set, which contains data/<task>_e.jsonl

@@ -182,7 +182,7 @@ def tokenize(
     }
     file = out.with_suffix(".json")
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, file)
     return card
 

@@ -46,6 +46,6 @@ def available_mib() -> float:
     """Return the main memory in MiB that is free on this machine, or in its container if there is one."""
     free = psutil.virtual_memory().available
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    if limit.exists() and limit.read_text(encoding="utf-8").strip() != "max":
+        free = min(free, int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8")))
     return free / 2**20

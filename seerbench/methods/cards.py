@@ -51,7 +51,7 @@ def read_cards(path: Path, module: str) -> list[Card]:
         module: its dotted name, for the cards.
     """
     cards = []
-    for node in ast.parse(path.read_text(), str(path)).body:
+    for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
         if not isinstance(node, ast.ClassDef):
             continue
         for mark in node.decorator_list:

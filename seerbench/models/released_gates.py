@@ -53,7 +53,7 @@ def read_released(source: Path | str, revision: str | None = None) -> list[AttnG
     """
     folder = Path(source) if Path(source).is_dir() else _fetch(str(source), revision)
     try:
-        model_config = json.loads((folder / "config.json").read_text())
+        model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{source} has no config.json, which would name the pooling of its gates") from None
     options = _gate_options(model_config, source)
@@ -141,7 +141,11 @@ def _gates_in_model(folder: Path, source: Path | str) -> dict[str, Tensor]:
 
 def _gates_of(index: Path) -> dict[str, str]:
     """Read the index of a model in several files; return the gates' weights as name -> file."""
-    return {key: name for key, name in json.loads(index.read_text())["weight_map"].items() if "attn_gate" in key}
+    return {
+        key: name
+        for key, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        if "attn_gate" in key
+    }
 
 
 def _fetch(source: str, revision: str | None) -> Path:

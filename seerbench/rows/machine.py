@@ -20,7 +20,7 @@ def cpu_name() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        models = (line for line in info.read_text().splitlines() if line.startswith("model name"))
+        models = (line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name"))
         name = next(models, f": {name}").split(":", 1)[1].strip()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name} CPU, {cores} cores"

@@ -23,7 +23,7 @@ def stale(folder: Path) -> list[str]:
     if not manifest.exists():
         return [f"{folder} has no {MANIFEST}; publish it with seerbench publish"]
     problems = []
-    for name, digest in json.loads(manifest.read_text()).items():
+    for name, digest in json.loads(manifest.read_text(encoding="utf-8")).items():
         path = folder / name
         if not path.exists() or sha256(path) != digest:
             problems.append(f"{path} is not the file that was published")
