@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +20,7 @@ from seerbench.methods.registry import catalogue
 from seerbench.paths import FRESH, PAPER, PUBLISHED
 from seerbench.presets.load import known_presets, load_preset
 from seerbench.presets.types import SWEEPS
+from seerbench.settings import tokens_in
 
 app = typer.Typer(
     help="""Measure sparse attention for long-context prefill: the blocks skipped, the loss, and the time.
@@ -45,6 +47,13 @@ def _artefacts() -> list[str]:
 
 def _sweeps() -> list[str]:
     return list(SWEEPS)
+
+
+def _tokens(text: str) -> int:
+    try:
+        return tokens_in(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 PresetName = Annotated[
@@ -216,7 +225,12 @@ def maps(preset: PresetName, results: Results = FRESH) -> None:
 def latency(
     preset: PresetName,
     sweep: Annotated[str, typer.Argument(help=f"{', '.join(SWEEPS)}", autocompletion=_sweeps)],
-    contexts: Annotated[list[int], typer.Argument(help="tokens; several contexts are timed one after the other")],
+    contexts: Annotated[
+        list[int],
+        typer.Argument(
+            help="tokens, such as 8192 or 8k; several contexts are timed one after the other", parser=_tokens
+        ),
+    ],
     results: Results = FRESH,
 ) -> None:
     """Time one sweep at one or more contexts, all methods interleaved. Run nothing else at the same time.
@@ -234,7 +248,7 @@ def latency(
 def compare(
     target: Annotated[str | None, typer.Argument(help="mine.py, mine.py:name, or package.module:name")] = None,
     against: Annotated[str, typer.Option(help="baselines, with commas; speed-ups are over the first")] = "",
-    contexts: Annotated[str, typer.Option(help="tokens, such as 2048,8192")] = "",
+    contexts: Annotated[str, typer.Option(help="tokens, such as 2048,8192 or 2k,8k")] = "",
     sparsity: Annotated[str, typer.Option(help="requested sparsities, with commas")] = "0.5,0.9",
     device: Annotated[str, typer.Option(help="cpu or cuda; empty: a GPU if there is one")] = "",
     dtype: Annotated[str, typer.Option(help="float32 (CPU), bfloat16, float16")] = "",
@@ -282,7 +296,7 @@ def compare(
     outcome = compare_run.run(
         target,
         against=[part for part in against.split(",") if part],
-        contexts=_numbers(contexts or ("8192,32768" if gpu else "2048"), int, "--contexts"),
+        contexts=_numbers(contexts or ("8192,32768" if gpu else "2048"), tokens_in, "--contexts"),
         sparsities=_numbers(sparsity, float, "--sparsity"),
         problem=AttentionProblem(
             device,
@@ -325,7 +339,7 @@ def compare(
 
 @app.command(rich_help_panel=USE)
 def advise(
-    context: Annotated[int, typer.Option(help="tokens of the prompt", min=1)],
+    context: Annotated[int, typer.Option(help="tokens of the prompt, such as 32768 or 32k", parser=_tokens)],
     gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H100, Xeon")] = None,
     results: Results = FRESH,
     published: Published = PUBLISHED,
@@ -347,7 +361,7 @@ def advise(
         typer.echo(line)
 
 
-def _numbers(text: str, kind: type, option: str) -> list:
+def _numbers(text: str, kind: Callable[[str], Any], option: str) -> list:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:

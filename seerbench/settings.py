@@ -7,6 +7,7 @@ turns an error that they raise into one line with its place in the file. Imports
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,7 +15,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-SLUG = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
+SLUG = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+MAX_CONTEXT = 2**27  # tokens: a thousand times the longest that is measured
 
 Name = Annotated[str, Field(strict=True, pattern=SLUG)]
 """A name that becomes part of a path: letters, digits, `.`, `_` and `-`, not starting with a dot."""
@@ -59,6 +61,18 @@ def refuse_unknown_keys(given: Iterable[Any], known: Iterable[str]) -> None:
         if key not in known:
             context = {"key": str(key), "advice": advice(str(key), known)}
             raise PydanticCustomError("unknown_key", "unknown key; {advice}", context)
+
+
+def tokens_in(text: str) -> int:
+    """Return a number of tokens that a person writes: 2048, or 2k for 2 x 1024, as every table shows it.
+
+    Raises ValueError for anything else, and for numbers below 1 or above MAX_CONTEXT.
+    """
+    written = re.fullmatch(r"([0-9]{1,12})(k?)", text.strip(), re.IGNORECASE)
+    tokens = int(written[1]) * (1024 if written[2] else 1) if written else 0
+    if not 1 <= tokens <= MAX_CONTEXT:
+        raise ValueError(f"expected a number of tokens, such as 2048 or 2k, not {text!r}")
+    return tokens
 
 
 def advice(name: str, known: Iterable[str]) -> str:
