@@ -1,48 +1,68 @@
 # `make figures` installs SeerBench, runs the graph on this machine's device and draws every table and figure.
-# `make test` runs the whole test suite. Both work from a fresh clone and need only Python and g++.
+# `make test` runs the whole test suite, `make help` lists the other targets. All work from a fresh clone and need
+# only Python and g++. Paths and names reach the shell through the environment, so they may contain any character.
 
 PRESET ?= cpu
 CORES ?= all
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+export PRESET CORES PYTHON VENV BENCH
 # A machine with an NVIDIA GPU gets the newest torch; any other gets the version in constraints-cpu.txt. That file
 # says how pip finds the small CPU build.
 TORCH := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
-# This lock is released when the run is killed; Snakemake's own lock would remain.
-LOCK := flock --nonblock --conflict-exit-code 75 .make.lock
-SNAKEMAKE := PATH=$(CURDIR)/$(BIN):$$PATH $(LOCK) $(BIN)/snakemake --nolock --quiet rules --cores $(CORES) --config preset=$(PRESET)
+# The programs of the environment come first, for the rules' commands too.
+ENTER := PATH="$$(cd -- "$$VENV/bin" && pwd):$$PATH"; export PATH
 
-.PHONY: figures tables report notebooks test test-slurm lint bench doctor
-figures tables report notebooks: $(BIN)/.installed
-	@$(SNAKEMAKE) -- $@; status=$$?; \
-	if [ $$status = 75 ]; then echo "another make is running here; wait for it, or end it"; fi; exit $$status
+.PHONY: figures tables report notebooks test test-slurm lint bench doctor install help
+figures tables report notebooks: install
+	@hint=""; command -v seerbench > /dev/null || hint="to call seerbench yourself: source $$VENV/bin/activate"; \
+	$(ENTER); snakemake --cores "$$CORES" --config preset="$$PRESET" -- $@ || exit; \
+	[ -z "$$hint" ] || echo "$$hint"
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(ENTER); python -m pytest --numprocesses 2 --dist worksteal
 
-lint: $(BIN)/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
-	$(BIN)/mypy
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakefmt --check Snakefile workflow/rules
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/snakemake --lint
+lint: install
+	$(ENTER); ruff check .
+	$(ENTER); ruff format --check .
+	$(ENTER); lint-imports
+	$(ENTER); mypy
+	$(ENTER); snakefmt --check Snakefile workflow/rules
+	$(ENTER); snakemake --lint
 
 # Runs the smoke preset with --executor slurm on its own Slurm daemons (apt-get install slurm-wlm munge).
-test-slurm: $(BIN)/.installed
-	$(BIN)/python -m pytest tests/workflow/slurm/on_slurm.py
+test-slurm: install
+	$(ENTER); python -m pytest tests/workflow/slurm/on_slurm.py
 
 # Benchmarks the GPU if there is one, else the CPU. To compare before and after a change, run
 # make bench BENCH=--benchmark-autosave, make the change, then run
 # make bench BENCH="--benchmark-compare --benchmark-compare-fail=median:10%"
-bench: $(BIN)/.installed
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only $(BENCH)
+bench: install
+	$(ENTER); python -m pytest benchmarks --benchmark-enable --benchmark-only $$BENCH
 
-doctor: $(BIN)/.installed
-	$(BIN)/seerbench doctor $(PRESET)
+doctor: install
+	@$(ENTER); seerbench doctor -- "$$PRESET"
 
-$(BIN)/.installed: pyproject.toml constraints-cpu.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' $(TORCH)
-	touch $@
+# The stamp holds the folder of the checkout. Its installation is editable, so that another checkout which uses the
+# same environment would run this one's code, or turn it towards its own without a word.
+install:
+	@stamp="$$VENV/bin/.installed"; \
+	if [ -s "$$stamp" ] && [ "$$(cat -- "$$stamp")" != "$$(pwd -P)" ]; then \
+		echo "VENV=$$VENV was installed for the checkout $$(cat -- "$$stamp"), and this is $$(pwd -P);" \
+			"choose another VENV, or remove that one" >&2; exit 1; \
+	fi; \
+	if [ "$$stamp" -nt pyproject.toml ] && [ "$$stamp" -nt constraints-cpu.txt ]; then exit 0; fi; \
+	echo "installing SeerBench and its packages into $$VENV: 2.8 GB, in some minutes"; \
+	if [ -t 1 ]; then quiet=""; else quiet=--quiet; fi; \
+	"$$PYTHON" -m venv -- "$$VENV" && \
+	"$$VENV/bin/python" -m pip install $$quiet --disable-pip-version-check -e '.[test]' $(TORCH) && \
+	pwd -P > "$$stamp"
+
+help:
+	@echo "make figures     measure, and draw every table and figure (PRESET=cpu, gpu, speed, paper or my.yaml)"
+	@echo "make tables      the tables alone; also: make report, make notebooks"
+	@echo "make doctor      what this machine can measure, and what is missing"
+	@echo "make install     install into VENV (.venv) and do nothing else"
+	@echo "make test        linters and all tests; make lint: the linters alone; make test-slurm: the Slurm profile"
+	@echo "make bench       time the kernels with pytest-benchmark (BENCH=options)"
+	@echo "Variables: PRESET, CORES (all), VENV (.venv), PYTHON (python3)."

@@ -4,9 +4,33 @@ from snakemake.utils import min_version
 
 min_version("9.25")
 
+from pathlib import Path
+
+from snakemake.common import NOTHING_TO_BE_DONE_MSG
+from snakemake.logging import logger
+
 from seerbench.artefacts import ARTEFACTS
+from seerbench.errors import ConfigError
+from seerbench.graph.lock import LockAtStart
+from seerbench.graph.progress import tell_progress
+from seerbench.graph.steps import measured_durations
+from seerbench.paths import PUBLISHED
 from seerbench.presets.load import load_preset
 from seerbench.settings import advice
+
+# A job that an executor starts elsewhere reads this file too. It talks to Snakemake alone, and its graph has the lock.
+if workflow.is_main_process:
+    tell_progress(
+        logger,
+        workflow.output_settings,
+        nothing_to_do=NOTHING_TO_BE_DONE_MSG,
+        durations=lambda: measured_durations(
+            PRESET.name, [*sorted(PUBLISHED.glob("*")), RUN]
+        ),
+        closing=lambda: what_to_open(),
+    )
+    if not workflow.output_settings.dryrun:
+        logger.addFilter(LockAtStart(Path.cwd()))
 
 CONFIG_KEYS = (
     "preset",
@@ -19,10 +43,10 @@ CONFIG_KEYS = (
 )
 for key in config:
     if key not in CONFIG_KEYS:
-        raise WorkflowError(f"--config {key}: unknown key; {advice(key, CONFIG_KEYS)}")
+        raise ConfigError(f"--config {key}: unknown key; {advice(key, CONFIG_KEYS)}")
 
 PRESET = load_preset(
-    config.get("preset", "cpu"), config.get("results", "results/fresh")
+    str(config.get("preset", "cpu")), str(config.get("results", "results/fresh"))
 )
 RUN = PRESET.folder  # the run that this machine measures
 # The run to draw: RUN, or a published run if this machine cannot measure the preset. `plan_for_gpu=1` plans as on
@@ -51,7 +75,8 @@ include: "workflow/rules/compare.smk"
 onstart:
     print(f"preset {PRESET.name}: {PRESET.file.scale}")
     print(
-        f"rows of {DRAWN}{'' if DRAWN == RUN else ' (no GPU here: a published run)'}, artefacts to {FIGURES}"
+        f"rows of {DRAWN}{'' if DRAWN == RUN else ' (no GPU here: a published run)'}, artefacts to {FIGURES}",
+        flush=True,
     )
 
 

@@ -71,3 +71,7 @@ class CompareError(UserError, ValueError):
 
 class NotebookError(UserError, RuntimeError):
     """A notebook that cannot be executed; the text names the cell and the error."""
+
+
+class GraphError(UserError, RuntimeError):
+    """A graph that cannot run in its folder now; the text says what holds it up."""

@@ -14,12 +14,13 @@ rule perplexity:
     resources:
         gpu=GPU,
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.settings("perplexity", wildcards.experiment),
         source=TIMED,
     shell:
-        "seerbench perplexity {params.where} {wildcards.experiment} 2> {log}"
+        "seerbench perplexity --results {params.results:q} -- {params.preset:q} {wildcards.experiment:q} 2> {log:q}"
 
 
 rule tasks:
@@ -38,12 +39,13 @@ rule tasks:
     resources:
         gpu=GPU,
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.settings("tasks", wildcards.experiment),
         source=TIMED,
     shell:
-        "seerbench tasks {params.where} {wildcards.experiment} 2> {log}"
+        "seerbench tasks --results {params.results:q} -- {params.preset:q} {wildcards.experiment:q} 2> {log:q}"
 
 
 rule recall:
@@ -61,12 +63,13 @@ rule recall:
     resources:
         gpu=GPU,
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.settings("recall", wildcards.experiment),
         source=TIMED,
     shell:
-        "seerbench recall {params.where} {wildcards.experiment} 2> {log}"
+        "seerbench recall --results {params.results:q} -- {params.preset:q} {wildcards.experiment:q} 2> {log:q}"
 
 
 rule maps:
@@ -81,9 +84,10 @@ rule maps:
     resources:
         gpu=GPU,
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         setup=SETUP,
         settings=PRESET.settings("maps"),
         source=TIMED,
     shell:
-        "seerbench maps {params.where} 2> {log}"
+        "seerbench maps --results {params.results:q} -- {params.preset:q} 2> {log:q}"

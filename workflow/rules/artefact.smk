@@ -1,11 +1,35 @@
 # Draws tables and figures from rows, each beside the paper's numbers.
+#
+# Snakemake deletes the outputs of a rule before the rule runs. So a rule writes into the hidden folder NEW, and a rule
+# show_... puts its finished files in the place of the last ones. A step that fails leaves those as they are.
+NEW = f"{FIGURES}/.new"
 PAPER = [ROOT / "results/paper" / name for name in ("values.csv", "claims.csv")]
+REPLACE = "ln -f -- {input:q} {params.folder:q} 2> {log:q} || cp -- {input:q} {params.folder:q} 2> {log:q}"
 
 
 rule draw_figure:
     input:
         rows=rows_of,
-        paper=PAPER,
+        paper=lambda wildcards: PAPER,
+    output:
+        f"{NEW}/{{artefact}}.svg",
+        f"{NEW}/{{artefact}}.png",
+        f"{NEW}/{{artefact}}.csv",
+    log:
+        f"{LOGS}/draw-{{artefact}}.log",
+    wildcard_constraints:
+        artefact=one_of(artefacts_of("figure")),
+    params:
+        run=DRAWN,
+        out=subpath(output[0], parent=True),
+        source=lambda wildcards: drawing_code(wildcards.artefact),
+    shell:
+        "seerbench draw --run {params.run:q} --out {params.out:q} -- {wildcards.artefact:q} > {log:q} 2>&1"
+
+
+rule show_figure:
+    input:
+        rules.draw_figure.output,
     output:
         report(
             f"{FIGURES}/{{artefact}}.svg",
@@ -16,20 +40,28 @@ rule draw_figure:
         f"{FIGURES}/{{artefact}}.png",
         f"{FIGURES}/{{artefact}}.csv",
     log:
-        f"{LOGS}/draw-{{artefact}}.log",
+        f"{LOGS}/show-{{artefact}}.log",
+    localrule: True
     wildcard_constraints:
-        artefact="|".join(
-            name for name, artefact in ARTEFACTS.items() if artefact.kind == "figure"
-        ),
+        artefact=one_of(artefacts_of("figure")),
     params:
-        run=DRAWN,
-        out=subpath(output[0], parent=True),
-        source=lambda wildcards: drawing_code(wildcards.artefact),
+        folder=subpath(output[0], parent=True),
     shell:
-        "seerbench draw {wildcards.artefact} --run {params.run} --out {params.out} > {log} 2>&1"
+        REPLACE
 
 
 use rule draw_figure as draw_table with:
+    output:
+        f"{NEW}/{{artefact}}.csv",
+        f"{NEW}/{{artefact}}.md",
+        f"{NEW}/{{artefact}}.tex",
+    wildcard_constraints:
+        artefact=one_of(artefacts_of("table")),
+
+
+use rule show_figure as show_table with:
+    input:
+        rules.draw_table.output,
     output:
         f"{FIGURES}/{{artefact}}.csv",
         report(
@@ -40,17 +72,15 @@ use rule draw_figure as draw_table with:
         ),
         f"{FIGURES}/{{artefact}}.tex",
     wildcard_constraints:
-        artefact="|".join(
-            name for name, artefact in ARTEFACTS.items() if artefact.kind == "table"
-        ),
+        artefact=one_of(artefacts_of("table")),
 
 
 rule write_report:
     input:
         rows=rows_of_all,
-        paper=PAPER,
+        paper=lambda wildcards: PAPER,
     output:
-        f"{FIGURES}/report.html",
+        f"{NEW}/report.html",
     log:
         f"{LOGS}/report.log",
     params:
@@ -62,22 +92,33 @@ rule write_report:
             ]
         ),
     shell:
-        "seerbench report --run {params.run} --out {output} > {log} 2>&1"
+        "seerbench report --run {params.run:q} --out {output:q} > {log:q} 2>&1"
+
+
+use rule show_figure as show_report with:
+    input:
+        rules.write_report.output,
+    output:
+        f"{FIGURES}/report.html",
+    log:
+        f"{LOGS}/show-report.log",
 
 
 rule execute_notebook:
     input:
-        source=ROOT / "notebooks/{notebook}.py",
+        source=lambda wildcards: ROOT / f"notebooks/{wildcards.notebook}.py",
         rows=rows_of_all,
-        published=sorted((ROOT / "results/published").glob("*/MANIFEST.json")),
-        paper=PAPER,
+        published=lambda wildcards: sorted(
+            (ROOT / "results/published").glob("*/MANIFEST.json")
+        ),
+        paper=lambda wildcards: PAPER,
     output:
-        f"{FIGURES}/{{notebook}}.ipynb",
-        f"{FIGURES}/{{notebook}}.html",
+        f"{NEW}/{{notebook}}.ipynb",
+        f"{NEW}/{{notebook}}.html",
     log:
         f"{LOGS}/notebook-{{notebook}}.log",
     wildcard_constraints:
-        notebook="|".join(source.stem for source in (ROOT / "notebooks").glob("*.py")),
+        notebook=one_of(notebooks()),
     params:
         run=DRAWN,
         out=subpath(output[0], parent=True),
@@ -88,4 +129,16 @@ rule execute_notebook:
             ]
         ),
     shell:
-        "seerbench notebook {input.source} --run {params.run} --out {params.out} > {log} 2>&1"
+        "seerbench notebook --run {params.run:q} --out {params.out:q} -- {input.source:q} > {log:q} 2>&1"
+
+
+use rule show_figure as show_notebook with:
+    input:
+        rules.execute_notebook.output,
+    output:
+        f"{FIGURES}/{{notebook}}.ipynb",
+        f"{FIGURES}/{{notebook}}.html",
+    log:
+        f"{LOGS}/show-{{notebook}}.log",
+    wildcard_constraints:
+        notebook=one_of(notebooks()),

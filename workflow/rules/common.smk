@@ -1,12 +1,17 @@
 # Names that the rules share: the command, the digests that make a result stale, and the lists of files.
+import shlex
 from pathlib import Path
 
+from seerbench.errors import ConfigError
 from seerbench.paths import ROOT
 from seerbench.presets.types import SWEEPS
 from seerbench.rows.schema import TABLES
 from seerbench.rows.source_digest import files_digest, source_digest
 
-WHERE = f"{config.get('preset', 'cpu')} --results {RUN.parent}"
+# The preset as the user spelled it, and the folder of runs, for the commands of the rules. They are paths and no text,
+# since Snakemake remembers a parameter of a rule only if it is text, a number or a collection: what is in the preset
+# decides whether a step runs again (`settings`), and not how its file is called or where the checkout is.
+SPELLED = Path(str(config.get("preset", "cpu")))
 LOGS = f"logs/{PRESET.name}"
 SETUP = PRESET.settings_of_all_jobs()
 # A job on a GPU sees only one GPU (seerbench/devices.py). `--resources gpu=4` runs four such jobs at a time;
@@ -17,9 +22,9 @@ WHOLE_MACHINE = 10_000
 GPU_LIMIT = workflow.global_resources.get("gpu")  # None or valueless on a cluster
 ALL_GPUS = GPU * (getattr(GPU_LIMIT, "value", None) or 1)
 # The target of `snakemake compare --config compare=mine.py`: a file, or file:name.
-COMPARED = config.get("compare", "")
+COMPARED = str(config.get("compare", ""))
 COMPARED_FILE = COMPARED.partition(":")[0]
-COMPARED_NAME = config.get("compare_name", Path(COMPARED_FILE).stem or "none")
+COMPARED_NAME = str(config.get("compare_name", Path(COMPARED_FILE).stem or "none"))
 TIMED = source_digest()  # timings run again when this digest changes
 
 
@@ -67,14 +72,18 @@ def is_there(table):
     return DRAWN == RUN or any((DRAWN / table).glob("*.parquet"))
 
 
+def artefacts_of(kind=None):
+    """Return the names of all artefacts, or of those of one kind."""
+    return [name for name, one in ARTEFACTS.items() if kind in (None, one.kind)]
+
+
 def drawable(kind=None):
     """Return the artefacts (of one kind) that can be drawn: the preset measures their rows and the run has them."""
     return [
         name
-        for name, artefact in ARTEFACTS.items()
-        if kind in (None, artefact.kind)
-        and not PRESET.rows_for(artefact.needs)[1]
-        and all(is_there(table) for table, _ in artefact.needs)
+        for name in artefacts_of(kind)
+        if not PRESET.rows_for(ARTEFACTS[name].needs)[1]
+        and all(is_there(table) for table, _ in ARTEFACTS[name].needs)
     ]
 
 
@@ -87,18 +96,22 @@ def files_of(*names):
     ]
 
 
+def notebooks():
+    """Return the names of all notebooks."""
+    return sorted(source.stem for source in (ROOT / "notebooks").glob("*.py"))
+
+
 def notebook_files():
-    """Every notebook, executed."""
-    sources = sorted((ROOT / "notebooks").glob("*.py"))
+    """Return the files of every notebook, executed."""
     return [
-        f"{FIGURES}/{source.stem}{suffix}"
-        for source in sources
+        f"{FIGURES}/{name}{suffix}"
+        for name in notebooks()
         for suffix in (".ipynb", ".html")
     ]
 
 
 def all_rows():
-    """Every rows file of this preset, those of experiments that no artefact draws included."""
+    """Return every rows file of this preset, those of experiments that no artefact draws included."""
     tables = [name for name in TABLES if name != "runs"]
     return [
         PRESET.paths.rows(table, part)
@@ -108,14 +121,14 @@ def all_rows():
 
 
 def rows_of(wildcards):
-    """The rows files that an artefact reads; a published run is source, no rule makes it."""
+    """Return the rows files that an artefact reads; a published run is source, no rule makes it."""
     if DRAWN == RUN:
         return PRESET.rows_for(ARTEFACTS[wildcards.artefact].needs)[0]
     return sorted(DRAWN.glob("*/*.parquet"))
 
 
 def rows_of_all(wildcards):
-    """The rows files of every artefact that this preset draws."""
+    """Return the rows files of every artefact that this preset draws."""
     if DRAWN != RUN:
         return rows_of(wildcards)
     needs = [need for name in drawable() for need in ARTEFACTS[name].needs]
@@ -123,15 +136,29 @@ def rows_of_all(wildcards):
 
 
 def drawing_code(artefact):
-    """Digest of the module of one artefact and of those that artefacts share."""
+    """Return a digest of the module of one artefact and of those that artefacts share."""
     modules = (ROOT / "seerbench/artefacts").glob("*.py")
     return files_digest(
         path for path in modules if path.stem == artefact or path.stem not in ARTEFACTS
     )
 
 
+def what_to_open():
+    """Return the lines that end a run: where its results are."""
+    page = Path(FIGURES) / "report.html"
+    return [f"open {page}"] if page.is_file() else []
+
+
+def compare_options():
+    """Return the options of `seerbench compare` from the config, each quoted for the shell."""
+    try:
+        return shlex.join(shlex.split(str(config.get("compare_options", ""))))
+    except ValueError as error:
+        raise ConfigError(f"--config compare_options: {error}") from None
+
+
 def compared(wildcards):
-    """The figure of what the config names; without a name there is nothing to compare."""
+    """Return the figure of what the config names; without a name there is nothing to compare."""
     if not COMPARED:
-        raise WorkflowError("name what to compare: --config compare=mine.py")
+        raise ConfigError("name what to compare: --config compare=mine.py")
     return f"figures/compare/{COMPARED_NAME}.svg"

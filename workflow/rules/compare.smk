@@ -1,5 +1,5 @@
 # Checks and times a kernel or method of your own beside the baselines:
-# snakemake compare --config compare=mine.py
+# snakemake --cores all --config compare=mine.py -- compare
 
 
 rule compare:
@@ -9,7 +9,7 @@ rule compare:
 
 rule compare_one:
     input:
-        COMPARED_FILE if COMPARED_FILE.endswith(".py") else [],
+        lambda wildcards: COMPARED_FILE if COMPARED_FILE.endswith(".py") else [],
     output:
         RUN.parent / f"compare/cells/{COMPARED_NAME}.parquet",
         RUN.parent / f"compare/samples/{COMPARED_NAME}.parquet",
@@ -24,8 +24,8 @@ rule compare_one:
     params:
         target=COMPARED,
         name=COMPARED_NAME,
-        options=config.get("compare_options", ""),
+        options=compare_options(),
         results=RUN.parent,
         source=TIMED,
     shell:
-        "seerbench compare {params.target} --name {params.name} --results {params.results} {params.options} 2>&1 | tee {log}"
+        "seerbench compare --name {params.name:q} --results {params.results:q} {params.options} -- {params.target:q} 2>&1 | tee {log:q}"

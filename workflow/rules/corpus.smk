@@ -7,11 +7,12 @@ rule tokenizer:
     benchmark:
         f"{LOGS}/cost/tokenizer.jsonl"
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         settings=PRESET.tokenizer_settings(),
         source=code_of("data/texts.py", "data/tokens.py"),
     shell:
-        "seerbench tokenizer {params.where} 2> {log}"
+        "seerbench tokenizer --results {params.results:q} -- {params.preset:q} 2> {log:q}"
 
 
 rule corpus:
@@ -25,8 +26,9 @@ rule corpus:
     benchmark:
         f"{LOGS}/cost/corpus-{{corpus}}.jsonl"
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         settings=lambda wildcards: PRESET.corpus_settings(wildcards.corpus),
         source=code_of("data/texts.py", "data/tokens.py"),
     shell:
-        "seerbench corpus {params.where} {wildcards.corpus} 2> {log}"
+        "seerbench corpus --results {params.results:q} -- {params.preset:q} {wildcards.corpus:q} 2> {log:q}"

@@ -7,11 +7,12 @@ rule import_gates:
     wildcard_constraints:
         gates=one_of(PRESET.released_gates()),
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         settings=lambda wildcards: PRESET.settings("gates", wildcards.gates),
         source=code_of("models/released_gates.py"),
     shell:
-        "seerbench import-gates {params.where} {wildcards.gates} 2> {log}"
+        "seerbench import-gates --results {params.results:q} -- {params.preset:q} {wildcards.gates:q} 2> {log:q}"
 
 
 rule distill:
@@ -30,7 +31,8 @@ rule distill:
     resources:
         gpu=lambda wildcards: gpus(PRESET.distill(wildcards.gates).processes),
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.settings("gates", wildcards.gates),
         source=code_of(
@@ -45,7 +47,7 @@ rule distill:
         ),
         launcher=lambda wildcards: launcher(PRESET.distill(wildcards.gates).processes),
     shell:
-        "{params.launcher}seerbench distill {params.where} {wildcards.gates} 2> {log}"
+        "{params.launcher}seerbench distill --results {params.results:q} -- {params.preset:q} {wildcards.gates:q} 2> {log:q}"
 
 
 rule profile:
@@ -61,12 +63,13 @@ rule profile:
     resources:
         gpu=GPU,
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         setup=SETUP,
         settings=[PRESET.settings("profile"), PRESET.moa_sparsities()],
         source=TIMED,
     shell:
-        "seerbench profile {params.where} {wildcards.model} 2> {log}"
+        "seerbench profile --results {params.results:q} -- {params.preset:q} {wildcards.model:q} 2> {log:q}"
 
 
 rule patterns:
@@ -83,9 +86,10 @@ rule patterns:
     resources:
         gpu=GPU,
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         setup=SETUP,
         settings=PRESET.settings("profile"),
         source=TIMED,
     shell:
-        "seerbench patterns {params.where} {wildcards.model} 2> {log}"
+        "seerbench patterns --results {params.results:q} -- {params.preset:q} {wildcards.model:q} 2> {log:q}"

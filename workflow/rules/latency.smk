@@ -16,9 +16,10 @@ rule latency:
     resources:
         gpu=ALL_GPUS,
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.latency_settings(wildcards.sweep),
         source=TIMED,
     shell:
-        "seerbench latency {params.where} {wildcards.sweep} {wildcards.context} 2> {log}"
+        "seerbench latency --results {params.results:q} -- {params.preset:q} {wildcards.sweep:q} {wildcards.context:q} 2> {log:q}"

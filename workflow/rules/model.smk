@@ -24,7 +24,8 @@ rule train:
     resources:
         gpu=GPU,
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.settings("models", wildcards.model),
         source=code_of(
@@ -38,7 +39,7 @@ rule train:
             "data/lookups.py",
         ),
     shell:
-        "seerbench train {params.where} {wildcards.model} 2> {log}"
+        "seerbench train --results {params.results:q} -- {params.preset:q} {wildcards.model:q} 2> {log:q}"
 
 
 rule finetune:
@@ -58,7 +59,8 @@ rule finetune:
     resources:
         gpu=gpus(PROCESSES),
     params:
-        where=WHERE,
+        preset=SPELLED,
+        results=RUN.parent,
         setup=SETUP,
         settings=PRESET.settings("extend"),
         source=code_of(
@@ -73,7 +75,7 @@ rule finetune:
         ),
         launcher=launcher(PROCESSES),
     shell:
-        "{params.launcher}seerbench finetune {params.where} {wildcards.model} 2> {log}"
+        "{params.launcher}seerbench finetune --results {params.results:q} -- {params.preset:q} {wildcards.model:q} 2> {log:q}"
 
 
 use rule finetune as finetune_jointly with:
