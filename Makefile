@@ -43,8 +43,8 @@ bench: install
 doctor: install
 	@$(ENTER); seerbench doctor -- "$$PRESET"
 
-# The stamp holds the folder of the checkout. Its installation is editable, so that another checkout which uses the
-# same environment would run this one's code, or turn it towards its own without a word.
+# The stamp holds the folder of the checkout. The installation is editable: a second checkout that used the same
+# environment would run the first one's code, or re-point the installation without a word.
 install:
 	@stamp="$$VENV/bin/.installed"; \
 	if [ -s "$$stamp" ] && [ "$$(cat -- "$$stamp")" != "$$(pwd -P)" ]; then \

@@ -22,8 +22,8 @@ from seerbench.errors import GraphError
 def hold_folder(folder: Path) -> TextIO | None:
     """Take the lock of a folder and return the open lock file; the lock lasts until the file is closed.
 
-    A process that ends in any way, SIGKILL included, releases it. The steps that the graph starts do not inherit it.
-    The file says who holds the lock.
+    A process that ends in any way, SIGKILL included, releases it. The steps that the graph starts do not inherit
+    it. The file says who holds the lock.
 
     Returns:
         None if the file system knows no locks. Then nothing keeps a second graph away.
@@ -36,7 +36,7 @@ def hold_folder(folder: Path) -> TextIO | None:
         path.parent.mkdir(exist_ok=True)
         file = path.open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
-        raise GraphError(f"{path} cannot be written ({error.strerror}); the graph keeps its records there") from None
+        raise GraphError(f"{path} cannot be written ({error.strerror}); the graph has its records there") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -49,7 +49,8 @@ def hold_folder(folder: Path) -> TextIO | None:
         return None
     file.truncate(0)
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M')} ({command})\n")
+    since = time.strftime("%Y-%m-%d %H:%M")
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})\n")
     file.flush()
     return file
 

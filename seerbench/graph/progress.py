@@ -1,9 +1,9 @@
 """Tell on the terminal what a graph is doing: each step in words, its log, its expected and its real duration.
 
-The Snakefile puts `ProgressHandler` in the place of Snakemake's terminal output. Snakemake's own account of the run
-is in `.snakemake/log`. A terminal shows a last line that changes while steps run: the end of each step's log, where
-trainings and measurements write their progress bars. Without a terminal, a line about each running step appears once
-per minute.
+The Snakefile puts `ProgressHandler` in the place of Snakemake's terminal output. Snakemake's own account of the
+run is in `.snakemake/log`. A terminal shows a last line that changes while steps run: the end of each step's log,
+where trainings and measurements write their progress bars. Without a terminal, a line about each running step
+appears once per minute.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from subprocess import CalledProcessError
+from typing import TextIO, TypeVar
 
 from seerbench.errors import UserError
 from seerbench.graph.steps import WORDS, in_words, step_name
 
 SECONDS_BETWEEN_LINES = 60  # without a terminal; a log that is followed should not fill with progress bars
 LINES_OF_A_FAILED_LOG = 15  # a typed error is one line; the end of a traceback with its cause fits too
+CODES_OF_CTRL_C = (130, -2)  # of a command: its shell's exit code, or minus the signal that ended it
 BYTES_OF_A_LOG = 20_000  # read from the end of a log, which may be long
+
+
+Kind = TypeVar("Kind", bound=BaseException)
 
 
 @dataclass
@@ -58,7 +62,8 @@ class ProgressHandler(logging.Handler):
 
     Args:
         otherwise: Snakemake's handler of the terminal. It gets every record until a graph starts, and afterwards
-            the warnings and errors that are not about a step.
+            the warnings and errors that are not about a step, until a step fails: what Snakemake adds then says
+            less than the step's log.
         nothing_to_do: Snakemake's message for a graph whose files are all up to date.
         durations: called once a graph runs; returns the seconds of earlier runs by step name.
         closing: called after the last step; returns the lines that say where the results are.
@@ -91,7 +96,7 @@ class ProgressHandler(logging.Handler):
         self.expected: Mapping[str, float] = {}
         self.running: dict[int, Step] = {}
         self.ended = threading.Event()
-        self.line_is_live = False
+        self.line_is_live = self.interrupted = False
 
     # Events of Snakemake
 
@@ -114,10 +119,13 @@ class ProgressHandler(logging.Handler):
         elif event == "job_finished":
             self._finished(record.__dict__["job_id"])
         elif event == "job_error":
-            self._failed(record.__dict__)
+            if not self.interrupted:
+                self._failed(record.__dict__)
         elif record.msg == self.nothing_to_do:
             self._write("nothing to do: all files are up to date", *self.closing())
-        elif _in_chain(error, subprocess.CalledProcessError) is None and record.levelno >= logging.WARNING:
+        elif command := _in_chain(error, CalledProcessError):
+            self.interrupted |= command.returncode in CODES_OF_CTRL_C  # what else failed comes as a job_error
+        elif record.levelno >= logging.WARNING and not self.failed and not self.interrupted:
             self._clear()
             self.otherwise.handle(record)
 
@@ -129,22 +137,23 @@ class ProgressHandler(logging.Handler):
             duration = in_time(self.clock() - self.began_at)
             if self.failed:
                 self._write(
-                    f"stopped after {self.done} of {self.total} steps. Mend what the error says, then run the same "
-                    "command again: finished steps are not repeated, and the last good tables and figures are kept"
+                    f"stopped after {self.done} of {_steps(self.total)}. Mend what the error says, then run the "
+                    "same command again: finished steps are not repeated, and the last good tables and figures stay"
                 )
             elif self.done < self.total:
                 self._write(
-                    f"interrupted after {self.done} of {self.total} steps; run the same command again to resume"
+                    f"interrupted after {self.done} of {_steps(self.total)}; run the same command again to resume"
                 )
             else:
-                self._write(f"{self.total} steps done in {duration}", *self.closing())
+                self._write(f"{_steps(self.total)} done in {duration}", *self.closing())
         super().close()
 
     def _planned(self, stats: Mapping[str, int]) -> None:
         self.total = sum(count for rule, count in stats.items() if rule in WORDS)
         self.expected, self.began_at = self.durations(), self.clock()
+        known = '; "before" is the last run in this folder, or else a published run' if self.expected else ""
         if self.total:
-            self._write(f"{self.total} steps; \"before\" is the last run in this folder, or else a published run")
+            self._write(f"{_steps(self.total)}{known}")
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _started(self, job: Mapping) -> None:
@@ -178,8 +187,11 @@ class ProgressHandler(logging.Handler):
 
     def _watch(self) -> None:
         while not self.ended.wait(1):
-            with self.lock:
+            self.acquire()
+            try:
                 self.tell_running()
+            finally:
+                self.release()
 
     def tell_running(self) -> None:
         """Show how far the running steps are: in the last line of a terminal, else in a line per minute."""
@@ -236,7 +248,7 @@ def tell_progress(logger: logging.Logger, settings, **options) -> None:
 
 
 def last_lines(log: Path | None, number: int = LINES_OF_A_FAILED_LOG) -> list[str]:
-    """Return the last lines of a log that are not empty; of a progress bar, what a terminal would show at the end."""
+    """Return the last lines of a log that are not empty; a progress bar counts as the line that it ended with."""
     try:
         with open(log or os.devnull, "rb") as file:
             file.seek(0, os.SEEK_END)
@@ -261,7 +273,11 @@ def in_time(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
-def _in_chain(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+def _steps(number: int) -> str:
+    return f"{number} step" if number == 1 else f"{number} steps"
+
+
+def _in_chain(error: BaseException | None, kind: type[Kind]) -> Kind | None:
     """Return the first exception of a kind among an exception and those that led to it."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
