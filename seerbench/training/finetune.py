@@ -123,7 +123,7 @@ def finetune(job: FinetuneJob) -> list[Row]:
         title=f"finetune {job.out.name}",
         train_step=train_step,
         save_result=save_result,
-        shown="lm_loss",
+        shown=("lm_loss", "gate_loss"),
     )
 
 

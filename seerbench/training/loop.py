@@ -7,6 +7,7 @@ again ends with the weights and rows of one that is not interrupted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def run_steps(
     title: str,
     train_step: Callable[[int, Sequence[Row]], list[Row]],
     save_result: Callable[[], None],
-    shown: str | None = None,
+    shown: Sequence[str] = (),
 ) -> list[Row]:
     """Perform the steps that the checkpoint does not contain, write the result, and return all training rows.
 
@@ -62,7 +63,8 @@ def run_steps(
         train_step: called with the number of a step and the rows so far; updates the weights and returns the
             rows of the step.
         save_result: writes the trained weights; called after the last step and before the last checkpoint.
-        shown: column of the rows that the progress bar shows.
+        shown: columns of losses; the progress bar shows the first that is a number. A batch that holds no text has
+            no loss of the text, which is NaN in its row.
     """
     file = checkpoint_file(job.out)
     saved = time.monotonic()
@@ -72,11 +74,17 @@ def run_steps(
         for step in range(done, steps):
             rows += train_step(step, rows)
             bar.update()
-            if shown is not None:
-                bar.set_postfix({shown: f"{rows[-1][shown]:.3f}"}, refresh=False)
+            if shown:
+                bar.set_postfix(first_number(rows[-1], shown), refresh=False)
             if broadcast_from_rank0(time.monotonic() - saved > job.checkpoint_seconds):
                 save_checkpoint(file, params, optimizers, digest=digest, step=step + 1, rows=rows)
                 saved = time.monotonic()
     save_result()
     save_checkpoint(file, params, optimizers, digest=digest, step=steps, rows=rows)
     return rows
+
+
+def first_number(row: Row, columns: Sequence[str]) -> dict[str, str]:
+    """Return the first column that is a number in a row, with three decimals; the first column where none is."""
+    numbers = [name for name in columns if math.isfinite(row[name])]
+    return {name: f"{row[name]:.3f}" for name in (numbers or list(columns))[:1]}

@@ -74,7 +74,7 @@ def pretrain(job: PretrainJob) -> pd.DataFrame:
         title=f"train {job.out.name}",
         train_step=train_step,
         save_result=lambda: save_model(model, job.out, tokenizer),
-        shown="loss",
+        shown=("loss", "lookup_loss"),
     )
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -14,7 +14,7 @@ rule perplexity:
     resources:
         gpu=GPU,
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.settings("perplexity", wildcards.experiment),
@@ -39,7 +39,7 @@ rule tasks:
     resources:
         gpu=GPU,
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.settings("tasks", wildcards.experiment),
@@ -63,7 +63,7 @@ rule recall:
     resources:
         gpu=GPU,
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.settings("recall", wildcards.experiment),
@@ -84,7 +84,7 @@ rule maps:
     resources:
         gpu=GPU,
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
         settings=PRESET.settings("maps"),

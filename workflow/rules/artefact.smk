@@ -41,9 +41,9 @@ rule show_figure:
         f"{FIGURES}/{{artefact}}.csv",
     log:
         f"{LOGS}/show-{{artefact}}.log",
-    localrule: True
     wildcard_constraints:
         artefact=one_of(artefacts_of("figure")),
+    localrule: True
     params:
         folder=subpath(output[0], parent=True),
     shell:

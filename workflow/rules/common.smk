@@ -8,10 +8,10 @@ from seerbench.presets.types import SWEEPS
 from seerbench.rows.schema import TABLES
 from seerbench.rows.source_digest import files_digest, source_digest
 
-# The preset as the user spelled it, and the folder of runs, for the commands of the rules. They are paths and no text,
-# since Snakemake remembers a parameter of a rule only if it is text, a number or a collection: what is in the preset
-# decides whether a step runs again (`settings`), and not how its file is called or where the checkout is.
-SPELLED = Path(str(config.get("preset", "cpu")))
+# The preset and the folder of runs, for the commands. They are paths, since Snakemake remembers a parameter only if it
+# is text, a number or a collection. What is in the preset decides whether a step runs again (`settings`), and not how
+# its file is called or where the checkout is.
+REFERENCE = Path(PRESET.reference)
 LOGS = f"logs/{PRESET.name}"
 SETUP = PRESET.settings_of_all_jobs()
 # A job on a GPU sees only one GPU (seerbench/devices.py). `--resources gpu=4` runs four such jobs at a time;

@@ -7,7 +7,7 @@ rule tokenizer:
     benchmark:
         f"{LOGS}/cost/tokenizer.jsonl"
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         settings=PRESET.tokenizer_settings(),
         source=code_of("data/texts.py", "data/tokens.py"),
@@ -26,7 +26,7 @@ rule corpus:
     benchmark:
         f"{LOGS}/cost/corpus-{{corpus}}.jsonl"
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         settings=lambda wildcards: PRESET.corpus_settings(wildcards.corpus),
         source=code_of("data/texts.py", "data/tokens.py"),

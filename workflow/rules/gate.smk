@@ -7,7 +7,7 @@ rule import_gates:
     wildcard_constraints:
         gates=one_of(PRESET.released_gates()),
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         settings=lambda wildcards: PRESET.settings("gates", wildcards.gates),
         source=code_of("models/released_gates.py"),
@@ -31,7 +31,7 @@ rule distill:
     resources:
         gpu=lambda wildcards: gpus(PRESET.distill(wildcards.gates).processes),
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.settings("gates", wildcards.gates),
@@ -63,7 +63,7 @@ rule profile:
     resources:
         gpu=GPU,
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
         settings=[PRESET.settings("profile"), PRESET.moa_sparsities()],
@@ -86,7 +86,7 @@ rule patterns:
     resources:
         gpu=GPU,
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
         settings=PRESET.settings("profile"),

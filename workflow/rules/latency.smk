@@ -16,7 +16,7 @@ rule latency:
     resources:
         gpu=ALL_GPUS,
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.latency_settings(wildcards.sweep),

@@ -24,7 +24,7 @@ rule train:
     resources:
         gpu=GPU,
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
         settings=lambda wildcards: PRESET.settings("models", wildcards.model),
@@ -59,7 +59,7 @@ rule finetune:
     resources:
         gpu=gpus(PROCESSES),
     params:
-        preset=SPELLED,
+        preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
         settings=PRESET.settings("extend"),

@@ -150,6 +150,7 @@ def test_the_smoke_preset_runs_on_slurm(slurm, tmp_path):
             # This cluster has two cores and no accounting; all other settings are the profile's.
             *("--slurm-no-account", "--slurm-status-command", "squeue"),
             *("--slurm-init-seconds-before-status-checks", "2", "--slurm-keep-successful-logs"),
+            "--printshellcmds",  # Snakemake's own words, which name Slurm's jobs
             *("--config", f"preset={ROOT / 'tests' / 'smoke.yaml'}", "--", "figures"),
         ],
         env=slurm,
