@@ -37,11 +37,14 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import LayerContext
+from seerbench.errors import ModelError, Refused
+from seerbench.files import read_json
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
 
 # Blocks of room in every span: upstream plans for 1024 tokens to be generated, and its blocks have 64 tokens.
 RESERVED_BLOCKS = 16
+CURE = "search it again with `seerbench profile`, or give another file"
 # Blocks of the shortest span: the sink and the diagonal.
 MIN_SPAN_BLOCKS = 2
 
@@ -62,7 +65,7 @@ class MoA(BlockSparse):
             block: tokens per block.
 
         Raises:
-            ValueError: the file is no plan of MoA.
+            ModelError: the file cannot be read, or is no plan of MoA.
         """
         self.sparsity, self.block = sparsity, block
         self.alphas, self.betas = load_plan(plan)
@@ -72,7 +75,7 @@ class MoA(BlockSparse):
         if layer.index >= len(self.alphas) or len(self.alphas[layer.index]) != q.shape[1]:
             shape = f"{len(self.alphas)} layers of {len(self.alphas[0])} heads"
             heads = f"layer {layer.index} has {q.shape[1]} heads"
-            raise ValueError(f"the plan {self.configuration} is for {shape}; {heads}")
+            raise Refused(f"the plan {self.configuration} is for {shape}, and {heads}; it is of another model")
         rules = self.alphas[layer.index], self.betas[layer.index]
         windows = window_blocks(*rules, q.shape[2], self.block, reserve_for(self.sparsity))
         return windows_and_sink(windows, q.shape[0], q.shape[2], self.block, q.device)
@@ -146,15 +149,21 @@ def load_plan(path: Path | str) -> tuple[list[list[float]], list[list[float]]]:
         (alphas, betas), each by layer and head.
 
     Raises:
-        ValueError: the file is no plan of MoA.
+        ModelError: the file cannot be read, or is no plan of MoA.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not {"alphas", "betas"} <= content.keys():
-        raise ValueError(f'{path} is no plan of MoA: expected {{"alphas": [[...], ...], "betas": [[...], ...]}}')
-    alphas, betas = content["alphas"], content["betas"]
-    if [len(layer) for layer in alphas] != [len(layer) for layer in betas]:
-        raise ValueError(f"{path}: alphas and betas have different numbers of layers or heads")
-    return alphas, betas
+    content = read_json(path, ModelError, CURE)
+    missing = [key for key in ("alphas", "betas") if key not in content]
+    if missing:
+        raise ModelError(f"{path} is no plan of MoA: it has no {' and no '.join(missing)}; {CURE}")
+    try:
+        alphas, betas = (np.asarray(content[key], dtype=np.float64) for key in ("alphas", "betas"))
+    except (TypeError, ValueError):
+        alphas = betas = np.empty(0)
+    if alphas.ndim != 2 or alphas.shape != betas.shape or not (np.isfinite(alphas) & np.isfinite(betas)).all():
+        raise ModelError(
+            f"{path} is no plan of MoA: alphas and betas have one finite number per layer and head; {CURE}"
+        )
+    return alphas.tolist(), betas.tolist()
 
 
 def save_plan(
@@ -171,6 +180,6 @@ def save_plan(
         betas: growing parts of the spans, by layer and head.
         provenance: how the plan was found, written under the key "about", which upstream ignores.
     """
-    content = {"alphas": np.asarray(alphas).tolist(), "betas": np.asarray(betas).tolist()}
+    content: dict[str, Any] = {"alphas": np.asarray(alphas).tolist(), "betas": np.asarray(betas).tolist()}
     content |= {"about": dict(provenance)} if provenance else {}
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")

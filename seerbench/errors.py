@@ -53,6 +53,10 @@ class ModelError(UserError, ValueError):
     """A model that cannot be loaded, or that a method cannot be put into; the text says what to do."""
 
 
+class TrainingDiverged(UserError, ArithmeticError):
+    """A training whose loss is not a finite number; the text names the training and the step."""
+
+
 class Refused(UserError, RuntimeError):
     """A method that cannot run its input; the text is the reason, which becomes a row."""
 

@@ -53,6 +53,7 @@ from seerbench.baselines.minference.patterns import (
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.top_k import budget_limit, top_k_density
+from seerbench.errors import Refused
 from seerbench.kernels.vertical_slash import api as vertical_slash
 from seerbench.kernels.vertical_slash.api import vertical_slash_tiles
 from seerbench.kernels.vertical_slash.tile_mask import TileMask
@@ -81,7 +82,7 @@ class _Patterned(Method[PlanT]):
                 equal sparsity. The search is part of the plan, so timings request no sparsity.
 
         Raises:
-            ValueError: the file is no configuration of MInference.
+            ModelError: the file cannot be read, or is no configuration of MInference.
         """
         self.block, self.sparsity, self.factor = block, sparsity, 1.0
         self.layers: list[dict[int, Pattern]] | None = None
@@ -94,13 +95,20 @@ class _Patterned(Method[PlanT]):
             self.layers, self.configuration = load_patterns(patterns), Path(patterns).stem
 
     def patterns(self, layer: int, heads: int) -> list[Pattern]:
-        """Return the pattern of each head of a layer; raise ValueError for a layer that the file does not have."""
+        """Return the pattern of each head of a layer.
+
+        Raises:
+            Refused: the file is of another model: it has no such layer, or more heads than `heads`.
+        """
         if self.layers is None:
             default = Pattern("vertical_and_slash", at_block(VERTICAL, self.block), at_block(SLASH, self.block))
             return [default] * heads
-        if layer >= len(self.layers):
-            layers = f"{len(self.layers)} layers"
-            raise ValueError(f"the configuration {self.configuration} has {layers}, no layer {layer}")
+        if layer >= len(self.layers) or max(self.layers[layer], default=0) >= heads:
+            shape = f"{len(self.layers)} layers of at least {1 + max(map(max, self.layers))} heads"
+            here = f"layer {layer} has {heads} heads"
+            raise Refused(
+                f"the patterns {self.configuration} are for {shape}, and {here}; they are of another model"
+            )
         return [self.layers[layer].get(head, DEFAULT_PATTERN) for head in range(heads)]
 
 

@@ -9,6 +9,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from seerbench.errors import ModelError
+from seerbench.files import read_json
 
 # The kinds of patterns, as upstream's files name them.
 KINDS = ("vertical_and_slash", "stream_llm", "block_sparse")
@@ -16,6 +20,7 @@ KINDS = ("vertical_and_slash", "stream_llm", "block_sparse")
 VERTICAL, SLASH = 512, 2048
 # Upstream's first file for that model, in baselines/configs, with its scores rounded.
 V1_FILE = "minference-llama-3.1-8b-v1.json"
+CURE = "search it again with `seerbench patterns`, or give another file"
 # Tokens per block for which upstream's budgets are meant.
 UPSTREAM_BLOCK = 64
 
@@ -48,22 +53,31 @@ def load_patterns(path: Path | str) -> list[dict[int, Pattern]]:
         For each layer, the patterns by head.
 
     Raises:
-        ValueError: the file is no configuration of MInference; the text names the layer and head.
+        ModelError: the file cannot be read, or is no configuration of MInference; the text names layer and head.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content, list) or not all(isinstance(layer, dict) for layer in content):
-        raise ValueError(f"{path} is no MInference configuration: expected a list of objects over heads")
+    content = read_json(path, ModelError, CURE, list)
+    if not content or not all(isinstance(layer, dict) for layer in content):
+        raise ModelError(f"{path} is no MInference configuration: expected a list of objects over heads; {CURE}")
     layers: list[dict[int, Pattern]] = []
     for number, layer in enumerate(content):
-        heads: dict[int, Pattern] = {}
+        layers.append({})
         for head, entry in layer.items():
-            if len(entry) < 3 or entry[0] not in KINDS:
-                raise ValueError(
-                    f"{path}: layer {number}, head {head}: expected [{' | '.join(KINDS)}, int, int, score]"
-                )
-            heads[int(head)] = Pattern(entry[0], int(entry[1]), int(entry[2]), float((*entry, 0.0)[3]))
-        layers.append(heads)
+            pattern = _pattern(entry)
+            if pattern is None or not head.isdecimal():
+                form = f'"head": [{" | ".join(KINDS)}, count, count, score]'
+                raise ModelError(f"{path}: layer {number}, head {head}: expected {form}; {CURE}")
+            layers[number][int(head)] = pattern
     return layers
+
+
+def _pattern(entry: Any) -> Pattern | None:
+    """Return the pattern that an entry of upstream's format describes, or None if it describes none."""
+    if not isinstance(entry, list) or len(entry) not in (3, 4) or entry[0] not in KINDS:
+        return None
+    first, second, score = (*entry[1:], 0.0)[:3]
+    if type(first) is not int or type(second) is not int or min(first, second) < 0:
+        return None
+    return Pattern(entry[0], first, second, float(score)) if isinstance(score, int | float) else None
 
 
 def save_patterns(path: Path, layers: Sequence[Sequence[Pattern]]) -> None:

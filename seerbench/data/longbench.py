@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seerbench.errors import CorpusError
+from seerbench.files import first_line, read_text, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,6 +37,7 @@ _DEFINITION = json.loads(Path(__file__).with_name("longbench.json").read_text(en
 VERSION: str = _DEFINITION["version"]
 CORPUS = "LongBench-E"  # name of the data set in rows and tables
 ARCHIVE = "data.zip"  # file of the data set, which contains data/<task>_e.jsonl
+CURE = "fetch LongBench's data set again"
 FIELDS = ("input", "context", "answers", "length", "all_classes")
 # Length buckets with their upper ends, in words (`length` in the data set), as in the official scorer.
 BUCKETS = (("0-4k", 4000), ("4-8k", 8000), ("8k+", None))
@@ -86,7 +88,7 @@ def read_examples(folder: Path, tasks: Sequence[str], per_bucket: int | None = N
         per_bucket: take this many questions from the start of each task and bucket; None takes all.
 
     Raises:
-        CorpusError: a task that LongBench-E does not have, or a missing file or field.
+        CorpusError: a task that LongBench-E does not have, or a file or line that is missing, damaged or another's.
     """
     questions = []
     for name in tasks:
@@ -94,17 +96,32 @@ def read_examples(folder: Path, tasks: Sequence[str], per_bucket: int | None = N
             raise CorpusError(f"no LongBench-E task {name!r}; its tasks are {', '.join(TASKS)}")
         taken: Counter[str] = Counter()
         for number, line in enumerate(_lines(folder, name)):
-            row = json.loads(line)
-            missing = [field for field in FIELDS if field not in row]
-            if missing:
-                raise CorpusError(f"{name}_e.jsonl in {folder}, line {number + 1}: no field {', '.join(missing)}")
-            fields = {"input": row["input"], "context": row["context"]}
-            classes = row["all_classes"] or ()
-            question = Question(name, number, fields, row["answers"], classes, int(row["length"]))
+            question = _question(name, number, line, f"{name}_e.jsonl in {folder}, line {number + 1}")
             taken[question.bucket] += 1
             if per_bucket is None or taken[question.bucket] <= per_bucket:
                 questions.append(question)
     return questions
+
+
+def _question(task: str, number: int, line: str, where: str) -> Question:
+    """Return the question in a line of a task's file; raise CorpusError, which names `where`, if it holds none."""
+    try:
+        row = json.loads(line)
+    except ValueError as fault:
+        raise CorpusError(f"{where}: not JSON ({first_line(fault)}); {CURE}") from None
+    missing = [field for field in FIELDS if not isinstance(row, dict) or field not in row]
+    if missing:
+        raise CorpusError(f"{where}: no field {', '.join(missing)}; {CURE}")
+    fields = {"input": row["input"], "context": row["context"]}
+    texts = [*fields.values(), *_listed(row["answers"]), *_listed(row["all_classes"] or [])]
+    if not all(isinstance(text, str) for text in texts) or not str(row["length"]).isdecimal():
+        raise CorpusError(f"{where}: a field holds a value of another type than in LongBench; {CURE}")
+    return Question(task, number, fields, row["answers"], row["all_classes"] or (), int(row["length"]))
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a list itself, and any other value as one entry that is no text."""
+    return value if isinstance(value, list) else [None]
 
 
 def _lines(folder: Path, task: str) -> list[str]:
@@ -112,13 +129,13 @@ def _lines(folder: Path, task: str) -> list[str]:
     name = f"{task}_e.jsonl"
     archive = folder / ARCHIVE
     if archive.is_file():
-        with zipfile.ZipFile(archive) as file:
+        with reading(archive, CorpusError, CURE), zipfile.ZipFile(archive) as file:
             entries = [entry for entry in file.namelist() if entry.rsplit("/", 1)[-1] == name]
             if entries:
                 return file.read(entries[0]).decode().rstrip("\n").split("\n")
     for path in (folder / name, folder / "data" / name):
         if path.is_file():
-            return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+            return read_text(path, CorpusError, CURE).rstrip("\n").split("\n")
     raise CorpusError(
         f"{folder} has neither {ARCHIVE} with {name} in it, nor {name}; expected a copy of LongBench's data set"
     )

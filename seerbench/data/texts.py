@@ -11,21 +11,28 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import sysconfig
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seerbench.data.corpora import SPLITS, FolderCorpus, HubCorpus, ParquetCorpus, StdlibCorpus, TextSource
 from seerbench.errors import CorpusError
+from seerbench.files import first_line, read_text, reading
 
 COLUMNS = ("id", "text", "split")
 # These folders hold no text to learn from: tests are repetitive, and the others are generated or third-party.
 STDLIB_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 STDLIB_SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "_bundled", "lib2to3", "__phello__"}
+# Files beside the splits of a data set that describe it, in lower case and without suffix; they are no documents.
+DESCRIPTIONS = {"readme", "license", "licence", "copying", "notice", "citation", "changelog", "authors"}
+SURROGATE = re.compile("[\ud800-\udfff]")
+PATH_CURE = "set corpus.path to another, or make it again"
+TEXT_CURE = "convert it to UTF-8, or move it out of the corpus"
+HUB_CURE = "fetch the data set again, or set corpus.files to other files"
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex"}
 
 
@@ -96,42 +103,98 @@ def read_stdlib(documents: str = "file") -> pd.DataFrame:
 
 
 def read_parquet(path: str) -> pd.DataFrame:
-    """Read the columns id, text and split of a parquet file; raise CorpusError if it lacks one."""
-    file = Path(path)
-    if not file.is_file():
-        raise CorpusError(f"corpus file {file} does not exist; set corpus.path to a parquet file")
-    try:
-        columns = pq.read_schema(file).names
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CorpusError(f"corpus file {file} is not a readable parquet file: {error}") from None
-    require_columns(columns, str(file))
-    return pd.read_parquet(file, columns=list(COLUMNS))
+    """Read the columns id, text and split of a parquet file; raise CorpusError if it lacks one or is damaged."""
+    with reading(path, CorpusError, PATH_CURE):
+        columns = pq.read_schema(path).names
+    require_columns(columns, path)
+    with reading(path, CorpusError, PATH_CURE):
+        return pd.read_parquet(path, columns=list(COLUMNS))
 
 
 def read_folder(path: str) -> pd.DataFrame:
     """Read the text files below a folder, one document per file.
 
-    The split is the first folder of a file's path if the folder has any of train/, validation/ and test/, and
-    otherwise a hash of the path.
+    Documents are the files with a suffix in TEXT_SUFFIXES. Hidden files and folders are left out, links are
+    followed. The split of a document is its folder's in the layout of a data set (`_split_of`), and otherwise a
+    hash of its path.
 
     Raises:
-        CorpusError: no such folder, or no text files in it.
+        CorpusError: no such folder, no text files in it, a file that is not UTF-8 text, or a layout with splits
+            that leaves the split of a document open.
     """
     root = Path(path)
     if not root.is_dir():
-        raise CorpusError(f"corpus folder {root} does not exist; set corpus.path to a folder of text files")
-    files = sorted(file for file in root.rglob("*") if file.is_file() and file.suffix in TEXT_SUFFIXES)
-    if not files:
+        raise CorpusError(f"corpus folder {root} does not exist; {PATH_CURE}")
+    with reading(root, CorpusError, PATH_CURE):
+        names = _text_files(root)
+    if not names:
         raise CorpusError(f"corpus folder {root} holds no {', '.join(sorted(TEXT_SUFFIXES))} files")
-    names = [file.relative_to(root).as_posix() for file in files]
-    by_folder = any((root / split).is_dir() for split in SPLITS)
+    split_of = _split_of(names, root)
     return pd.DataFrame(
         {
-            "id": names,
-            "text": [file.read_text(encoding="utf-8", errors="replace") for file in files],
-            "split": [name.split("/")[0] if by_folder else hashed_split(name) for name in names],
+            "id": list(split_of),
+            "text": [read_text(root / name, CorpusError, TEXT_CURE) for name in split_of],
+            "split": list(split_of.values()),
         }
     )
+
+
+def _text_files(root: Path) -> list[PurePosixPath]:
+    """Return the text files below a folder, relative to it and in the order of their names; raise OSError."""
+
+    def fail(fault: OSError) -> None:
+        raise fault  # os.walk leaves out folders that it may not read, unless it is told otherwise
+
+    names, seen = [], set()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if os.path.realpath(folder) in seen:  # a link to a folder that contains it, or a second link to one
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        within = PurePosixPath(os.path.relpath(folder, root).replace(os.sep, "/"))
+        names += [
+            within / name
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in TEXT_SUFFIXES
+        ]
+    return sorted(names)
+
+
+def _split_of(names: Sequence[PurePosixPath], root: Path) -> dict[str, str]:
+    """Return the split of each document of a folder: its path below the folder -> split.
+
+    A folder has the layout of a data set if at least two of train, validation and test are folders (train/a.txt)
+    or files (train.txt) in it, or in the only folder inside it (data/train/a.txt). Descriptions such as README.md
+    beside them are no documents. Any other text beside them could be of any split, and a document that is
+    evaluated must not be trained on, so it is refused. Every other folder is divided by a hash of each path.
+    """
+    depth = 0
+    while True:
+        inside = [name for name in names if len(name.parts) > depth + 1]
+        folders = {name.parts[depth] for name in inside}
+        entries = folders | {name.stem for name in names if len(name.parts) == depth + 1}
+        if len(entries & set(SPLITS)) >= 2:
+            break
+        if len(folders) != 1:
+            return {_id(name): hashed_split(_id(name)) for name in names}
+        depth += 1
+    split_of = {}
+    for name in names:
+        entry = name.parts[depth] if len(name.parts) > depth + 1 else name.stem
+        if len(name.parts) > depth and entry in SPLITS:
+            split_of[_id(name)] = entry
+        elif len(name.parts) > depth + 1 or entry.lower() not in DESCRIPTIONS:
+            raise CorpusError(
+                f"corpus folder {root} is divided into {', '.join(sorted(entries & set(SPLITS)))}, and the split "
+                f"of {_id(name)} is open; move it into one of {', '.join(SPLITS)}, or out of the folder"
+            )
+    return split_of
+
+
+def _id(name: PurePosixPath) -> str:
+    """Return the id of a document by its path; bytes of a file's name that are not UTF-8 become \\x escapes."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_hub(source: HubCorpus) -> pd.DataFrame:
@@ -144,7 +207,8 @@ def read_hub(source: HubCorpus) -> pd.DataFrame:
         CorpusError: no such files, no column of that name, or no network (`dataset_folder`).
     """
     folder = dataset_folder(source.name, source.files, source.revision)
-    paths = sorted({path for pattern in source.files for path in folder.glob(pattern) if path.is_file()})
+    with reading(folder, CorpusError, HUB_CURE):
+        paths = sorted({path for pattern in source.files for path in folder.glob(pattern) if path.is_file()})
     if not paths:
         raise CorpusError(f"{folder} holds no {', '.join(source.files)}; set corpus.files to what the data set has")
     ids: list[str] = []
@@ -184,7 +248,7 @@ def dataset_folder(name: str, files: Sequence[str], revision: str | None = None)
         pin = f" --revision {revision}" if revision else ""
         include = " ".join(f"--include '{pattern}'" for pattern in files)
         raise CorpusError(
-            f"data set {name!r} {where} ({str(error).strip().splitlines()[0]}). On a machine with network:"
+            f"data set {name!r} {where} ({first_line(error)}). On a machine with network:"
             f" `hf download --repo-type dataset {name}{pin} {include} --local-dir DATA/{name}`, then put that"
             " folder under the config's `data` (or SEERBENCH_DATA); nothing else has to change"
         ) from None
@@ -193,29 +257,43 @@ def dataset_folder(name: str, files: Sequence[str], revision: str | None = None)
 
 def _column(path: Path, text: str) -> list[str]:
     """Return the column `text` of a parquet, .jsonl or .jsonl.gz file; raise CorpusError if it has none."""
-    known: list[str] = []
-    if path.suffix == ".parquet":
-        known = pq.read_schema(path).names
-        if text in known:
-            return pq.read_table(path, columns=[text]).column(0).to_pylist()
-    elif path.name.removesuffix(".gz").endswith(".jsonl"):
-        texts = []
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as lines
-        ):
-            for line in lines:
-                row = json.loads(line)
-                if text not in row:
-                    known = list(row)
-                    break
-                texts.append(row[text])
-            else:
-                return texts
-    else:
-        raise CorpusError(f"{path} is neither parquet nor .jsonl nor .jsonl.gz; set corpus.files to those")
+    with reading(path, CorpusError, HUB_CURE):
+        if path.suffix == ".parquet":
+            known = pq.read_schema(path).names
+            if text in known:
+                return pq.read_table(path, columns=[text]).column(0).to_pylist()
+        elif path.name.removesuffix(".gz").endswith(".jsonl"):
+            return _json_column(path, text)
+        else:
+            raise CorpusError(f"{path} is neither parquet nor .jsonl nor .jsonl.gz; set corpus.files to those")
     raise CorpusError(f"{path} has no column {text!r}; set corpus.text to one of: {', '.join(known)}")
+
+
+def _json_column(path: Path, text: str) -> list[str]:
+    """Return the entry `text` of every line of a .jsonl or .jsonl.gz file; empty lines are left out.
+
+    Raises:
+        CorpusError: a line that is no JSON object with this entry.
+    """
+    texts = []
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                if number == 1:
+                    raise  # the file is no JSON at all, such as a Git LFS pointer
+                raise CorpusError(f"{path}, line {number}: not JSON; {HUB_CURE}") from None
+            if not isinstance(row, dict):
+                raise CorpusError(f"{path}, line {number}: expected a JSON object with the entry {text!r}")
+            if text not in row:
+                raise CorpusError(
+                    f"{path}, line {number}: no column {text!r}; set corpus.text to one of: {', '.join(row)}"
+                )
+            texts.append(row[text])
+    return texts
 
 
 def union_of(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -261,8 +339,9 @@ def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("tra
     """
     require_columns(list(frame.columns), where)
     frame = frame[list(COLUMNS)].reset_index(drop=True)
-    if not frame["text"].map(lambda text: isinstance(text, str)).all():
-        raise CorpusError(f"{where}: column text holds values that are not strings; clean the source")
+    wrong = frame.index[~frame["text"].map(_is_text)]
+    if len(wrong):
+        raise CorpusError(f"{where}: the text of {frame['id'][wrong[0]]!r} is no valid string; clean the source")
     frame["id"] = frame["id"].astype(str)
     foreign = sorted(set(frame["split"].astype(str)) - set(SPLITS))
     if foreign:
@@ -278,6 +357,11 @@ def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("tra
     order = frame["split"].map({"test": 0, "validation": 1, "train": 2})
     kept = frame.loc[order.sort_values(kind="stable").index].drop_duplicates("text").index
     return _with_splits(frame.loc[sorted(kept)], where, needed)
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value is a string that UTF-8 can hold: JSON may escape half of a surrogate pair."""
+    return isinstance(value, str) and (value.isascii() or not SURROGATE.search(value))
 
 
 def _with_splits(frame: pd.DataFrame, where: str, needed: Sequence[str]) -> pd.DataFrame:

@@ -22,11 +22,15 @@ from tqdm import tqdm
 
 from seerbench.data.corpora import SPLITS
 from seerbench.errors import CorpusError
+from seerbench.files import first_line, read_json, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
+CURE = "delete it and make it again with `seerbench corpus`"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER_CURE = "fetch or make this tokenizer again"
 DOCUMENTS_AT_ONCE = 64  # Documents that are tokenized and written together.
 TOKEN_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("tokens", pa.list_(pa.int32()))])
 
@@ -76,17 +80,26 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         revision: commit or tag of the hub id.
 
     Raises:
-        CorpusError: there is no such tokenizer, or it has no EOS token to delimit documents with.
+        CorpusError: there is no such tokenizer, its files are damaged, it is not a fast one, or it has no EOS token
+            to delimit documents with.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if os.path.isdir(name):
+        for file in TOKENIZER_FILES:
+            if os.path.lexists(Path(name) / file):
+                read_json(Path(name) / file, CorpusError, TOKENIZER_CURE)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=False)
+    except Exception as error:  # The libraries raise errors of many types, which are not documented.
         raise CorpusError(
-            f"tokenizer {name} could not be loaded ({str(error).splitlines()[0]}). Give a folder with"
+            f"tokenizer {name} could not be loaded ({first_line(error)}). Give a folder with"
             f" tokenizer.json, or on a machine with network: `hf download {name} --local-dir DIR`"
-        ) from None
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CorpusError(
+            f"tokenizer {name} has no tokenizer.json, from which tokens are made; choose another model"
+        )
     if tokenizer.eos_token_id is None:
         raise CorpusError(f"tokenizer {name} has no EOS token; choose one that has")
     return tokenizer
@@ -118,9 +131,11 @@ class CorpusCard:
 
 
 def read_card(tokens: Path) -> CorpusCard:
-    """Read the card beside a file of tokens."""
-    content = json.loads(tokens.with_suffix(".json").read_text(encoding="utf-8"))
-    return CorpusCard(content["name"], content["sha256"], content["vocabulary"])
+    """Read the card beside a file of tokens; raise CorpusError if it is damaged or none is there."""
+    file = tokens.with_suffix(".json")
+    content = read_json(file, CorpusError, CURE)
+    with reading(file, CorpusError, CURE):
+        return CorpusCard(content["name"], content["sha256"], content["vocabulary"])
 
 
 def require_vocabulary(tokens: Path, tokenizer: PreTrainedTokenizerFast, model: str) -> None:
@@ -227,16 +242,14 @@ def read_tokens(path: Path, split: str) -> dict[str, np.ndarray]:
     Raises:
         CorpusError: no such file, another schema, or an empty split.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CorpusError(f"tokens file {path} does not exist; make it with `seerbench corpus`")
-    try:
-        table = pq.read_table(path, filters=[("split", "==", split)], schema=TOKEN_SCHEMA)
+    with reading(path, CorpusError, CURE):
         columns = pq.read_schema(path).names
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CorpusError(f"{path} is not a readable tokens file ({error}); delete it and run again") from None
     if columns != TOKEN_SCHEMA.names:
-        raise CorpusError(f"{path} is not a tokens file: columns {', '.join(columns)}, expected id, split, tokens")
+        raise CorpusError(
+            f"{path} is no tokens file: columns {', '.join(columns)}, expected id, split, tokens; {CURE}"
+        )
+    with reading(path, CorpusError, CURE):
+        table = pq.read_table(path, filters=[("split", "==", split)], schema=TOKEN_SCHEMA)
     if not len(table):
         raise CorpusError(f"{path}: the {split} split is empty")
     column = table.column("tokens").combine_chunks()

@@ -12,11 +12,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from seerbench.core.finite import require_finite
+from seerbench.errors import ModelError
+from seerbench.files import reading
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 
 # The arguments of AttnGate after its config, as a file's metadata names them.
 SHAPE = ("q_heads", "kv_heads", "head_dim")
+METADATA = "gates"  # the field of a file's metadata that describes its gate sets
+CURE = "delete it and distill or import these gates again"
 
 
 def save_gates(path: Path, sets: Mapping[str, Sequence[AttnGate]]) -> None:
@@ -36,13 +41,17 @@ def save_gates(path: Path, sets: Mapping[str, Sequence[AttnGate]]) -> None:
             tensors |= {
                 f"{name}.{index}.{key}": value.detach().contiguous() for key, value in gate.state_dict().items()
             }
-    save_file(tensors, str(path), metadata={"gates": json.dumps(described)})
+    save_file(tensors, str(path), metadata={METADATA: json.dumps(described)})
 
 
 def gate_set_names(path: Path) -> list[str]:
-    """Return the names of the gate sets in a file that `save_gates` wrote."""
-    with safe_open(str(path), framework="pt") as file:
-        return list(json.loads(file.metadata()["gates"]))
+    """Return the names of the gate sets in a file that `save_gates` wrote.
+
+    Raises:
+        ModelError: the file cannot be read, or `save_gates` did not write it.
+    """
+    with reading(path, ModelError, CURE), safe_open(str(path), framework="pt") as file:
+        return list(_described(file, path))
 
 
 def load_gates(path: Path, name: str | None = None) -> list[AttnGate]:
@@ -56,19 +65,46 @@ def load_gates(path: Path, name: str | None = None) -> list[AttnGate]:
         One gate per layer.
 
     Raises:
-        ValueError: the file has no set of this name, or several and no name is given; the text lists its sets.
+        ModelError: the file cannot be read, or `save_gates` did not write it; weights are missing, left over, of
+            another shape or not finite; it has no set of this name, or several and no name is given.
     """
-    with safe_open(str(path), framework="pt") as file:
-        sets = json.loads(file.metadata()["gates"])
+    with reading(path, ModelError, CURE), safe_open(str(path), framework="pt") as file:
+        sets = _described(file, path)
         if name is None and len(sets) == 1:
             name = next(iter(sets))
         if name not in sets:
-            raise ValueError(f"{path} has no gate set {name!r}; it has {', '.join(sets)}")
+            raise ModelError(f"{path} has no gate set {name!r}; it has {', '.join(sets)}")
         described = sets[name]
         config, shape = GateConfig(**described["config"]), [described[key] for key in SHAPE]
-        gates = []
-        for index in range(described["layers"]):
-            gate = AttnGate(config, *shape)
-            gate.load_state_dict({key: file.get_tensor(f"{name}.{index}.{key}") for key in gate.state_dict()})
-            gates.append(gate.requires_grad_(False))
-    return gates
+        stored = {key: file.get_tensor(key) for key in file.keys() if key.startswith(f"{name}.")}  # noqa: SIM118
+        gates = [AttnGate(config, *shape) for _ in range(described["layers"])]
+    wanted = {
+        f"{name}.{index}.{key}": value
+        for index, gate in enumerate(gates)
+        for key, value in gate.state_dict().items()
+    }
+    _require_equal_names(stored, wanted, path)
+    require_finite(stored.items(), str(path), CURE)
+    for key, weight in wanted.items():
+        weight.copy_(stored[key])
+    return [gate.requires_grad_(False) for gate in gates]
+
+
+def _described(file: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """Return what the metadata of an open safetensors file say of each gate set; raise ModelError without any."""
+    metadata = file.metadata() or {}
+    if METADATA not in metadata:
+        raise ModelError(f"{path} holds no gates: its metadata have no field {METADATA!r}; {CURE}")
+    described: dict[str, dict[str, Any]] = json.loads(metadata[METADATA])
+    return described
+
+
+def _require_equal_names(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ModelError unless both hold tensors of the same names and shapes; name the first that differs."""
+    for key in sorted(stored.keys() | wanted.keys()):
+        found, shape = (list(tensors[key].shape) if key in tensors else None for tensors in (stored, wanted))
+        if found != shape:
+            said = (
+                "is missing" if found is None else "is left over" if shape is None else f"is {found}, not {shape}"
+            )
+            raise ModelError(f"{path} does not fit its own metadata: the weight {key} {said}; {CURE}")

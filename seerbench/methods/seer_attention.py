@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem, LayerContext
+from seerbench.errors import Refused
 from seerbench.methods.block_selection import select_threshold, select_top_k
 from seerbench.methods.gate import AttnGate, gate_scores
 from seerbench.methods.protocol import BlockSparse
@@ -68,8 +69,20 @@ class SeerAttention(BlockSparse):
         return self.select(self.score(q, k, layer), q.shape[2])
 
     def score(self, q: Tensor, k: Tensor, layer: LayerContext) -> Tensor:
-        """Return the gate's scores, fp32 [B, Hq, nq, nk]; above the diagonal, which `select` skips, undefined."""
-        return gate_scores(self.gates[layer.index], q, k, layer, upper_triangle=False)
+        """Return the gate's scores, fp32 [B, Hq, nq, nk]; above the diagonal, which `select` skips, undefined.
+
+        Raises:
+            Refused: the gates are of another model.
+        """
+        gate = self.gates[layer.index % len(self.gates)]
+        kv_heads = k.shape[1] if gate.wq is None else gate.wk.shape[0]
+        given, wanted = (gate.q_heads, kv_heads, gate.head_dim), (q.shape[1], k.shape[1], q.shape[3])
+        if layer.index >= len(self.gates) or given != wanted:
+            raise Refused(
+                f"the gates are for {len(self.gates)} layers of {given} (query heads, key/value heads, head_dim), "
+                f"and layer {layer.index} has {wanted}; they are of another model"
+            )
+        return gate_scores(gate, q, k, layer, upper_triangle=False)
 
     def select(self, scores: Tensor, tokens: int) -> BlockMask:
         """Return the blocks that the top-k rule or the threshold keeps of the result of `score`."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seerbench.errors import ModelError
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -34,9 +36,11 @@ class ModelSource:
 
     @property
     def weights(self) -> Path | str:
-        """Return the folder or hub id of the weights; raise ValueError for random weights, which have no folder."""
+        """Return the folder or hub id of the weights; raise ModelError for random weights, which have no folder."""
         if self.location is None:
-            raise ValueError(f"the model {self.name} has random weights, which have no folder")
+            raise ModelError(
+                f"the model {self.name} has random weights; this step needs a model with a folder or hub id"
+            )
         return self.location
 
     @property

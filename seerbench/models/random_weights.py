@@ -21,6 +21,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from seerbench.errors import ModelError, UserError
+from seerbench.files import first_line
+from seerbench.settings import advice
+
+# Entries that transformers accepts in place of `rope_parameters`.
+ROPE_ENTRIES = ("rope_theta", "rope_scaling")
+
 
 def random_model(config: Mapping[str, Any], device: str, dtype: str, seed: int = 0) -> Any:
     """Return a model of a transformers config in evaluation mode, with initial weights as for training.
@@ -30,10 +37,30 @@ def random_model(config: Mapping[str, Any], device: str, dtype: str, seed: int =
         device: where the weights are drawn and stay; eight billion of them take too long on a CPU.
         dtype: name of the torch dtype of the weights.
         seed: the same seed draws the same weights on the same device.
+
+    Raises:
+        ModelError: the architecture has no such entry, or transformers makes no causal language model of them.
     """
     torch.manual_seed(seed)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**config), dtype=getattr(torch, dtype), attn_implementation="sdpa"
-        )
+    try:
+        _require_known(config)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(**config), dtype=getattr(torch, dtype), attn_implementation="sdpa"
+            )
+    except (UserError, MemoryError):
+        raise
+    except Exception as fault:  # transformers does not document the types
+        raise ModelError(f"no model can be made of the geometry {dict(config)} ({first_line(fault)})") from fault
     return model.eval()
+
+
+def _require_known(config: Mapping[str, Any]) -> None:
+    """Raise ModelError for an entry that the architecture does not have.
+
+    transformers keeps such an entry and ignores it, so a misspelt one would leave the default in its place.
+    """
+    known = {*vars(AutoConfig.for_model(config["model_type"])), "model_type", *ROPE_ENTRIES}
+    for key in config:
+        if key not in known:
+            raise ModelError(f"the architecture {config['model_type']} has no entry {key!r}; {advice(key, known)}")

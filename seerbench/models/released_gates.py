@@ -14,7 +14,6 @@ the shape [heads, inputs, outputs], as ours have. A gate without a linear layer 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,14 +21,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor
 
+from seerbench.core.finite import require_finite
 from seerbench.errors import ModelError
+from seerbench.files import first_line, read_json, reading
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import POOLINGS, GateConfig
 
+CURE = "fetch these gates again, or give another folder or hub id"
+MODEL_KEYS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size")  # of config.json
 GATES_FILE = "attn_gate_weights.pth"
 INDEX_FILE = "model.safetensors.index.json"  # of a model in several files
 MODEL_FILE = "model.safetensors"  # of a model in one file
@@ -52,13 +55,11 @@ def read_released(source: Path | str, revision: str | None = None) -> list[AttnG
         ModelError: files, layers or weights are missing, or a shape does not fit the config.
     """
     folder = Path(source) if Path(source).is_dir() else _fetch(str(source), revision)
-    try:
-        model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{source} has no config.json, which would name the pooling of its gates") from None
-    options = _gate_options(model_config, source)
+    model_config = read_json(folder / "config.json", ModelError, CURE)
+    with reading(folder / "config.json", ModelError, CURE):
+        options = _gate_options(model_config, source)
+        layers, *_ = (int(model_config[key]) for key in MODEL_KEYS)
     weights = _weights(folder, source)
-    layers = model_config["num_hidden_layers"]
     if {layer for layer, _ in weights} != set(range(layers)):
         raise ModelError(f"{source} has gates for {len({layer for layer, _ in weights})} of its {layers} layers")
     return [_gate(layer, weights, options, model_config, source) for layer in range(layers)]
@@ -68,7 +69,7 @@ def _gate_options(model_config: Mapping[str, Any], source: Path | str) -> dict[s
     """Return options of GateConfig and the gate's hidden size, which v1 and v2 store under different keys."""
     recipe, prefix = ("v2", "seerattn_gate") if "seerattn_gate_type" in model_config else ("v1", "gate")
     gate_type = model_config.get("seerattn_gate_type") or model_config.get("attn_gate_type")
-    pools = re.fullmatch(r"Q(\w+)_K(\w+)", gate_type or "")
+    pools = re.fullmatch(r"Q(\w+)_K(\w+)", str(gate_type))
     if pools is None or not {*pools.groups()} <= {*POOLINGS}:
         raise ModelError(f"{source}/config.json has no gate type such as Qavg_Kmaxmin, but {gate_type!r}")
     return {
@@ -100,20 +101,24 @@ def _gate(
     gate = AttnGate(config, heads, kv_heads, head_dim)
     with torch.no_grad():
         for name, parameter in gate.named_parameters():  # wq, wk
-            weight = weights[layer, name[1]]
+            weight = weights.get((layer, name[1]))
+            if weight is None:
+                raise ModelError(f"{source} has no {name[1]} projection of the gate of layer {layer}; {CURE}")
             if weight.shape != parameter.shape:
                 raise ModelError(
                     f"{source}: the {name[1]} projection of layer {layer} is {tuple(weight.shape)}, not "
                     f"{tuple(parameter.shape)} as {gate.config.pooling} on this model needs"
                 )
             parameter.copy_(weight)
+    require_finite(gate.named_parameters(), f"{source}, gate of layer {layer}", CURE)
     return gate.requires_grad_(False)
 
 
 def _weights(folder: Path, source: Path | str) -> dict[tuple[int, str], Tensor]:
     """Return the weights of the gates in a folder: (layer, "q" or "k") -> weight [heads, inputs, outputs]."""
     if (folder / GATES_FILE).is_file():
-        state = torch.load(folder / GATES_FILE, map_location="cpu", weights_only=True)
+        with reading(folder / GATES_FILE, ModelError, CURE):
+            state = dict(torch.load(folder / GATES_FILE, map_location="cpu", weights_only=True))
     else:
         state = _gates_in_model(folder, source)
     if any(DECODING_WEIGHT in name for name in state):
@@ -134,18 +139,17 @@ def _gates_in_model(folder: Path, source: Path | str) -> dict[str, Tensor]:
         raise ModelError(f"{source} has neither {GATES_FILE} nor {INDEX_FILE} nor {MODEL_FILE}")
     state: dict[str, Tensor] = {}
     for name in files:
-        with safe_open(str(folder / name), framework="pt") as file:
+        with reading(folder / name, ModelError, CURE), safe_open(str(folder / name), framework="pt") as file:
             state |= {key: file.get_tensor(key) for key in file.keys() if "attn_gate" in key}  # noqa: SIM118
     return state
 
 
 def _gates_of(index: Path) -> dict[str, str]:
     """Read the index of a model in several files; return the gates' weights as name -> file."""
-    return {
-        key: name
-        for key, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-        if "attn_gate" in key
-    }
+    weight_map = read_json(index, ModelError, CURE).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ModelError(f"{index} is no index of a model in several files: it has no weight_map; {CURE}")
+    return {key: name for key, name in weight_map.items() if "attn_gate" in key}
 
 
 def _fetch(source: str, revision: str | None) -> Path:
@@ -158,10 +162,10 @@ def _fetch(source: str, revision: str | None) -> Path:
             weights = sorted(set(_gates_of(folder / INDEX_FILE).values())) if has_index else [MODEL_FILE]
             files = ["config.json", INDEX_FILE, *weights]
             snapshot_download(source, revision=revision, allow_patterns=files)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" --revision {revision}" if revision else ""
         raise ModelError(
-            f"no gates at {source}: {str(error).splitlines()[0]} Give a local folder in the config, or fetch them "
+            f"no gates at {source} ({first_line(error)}). Give a local folder in the config, or fetch them "
             f"with: hf download {source}{at}"
         ) from None
     return folder

@@ -1,55 +1,47 @@
 """Extend the context of a model with YaRN (arXiv:2309.00071), whose formulas transformers computes.
 
-`sources.load` and fine-tuning use this file.
+`sources.load` calls `with_yarn` before it makes the model.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from seerbench.errors import ModelError
-
-
-def load_with_yarn(folder: Path | str, factor: float, revision: str | None = None) -> nn.Module:
-    """Load a causal language model with YaRN scaling of its RoPE, in float32 for training.
-
-    Args:
-        folder: a local folder or a hub id.
-        factor: how many times longer the new context is.
-        revision: commit or tag of the hub id.
-
-    Raises:
-        ModelError: the model's RoPE is scaled already.
-    """
-    config = with_yarn(AutoConfig.from_pretrained(folder, revision=revision), factor)
-    return AutoModelForCausalLM.from_pretrained(
-        folder, config=config, revision=revision, dtype=torch.float32, attn_implementation="sdpa"
-    )
 
 
 def with_yarn(config: Any, factor: float) -> Any:
     """Set YaRN scaling of RoPE by `factor` in a transformers config, and return the config.
 
     The context that the model was trained at becomes `original_max_position_embeddings`, from which transformers
-    computes YaRN's correction range.
+    computes YaRN's correction range. All other RoPE parameters, such as `partial_rotary_factor`, keep their values.
+
+    Args:
+        config: changed in place.
+        factor: how many times longer the new context is.
 
     Raises:
-        ModelError: the config's RoPE is scaled already.
+        ModelError: the model has no RoPE, several, or one that is scaled already.
     """
-    rope_type = config.rope_parameters["rope_type"]
+    rope = getattr(config, "rope_parameters", None)
+    if not rope:
+        raise ModelError(
+            f"the architecture {config.model_type} has no RoPE, which YaRN scales; choose another model"
+        )
+    if any(isinstance(value, dict) for value in rope.values()):
+        kinds = ", ".join(rope)
+        raise ModelError(
+            f"the architecture {config.model_type} has several RoPEs ({kinds}); SeerBench applies YaRN to models "
+            "whose layers share one"
+        )
+    rope_type = rope.get("rope_type", "default")
     if rope_type != "default":
-        raise ModelError(f"this model's RoPE is scaled already ({rope_type}); YaRN needs one that is not scaled")
+        raise ModelError(
+            f"this model's RoPE is scaled already ({rope_type}), and YaRN needs one that is not scaled; remove "
+            "`yarn`, or choose the model before its extension"
+        )
     original = config.max_position_embeddings
-    config.rope_parameters = {
-        "rope_type": "yarn",
-        "rope_theta": config.rope_parameters["rope_theta"],
-        "factor": float(factor),
-        "original_max_position_embeddings": original,
-    }
+    scaling = {"rope_type": "yarn", "factor": float(factor), "original_max_position_embeddings": original}
+    config.rope_parameters = {**rope, **scaling}
     config.max_position_embeddings = int(original * factor)
     return config

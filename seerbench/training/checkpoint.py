@@ -19,9 +19,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from seerbench.core.finite import require_finite
+from seerbench.errors import ModelError
+from seerbench.files import reading
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_files import save_gates
 from seerbench.training.fsdp import full_tensor, rank_and_world_size, shard_like
+
+CURE = "delete it and run again; the training then starts from its beginning"
+DIVERGED = "its training diverged; lower its learning rate in the preset, or give it a longer warm-up"
 
 
 def digest_of(*parts: object) -> str:
@@ -91,33 +97,42 @@ def load_checkpoint(
 
     Returns:
         The number of steps done and the training rows so far; (0, []) if nothing was loaded.
+
+    Raises:
+        ModelError: the file is damaged or may not be read.
     """
-    if not file.is_file():
+    if not os.path.lexists(file):
         return 0, []
-    with safe_open(file, framework="pt") as stored:
+    with reading(file, ModelError, CURE), safe_open(file, framework="pt") as stored:
         metadata = stored.metadata() or {}
         if metadata.get("digest") != digest:
             return 0, []
-        with torch.no_grad():
-            for name, param in params.items():
-                param.copy_(shard_like(param, stored.get_tensor(f"param.{name}")))
-        states: list[dict] = [{} for _ in optimizers]
-        for name in stored.keys():  # noqa: SIM118 (safe_open is not a mapping)
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                number, param, key = rest.split(".")
-                states[int(number)].setdefault(int(param), {})[key] = stored.get_tensor(name)
-        for optimizer, state in zip(optimizers, states, strict=True):
-            trained = [param for group in optimizer.param_groups for param in group["params"]]
-            for place, values in state.items():
-                for key, value in values.items():
-                    if value.shape == trained[place].shape:  # AdamW's step is a number
-                        values[key] = shard_like(trained[place], value)
-        for optimizer, state in zip(optimizers, states, strict=True):
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
-        torch.set_rng_state(stored.get_tensor("rng.torch"))
-    return int(metadata["step"]), json.loads(metadata["rows"])
+        step, rows = int(metadata["step"]), json.loads(metadata["rows"])
+        _restore(stored, params, optimizers)
+    return step, rows
+
+
+def _restore(stored: Any, params: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Copy the tensors of an open checkpoint, by the names of `save_checkpoint`, into weights and optimizers."""
+    with torch.no_grad():
+        for name, param in params.items():
+            param.copy_(shard_like(param, stored.get_tensor(f"param.{name}")))
+    states: list[dict] = [{} for _ in optimizers]
+    for name in stored.keys():  # noqa: SIM118 (safe_open is not a mapping)
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            number, place, key = rest.split(".")
+            states[int(number)].setdefault(int(place), {})[key] = stored.get_tensor(name)
+    for optimizer, state in zip(optimizers, states, strict=True):
+        trained = [param for group in optimizer.param_groups for param in group["params"]]
+        for place, values in state.items():
+            for key, value in values.items():
+                if value.shape == trained[place].shape:  # AdamW's step is a number
+                    values[key] = shard_like(trained[place], value)
+    for optimizer, state in zip(optimizers, states, strict=True):
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    torch.set_rng_state(stored.get_tensor("rng.torch"))
 
 
 def drop_checkpoint(out: Path) -> None:
@@ -133,8 +148,12 @@ def save_model(model: nn.Module, out: Path, tokenizer: Any | None = None, dtype:
         out: the folder.
         tokenizer: saved beside the model.
         dtype: of the saved weights; None keeps the model's.
+
+    Raises:
+        ModelError: a weight is not finite; nothing is written.
     """
     weights = {name: full_tensor(param.detach()).to("cpu", dtype) for name, param in model.named_parameters()}
+    require_finite(weights.items(), f"the trained model {out.name}", DIVERGED)
     if rank_and_world_size()[0]:
         return
     temporary = out.with_name(out.name + ".tmp")
@@ -147,8 +166,14 @@ def save_model(model: nn.Module, out: Path, tokenizer: Any | None = None, dtype:
 
 
 def save_gate_sets(out: Path, sets: Mapping[str, nn.ModuleList]) -> None:
-    """Write gate sets (name -> one gate per layer), sharded or not, into one safetensors file."""
+    """Write gate sets (name -> one gate per layer), sharded or not, into one safetensors file.
+
+    Raises ModelError if a weight is not finite; nothing is written then.
+    """
     unsharded = {name: [_unsharded(gate) for gate in gates] for name, gates in sets.items()}
+    for name, gates in unsharded.items():
+        for layer, gate in enumerate(gates):
+            require_finite(gate.named_parameters(), f"the trained gate set {name}, layer {layer}", DIVERGED)
     if rank_and_world_size()[0]:
         return
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from seerbench.training.batches import batches
 from seerbench.training.checkpoint import digest_of, save_gate_sets
 from seerbench.training.fsdp import all_reduce_mean, rank_and_world_size, require_even_split, shard
 from seerbench.training.jobs import DistillJob
-from seerbench.training.loop import Row, run_steps
+from seerbench.training.loop import Row, require_finite_loss, run_steps
 from seerbench.training.optimizers import GATE_CLIP, cosine_at, set_lr, update_weights
 
 # The windows of a batch pass through the model this many tokens at a time, which bounds the memory of a layer.
@@ -50,6 +50,7 @@ def distill(job: DistillJob) -> list[Row]:
 
     Raises:
         ConfigError: the batch does not split evenly over the processes.
+        TrainingDiverged: the loss of a gate set is not finite.
     """
     device = job.device
     rank, size = rank_and_world_size()
@@ -72,6 +73,8 @@ def distill(job: DistillJob) -> list[Row]:
         rate = set_lr([optimizer], cosine_at(step, job.steps, job.warmup))
         own_windows = torch.from_numpy(windows[rank::size]).long().to(device)
         losses = accumulate_gradients(model, own_windows, trained, job.block)
+        for name, loss in losses.items():
+            require_finite_loss(loss, step, job, f"the loss of the gate set {name}")
         update_weights([optimizer], [(gates.parameters(), GATE_CLIP) for gates in trained.values()])
         return [
             {

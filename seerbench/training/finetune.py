@@ -33,13 +33,12 @@ from seerbench.methods.gate_files import load_gates
 from seerbench.methods.gate_losses import gate_loss, gate_target
 from seerbench.methods.protocol import Method
 from seerbench.models.hugging_face import attention_method
-from seerbench.models.sources import DTYPES
-from seerbench.models.yarn import load_with_yarn
+from seerbench.models.sources import DTYPES, check_gates, load
 from seerbench.training.batches import batches
 from seerbench.training.checkpoint import digest_of, save_gate_sets, save_model
 from seerbench.training.fsdp import all_reduce_mean, rank_and_world_size, require_even_split, shard_all_weights
 from seerbench.training.jobs import FinetuneJob
-from seerbench.training.loop import Row, run_steps
+from seerbench.training.loop import Row, require_finite_loss, run_steps
 from seerbench.training.losses import next_token_losses
 from seerbench.training.optimizers import GATE_CLIP, lr_at, optimizers, set_lr, update_weights
 
@@ -58,6 +57,8 @@ def finetune(job: FinetuneJob) -> list[Row]:
     Raises:
         ConfigError: the batch does not split evenly over the processes, or the job of several processes has a mix
             or Muon.
+        ModelError: the model or the gates cannot be loaded, or the gates are of another model.
+        TrainingDiverged: the loss of a step is not finite.
     """
     device, settings = job.device, job.optimizer
     rank, size = rank_and_world_size()
@@ -69,8 +70,12 @@ def finetune(job: FinetuneJob) -> list[Row]:
     tokenizer = load_tokenizer(job.model.weights, job.model.revision)
     documents = read_tokens(job.tokens, "train")
     batch_of = batches(job, documents, tokenizer)
-    model = load_with_yarn(job.model.weights, job.factor, job.model.revision).train()
-    gates = None if job.gates is None else nn.ModuleList(load_gates(job.gates, "v1")).to(device)
+    model = load(job.model.weights, revision=job.model.revision, yarn=job.factor).train()
+    gates = None
+    if job.gates is not None:
+        loaded = load_gates(job.gates, "v1")
+        check_gates(loaded, job.model.weights, job.model.revision)
+        gates = nn.ModuleList(loaded).to(device)
     if size > 1:
         shard_all_weights(model, gates or (), device)
     else:
@@ -95,6 +100,11 @@ def finetune(job: FinetuneJob) -> list[Row]:
         factor = lr_at(step, job.steps, warmup=settings.warmup, decay_share=settings.decay_share)
         rate = set_lr(scheduled, factor)
         losses, joint_loss = _accumulate_gradients(model, joint, tokens, weights, job)
+        lm_loss = all_reduce_mean((losses * weights).sum() / weights.sum()).item()
+        gate_loss = math.nan if joint is None else all_reduce_mean(joint_loss).item()
+        require_finite_loss(lm_loss, step, job)
+        if joint is not None:
+            require_finite_loss(gate_loss, step, job, "the gate loss")
         clipped = [(model.parameters(), settings.clip)]
         update_weights(optims, clipped if gates is None else [*clipped, (gates.parameters(), GATE_CLIP)])
         # Several processes have packed rows only, all of which are text.
@@ -104,7 +114,7 @@ def finetune(job: FinetuneJob) -> list[Row]:
             "tokens": (step + 1) * batch.tokens.size,
             "context": job.context,
             "lm_loss": all_reduce_mean(losses[:text_windows].mean()).item(),
-            "gate_loss": math.nan if joint is None else all_reduce_mean(joint_loss).item(),
+            "gate_loss": gate_loss,
             "learning_rate": rate,
         }
         return [row]

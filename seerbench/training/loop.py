@@ -17,10 +17,27 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from seerbench.errors import TrainingDiverged
 from seerbench.training.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint
 from seerbench.training.fsdp import broadcast_from_rank0, rank_and_world_size
 
 Row = dict[str, Any]
+
+
+def require_finite_loss(loss: float, step: int, job: Job, what: str = "the loss") -> None:
+    """Raise TrainingDiverged unless a loss is a finite number; trainings call it before they change the weights.
+
+    Args:
+        loss: of the step, which is what the gradients are of.
+        step: number of the step, from 0.
+        job: its `out` names the training.
+        what: name of the loss, for the message.
+    """
+    if not math.isfinite(loss):
+        raise TrainingDiverged(
+            f"the training of {job.out.name} diverged: {what} is {loss} at step {step + 1}; lower its learning "
+            "rate in the preset, or give it a longer warm-up"
+        )
 
 
 class Job(Protocol):

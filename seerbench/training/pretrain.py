@@ -14,14 +14,14 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.data.windows import packed
+from seerbench.models.sources import load
 from seerbench.training.batches import schedule, scheduled_batches
 from seerbench.training.checkpoint import digest_of, save_model
 from seerbench.training.jobs import PretrainJob
-from seerbench.training.loop import Row, run_steps
+from seerbench.training.loop import Row, require_finite_loss, run_steps
 from seerbench.training.losses import next_token_losses
 from seerbench.training.optimizers import lr_at, optimizers, set_lr, update_weights
 from seerbench.training.small_model import build_model, compile_layers
@@ -38,6 +38,9 @@ def pretrain(job: PretrainJob) -> pd.DataFrame:
         One row per step: step, tokens (seen so far), context, loss (nats per token over the batch's corpus
         windows), lookup_loss (the weighted mean over its repeats and look-ups), lr (Muon's). A loss is NaN if the
         batch had no such window.
+
+    Raises:
+        TrainingDiverged: the loss of a step is not finite.
     """
     device, settings = job.device, job.optimizer
     tokenizer = load_tokenizer(job.tokenizer)
@@ -54,7 +57,9 @@ def pretrain(job: PretrainJob) -> pd.DataFrame:
         weights = torch.from_numpy(batch.weights[:, 1:].copy()).to(device)
         lr = set_lr(optims, lr_at(step, len(plan), warmup=settings.warmup, decay_share=settings.decay_share))
         losses = next_token_losses(model, tokens, job.loss_chunk, device)
-        ((losses * weights).sum() / weights.sum()).backward()
+        loss = (losses * weights).sum() / weights.sum()
+        require_finite_loss(loss.item(), step, job)
+        loss.backward()
         update_weights(optims, [(params.values(), settings.clip)])
         row = {
             "step": step,
@@ -85,7 +90,7 @@ def _initial_model(job: PretrainJob, tokenizer: Any) -> nn.Module:
     if job.init is None:
         model = build_model(job.architecture, tokenizer)
     else:
-        model = AutoModelForCausalLM.from_pretrained(job.init, dtype=torch.float32, attn_implementation="sdpa")
+        model = load(job.init)
         model.config.max_position_embeddings = job.architecture.positions
     model = model.to(job.device).train()
     if job.device != "cpu":

@@ -7,6 +7,7 @@ import torch
 from seerbench.baselines.moa import block_density, load_plan, save_plan, window_blocks, windows_and_sink
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import LayerContext
+from seerbench.errors import Refused
 from seerbench.methods.registry import create
 
 TOKENS, BLOCK = 500, 16
@@ -31,7 +32,7 @@ def test_moa_s_plan_goes_through_upstream_s_format(tmp_path):
     assert load_plan(tmp_path / "mine.json") == ([[0.0, -1024.0]], [[0.5, 0.875]])
     method = create("moa", plan=tmp_path / "mine.json")
     assert method.configuration == "mine"
-    with pytest.raises(ValueError, match="is for 1 layers of 2 heads"):
+    with pytest.raises(Refused, match="is for 1 layers of 2 heads"):
         method.plan(torch.zeros(1, 4, 100, 8), torch.zeros(1, 4, 100, 8), LayerContext())
     (tmp_path / "bad.json").write_text('{"alphas": [[0]]}')
     with pytest.raises(ValueError, match="no plan of MoA"):

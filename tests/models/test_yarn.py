@@ -9,13 +9,12 @@ import torch
 from seerbench.core.rope import rope_of
 from seerbench.errors import ModelError
 from seerbench.models.sources import load
-from seerbench.models.yarn import load_with_yarn
 
 TOKENS = torch.randint(256, (1, 64), generator=torch.Generator().manual_seed(0))
 
 
 def test_the_trained_context_is_extended(tmp_path):
-    model = load_with_yarn(standins.make_llama_checkpoint(tmp_path, rope=None), 4)
+    model = load(standins.make_llama_checkpoint(tmp_path, rope=None), yarn=4)
     parameters = model.config.rope_parameters
     assert parameters["rope_type"] == "yarn"
     assert parameters["original_max_position_embeddings"] == 512
