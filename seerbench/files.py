@@ -107,6 +107,6 @@ def read_json(path: Path | str, error: type[UserError], cure: str, kind: type = 
     with reading(path, error, cure):
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     if not isinstance(content, kind):
-        wanted = {dict: "an object", list: "a list"}[kind]
+        wanted = "a list" if kind is list else "an object"
         raise error(f"{path} holds JSON of another kind: expected {wanted}; {cure}")
     return content
