@@ -18,13 +18,12 @@ import importlib
 from functools import cache
 
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import HTML, Markdown, display
 
 from seerbench.artefacts import ARTEFACTS, aggregates, colors, table_format
 from seerbench.artefacts.paper_numbers import paper_values
 from seerbench.errors import MissingRows
-from seerbench.report import notebooks
-from seerbench.report import verdicts as report_verdicts
+from seerbench.report import claims_section, notebooks, verdicts
 
 runs = notebooks.runs()
 paper = paper_values()
@@ -209,19 +208,13 @@ show("pareto")
 # %% [markdown]
 # ## The paper's claims
 #
-# A claim is a sentence of the paper with a number or an ordering. Code judges each claim (`seerbench/report/
-# verdicts.py`) from the rows of the run that reaches the longest context. "Not reproduced" includes undecided
-# claims, whose interval contains the bound.
+# A claim is a sentence of the paper with a number or an ordering. Code judges each claim from all runs
+# (`seerbench/report/verdicts.py`): the run of the largest scale decides, and what the others say is listed below.
+# *Contradicted* means that the measured interval excludes what the paper says. *Undecided* means that it does not,
+# or that a part of what the claim speaks of was not measured.
 
-# %%
-verdicts = report_verdicts.judge(runs)
-display(pd.Series([verdict.verdict for verdict in verdicts]).value_counts().rename("claims").to_frame())
-pd.DataFrame(
-    [
-        {"claim": f"{verdict.id}: {verdict.claim}", "verdict": verdict.with_scale, "finding": verdict.finding}
-        for verdict in verdicts
-    ]
-).style.hide().set_properties(**{"white-space": "normal", "min-width": "9rem", "vertical-align": "top"})
+# %% tags=["claims", "hide-input"]
+display(HTML(claims_section.section(verdicts.judge(notebooks.published(), notebooks.own_run()))))
 
 # %% [markdown]
 # ## What is not here

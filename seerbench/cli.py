@@ -446,6 +446,8 @@ def check(
 ) -> None:
     """Fail if a published run was changed or was timed with other kernels, or if CLAIMS.md disagrees with the rows.
 
+    The README beside CLAIMS.md has the tally of the claims, which is checked and written together with it.
+
     Example: `seerbench check claims`
     """
     if what == "claims":
@@ -468,14 +470,21 @@ def check(
 def _check_claims(published: Path, page: Path, write: bool) -> None:
     from seerbench.report import claims_page, verdicts
 
-    said = claims_page.page(verdicts.published_runs(published))
-    if write:
-        page.write_text(said, encoding="utf-8")
-        typer.echo(page)
-    elif not page.is_file() or page.read_text(encoding="utf-8") != said:
-        raise ResultsError(f"{page} disagrees with the rows; to see what changed: seerbench check claims --write")
-    else:
-        typer.echo(f"{page} agrees with the rows")
+    runs = verdicts.published_runs(published)
+    said = {page: claims_page.page(runs)}
+    readme = page.parent / "README.md"
+    if readme.is_file():
+        said[readme] = claims_page.with_tally(readme.read_text(encoding="utf-8"), verdicts.judge(runs))
+    for path, text in said.items():
+        if write:
+            path.write_text(text, encoding="utf-8")
+            typer.echo(path)
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            raise ResultsError(
+                f"{path} disagrees with the rows; to see what changed: seerbench check claims --write"
+            )
+        else:
+            typer.echo(f"{path} agrees with the rows")
 
 
 @app.command(name="list", rich_help_panel=USE)

@@ -312,6 +312,7 @@ def longbench_rows(run_id: str, seer: float = 0.6) -> list[Row]:
                     "context": 1000 + example,
                     "bucket": bucket,
                     "method": method,
+                    "gate": "instruct:v1" if method == "seer" else None,
                     "sparsity_requested": sparsity,
                     "sparsity_realised": 0.0 if sparsity is None else 0.12,
                     "example": example,

@@ -1,52 +1,80 @@
-"""The page CLAIMS.md: every claim of the paper with its verdict, and the paper's contradictions with itself."""
+"""Write the claims with their judgements: the page CLAIMS.md, and the tally in the README.
+
+Both show what `verdicts.judge` returns, as the report and the notebook do (claims_section.py).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from seerbench.errors import ResultsError
 from seerbench.paths import PAPER
-from seerbench.report.evidence import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Verdict
+from seerbench.report.evidence import Judgement, Verdict
 from seerbench.report.oddities import oddities
-from seerbench.report.verdicts import judge
+from seerbench.report.verdicts import by_scale, headline, judge
 from seerbench.rows.store import Run
 
+# The README has the tally between these two comments.
+TALLY = ("<!-- tally of claims -->", "<!-- end of tally -->")
 COLUMNS = ("claim", "verdict", "measured", "evidence", "command, minutes", "check")
 
 
 def page(runs: Sequence[Run], folder: Path | str = PAPER) -> str:
     """Return CLAIMS.md as made from these runs. folder: where values.csv and claims.csv of the paper are."""
-    verdicts = judge(runs, folder)
-    counts = ", ".join(
-        f"{sum(verdict.verdict == kind for verdict in verdicts)} {kind}"
-        for kind in (REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE)
-    )
+    judgements = judge(runs, folder=folder)
     names = ", ".join(run.folder.name for run in runs) or "none yet"
     head = (
         "# Claims of the paper\n\n`seerbench check claims --write` writes this page from the runs in "
-        f"`results/published` ({names}). `seerbench check claims` fails if page and rows disagree. "
-        f"{len(verdicts)} claims: {counts}.\n\nReproduced: every 95% interval lies on the paper's side, and "
-        "nothing that the claim speaks of is missing. Not reproduced: an interval lies on the other side "
-        "(contradicted) or contains the bound (undecided). Claims about time are judged on a GPU at the paper's "
-        "lengths. Claims about quality are judged on the model and at the lengths that the evidence names; a "
-        "verdict at small scale says nothing about an 8B model. Paper scale means the paper's shapes or models; "
-        "the evidence says where inputs or weights are random. Differences are nats per token on the same "
-        "documents. Minutes are the wall time of the steps that measured the rows.\n\n"
+        f"`results/published` ({names}). `seerbench check claims` fails if page and rows disagree.\n\n"
+        f"**{headline(judgements)}.** {by_scale(judgements)}\n\n"
+        "Reproduced: every 95% interval lies on the paper's side, and nothing that the claim speaks of is missing. "
+        "Contradicted: an interval lies wholly on the other side. Undecided: an interval contains the bound, or a "
+        "part of what the claim speaks of was not measured. The evidence of the largest scale decides, then that "
+        "of the longest context, then the latest. All other evidence is listed below the table.\n\n"
+        "Claims about time are judged on a GPU at the paper's lengths. Claims about quality are judged on the "
+        "model and at the lengths that the evidence names; a verdict at small scale says nothing about an 8B "
+        "model. Paper scale means the paper's shapes or models; the evidence says where inputs or weights are "
+        "random. Differences are nats per token on the same documents. Minutes are the wall time of the steps that "
+        "measured the rows."
     )
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *map(_line, verdicts)]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *map(_line, judgements)]
+    others = [
+        f"- **{judgement.id}**: {verdict.with_scale}. {verdict.finding} ({verdict.label})"
+        for judgement in judgements
+        for verdict in judgement.evidence[1:]
+    ]
+    below = "## Other evidence\n\n" + "\n".join(others or ["None."])
     contradictions = "".join(f"- {text}\n" for text in oddities(folder))
-    return head + "\n".join(lines) + "\n\n## Where the paper contradicts itself\n\n" + contradictions
+    return "\n\n".join(
+        (head.rstrip(), "\n".join(lines), below, "## Where the paper contradicts itself", contradictions)
+    )
 
 
-def _line(verdict: Verdict) -> str:
-    """Return one verdict as a line of the Markdown table."""
-    commands = "<br>".join(f"`{command}`" for command in verdict.commands)
+def with_tally(readme: str, judgements: Sequence[Judgement]) -> str:
+    """Return the README with the tally of these judgements. Raises ResultsError if it has no place for one."""
+    start, end = TALLY
+    pattern = f"({re.escape(start)}).*?({re.escape(end)})"
+    replaced, places = re.subn(pattern, rf"\g<1>{headline(judgements)}\g<2>", readme, flags=re.DOTALL)
+    if places != 1:
+        raise ResultsError(
+            f"the README has {places} places for the tally of claims, between {start} and {end}, not 1"
+        )
+    return replaced
+
+
+def _line(judgement: Judgement) -> str:
+    """Return one judgement as a line of the Markdown table."""
+    first = judgement.evidence[0] if judgement.evidence else Verdict("", False, "", "", "-")
+    commands = "<br>".join(f"`{command}`" for command in first.commands)
+    where = "; ".join(text for text in (judgement.place, judgement.scope) if text)
     cells = (
-        f"**{verdict.id}** {verdict.claim} ({'; '.join(text for text in (verdict.place, verdict.scope) if text)})",
-        verdict.with_scale,
-        verdict.finding,
-        verdict.label or "-",
-        f"{commands}, {verdict.minutes:.1f}" if commands else "-",
-        f"`{verdict.check}`",
+        f"**{judgement.id}** {judgement.claim} ({where})",
+        judgement.with_scale,
+        judgement.finding,
+        first.label,
+        f"{commands}, {first.minutes:.1f}" if commands else "-",
+        f"`{judgement.check}`",
     )
     return f"| {' | '.join(cells)} |".replace("\n", " ")

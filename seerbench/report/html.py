@@ -18,16 +18,15 @@ import pandas as pd
 from seerbench import paths
 from seerbench.artefacts import ARTEFACTS, colors, labels, paper_numbers, style, table_format
 from seerbench.errors import MissingRows, ResultsError
-from seerbench.report import oddities, verdicts
-from seerbench.report.evidence import NOT_TESTABLE, Verdict
+from seerbench.report import claims_section, oddities, verdicts
 from seerbench.rows.store import Run
 
 LARGE = 200_000  # A CSV of more bytes than this is embedded gzipped.
 CSS = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #57606a; --page: #fff; --line: #d0d7de; --card: #f6f8fa;
-  --link: #0550ae; --good: #116329; --bad: #a40e26 }
+  --link: #0550ae; --good: #116329; --bad: #a40e26; --open: #7d4e00 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #9da7b3; --page: #0d1117; --line: #30363d;
-  --card: #161b22; --link: #79c0ff; --good: #56d364; --bad: #ff7b72 } }
+  --card: #161b22; --link: #79c0ff; --good: #56d364; --bad: #ff7b72; --open: #e3b341 } }
 body { margin: 0 auto; padding: 1rem; max-width: 72rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
   background: var(--page) }
 h1 { font-size: 1.6rem } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) } a { color: var(--link) }
@@ -38,7 +37,8 @@ nav a { display: inline-block; padding: .3rem .6rem .3rem 0 }
 ul.label { padding-left: 1.2rem }
 article { border: 1px solid var(--line); border-radius: 6px; padding: .6rem 1rem; margin: .7rem 0 }
 article h3 { margin: 0; font-size: 1rem } article p { margin: .3rem 0; overflow-wrap: anywhere }
-.reproduced { color: var(--good) } .not-reproduced { color: var(--bad) } .not-testable-here { color: var(--faint) }
+.reproduced { color: var(--good) } .contradicted { color: var(--bad) } .undecided { color: var(--open) }
+.not-testable-here { color: var(--faint) }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
 .wide:focus-visible, a:focus-visible { outline: 3px solid var(--link) }
 .wide img { display: block; width: 100%; min-width: 44rem; background: #fff }
@@ -51,18 +51,13 @@ th { background: var(--card) } td.number { text-align: right; font-variant-numer
 def html(run: Run, published: Sequence[Run] = (), paper_dir: Path = paths.PAPER) -> str:
     """Return the page of one run.
 
-    A claim that the run cannot judge shows the verdict of the published runs, if these can judge it. An artefact
-    without rows shows what is missing. Raises ResultsError if the run has no rows at all.
+    The claims are judged by the published runs and this one together (verdicts.py). An artefact without rows shows
+    what is missing. Raises ResultsError if the run has no rows at all.
     """
     runs = run.table("runs")
     if runs.empty:
         raise ResultsError(f"{run.folder} has no rows; measure first")
-    own = verdicts.judge([run], paper_dir)
-    others = verdicts.judge(published, paper_dir)
-    pairs = [
-        (other, True) if verdict.verdict == NOT_TESTABLE and other.verdict != NOT_TESTABLE else (verdict, False)
-        for verdict, other in zip(own, others)
-    ]
+    judgements = verdicts.judge(published, run, paper_dir)
     paper = paper_numbers.paper_values(paper_dir)
     links = "".join(f'<a href="#{name}">{name}</a>' for name in ARTEFACTS)
     return "".join(
@@ -73,7 +68,7 @@ def html(run: Run, published: Sequence[Run] = (), paper_dir: Path = paths.PAPER)
             f"<p>{escape(labels.label(run, runs).text)}</p>",
             '<nav aria-label="Sections"><a href="#claims">claims</a><a href="#paper">contradictions</a>',
             f'{links}<a href="#cost">cost</a></nav></header><main>',
-            _claims(pairs),
+            f'<section><h2 id="claims">Claims of the paper</h2>{claims_section.section(judgements)}</section>',
             '<section><h2 id="paper">Where the paper contradicts itself</h2><ul>',
             *(f"<li>{escape(text)}</li>" for text in oddities.oddities(paper_dir)),
             "</ul></section>",
@@ -82,37 +77,6 @@ def html(run: Run, published: Sequence[Run] = (), paper_dir: Path = paths.PAPER)
             "</main></body></html>\n",
         )
     )
-
-
-def _claims(pairs: Sequence[tuple[Verdict, bool]]) -> str:
-    """Return the section of verdicts. Each comes with whether it is that of a published run instead of this one."""
-    counts = pd.Series([verdict.verdict for verdict, _ in pairs]).value_counts()
-    counts_text = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    parts = [f'<section><h2 id="claims">Claims</h2><p>{len(pairs)} claims of the paper: {counts_text}.</p>']
-    links = (
-        f'<li><a href="#{verdict.id}" class="{_css_class(verdict)}">{verdict.id}</a> {escape(verdict.verdict)}: '
-        f"{escape(verdict.claim)}</li>"
-        for verdict, _ in pairs
-    )
-    parts.append(f'<ul class="glance">{"".join(links)}</ul>')
-    for verdict, from_published in pairs:
-        evidence = ("From a published run: " if from_published else "") + verdict.label
-        if verdict.commands:
-            evidence += f"; {' and '.join(verdict.commands)}, {verdict.minutes:.1f} minutes"
-        small_print = [text for text in (evidence, f"Judged in {verdict.check}") if text]
-        where = "; ".join(text for text in (verdict.place, verdict.scope) if text)
-        parts.append(
-            f'<article id="{verdict.id}">'
-            f"<h3>{verdict.id}: {escape(verdict.claim)} <small>({escape(where)})</small></h3>"
-            f'<p><strong class="{_css_class(verdict)}">{escape(verdict.with_scale)}</strong>'
-            f"<br>{escape(verdict.finding)}</p>"
-            f'<p class="label">{"<br>".join(map(escape, small_print))}</p></article>'
-        )
-    return "".join(parts) + "</section>"
-
-
-def _css_class(verdict: Verdict) -> str:
-    return verdict.verdict.replace(" ", "-")
 
 
 def _artefact(name: str, run: Run, paper: pd.DataFrame) -> str:

@@ -23,6 +23,7 @@ from seerbench.artefacts import style
 from seerbench.errors import MissingRows, NotebookError
 from seerbench.paths import PUBLISHED, ROOT
 from seerbench.report.html import CSS
+from seerbench.report.verdicts import published_runs
 from seerbench.rows.store import Run, write_bytes
 
 RUN = "SEERBENCH_RUN"  # The environment variable with the folder of rows that a notebook is executed for.
@@ -39,12 +40,22 @@ pre { background: var(--card); border-radius: 6px; padding: .6rem .8rem; font-si
 """
 
 
+def own_run() -> Run | None:
+    """Return the run that a notebook is executed for, or None if it is opened by hand."""
+    return Run(os.environ[RUN]) if os.environ.get(RUN) else None
+
+
+def published() -> list[Run]:
+    """Return the published runs, which every notebook reads."""
+    return published_runs(PUBLISHED)
+
+
 def runs() -> list[Run]:
     """Return the runs that a notebook reads: the one that it is executed for, if any, then the published ones."""
-    own = [Path(os.environ[RUN])] if os.environ.get(RUN) else []
-    published = sorted(path.parent for path in PUBLISHED.glob("*/MANIFEST.json"))
-    folders = own + [folder for folder in published if folder.resolve() not in [path.resolve() for path in own]]
-    return [Run(folder) for folder in folders]
+    own = own_run()
+    if own is None:
+        return published()
+    return [own, *(run for run in published() if run.folder.resolve() != own.folder.resolve())]
 
 
 def overview(runs: Sequence[Run]) -> pd.DataFrame:

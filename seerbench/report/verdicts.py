@@ -1,21 +1,35 @@
-"""Verdicts: judge each claim of the paper, a sentence with a number or an ordering, from measured rows.
+"""Judge each claim of the paper, a sentence with a number or an ordering, from measured rows.
 
 A check turns the rows of a run into comparisons: numbers with their 95% intervals, each with the side of a bound on
-which the paper puts it. These are the rules:
+which the paper puts it. Each run that can judge a claim has its own verdict:
 
 - reproduced: every interval lies wholly on the paper's side, and nothing that the claim speaks of is missing.
-- not reproduced: an interval lies wholly on the other side (contradicted) or contains the bound (undecided).
-- not testable here: rows are missing.
-- Claims about time need rows of a GPU at the paper's contexts, against FlashAttention-2. Claims about quality are
-  judged on any model, at the contexts of its run; the label says how large the model is.
-- If several runs can judge a claim, the run counts whose evidence reaches the longest context; among equal ones the
-  run of the largest scale, then the latest.
+- contradicted: an interval lies wholly on the other side, so the claim does not hold for what was measured.
+- undecided: an interval contains the bound, or a part of what the claim speaks of was not measured.
+- not testable here: no run has rows that the claim is about.
 
-`CLAIMS.md` is made of the published runs (claims_page.py); `seerbench check claims` compares the two.
+Only what the paper says can be contradicted. Where it has a word instead of a number, such as "same latency", the
+bound is ours, and a number beyond it leaves the claim undecided. The paper prints perplexities with two decimals,
+so a difference that vanishes in them contradicts nothing.
+
+Claims about time need rows of a GPU at the paper's contexts, against FlashAttention-2. Claims about quality are
+judged on any model. At the paper's scale they need the paper's contexts; a smaller model is judged at those that it
+has, and the label says how large it is.
+
+The judgement on a claim is the verdict of its strongest evidence, and all other evidence is listed below it:
+
+1. The largest scale decides: the paper's shapes or models before small models, these before toys.
+2. At equal scale a published run decides before the reader's own, so that a page says the same wherever it is made.
+   An own run counts like any other once it is published.
+3. Among these the run decides that reaches the longest context, since the paper is about long contexts, and then
+   the latest one, since the code improves.
+
+The report, the notebook `results`, CLAIMS.md and the README all show what `judge` returns.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +41,15 @@ from seerbench.errors import MissingRows, ResultsError
 from seerbench.paths import PAPER, PUBLISHED
 from seerbench.report import checks_quality, checks_time
 from seerbench.report.evidence import (
-    NOT_REPRODUCED,
+    CONTRADICTED,
+    KINDS,
     NOT_TESTABLE,
     REPRODUCED,
+    UNDECIDED,
     Check,
     Comparison,
     Evidence,
+    Judgement,
     Verdict,
 )
 from seerbench.rows.schema import SCALE_KINDS
@@ -70,48 +87,89 @@ def paper_claims(folder: Path | str = PAPER) -> pd.DataFrame:
     return claims
 
 
-def judge(runs: Iterable[Run], folder: Path | str = PAPER) -> list[Verdict]:
-    """Return one verdict per claim, each from the best evidence in the runs (by the rules of this module)."""
-    paper, runs = paper_numbers.paper_values(folder), list(runs)
+def judge(published: Iterable[Run], own: Run | None = None, folder: Path | str = PAPER) -> list[Judgement]:
+    """Return one judgement per claim, by the rules of this module.
+
+    own: the reader's own run. It is left out if all of it has been published.
+    """
+    paper, runs = paper_numbers.paper_values(folder), [(run, False) for run in published]
+    executions = [set(run.table("runs").run_id) for run, _ in runs]
+    if own is not None and not any(set(own.table("runs").run_id) <= known for known in executions):
+        runs.append((own, True))
     return [_judge(claim, runs, paper) for claim in paper_claims(folder).itertuples()]
 
 
-def _judge(claim: Any, runs: Sequence[Run], paper: pd.DataFrame) -> Verdict:
+def headline(judgements: Sequence[Judgement]) -> str:
+    """Return the tally in one line: "17 claims: 8 reproduced, 2 contradicted, 6 undecided, 1 not testable here"."""
+    counts = Counter(judgement.verdict for judgement in judgements)
+    return f"{len(judgements)} claims: " + ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+
+
+def by_scale(judgements: Sequence[Judgement]) -> str:
+    """Return the tally of each scale in one sentence; empty if nothing was judged."""
+    of_scale: dict[str, Counter[str]] = {}
+    for judgement in judgements:
+        for verdict in judgement.evidence[:1]:
+            of_scale.setdefault(verdict.scale or "unknown scale", Counter())[verdict.verdict] += 1
+    largest_first = sorted(of_scale, key=lambda scale: _scale_rank(scale.partition(" ")[0]), reverse=True)
+    parts = [
+        f"at {scale} " + ", ".join(f"{of_scale[scale][kind]} {kind}" for kind in KINDS if of_scale[scale][kind])
+        for scale in largest_first
+    ]
+    return f"{'; '.join(parts).capitalize()}." if parts else ""
+
+
+def _judge(claim: Any, runs: Sequence[tuple[Run, bool]], paper: pd.DataFrame) -> Judgement:
     check = CHECKS[claim.id]
-    candidates, lacking = [], []
-    for run in runs:
+    ranked, lacking, own_lacks = [], [], ""
+    for run, own in runs:
         try:
             evidence = check(run, paper)
         except MissingRows as missing:
             lacking.append(missing.what)
+            own_lacks = missing.what if own else own_lacks
         else:
             steps = run.table("runs")
             steps = steps[steps.run_id.isin(evidence.rows.run_id.unique())]
-            candidates.append((run, evidence, steps))
-    fixed: dict[str, Any] = {"id": claim.id, "claim": claim.claim, "place": claim.where, "scope": claim.scope}
-    fixed["check"] = f"{check.__module__.replace('.', '/')}.py, {check.__name__}"
-    if not candidates:
-        reasons = "; ".join(dict.fromkeys(lacking)) or "any run"
-        return Verdict(**fixed, verdict=NOT_TESTABLE, finding=f"missing: {reasons}.", label="")
-    run, evidence, steps = max(candidates, key=lambda candidate: _rank(candidate[1], candidate[2]))
+            ranked.append((_rank(evidence, steps, own), _verdict(run, own, evidence, steps)))
+    return Judgement(
+        id=claim.id,
+        claim=claim.claim,
+        place=claim.where,
+        scope=claim.scope,
+        check=f"{check.__module__.replace('.', '/')}.py, {check.__name__}",
+        evidence=[verdict for _, verdict in sorted(ranked, key=lambda each: each[0], reverse=True)],
+        lacking="; ".join(dict.fromkeys(lacking)) or "any run",
+        own_lacks=own_lacks,
+    )
+
+
+def _rank(evidence: Evidence, steps: pd.DataFrame, own: bool) -> tuple[int, bool, float, str]:
+    """Return what decides between runs, by the rules of this module: the largest value decides."""
+    smallest_scale = min(_scale_rank(scale) for scale in steps.scale_kind)
+    return smallest_scale, not own, evidence.rows.context.max(), steps.started.max()
+
+
+def _scale_rank(scale: object) -> int:
+    """Return the place of a value of runs.scale_kind; a missing one is the smallest."""
+    return SCALE_KINDS.index(scale) if scale in SCALE_KINDS else -1
+
+
+def _verdict(run: Run, own: bool, evidence: Evidence, steps: pd.DataFrame) -> Verdict:
+    """Return what one run says. steps: the executions that measured the rows of the evidence."""
     verdict, reason = decide(evidence)
     kinds = [kind for kind in SCALE_KINDS if kind in set(steps.scale_kind)]
     return Verdict(
-        **fixed,
+        run=run.folder.name,
+        own=own,
         verdict=verdict,
         finding=" ".join(text for text in (reason, _in_words(evidence.comparisons), evidence.note) if text),
         label=labels.label(run, evidence.rows).text,
-        scale=", ".join(f"{kind} scale" for kind in kinds),
+        scale=f"{kinds[0]} scale" if kinds else "",
         commands=list(dict.fromkeys(steps.command)),
         minutes=steps.wall_s.sum() / 60,
         comparisons=evidence.comparisons,
     )
-
-
-def _rank(evidence: Evidence, steps: pd.DataFrame) -> tuple[float, int, str]:
-    """Return what decides between runs that can judge a claim: longest context, smallest scale, latest start."""
-    scales = [SCALE_KINDS.index(kind) if kind in SCALE_KINDS else -1 for kind in steps.scale_kind]
-    return evidence.rows.context.max(), min(scales), steps.started.max()
 
 
 def decide(evidence: Evidence) -> tuple[str, str]:
@@ -119,12 +177,19 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     comparisons = evidence.comparisons
     against = sum(comparison.contradicts for comparison in comparisons)
     undecided = sum(not comparison.holds and not comparison.contradicts for comparison in comparisons)
-    missing = f"missing: {', '.join(evidence.missing)}." if evidence.missing else ""
+    missing = f"Not measured: {', '.join(evidence.missing)}." if evidence.missing else ""
+    if not comparisons:
+        return NOT_TESTABLE, missing
     if against:
-        return NOT_REPRODUCED, f"Contradicted by {against} of {len(comparisons)} comparisons. {missing}".strip()
+        return CONTRADICTED, f"{_share('Contradicted by', against, len(comparisons))} {missing}".strip()
     if undecided:
-        return NOT_REPRODUCED, f"Undecided in {undecided} of {len(comparisons)} comparisons. {missing}".strip()
-    return (NOT_TESTABLE, f"{missing} What was measured holds.") if missing else (REPRODUCED, "")
+        return UNDECIDED, f"{_share('Undecided in', undecided, len(comparisons))} {missing}".strip()
+    return (UNDECIDED, f"What was measured holds. {missing}") if missing else (REPRODUCED, "")
+
+
+def _share(words: str, count: int, total: int) -> str:
+    """Return which share of the comparisons a verdict rests on; empty for a single one, which follows anyway."""
+    return f"{words} {count} of {total} comparisons." if total > 1 else ""
 
 
 def _in_words(comparisons: Sequence[Comparison]) -> str:
@@ -133,12 +198,17 @@ def _in_words(comparisons: Sequence[Comparison]) -> str:
         listed = list(comparisons)
     else:
         listed = sorted(comparisons, key=lambda each: (each.contradicts, not each.holds), reverse=True)[:LISTED]
-    requirements = list(dict.fromkeys(comparison.requirement for comparison in listed))
-    if len(requirements) == 1:
-        rest = len(comparisons) - len(listed)
-        text = "; ".join(map(str, listed)) + (f"; and {rest} more" if rest else "")
-        return f"{text}. Required: {requirements[0]}."
-    return "; ".join(f"{comparison} (required: {comparison.requirement})" for comparison in listed) + "."
+    bounds: dict[tuple, list[Comparison]] = {}
+    for comparison in listed:
+        bound = comparison.bound, comparison.above, comparison.unit, comparison.rounding, comparison.ours
+        bounds.setdefault(bound, []).append(comparison)
+    texts = []
+    for group in bounds.values():
+        unclear = next((comparison for comparison in group if not comparison.holds), group[0])
+        requirement = unclear.requirement(max(comparison.decimals for comparison in group))
+        texts.append(f"{'; '.join(map(str, group))}. Required: {requirement}.")
+    rest = len(comparisons) - len(listed)
+    return " ".join(texts) + (f" {rest} more comparisons are not listed." if rest else "")
 
 
 def published_runs(folder: Path | str = PUBLISHED) -> list[Run]:

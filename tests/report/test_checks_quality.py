@@ -1,24 +1,113 @@
-"""Checks of quality: which sparsities are compared, and LongBench's buckets."""
+"""Checks of quality: which sparsities and lengths are compared, and what a claim cannot be judged from."""
 
 import pytest
-from synthetic_rows import DENSE, longbench_rows, origin, perplexity
+from synthetic_rows import DENSE, longbench_rows, origin, perplexity, write_run
 
 from seerbench.artefacts.paper_numbers import paper_values
 from seerbench.errors import MissingRows
 from seerbench.report import checks_quality
+from seerbench.report.verdicts import CHECKS
 from seerbench.rows.store import Run, write_rows
 
+SEER = [("seer", "long:v1", "post", sparsity, 1.0) for sparsity in (0.4, 0.5, 0.7, 0.9)]
 
-def test_minference_at_its_own_sparsity_meets_the_next_gate_that_skips_as_much(tmp_path):
-    run = origin("perplexity")
-    cells = [DENSE, ("minference", "searched", "none", None, 0.0)]
-    cells += [("seer", "long:v1", "post", sparsity, 1.0) for sparsity in (0.5, 0.7, 0.9)]
-    rows = perplexity(run["run_id"], "contexts", cells, (1024,))
-    rows = [{**row, "sparsity_realised": 0.6} if row["method"] == "minference" else row for row in rows]
-    write_rows(tmp_path / "perplexity" / "contexts.parquet", "perplexity", rows, run)
-    (comparison,) = checks_quality.below_minference(Run(tmp_path), None).comparisons
-    assert "0.68 against 0.60" in comparison.what  # not the gate at 50%, nor that at 90%
-    assert comparison.contradicts  # it loses 0.7 ** 3 nats, MInference here nothing
+
+def write_perplexity(folder, experiment, cells, contexts, scale_kind="small", realised=None, **changes):
+    """Write one experiment and return the run. realised: method -> realised sparsity; changes: columns."""
+    run = origin(f"perplexity {experiment}", scale_kind=scale_kind)
+    rows = perplexity(run["run_id"], experiment, cells, contexts)
+    rows = [
+        {**row, "sparsity_realised": (realised or {}).get(row["method"], row["sparsity_realised"]), **changes}
+        for row in rows
+    ]
+    write_rows(folder / "perplexity" / f"{experiment}.parquet", "perplexity", rows, run)
+    return Run(folder)
+
+
+@pytest.mark.parametrize(
+    ("realised", "compared"), [(0.66, "0.68 against 0.66"), (0.68, "0.68 against 0.68"), (0.6, None), (0.7, None)]
+)
+def test_minference_meets_the_next_gate_that_skips_as_much_and_little_more(tmp_path, realised, compared):
+    """The gates realise 0.38, 0.48, 0.68 and 0.88; Table 1 compares at up to 0.05 more."""
+    cells = [DENSE, ("minference", "searched", "none", None, 0.0), *SEER]
+    run = write_perplexity(tmp_path, "contexts", cells, (1024,), realised={"minference": realised})
+    if compared is None:
+        with pytest.raises(MissingRows, match="comparable"):
+            checks_quality.below_minference(run, None)
+        return
+    (comparison,) = checks_quality.below_minference(run, None).comparisons
+    assert compared in comparison.what
+    assert comparison.contradicts  # the gate loses 0.7 ** 3 nats, MInference here nothing
+
+
+def test_minference_counts_at_its_own_sparsity_before_requested_ones(tmp_path):
+    own, requested = ("minference", "v2", "none", None, 0.0), ("minference", "v2", "none", 0.5, 9.0)
+    run = write_perplexity(tmp_path, "contexts", [DENSE, requested, *SEER], (1024,))
+    (comparison,) = checks_quality.below_minference(run, None).comparisons
+    assert comparison.holds
+    cells = [DENSE, own, requested, *SEER]
+    run = write_perplexity(tmp_path, "contexts", cells, (1024,), realised={"minference": 0.46})
+    (comparison,) = checks_quality.below_minference(run, None).comparisons
+    assert comparison.contradicts
+
+
+@pytest.mark.parametrize(
+    ("scale", "contexts", "judged", "missing"),
+    [
+        ("small", (512, 1024), ["512", "1k"], []),  # a small model has none of the paper's lengths
+        ("small", (2048, 8192), ["8k"], []),
+        ("paper", (2048, 8192), ["8k"], ["16k", "32k", "64k"]),
+        ("paper", (8192, 16384, 32768, 65536, 131072), ["8k", "16k", "32k", "64k"], []),
+    ],
+)
+def test_a_claim_that_names_lengths_is_judged_at_them(tmp_path, scale, contexts, judged, missing):
+    run = write_perplexity(tmp_path, "contexts", [DENSE, *SEER], contexts, scale)
+    evidence = checks_quality.post_half(run, paper_values())
+    assert [comparison.what for comparison in evidence.comparisons] == judged
+    assert list(evidence.missing) == missing
+
+
+def test_rows_at_the_papers_scale_but_other_lengths_judge_nothing(tmp_path):
+    run = write_perplexity(tmp_path, "contexts", [DENSE, *SEER], (1024,), "paper")
+    with pytest.raises(MissingRows):
+        checks_quality.post_half(run, paper_values())
+
+
+def test_joint_beats_post_on_both_texts(tmp_path):
+    yarn = [("dense", None, "yarn", None, 0.0)]
+    yarn += [("seer", "post:v1", "post", 0.5, 0.3), ("seer", "joint:v1", "joint", 0.5, 0.1)]
+    one = checks_quality.joint_beats_post(write_perplexity(tmp_path, "yarn", yarn, (1024, 2048)), None)
+    assert [comparison.what for comparison in one.comparisons] == ["stdlib, joint against post at 50%"]
+    assert len(one.missing) == 1
+    both = write_perplexity(tmp_path, "yarn-math", yarn, (2048,), corpus="math")
+    evidence = checks_quality.joint_beats_post(both, None)
+    assert [comparison.holds for comparison in evidence.comparisons] == [True, True]
+    assert not evidence.missing
+
+
+def test_longer_is_sparser_is_about_mathematics_and_every_model_there(tmp_path):
+    write_perplexity(tmp_path, "contexts", [DENSE, *SEER], (512, 1024))
+    write_perplexity(tmp_path, "contexts-math", [DENSE, *SEER], (512, 1024), corpus="math", model="llama")
+    run = write_perplexity(tmp_path, "contexts-math-b", [DENSE, *SEER], (512, 1024), corpus="math", model="b")
+    evidence = checks_quality.longer_is_sparser(run, None)
+    assert {comparison.what.partition(",")[0] for comparison in evidence.comparisons} == {"llama", "b"}
+    assert evidence.note == "Text: math."
+
+
+def test_of_several_gates_with_the_papers_set_the_first_counts(tmp_path):
+    other = [("seer", "longer:v1", "post", sparsity, 0.0) for sparsity in (0.4, 0.5)]
+    run = write_perplexity(tmp_path, "contexts", [DENSE, *SEER, *other], (1024,))
+    (comparison,) = checks_quality.post_half(run, paper_values()).comparisons
+    assert comparison.contradicts  # that of long:v1, and not of longer:v1, which loses nothing
+
+
+@pytest.mark.parametrize("sparsity", [None, 0.9])
+def test_minference_at_128k_is_at_its_own_sparsity_or_at_90(tmp_path, sparsity):
+    cells = [DENSE, ("minference", "v2", "none", sparsity, 0.0), *SEER]
+    run = write_perplexity(tmp_path, "contexts", cells, (8192, 131072), realised={"minference": 0.9})
+    (comparison,) = checks_quality.minference_at_128k(run, None).comparisons
+    assert "0.90 skipped" in comparison.what
+    assert comparison.holds
 
 
 @pytest.mark.parametrize(("seer", "holds"), [(0.6, True), (0.4, False)])
@@ -28,12 +117,20 @@ def test_the_longbench_claim_is_about_every_bucket(tmp_path, seer, holds):
     evidence = checks_quality.tasks_at_or_above(Run(tmp_path), paper_values())
     assert [comparison.what for comparison in evidence.comparisons] == ["0-4k", "8k+"]
     assert [comparison.holds for comparison in evidence.comparisons] == [holds, holds]
+    assert evidence.missing == ["4-8k"]
 
 
-@pytest.mark.parametrize(
-    "check", [checks_quality.post_half, checks_quality.joint_half, checks_quality.best_pooling]
-)
-def test_a_run_without_the_rows_is_told_apart_from_a_broken_one(tmp_path, check):
-    with pytest.raises(MissingRows) as missing:
-        check(Run(tmp_path), paper_values())
-    assert missing.value.table == "perplexity"
+def test_look_ups_cannot_judge_longbench(tmp_path):
+    with pytest.raises(MissingRows, match="LongBench"):
+        checks_quality.tasks_at_or_above(Run(write_run(tmp_path)), paper_values())
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_run_without_the_rows_is_told_apart_from_a_broken_one(tmp_path, name):
+    """An empty run, and one in which every experiment has dense rows alone."""
+    with pytest.raises(MissingRows):
+        CHECKS[name](Run(tmp_path), paper_values())
+    for experiment in ("contexts", "yarn", "rope", "pooling"):
+        write_perplexity(tmp_path, experiment, [DENSE], (8192, 32768, 131072))
+    with pytest.raises(MissingRows):
+        CHECKS[name](Run(tmp_path), paper_values())

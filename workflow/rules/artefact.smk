@@ -78,6 +78,7 @@ use rule show_figure as show_table with:
 rule write_report:
     input:
         rows=rows_of_all,
+        published=lambda wildcards: sorted((ROOT / "results/published").glob("*/MANIFEST.json")),
         paper=lambda wildcards: PAPER,
     output:
         f"{NEW}/report.html",
