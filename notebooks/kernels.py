@@ -27,6 +27,7 @@ from seerbench.core.reference import reference_attention, repeat_kv
 from seerbench.core.tolerance import error_and_budget
 from seerbench.paths import ROOT
 from seerbench.report import notebooks
+from seerbench.rows.timings import timings
 
 torch.manual_seed(0)
 runs = notebooks.runs()
@@ -151,10 +152,8 @@ card("kernels/block_sparse/hopper.py")
 timed = [run for run in runs if (run.table("cells").sweep == "kernel").any()]
 on_gpu = [run for run in timed if run.table("cells").implementation.isin(["sdpa-flash", "triton"]).any()]
 run = (on_gpu or timed)[0]
-cells = run.table("cells")
-cells = cells[(cells.sweep == "kernel") & (cells.status == "measured")]
-samples = run.table("samples")
-samples = samples[samples.run_id.isin(cells.run_id)]
+cells, samples = timings(run, "kernel")
+cells = cells[cells.status == "measured"]
 notebooks.overview([run]).style.hide()
 
 # %% tags=["hide-input"]
@@ -246,9 +245,8 @@ display(table.map("{:.2f}x".format).reset_index().style.hide().set_caption(f"spe
 candidates = [each for each in runs if (each.table("cells").sweep == "training_kernel").any()]
 if candidates:
     training_run = next((each for each in candidates if each.folder == run.folder), candidates[0])
-    of_training = training_run.table("cells")
-    of_training = of_training[of_training.sweep == "training_kernel"]
-    times = aggregates.latencies(of_training, training_run.table("samples"))
+    of_training, samples_of_training = timings(training_run, "training_kernel")
+    times = aggregates.latencies(of_training, samples_of_training)
     memory = of_training.set_index(["method", "context"]).peak_mib
     lines = [
         {

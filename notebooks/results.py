@@ -24,6 +24,7 @@ from seerbench.artefacts import ARTEFACTS, aggregates, colors, table_format
 from seerbench.artefacts.paper_numbers import paper_values
 from seerbench.errors import MissingRows
 from seerbench.report import claims_section, notebooks, verdicts
+from seerbench.rows.timings import timings
 
 runs = notebooks.runs()
 paper = paper_values()
@@ -169,7 +170,7 @@ SWEEPS = {"kernel": "attend", "methods": "total", "ttft": "ttft"}
 
 lines = []
 for run in runs:
-    cells, samples = run.table("cells"), run.table("samples")
+    cells, samples = timings(run)
     for sweep, stage in SWEEPS.items():
         # Of the two kinds of masks, only random ones are shown here.
         of_sweep = cells[(cells.sweep == sweep) & (cells["mask"] != "gate-shaped")]

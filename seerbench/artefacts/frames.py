@@ -1,8 +1,8 @@
 """Frames: the rows of one experiment or sweep, and the one form in which every artefact holds its numbers.
 
 The frame of an artefact has one line per number. `source` is "paper" or "measured". `status` is "printed" for the
-paper's numbers; for measured ones it is the status of the rows (measured, refused, failed, out_of_memory) or
-"missing". A line without a number has a `reason`. `label` says where the number comes from.
+paper's numbers; for measured ones it is the status of the rows (measured, refused, failed, out_of_memory,
+disturbed) or "missing". A line without a number has a `reason`. `label` says where the number comes from.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pandas as pd
 
 from seerbench.errors import MissingRows
 from seerbench.rows.store import Run
+from seerbench.rows.timings import timings as judged_timings
 
 # The columns of a frame, in this order; each artefact has those that it needs.
 COLUMNS = (
@@ -91,13 +92,14 @@ def experiment(run: Run, table: str, name: str, step: str) -> pd.DataFrame:
 
 
 def timings(run: Run, sweep: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return (cells, samples) of one timing sweep. Raises MissingRows if the run has no such cells."""
-    cells = run.table("cells")
-    cells = cells[cells.sweep == sweep].reset_index(drop=True)
+    """Return (cells, samples) of one timing sweep; disturbed cells are marked and have no samples.
+
+    See rows/timings.py. Raises MissingRows if the run has no such cells.
+    """
+    cells, samples = judged_timings(run, sweep)
     if cells.empty:
         raise MissingRows("cells", f"cells of the sweep {sweep!r}", f"latency PRESET {sweep} CONTEXT", run.folder)
-    samples = run.table("samples")
-    return cells, samples[samples.run_id.isin(cells.run_id.unique())].reset_index(drop=True)
+    return cells, samples
 
 
 def unmeasured_methods(printed: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:

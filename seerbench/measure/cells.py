@@ -2,7 +2,8 @@
 
 The sweeps (sweeps/) describe the methods of a cell as entries; `CellTimer` turns entries into rows of the tables
 `cells` and `samples`. A method that refuses, runs out of memory or gives a wrong output becomes a row with that
-status and its reason, and is not timed.
+status and its reason, and is not timed. A cell that is timed while other processes use the machine is timed again
+when they stop, or else its rows get the status disturbed (load.py).
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from seerbench.core.problem import AttentionProblem
 from seerbench.errors import Refused
 from seerbench.measure.correctness import Check
 from seerbench.measure.inputs import InputSource
+from seerbench.measure.load import ATTEMPTS, PATIENCE, Load, LoadMeter, Patience
 from seerbench.measure.memory import peak_mib
-from seerbench.measure.sampler import Call, Candidate, Timing, sample, timer_for
+from seerbench.measure.sampler import Call, Candidate, Sample, Timing, sample, timer_for
 from seerbench.rows.machine import cpu_name
+from seerbench.rows.schema import DISTURBED
 from seerbench.rows.source_digest import source_digest
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
@@ -97,6 +100,7 @@ class CellTimer:
         inputs: what q, k and v are.
         timing: the number of rounds and the seed.
         run_id: the execution that the rows belong to.
+        patience: waits for a quiet machine.
     """
 
     sweep: str
@@ -104,6 +108,7 @@ class CellTimer:
     inputs: InputSource
     timing: Timing
     run_id: str
+    patience: Patience = PATIENCE
 
     def measure(self, sparsity: float | None, entries: Iterable[Entry]) -> Rows:
         """Prepare and check each entry, then time those that can be timed in the same rounds."""
@@ -115,8 +120,32 @@ class CellTimer:
             rows.append(self._row(cell, entry) | outcome)
             if candidate:
                 candidates[entry.name] = candidate
-        samples = sample(candidates, self.timing, timer_for(self.problem.device))
+        samples, load = self._sampled(cell, candidates)
+        disturbance = load.disturbance(self.problem.device)
+        for row in rows:
+            if row["method"] in candidates:
+                row |= load.columns() | ({"status": DISTURBED, "reason": disturbance} if disturbance else {})
         return Rows(rows, [{"run_id": self.run_id, "cell": cell, **asdict(timed)} for timed in samples])
+
+    def _sampled(self, cell: str, candidates: Mapping[str, Candidate]) -> tuple[list[Sample], Load]:
+        """Time the candidates; if other processes disturb it, wait for a quiet machine and time them again.
+
+        Returns the samples and the load of the last attempt.
+        """
+        device = self.problem.device
+        timer = timer_for(device)
+        for attempt in range(1, ATTEMPTS + 1):
+            meter = LoadMeter(device)
+            samples = sample(candidates, self.timing, timer, between_rounds=meter.observe)
+            load = meter.load() if candidates else Load()
+            disturbance = load.disturbance(device)
+            if disturbance is None:
+                break
+            print(f"this machine is busy: {disturbance} while {cell} was timed", flush=True)
+            if attempt == ATTEMPTS or not self.patience.wait(device):
+                print(f"{cell} is marked as disturbed: nothing is concluded from its timings", flush=True)
+                break
+        return samples, load
 
     def _row(self, cell: str, entry: Entry) -> dict[str, Any]:
         device = cpu_name() if self.problem.device == "cpu" else torch.cuda.get_device_name()

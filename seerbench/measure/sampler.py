@@ -1,9 +1,10 @@
 """Time the methods of one cell: interleaved rounds of timed calls, on a CPU or a GPU.
 
 A cell is one shape, context and sparsity. All its methods are timed in the same rounds: after an untimed warm-up of
-each, every round runs every method once, in an order shuffled from the seed. Whatever drifts (clocks, temperature,
-other processes) then affects all methods of a round alike and cancels in the ratios that rows/bootstrap.py takes.
-Raw samples are returned; nothing is averaged here.
+each, every round runs every method once, in an order shuffled from the seed. A slow drift (clocks, temperature)
+then affects all methods of a round alike and cancels in the ratios that rows/bootstrap.py takes. Other processes do
+not cancel: they slow some methods down far more than others, so load.py observes them between the rounds. Raw
+samples are returned; nothing is averaged here.
 
 cells.py builds the candidates of a cell and calls `sample`; the hand tools in tools/ do too.
 """
@@ -81,6 +82,7 @@ def sample(
     timing: Timing,
     timer: Timer,
     clock: Callable[[], float] = time.perf_counter,
+    between_rounds: Callable[[], object] = lambda: None,
 ) -> list[Sample]:
     """Time all candidates in interleaved, shuffled rounds.
 
@@ -89,6 +91,7 @@ def sample(
         timing: the number of rounds and the seed.
         timer: what times one call; `timer_for` makes it.
         clock: seconds since any fixed moment, used for `timing.cap_s` only.
+        between_rounds: called, untimed, before the first round and after each one (`load.LoadMeter.observe`).
 
     Returns:
         One Sample per round, method and stage (and per part, where a candidate has `parts`).
@@ -100,6 +103,7 @@ def sample(
                     timer(call)
                     candidate.parts()
     samples, names, shuffle = [], list(candidates), random.Random(timing.seed).shuffle
+    between_rounds()
     started = clock()
     for number in range(timing.rounds):
         if number >= timing.min_rounds and clock() - started >= timing.cap_s:
@@ -111,6 +115,7 @@ def sample(
                 for stage, call in candidate.stages.items():
                     durations = {stage: timer(call)} | dict(candidate.parts())
                     samples += [Sample(name, part, number, order, ms) for part, ms in durations.items()]
+        between_rounds()
     return samples
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from seerbench.artefacts import aggregates, labels
 from seerbench.rows.store import Run
+from seerbench.rows.timings import timings
 
 # sweep -> (stage, what its time includes), the most informative first.
 SWEEPS = {
@@ -62,7 +63,7 @@ def advise(context: int, gpu: str | None, folders: Iterable[Path]) -> list[str]:
             losses_elsewhere += _loss(run, perplexities, context)
             continue
         matched = True
-        cells, samples = run.table("cells"), run.table("samples")
+        cells, samples = timings(run)
         cells = cells[cells.run_id.isin(steps.run_id)]
         loss = _loss(run, perplexities[perplexities.run_id.isin(steps.run_id)], context)
         has_loss |= bool(loss)

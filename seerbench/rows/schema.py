@@ -11,12 +11,15 @@ import pyarrow as pa
 
 from seerbench.errors import ResultsError
 
-# Stored in each file. Version 2 added the columns that migration.py fills for files of version 1.
-SCHEMA_VERSION = 2
+# Stored in each file. Version 2 added the columns that migration.py fills for files of version 1. Version 3 added
+# the load of the machine while a cell was timed, which is empty in older rows.
+SCHEMA_VERSION = 3
 TEXT, NUMBER, INTEGER, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
 # Values of cells.inputs_kind.
 RANDOM, CAPTURED, RANDOM_WEIGHTS = "random", "captured", "random_weights"
+# A value of cells.status that code decides by: the method was timed, but beside other work.
+DISTURBED = "disturbed"
 # Values of runs.scale_kind, smallest first.
 SCALE_KINDS = ("toy", "small", "paper")
 
@@ -59,12 +62,17 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?sparsity_requested": NUMBER,  # Empty for methods that take no sparsity.
         "?sparsity_realised": NUMBER,  # The share of the causal blocks that the plan skips.
         "seed": INTEGER,  # The seed of inputs, masks and the order of rounds.
-        "status": TEXT,  # One of measured, refused, failed, out_of_memory.
-        "?reason": TEXT,  # Why the method was not measured; empty if it was.
+        "status": TEXT,  # One of measured, refused, failed, out_of_memory, disturbed. The samples of a
+        # disturbed cell are kept, but nothing is concluded from them (rows/timings.py).
+        "?reason": TEXT,  # Why the method was not measured, or what disturbed its cell; empty if it was measured.
         "?error_vs_oracle": NUMBER,  # The largest absolute error against the float64 reference.
         "?error_budget": NUMBER,  # The largest error that rounding explains (core/tolerance.py).
         "?peak_mib": NUMBER,  # Peak memory of one untimed call beyond its inputs, in MiB.
         "?flops": NUMBER,  # Floating-point operations on the kept causal blocks; empty for ttft.
+        "?cores_own": NUMBER,  # The cores that this process used on average while the cell was timed.
+        "?cores_others": NUMBER,  # The cores that other processes used meanwhile, at least (measure/load.py).
+        "?cores_others_peak": NUMBER,  # The same in the busiest half second.
+        "?gpu_others": FLAG,  # Whether another process computed on the GPU meanwhile; empty if that is unknown.
         "source_digest": TEXT,  # The digest of kernels and methods (source_digest.py), or of a compared file.
     },
     # Each row is the loss of one method on one document.

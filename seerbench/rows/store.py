@@ -7,7 +7,8 @@ and provenance cannot get separated. `Run.table("runs")` returns the provenance 
 A run is a folder with files `<table>/<part>.parquet`: `results/fresh/<preset>` (what this machine measured) or
 `results/published/<machine>` (what `publish` copied there to be committed).
 
-Files of schema version 1 are read too; migration.py fills the columns that they lack.
+Files of schema versions 1 and 2 are read too. migration.py fills the columns that version 1 lacks, and the columns
+of version 3 (the load of the machine) are empty in older rows.
 """
 
 from __future__ import annotations
@@ -133,9 +134,9 @@ def read_rows(path: Path, table: str | None = None) -> tuple[pd.DataFrame, list[
         if key not in metadata:
             raise ResultsError(f"{path} was not written by SeerBench (no field {key.decode()} in its metadata)")
     name, version = metadata[TABLE_KEY].decode(), metadata[VERSION_KEY].decode()
-    if version not in ("1", str(SCHEMA_VERSION)):
+    if version not in ("1", "2", str(SCHEMA_VERSION)):
         raise ResultsError(
-            f"{path} has schema version {version}, this SeerBench reads 1 and {SCHEMA_VERSION}; measure it again"
+            f"{path} has schema version {version}, this SeerBench reads 1 to {SCHEMA_VERSION}; measure it again"
         )
     if table is not None and name != table:
         raise ResultsError(f"{path} holds the table {name}, expected {table}")

@@ -1,13 +1,15 @@
-"""Test that a method that refuses, is wrong or runs out of memory becomes a row and is not timed."""
+"""Methods that refuse, are wrong or run out of memory become rows and are not timed; other work marks a cell."""
 
 import pandas as pd
 import pytest
 import torch
 
 from measure.toy import QUICK, SMALL, NeverRuns, Refuses, frames
-from seerbench.measure.sweeps import (
-    kernel_sweep,
-)
+from seerbench.measure import load
+from seerbench.measure.cells import CellTimer, Entry, Prepared
+from seerbench.measure.inputs import RANDOM_INPUTS
+from seerbench.measure.load import Counters, Patience
+from seerbench.measure.sweeps import kernel_sweep
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import create
 
@@ -64,3 +66,74 @@ def test_cells_of_one_sweep_share_inputs_and_rounds_pair(uncompiled):
     order = samples.pivot(index="round", columns="method", values="order")
     assert (order.sum(axis=1) == 1).all()  # Each round has the places 0 and 1.
     assert order.dense.nunique() == 2  # The order changes between rounds.
+
+
+class Machine:
+    """Stands in for the counters of this machine; others use `loads` cores of two, one entry per cell or probe."""
+
+    def __init__(self, *loads):
+        self.loads, self.wall, self.idle, self.reads = list(loads), 0.0, 20.0, 0
+
+    def read(self):
+        if self.reads % 2:  # the end of a cell or of a probe, ten seconds after its beginning
+            others = self.loads.pop(0) if len(self.loads) > 1 else self.loads[0]
+            self.wall, self.idle = self.wall + 10.0, self.idle + 10.0 * (2.0 - others)
+        self.reads += 1
+        return Counters(self.wall, self.idle, 0.0, 2, 2)
+
+
+def timed_on(machine, monkeypatch, left_s=5.0):
+    monkeypatch.delenv(load.LIMIT_VARIABLE, raising=False)
+    monkeypatch.setattr(load, "read_counters", machine.read)
+    patience = Patience(left_s, sleep=lambda _: None)
+    calls = []
+    call = lambda: calls.append(1)  # noqa: E731
+    prepared = Prepared({"attend": call}, "attend", 0.5, peak_mib=1.0)
+    entries = [
+        Entry("mine", "torch", "random", 0.5, None, lambda: prepared, SMALL),
+        Entry("no", "torch", "random", 0.5, "takes none", lambda: prepared, SMALL),
+    ]
+    timer = CellTimer("kernel", SMALL, RANDOM_INPUTS, QUICK, "run", patience)
+    cells, samples = frames(timer.measure(0.5, entries))
+    return cells.set_index("method"), samples, len(calls)
+
+
+def test_a_quiet_cell_is_timed_once_and_says_nothing(monkeypatch, capsys):
+    cells, samples, calls = timed_on(Machine(0.05), monkeypatch)
+    assert cells.status.to_dict() == {"mine": "measured", "no": "refused"}
+    assert cells.cores_others["mine"] == pytest.approx(0.048)
+    assert pd.isna(cells.cores_others["no"])
+    assert cells.gpu_others.isna().all()
+    assert len(samples) == QUICK.rounds
+    assert calls == QUICK.rounds + QUICK.warmup
+    assert capsys.readouterr().out == ""
+
+
+def test_a_disturbed_cell_is_timed_again_when_the_machine_is_quiet(monkeypatch, capsys):
+    # the cell, two probes, and the cell again
+    cells, samples, calls = timed_on(Machine(1.7, 1.9, 0.0, 0.0), monkeypatch)
+    assert cells.status["mine"] == "measured"
+    assert cells.cores_others["mine"] == 0.0
+    assert len(samples) == QUICK.rounds  # those of the second time alone
+    assert calls == 2 * (QUICK.rounds + QUICK.warmup)
+    assert capsys.readouterr().out == (
+        "this machine is busy: other processes used 1.7 of 2 cores while kernel-500-0.50 was timed\n"
+        "waiting up to 5 s for a quiet machine\n"
+    )
+
+
+def test_a_cell_on_a_machine_that_stays_busy_is_marked_and_its_samples_are_kept(monkeypatch, capsys):
+    cells, samples, calls = timed_on(Machine(1.7), monkeypatch)
+    assert cells.status.to_dict() == {"mine": "disturbed", "no": "refused"}
+    assert cells.reason.to_dict() == {"mine": "other processes used 1.7 of 2 cores", "no": "takes none"}
+    assert cells.cores_others["mine"] == pytest.approx(1.698)
+    assert len(samples) == QUICK.rounds
+    assert calls == QUICK.rounds + QUICK.warmup
+    said = capsys.readouterr().out
+    assert said.endswith("kernel-500-0.50 is marked as disturbed: nothing is concluded from its timings\n")
+
+
+def test_a_machine_that_is_quiet_only_between_cells_is_not_tried_for_ever(monkeypatch):
+    cells, _, calls = timed_on(Machine(*[1.0, 0.0] * 10), monkeypatch, left_s=1000.0)
+    assert cells.status["mine"] == "disturbed"
+    assert calls == load.ATTEMPTS * (QUICK.rounds + QUICK.warmup)
