@@ -25,9 +25,9 @@ KEY = ["run_id", "cell", "method"]  # one row of the table `cells`
 SERIES = ["sweep", "method", "implementation", "device", "dtype", "batch", "q_heads", "kv_heads", "head_dim"]
 SERIES += ["block_q", "block_k", "inputs_kind", "inputs_model", "mask", "gate", "sparsity_requested"]
 WHOLE = ("total", "ttft", "forward", "attend")  # the stage that is a method's whole work: the first that it has
-# The three limits are higher than what quiet machines show (69 CPU cells of two cores, 357 of an H100) and lower than
-# what a busy one did. On the quiet ones no method was slower at the shorter context, also where launches take most of
-# the time and both contexts take as long.
+# The three limits are higher than what quiet machines show (69 CPU cells of two cores, 357 of an H100) and lower
+# than what a busy one did. On the quiet ones no method was slower at the shorter context, also where launches take
+# most of the time and both contexts take as long.
 MAX_DECREASE = 1.1
 # Both in one call over plan and attention apart: 0.78 to 1.95 on the quiet machines. It is not 1, since the second
 # call finds data in a cache, and since a plan may wait for the GPU. A busy host gave 2.1 to 6.1.
