@@ -8,37 +8,56 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 SLUG = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+MIN_CONTEXT = 16  # tokens: one of the smallest blocks
 MAX_CONTEXT = 2**27  # tokens: a thousand times the longest that is measured
-
-Name = Annotated[str, Field(strict=True, pattern=SLUG)]
-"""A name that becomes part of a path: letters, digits, `.`, `_` and `-`, not starting with a dot."""
-Text = Annotated[str, Field(strict=True, min_length=1)]
-Flag = Annotated[bool, Field(strict=True)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Index = Annotated[int, Field(strict=True, ge=0)]
-Integer = Annotated[int, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
-NonNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
-Share = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, lt=1)]
+BLOCKS = (16, 32, 64, 128)  # tokens per block that the kernels take; 16 on a CPU alone
 
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Annotate a string field whose valid values are the names that another module defines."""
+    """Annotate a field whose valid values are the names (or integers) that another module defines."""
 
-    names: Iterable[str]
+    names: Iterable[str | int]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.literal_schema(list(self.names))
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or any(unicodedata.category(each) in ("Cc", "Zl", "Zp") for each in text):
+        raise ValueError("expected one line of text")
+    return text
+
+
+Name = Annotated[str, Field(strict=True, pattern=SLUG, max_length=100)]
+"""A name that becomes part of a path: letters, digits, `.`, `_` and `-`, not starting with a dot or a dash."""
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=1000), AfterValidator(_one_line)]
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1, le=10**12)]
+Index = Annotated[int, Field(strict=True, ge=0, le=10**12)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+Context = Annotated[int, Field(strict=True, ge=MIN_CONTEXT, le=MAX_CONTEXT)]
+"""A number of tokens in one window."""
+Block = Annotated[int, OneOf(BLOCKS)]
+"""Tokens per block."""
+Gain = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e6, le=1e6)]
+Scale = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1e6)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1e12)]
+NonNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+LearningRate = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1)]
+Share = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, lt=1)]
+"""A share below 1, such as a sparsity."""
+Portion = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1)]
+"""A share that may be 1."""
 
 
 class Settings(BaseModel):

@@ -167,7 +167,13 @@ class Preset:
                 f"the preset {self.name} measures on an NVIDIA GPU, this machine has none, and the preset names "
                 "no published run to draw instead; take the cpu preset"
             )
-        return PUBLISHED / self.file.published
+        published = PUBLISHED / self.file.published
+        if not published.is_dir():
+            raise ConfigError(
+                f"the preset {self.name} measures on an NVIDIA GPU, this machine has none, and the published run "
+                f"{published} is not there; published runs are part of a checkout of the repository"
+            )
+        return published
 
     # Settings as plain data: a rule runs again when they change
 
@@ -253,7 +259,7 @@ class Preset:
         if isinstance(model, SourceModel):
             return ModelSource(name, self.local(model.source), revision=model.revision, yarn=model.yarn)
         if isinstance(model, RandomModel):
-            return ModelSource(name, None, geometry=model.random)
+            return ModelSource(name, None, geometry=model.random.config())
         if name not in self.file.model_names:
             known = self.file.model_names
             raise ConfigError(f"no model {name!r} in the preset; {advice(name, known)}")

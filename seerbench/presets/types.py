@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
@@ -26,32 +27,49 @@ from pydantic import (
 from seerbench.data.corpora import SPLITS
 from seerbench.data.longbench import TASKS as LONGBENCH_TASKS
 from seerbench.data.lookups import TASKS as LOOKUPS
+from seerbench.errors import ConfigError
 from seerbench.measure.names import MASKS
-from seerbench.methods.block_sparse_kernels import SPARSE_KERNELS
+from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS
 from seerbench.methods.gate_config import GateConfig, all_poolings
 from seerbench.methods.registry import card_of
 from seerbench.rows.gate_ref import GateRef
 from seerbench.settings import (
+    BLOCKS,
+    Block,
+    Context,
     Count,
     Flag,
     Index,
+    LearningRate,
     Name,
     NonNegative,
     OneOf,
+    Portion,
     Positive,
     Settings,
     Share,
     Text,
     refuse_unknown_keys,
 )
-from seerbench.training.jobs import Architecture, Mix, Optimizer, Stage
+from seerbench.training.jobs import Architecture, HeadDim, Heads, Mix, Optimizer, Stage, require_even_groups
 
 DEVICES = ("cpu", "cuda")
 OTHER_SPARSE_KERNELS = tuple(name for name in SPARSE_KERNELS if name != "block_sparse")  # beside ours
 DTYPES = ("float32", "float16", "bfloat16")
 RECIPES = ("none", "post", "yarn", "joint")  # how model and gates of an arm were trained: the rows' column
 ALL_POOLINGS = "all poolings"  # one gate set per pooling: the 49 combinations of Figure 10
+DEFAULT_PATTERNS = "v2"  # MInference's patterns by default; timings with other patterns say so in the method's name
 SEARCHED = "searched"  # MInference's patterns as `seerbench patterns` found them for the model
+PLACEHOLDER = "{sparsity}"  # in an arm's model and gate: stands for the arm's sparsity
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+# The types of RoPE in transformers' configs, each with the parameters that it needs.
+ROPE_NEEDS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 YARN, JOINT = "yarn", "joint-"  # names of the models that `extend` makes: dense, and one for each sparsity
 
 
@@ -59,6 +77,13 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     twice = [value for place, value in enumerate(values) if value in values[:place]]
     if twice:
         raise ValueError(f"{twice[0]} is listed twice")
+    return values
+
+
+def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    for first, second in pairwise(values):
+        if second <= first:
+            raise ValueError(f"contexts ascend, and {second} follows {first}")
     return values
 
 
@@ -77,7 +102,8 @@ def _tagged(tags: Mapping[str, str], otherwise: str) -> Discriminator:
     return Discriminator(choose)
 
 
-Contexts = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_distinct)]
+Factor = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=1, le=1e6)]
+Contexts = Annotated[tuple[Context, ...], Field(min_length=1), AfterValidator(_ascending)]
 Sparsities = Annotated[tuple[Share, ...], Field(min_length=1), AfterValidator(_distinct)]
 Method = Annotated[str, Field(strict=True), AfterValidator(_known_method)]
 Gate = Annotated[
@@ -94,7 +120,7 @@ class TrainedTokenizer(Settings):
     """A byte-level tokenizer that is trained on a corpus of the preset."""
 
     corpus: Name
-    vocab: Annotated[int, Field(strict=True, ge=259)]
+    vocab: Annotated[int, Field(strict=True, ge=259, le=2**20)]
     """number of tokens: at least 256 bytes and 3 special tokens"""
 
 
@@ -126,22 +152,66 @@ class SourceModel(Settings):
 
     source: Text
     revision: Text | None = None
-    yarn: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=1)] | None = None
+    yarn: Factor | None = None
     """scale RoPE by this factor with YaRN, weights as they are"""
+
+
+class RopeParameters(Settings):
+    """How RoPE is scaled, as in a transformers config."""
+
+    rope_type: Annotated[str, OneOf(ROPE_NEEDS)] = "default"
+    rope_theta: Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1, le=1e12)] = 10000.0
+    factor: Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1, le=1e6)] | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+    original_max_position_embeddings: Context | None = None
+    attention_factor: Positive | None = None
+    beta_fast: Positive | None = None
+    beta_slow: Positive | None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_type_needs(self) -> RopeParameters:
+        for key in ROPE_NEEDS[self.rope_type]:
+            if getattr(self, key) is None:
+                raise ValueError(f"rope_type {self.rope_type} needs {key}")
+        return self
+
+
+class Geometry(Settings):
+    """A transformers config of a known architecture; a key that is left out has transformers' default."""
+
+    model_type: Annotated[str, OneOf(MODEL_TYPES)]
+    num_hidden_layers: Annotated[int, Field(strict=True, ge=1, le=1000)]
+    hidden_size: Annotated[int, Field(strict=True, ge=1, le=2**17)]
+    intermediate_size: Annotated[int, Field(strict=True, ge=1, le=2**20)]
+    num_attention_heads: Heads
+    num_key_value_heads: Heads
+    head_dim: HeadDim
+    vocab_size: Annotated[int, Field(strict=True, ge=1, le=2**20)]
+    max_position_embeddings: Context
+    rms_norm_eps: Portion | None = None
+    tie_word_embeddings: Flag | None = None
+    attention_bias: Flag | None = None
+    mlp_bias: Flag | None = None
+    hidden_act: Literal["silu", "gelu"] | None = None
+    initializer_range: Portion | None = None
+    rope_parameters: RopeParameters | None = None
+
+    @model_validator(mode="after")
+    def _shares_heads_evenly(self) -> Geometry:
+        require_even_groups(self.num_attention_heads, self.num_key_value_heads)
+        return self
+
+    def config(self) -> dict[str, Any]:
+        """Return the entries of the transformers config."""
+        return self.model_dump(exclude_none=True, exclude_unset=True)
 
 
 class RandomModel(Settings):
     """A geometry with random weights, for time to first token only."""
 
-    random: dict[str, Any]
-    """a transformers config, with its model_type and num_hidden_layers"""
-
-    @model_validator(mode="after")
-    def _has_a_type(self) -> RandomModel:
-        for key in ("model_type", "num_hidden_layers"):
-            if key not in self.random:
-                raise ValueError(f"random: {key} is missing")
-        return self
+    random: Geometry
+    """the sizes, by their names in a transformers config"""
 
 
 Tokenizer = Annotated[
@@ -172,7 +242,17 @@ class GateSet(GateConfig):
         if isinstance(value, Mapping):
             options = [each.name for each in dataclasses.fields(GateConfig) if each.name != "block"]
             refuse_unknown_keys(value, options)
+            for name, given in value.items():
+                cls._check(name, given)
         return value
+
+    @staticmethod
+    def _check(option: str, given: Any) -> None:
+        """Raise ValueError for a value of another type; GateConfig checks the values."""
+        kind = {"rope": "true or false", "block_q": f"one of {', '.join(map(str, BLOCKS))}"}.get(option, "text")
+        fits = {"rope": type(given) is bool, "block_q": given is None or (type(given) is int and given in BLOCKS)}
+        if not fits.get(option, type(given) is str):
+            raise ValueError(f"{option}: expected {kind}, not {given!r}")
 
     def config(self, block: int) -> GateConfig:
         """Return the gate's configuration for `block` keys per block. Raises ValueError for invalid options."""
@@ -198,23 +278,24 @@ class TrainedGates(Settings):
     model: Text
     corpus: Name
     sets: Annotated[
-        Annotated[Literal["all poolings"], Tag("a word")] | Annotated[dict[Name, GateSet], Tag("sets by name")],
+        Annotated[Literal["all poolings"], Tag("a word")]
+        | Annotated[dict[Name, GateSet], Field(min_length=1), Tag("sets by name")],
         Discriminator(lambda value: "a word" if isinstance(value, str) else "sets by name"),
     ]
     """gate sets by name, or `all poolings`; a set `untrained` keeps its initial weights"""
-    context: Count
+    context: Context
     """tokens per window"""
     batch: Count
     """windows per step"""
     steps: Count
-    learning_rate: Positive
+    learning_rate: LearningRate
     warmup: Index
     """steps"""
     checkpoint_seconds: Count
     mix: Mix | None = None
     packing: Count | None = None
     """documents packed into rows at a time, instead of a mix"""
-    block: Count | None = None
+    block: Block | None = None
     """keys per block, where it is not the preset's"""
     processes: Count = 1
     """processes of torchrun, with a GPU each, that share every batch"""
@@ -257,12 +338,12 @@ class Extend(Settings):
     """the gate job with that model's warmed-up gates, of which the set v1 is taken"""
     corpus: Name
     sparsities: Sparsities
-    factor: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=1)]
-    context: Count
+    factor: Factor
+    context: Context
     batch: Count
     steps: Count
     optimizer: Optimizer
-    gate_learning_rate: Positive
+    gate_learning_rate: LearningRate
     loss_chunk: Count
     """tokens whose logits exist at a time"""
     checkpoint_seconds: Count
@@ -277,6 +358,12 @@ class Extend(Settings):
     _source = model_validator(mode="after")(_batches_from_one_source)
     _share = model_validator(mode="after")(_whole_share)
 
+    @model_validator(mode="after")
+    def _splits_what_can_be_split(self) -> Extend:
+        if self.processes > 1 and (self.packing is None or self.optimizer.muon_lr is not None):
+            raise ValueError("several processes need packing and, for all weights, AdamW (muon_lr: null)")
+        return self
+
     def models(self) -> dict[str, float | None]:
         """Return the models that `extend` makes, each with its training sparsity (None: dense)."""
         return {YARN: None} | {f"{JOINT}{sparsity}": sparsity for sparsity in self.sparsities}
@@ -290,7 +377,7 @@ class Profile(Settings):
     """
 
     corpus: Name
-    context: Count
+    context: Context
     documents: Count
     split: Annotated[str, OneOf(SPLITS[:2])] = "validation"
     """of the corpus: train or validation"""
@@ -315,7 +402,7 @@ class Arm(Settings):
     """how model and gates were trained: gates after the model, YaRN, jointly"""
     sparsities: Sparsities | None = None
     """requested; without it the method chooses for itself"""
-    block: Count | None = None
+    block: Block | None = None
     """tokens per block, where it is not the preset's; an arm with a gate has the gate's"""
     sparsity_by_context: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
     """instead of sparsities, in a timing sweep: one for each of its contexts"""
@@ -336,6 +423,28 @@ class Arm(Settings):
             raise ValueError(f"{self.method}: give sparsities or sparsity_by_context, not both")
         return self
 
+    @model_validator(mode="after")
+    def _has_options_of_its_method(self) -> Arm:
+        card = card_of(self.method)
+        options = {
+            "sparsities": ("sparsity",),
+            "sparsity_by_context": ("sparsity",),
+            "block": ("block", "gates"),  # untrained gates are made for a block
+            "patterns": ("patterns",),
+            "gate": ("gates",),
+        }
+        for key, names in options.items():
+            if getattr(self, key) is not None and not any(card.takes(name) for name in names):
+                raise ValueError(f"the method {self.method} takes no {key}")
+        if (self.kernel or self.mean_correction) and card.plans_blocks is False:
+            key = "kernel" if self.kernel else "mean_correction"
+            raise ValueError(f"{key}: the method {self.method} plans no block mask, so only its own kernel runs it")
+        made = ("gates", "plan") if self.method == "moa" else ("gates",)
+        missing = [name for name in card.required() if name not in made]
+        if missing:
+            raise ValueError(f"the method {self.method} needs {', '.join(missing)}, which no preset can give")
+        return self
+
 
 class FlatArm(NamedTuple):
     """An arm at one sparsity."""
@@ -351,8 +460,8 @@ def flat(arms: Iterable[Arm]) -> list[FlatArm]:
     found = []
     for arm in arms:
         for sparsity in arm.sparsities or (None,):
-            model = arm.model and arm.model.format(sparsity=sparsity)
-            gate = arm.gate and GateRef(arm.gate.job.format(sparsity=sparsity), arm.gate.set)
+            model = arm.model and arm.model.replace(PLACEHOLDER, str(sparsity))
+            gate = arm.gate and GateRef(arm.gate.job.replace(PLACEHOLDER, str(sparsity)), arm.gate.set)
             found.append(FlatArm(arm, sparsity, model, gate))
     return found
 
@@ -384,6 +493,12 @@ class Perplexity(Experiment):
     """only this many last tokens count, and windows of all contexts end at the same one"""
     reaching: Count | None = None
     """only documents of at least this many tokens, even where contexts are shorter"""
+
+    @model_validator(mode="after")
+    def _scores_what_there_is(self) -> Perplexity:
+        if self.scored is not None and self.scored >= min(self.contexts):
+            raise ValueError(f"scored {self.scored} of a context of {min(self.contexts)}: at most one token fewer")
+        return self
 
 
 class Retrieval(Experiment):
@@ -426,6 +541,8 @@ class Recall(Experiment):
         for arm in self.arms:
             if arm.sparsities is None:
                 raise ValueError(f"{arm.method}: recall compares at equal sparsity; give sparsities")
+            if card_of(arm.method).plans_blocks is False:
+                raise ValueError(f"{arm.method}: recall compares block masks, and this method plans none")
         return self
 
 
@@ -434,7 +551,7 @@ class Maps(Settings):
 
     model: Text
     corpus: Name
-    context: Count
+    context: Context
     gate: Gate
 
 
@@ -445,15 +562,14 @@ class Shape(Settings):
     """The shape of random inputs."""
 
     batch: Count
-    q_heads: Count
-    kv_heads: Count
-    head_dim: Count
-    block: Count
+    q_heads: Heads
+    kv_heads: Heads
+    head_dim: HeadDim
+    block: Block
 
     @model_validator(mode="after")
     def _shares_heads_evenly(self) -> Shape:
-        if self.q_heads % self.kv_heads:
-            raise ValueError(f"{self.q_heads} query heads do not split over {self.kv_heads} key/value heads")
+        require_even_groups(self.q_heads, self.kv_heads)
         return self
 
 
@@ -462,13 +578,15 @@ class KernelSweep(Settings):
 
     contexts: Contexts
     sparsities: Sparsities
-    kernels: tuple[Annotated[str, OneOf(OTHER_SPARSE_KERNELS)], ...] = ()
+    kernels: Annotated[tuple[Annotated[str, OneOf(OTHER_SPARSE_KERNELS)], ...], AfterValidator(_distinct)] = ()
     """block-sparse kernels beside ours"""
-    dense: tuple[Method, ...] = ()
+    dense: Annotated[tuple[Annotated[str, OneOf(DENSE[1:])], ...], AfterValidator(_distinct)] = ()
     """dense kernels beside FlashAttention-2 (GPU) or SDPA (CPU), by method name"""
-    blocks: tuple[Count, ...] = ()
+    blocks: Annotated[tuple[Block, ...], AfterValidator(_distinct)] = ()
     """block sizes; without it, the shape's"""
-    masks: Annotated[tuple[Annotated[str, OneOf(MASKS)], ...], Field(min_length=1)] = MASKS[:1]
+    masks: Annotated[tuple[Annotated[str, OneOf(MASKS)], ...], Field(min_length=1), AfterValidator(_distinct)] = (
+        MASKS[:1]
+    )
     """kinds of masks"""
 
 
@@ -489,13 +607,22 @@ class TimedArms(Settings):
     def _has_a_sparsity_for_each_context(self) -> TimedArms:
         wanted = len(self.contexts)
         for arm in self.arms:
+            if arm.model is not None:
+                raise ValueError(f"{arm.method}: a timing runs in the sweep's model; leave the arm's model out")
             if arm.sparsity_by_context and len(arm.sparsity_by_context) != wanted:
                 given = len(arm.sparsity_by_context)
                 raise ValueError(f"sparsity_by_context of {arm.method} has {given} numbers for {wanted} contexts")
         return self
 
     def at(self, context: int) -> tuple[Arm, ...]:
-        """Return the arms at one context: `sparsity_by_context` becomes the one sparsity that it gives there."""
+        """Return the arms at one context: `sparsity_by_context` becomes the one sparsity that it gives there.
+
+        Raises ConfigError for a context that the sweep does not have.
+        """
+        if context not in self.contexts:
+            raise ConfigError(
+                f"the sweep has no context of {context} tokens, but {', '.join(map(str, self.contexts))}"
+            )
         place = self.contexts.index(context)
         return tuple(
             arm.model_copy(update={"sparsities": (arm.sparsity_by_context[place],), "sparsity_by_context": None})
@@ -516,6 +643,8 @@ class MethodsSweep(TimedArms):
     def _names_the_layer(self) -> MethodsSweep:
         if self.model is not None and (self.corpus is None or self.layer is None):
             raise ValueError("a sweep in a model has a corpus and a layer")
+        if self.model is None and (self.corpus is not None or self.layer is not None):
+            raise ValueError("a sweep on random inputs has no corpus and no layer; give a model, or leave them out")
         return self
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -33,9 +33,10 @@ MAX_DEPTH = 50
 class _Loader(yaml.SafeLoader):
     """PyYAML's loader with the plain scalars of _SCALARS alone."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        None: [(tag, re.compile(rf"(?:{pattern.pattern})\Z")) for tag, pattern in _SCALARS.items()]
-    }
+
+_Loader.yaml_implicit_resolvers = {
+    None: [(tag, re.compile(rf"(?:{pattern.pattern})\Z")) for tag, pattern in _SCALARS.items()]
+}
 
 
 def parse_yaml(text: str, where: str) -> Any:

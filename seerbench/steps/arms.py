@@ -12,19 +12,17 @@ import torch
 from seerbench.baselines.moa import save_plan
 from seerbench.core.problem import AttentionProblem
 from seerbench.measure.arm import Arm
-from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_files import gate_set_names, load_gates
-from seerbench.methods.registry import create
+from seerbench.methods.registry import card_of, create
 from seerbench.methods.wrappers import variant
 from seerbench.presets.jobs import ArmJob, Setup
 from seerbench.presets.paths import moa_plan_name
+from seerbench.presets.types import DEFAULT_PATTERNS
 from seerbench.rows.gate_ref import EVERY_SET, GateRef
 from seerbench.rows.store import atomically
 from seerbench.search.moa import random_plan
-
-DEFAULT_PATTERNS = "v2"  # MInference's patterns by default; timings with other patterns say so in the method's name
 
 
 def make_arms(arms: Iterable[ArmJob], device: str) -> list[Arm]:
@@ -94,7 +92,7 @@ def _method(arm: ArmJob, options: dict[str, Any]) -> Any:
 def _options(arm: ArmJob) -> dict[str, Any]:
     """Return the keyword arguments of an arm's method, except its gates and MoA's plan."""
     options: dict[str, Any] = {} if arm.sparsity is None else {"sparsity": arm.sparsity}
-    if arm.method not in (*DENSE, "seer"):  # a gate has its own block, dense methods have none
+    if card_of(arm.method).takes("block"):  # a gate has its own block, dense methods have none
         options["block"] = arm.block
     if arm.patterns is not None:
         options["patterns"] = arm.patterns

@@ -19,28 +19,52 @@ from pydantic import Field, model_validator
 
 from seerbench.methods.gate_config import GateConfig
 from seerbench.models.model_source import ModelSource
-from seerbench.settings import Count, Index, NonNegative, Number, OneOf, Positive, Settings, Share
+from seerbench.settings import (
+    Context,
+    Count,
+    Flag,
+    Gain,
+    Index,
+    LearningRate,
+    OneOf,
+    Portion,
+    Positive,
+    Scale,
+    Settings,
+    Share,
+)
 
 ARCHITECTURES = ("llama", "mistral")
+
+
+Heads = Annotated[int, Field(strict=True, ge=1, le=1024)]
+HeadDim = Annotated[int, Field(strict=True, ge=2, le=1024, multiple_of=2)]
+"""RoPE rotates pairs, so it is even; `presets.file` also asks for what the kernels of the device take."""
+
+
+def require_even_groups(heads: int, kv_heads: int) -> None:
+    """Raise ValueError unless the query heads split evenly over the key/value heads."""
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads do not split over {kv_heads} key/value heads")
 
 
 class Optimizer(Settings):
     """Muon for matrices, AdamW for the rest; the learning rate warms up, is constant, then decays linearly."""
 
-    muon_lr: Positive | None
+    muon_lr: LearningRate | None
     """learning rate of Muon, in AdamW's units; null: AdamW trains the matrices too, at adam_lr"""
-    embed_lr: Positive
+    embed_lr: LearningRate
     """AdamW's learning rate of the input embeddings, and of tied ones"""
-    adam_lr: Positive
+    adam_lr: LearningRate
     """AdamW's learning rate of everything else"""
-    weight_decay: NonNegative
+    weight_decay: Portion
     betas: tuple[Share, Share]
     """AdamW's decay rates of the running means"""
     clip: Positive
     """largest norm of the gradient of all weights"""
     warmup: Count
     """steps of the warm-up"""
-    decay_share: Number
+    decay_share: Portion
     """share of the steps over which the learning rate falls to zero"""
 
 
@@ -55,9 +79,9 @@ class MixChange(Settings):
     """share of windows that end by asking for the value of one of several keys"""
     repeat_length: tuple[Count, Count] | None = None
     """shortest and longest repeated sequence, in tokens"""
-    repeat_apart: Number | None = None
+    repeat_apart: Portion | None = None
     """share of those windows whose two copies are at the start and at the end, with text between them"""
-    answer_weight: NonNegative | None = None
+    answer_weight: Positive | None = None
     """weight of an answer's tokens in the loss"""
 
 
@@ -72,20 +96,31 @@ class Mix(Settings):
     """share of windows that end by asking for the value of one of several keys"""
     repeat_length: tuple[Count, Count]
     """shortest and longest repeated sequence, in tokens"""
-    repeat_apart: Number
+    repeat_apart: Portion
     """share of those windows whose two copies are at the start and at the end, with text between them"""
-    answer_weight: NonNegative
+    answer_weight: Positive
     """weight of an answer's tokens in the loss"""
 
+    @model_validator(mode="after")
+    def _adds_up(self) -> Mix:
+        synthetic = self.repeat + self.passkey + self.kv
+        if synthetic > 1 + 1e-9:
+            raise ValueError(f"repeat, passkey and kv are shares of the windows and sum to {synthetic:g}, above 1")
+        if self.repeat_length[0] > self.repeat_length[1]:
+            raise ValueError(f"repeat_length goes from {self.repeat_length[0]} down to {self.repeat_length[1]}")
+        return self
+
     def changed_by(self, change: MixChange | None) -> Mix:
-        """Return this mix with the settings that a training stage changes."""
-        return self if change is None else self.model_copy(update=change.model_dump(exclude_none=True))
+        """Return this mix with the settings that a training stage changes; raise ValueError if they do not fit."""
+        if change is None:
+            return self
+        return Mix.model_validate(self.model_dump() | change.model_dump(exclude_none=True))
 
 
 class Stage(Settings):
     """Some steps of pre-training with windows of one length, or of several in turn."""
 
-    context: Count | Annotated[tuple[Count, ...], Field(min_length=1)]
+    context: Context | Annotated[tuple[Context, ...], Field(min_length=1)]
     """tokens per window; the steps take the numbers of a list in turn"""
     batch_tokens: Count
     """tokens per step"""
@@ -100,6 +135,8 @@ class Stage(Settings):
     def _has_one_length(self) -> Stage:
         if (self.tokens is None) == (self.steps is None):
             raise ValueError("a stage has either tokens or steps")
+        if self.batch_tokens < max(self.contexts):
+            raise ValueError(f"batch_tokens {self.batch_tokens} is below the {max(self.contexts)} of one window")
         return self
 
     @property
@@ -111,18 +148,18 @@ class Stage(Settings):
 class FirstWeights(Settings):
     """Structured initial weights of a small model, whose heads start close to what training is known to produce."""
 
-    embed_std: NonNegative
-    embed_shared: NonNegative
+    embed_std: Scale
+    embed_shared: Scale
     """length of the direction that all embeddings share, relative to a token's own part"""
-    head_std: NonNegative
+    head_std: Scale
     """standard deviation of the output embedding, unless it is tied"""
-    copy_gain: Number
+    copy_gain: Gain
     """gain with which every head copies what it attends to"""
     induction_heads: Index
     """number of key/value heads that look for what followed the current token before"""
-    previous_gap: Number
+    previous_gap: Scale
     """by how much the score of the preceding token exceeds that of its neighbors"""
-    match_gain: Number
+    match_gain: Gain
     match_context: Positive
     """matching uses the RoPE frequencies that turn less than 1.5 radians over this many tokens"""
 
@@ -131,19 +168,29 @@ class Architecture(Settings):
     """The geometry of a model that is trained here, in the Llama or Mistral architecture."""
 
     architecture: Annotated[str, OneOf(ARCHITECTURES)] = "llama"
-    layers: Count
-    hidden: Count
-    heads: Count
+    layers: Annotated[int, Field(strict=True, ge=1, le=1000)]
+    hidden: Annotated[int, Field(strict=True, ge=1, le=2**17)]
+    heads: Heads
     """query heads"""
-    kv_heads: Count
-    head_dim: Count
-    intermediate: Count
-    rope_theta: Positive
-    tied_embeddings: bool
-    positions: Count
+    kv_heads: Heads
+    head_dim: HeadDim
+    intermediate: Annotated[int, Field(strict=True, ge=1, le=2**20)]
+    rope_theta: Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1, le=1e12)]
+    tied_embeddings: Flag
+    positions: Context
     """the longest context of the model, in tokens"""
     first_weights: FirstWeights | None
     """null: transformers' own initial weights"""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Architecture:
+        require_even_groups(self.heads, self.kv_heads)
+        induction = 0 if self.first_weights is None else self.first_weights.induction_heads
+        if induction > self.kv_heads:
+            raise ValueError(f"first_weights has {induction} induction_heads for {self.kv_heads} kv_heads")
+        if induction and self.layers < 2:
+            raise ValueError("first_weights with induction_heads needs two layers")
+        return self
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,8 @@ def test_a_value_that_does_not_fit_names_its_place(change, place):
         (lambda preset: preset["profile"].update(corpus="tox"), "profile", "toy"),
         (lambda preset: preset["maps"].update(gate="lon:v1"), "maps/gate", "long"),
         (lambda preset: preset["maps"].update(gate="long:untraine"), "maps/gate", "untrained"),
-        (arm("perplexity", "contexts", 1, gate="lon:v1"), "perplexity/contexts", "long"),
-        (arm("perplexity", "contexts", 1, model="lon"), "perplexity/contexts", "long"),
+        (arm("perplexity", "contexts", 1, gate="lon:v1"), "perplexity/contexts/arms/1", "long"),
+        (arm("perplexity", "contexts", 1, model="lon"), "perplexity/contexts/arms/1", "long"),
     ],
 )
 def test_a_name_that_is_not_in_the_preset_is_refused_with_the_nearest(change, place, name):

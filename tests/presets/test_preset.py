@@ -116,9 +116,9 @@ def test_a_machine_without_a_gpu_draws_the_published_run(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "has_gpu", lambda: False)
     assert load_preset(SMOKE, tmp_path).artefact_run() == tmp_path / "smoke"
     with pytest.raises(ConfigError, match="names no published run"):
-        edited(tmp_path, device="cuda").artefact_run()
-    preset = edited(tmp_path, device="cuda", published="box")
-    assert preset.artefact_run() == ROOT / "results" / "published" / "box"
+        edited(tmp_path, device="cuda", block=64).artefact_run()
+    preset = edited(tmp_path, device="cuda", block=64, published="h100-gpu")
+    assert preset.artefact_run() == ROOT / "results" / "published" / "h100-gpu"
     monkeypatch.setattr(module, "has_gpu", lambda: True)
     assert preset.artefact_run() == tmp_path / "smoke"
 
