@@ -91,7 +91,7 @@ def read_cards(path: Path, module: str) -> list[Card]:
 
 
 def _bases(node: ast.ClassDef) -> list[str]:
-    """Return the names of a class's bases, without what stands in brackets behind them."""
+    """Return the names of a class's bases, without parameters in brackets."""
     plain = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
     return [base.id for base in plain if isinstance(base, ast.Name)]
 
