@@ -142,4 +142,4 @@ def _causal_mask(batch: int, heads: int, tokens: int, block: int, device: torch.
     n = block_count(tokens, block)
     counts = torch.arange(1, n + 1, dtype=torch.int32, device=device).expand(batch, heads, n)
     columns = torch.arange(n, dtype=torch.int32, device=device).expand(batch, heads, n, n)
-    return BlockMask(counts, columns, tokens, block, block).to_flex()
+    return BlockMask.unchecked(counts, columns, tokens, block, block).to_flex()

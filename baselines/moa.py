@@ -37,7 +37,7 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import LayerContext
-from seerbench.errors import ModelError, Refused
+from seerbench.errors import MaskError, ModelError, Refused
 from seerbench.files import read_json
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
@@ -116,7 +116,12 @@ def windows_and_sink(
         tokens: N.
         block: tokens per block.
         device: where the lists are made.
+
+    Raises:
+        MaskError: a head has no nearest block, not even that of the diagonal.
     """
+    if np.min(windows) < 1:
+        raise MaskError(f"each head keeps at least its nearest block, not {np.min(windows)}")
     n = block_count(tokens, block)
     near = torch.as_tensor(windows, device=device)[:, None]
     row = torch.arange(n, device=device)
@@ -127,7 +132,7 @@ def windows_and_sink(
     listed[..., 0] = 0
     listed = torch.where(place < counts[..., None], listed, 0)
     shape = (batch, *listed.shape)
-    return BlockMask(
+    return BlockMask.unchecked(
         counts.int().expand(shape[:-1]).contiguous(), listed.int().expand(shape).contiguous(), tokens, block, block
     )
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from seerbench.core.problem import AttentionProblem
+from seerbench.kernels.checks import check_on_gpu, check_tensors
 
 
 def refuses(problem: AttentionProblem) -> str | None:
@@ -46,7 +47,12 @@ def run(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
 
     Returns:
         The output [B, Hq, N, D].
+
+    Raises:
+        KernelError: the tensors do not fit together, or are not on the current GPU. Upstream checks block lists.
     """
+    check_tensors(q, k, v)
+    check_on_gpu(q)
     # Imported here because the package is optional.
     from flash_attn.cute.interface import flash_attn_func
 

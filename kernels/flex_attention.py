@@ -19,6 +19,8 @@ from torch import Tensor
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem
 from seerbench.core.reference import repeat_kv
+from seerbench.errors import KernelError
+from seerbench.kernels.checks import check_mask, check_tensors, forward_only, raise_refusal
 
 
 def refuses(problem: AttentionProblem) -> str | None:
@@ -35,20 +37,39 @@ def refuses(problem: AttentionProblem) -> str | None:
 def flex_block_sparse(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     """Return attention over the listed blocks, [B, Hq, N, D] in q's dtype, for q [B, Hq, N, D], k, v [B, Hk, N, D].
 
-    The cost is proportional to the number of blocks kept. Rows without a block give zeros.
+    The cost is proportional to the number of blocks kept. Rows without a block give zeros. Forward only.
+
+    Raises:
+        KernelError: the tensors and the mask do not fit together, or FlexAttention does not run them here; or in
+            the backward pass.
     """
+    check_tensors(q, k, v)
+    check_mask(q, mask)
     return flex_attention(q, k, v, mask.to_flex())
 
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, flex_mask: Any) -> Tensor:
-    """Return what `flex_block_sparse` does, for a mask that `BlockMask.to_flex` has converted already."""
-    # A tile must divide a block. PyTorch's own choice for the head dimension divides 128.
+    """Return what `flex_block_sparse` does, for a mask that `BlockMask.to_flex` has converted already.
+
+    Raises:
+        KernelError: as `flex_block_sparse`.
+    """
+    check_tensors(q, k, v)
+    batch, heads, tokens, _ = q.shape
+    if flex_mask.shape != (batch, heads, tokens, tokens):
+        wanted = f"{batch} x {heads} heads x {tokens} x {tokens} tokens"
+        raise KernelError(f"the FlexAttention mask is of {list(flex_mask.shape)}, q and k need {wanted}")
+    if flex_mask.kv_num_blocks.device != q.device:
+        raise KernelError(f"the FlexAttention mask is on {flex_mask.kv_num_blocks.device}, q on {q.device}")
     block_q, block_k = flex_mask.BLOCK_SIZE
+    raise_refusal(refuses(AttentionProblem.of(q, k, block_q, block_k)))
+    # A tile must divide a block. PyTorch's own choice for the head dimension divides 128.
     small = q.is_cuda and min(block_q, block_k) < 128
     tiles = {"BLOCK_M": block_q, "BLOCK_N": block_k} if small else None
     gqa = k.shape[1] != q.shape[1]
     with torch.no_grad():
-        return _compiled_flex()(q, k, v, block_mask=flex_mask, enable_gqa=gqa, kernel_options=tiles)
+        out = _compiled_flex()(q, k, v, block_mask=flex_mask, enable_gqa=gqa, kernel_options=tiles)
+    return forward_only("compiled FlexAttention", (q, k, v), out)[0]
 
 
 def masked_attention(
@@ -58,8 +79,12 @@ def masked_attention(
 
     q [B, Hq, N, D], k and v [B, Hk, N, D] -> [B, Hq, N, D]. mask: block mask, or None for dense causal attention.
     attention_mask: bool [B, 1, N, N], True where a query may see a key (padding, sliding windows); both must allow
-    a pair. Rows that see nothing give 0.
+    a pair. Rows that see nothing give 0. Raises KernelError where the tensors and the masks do not fit together.
     """
+    if mask is not None or attention_mask is None:  # block masks and causality take as many queries as keys
+        check_tensors(q, k, v)
+    if mask is not None:
+        check_mask(q, mask)
     k, v = repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1])
     if mask is None and attention_mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -13,14 +13,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from seerbench.errors import KernelError
+from seerbench.kernels.checks import check_on_gpu
+
 CHUNK = 1024  # flags per step of a program: 32 per thread of its one warp
 
 
 def ascending_lists(flags: Tensor) -> tuple[Tensor, Tensor]:
     """Return int32 counts [...] and the places [..., width] of the flags that are set, for bool flags [..., n].
 
-    width is the largest count, and at least 1; places are int32 and ascend, and the rest of a row is zero.
+    width is the largest count, and at least 1; places are int32 and ascend, and the rest of a row is zero. Raises
+    KernelError for flags that are not bool, are none at all, or are not on the current GPU.
     """
+    if flags.dtype != torch.bool or not flags.numel():
+        raise KernelError(f"lists are made of at least one bool flag, not of {flags.dtype} {list(flags.shape)}")
+    check_on_gpu(flags)
     flags = flags.contiguous()
     *shape, n = flags.shape
     counts = torch.empty(shape, dtype=torch.int32, device=flags.device)

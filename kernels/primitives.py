@@ -5,6 +5,7 @@ The online softmax works in base 2, since the GPU's exponential is exp2: scores 
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,6 +14,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x * log2(e)), and log
 # The running maximum starts far below any score but finite. A row whose first tiles are all masked then computes
 # exp2(-inf - LOWEST) = 0; from -inf it would compute -inf - -inf, which is NaN.
 LOWEST = tl.constexpr(-1.0e30)
+# Largest stride between tokens, in entries, at which an offset inside a tile of up to 1,024 tokens has 32 bits.
+MAX_TOKEN_STRIDE = 2**21 - 1
 
 
 def base_2_scale(head_dim: int) -> float:
@@ -20,9 +23,22 @@ def base_2_scale(head_dim: int) -> float:
     return head_dim**-0.5 * LOG2_E.value
 
 
-def unit_stride(x: Tensor) -> Tensor:
-    """Return x, or a contiguous copy if entries of its last dimension are not adjacent in memory."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def addressable(x: Tensor) -> Tensor:
+    """Return x [..., N, D], or a contiguous copy if a kernel could not address its entries.
+
+    Kernels take channels as adjacent in memory, and offsets inside a tile of tokens in 32 bits.
+    """
+    return x if x.stride(-1) == 1 and x.stride(-2) <= MAX_TOKEN_STRIDE else x.contiguous()
+
+
+def tma_readable(x: Tensor) -> Tensor:
+    """Return x [B, H, N, D], or a contiguous copy if the tensor memory accelerator could not read it.
+
+    It takes a base and strides that are multiples of 16 bytes, and no stride of zero (an expanded tensor).
+    """
+    step = 16 // x.element_size()
+    aligned = x.data_ptr() % 16 == 0 and all(stride > 0 and stride % step == 0 for stride in x.stride()[:3])
+    return addressable(x) if aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def vector_width(n: int) -> int:
@@ -56,3 +72,7 @@ def softmax_step(s, row_max, row_sum, scale):
     p = tl.exp2(s * scale - new_max[:, None])
     alpha = tl.exp2(row_max - new_max)
     return p, new_max, row_sum * alpha + tl.sum(p, 1), alpha
+
+
+# Whether Triton's interpreter runs the kernels of this process, on a CPU (TRITON_INTERPRET=1).
+INTERPRETED = not isinstance(softmax_step, triton.JITFunction)

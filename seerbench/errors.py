@@ -61,6 +61,14 @@ class Refused(UserError, RuntimeError):
     """A method that cannot run its input; the text is the reason, which becomes a row."""
 
 
+class MaskError(UserError, ValueError):
+    """A block mask with malformed lists or flags; the text names the first fault and its place."""
+
+
+class KernelError(UserError, ValueError):
+    """Tensors or a mask that do not fit together, or that a kernel cannot run; the text says what does not fit."""
+
+
 class MeasureError(UserError, ValueError):
     """Inputs or settings that cannot be timed or evaluated together; the text says which and why."""
 

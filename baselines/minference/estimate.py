@@ -59,7 +59,7 @@ def pattern_tiles(q: Tensor, k: Tensor, patterns: Sequence[Pattern], block: int 
         F.pad(lists, (0, width - lists.shape[-1]))
         for lists in (vertical_slash.tile_starts, blocks.kv_indices * block)
     )
-    return TileMask(
+    return TileMask.unchecked(
         torch.where(other, blocks.kv_num_blocks, vertical_slash.tile_counts),
         torch.where(other[..., None], block_starts, slash_starts),
         vertical_slash.column_counts.masked_fill(other, 0),

@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from seerbench.core.block_mask import block_count
-from seerbench.kernels.primitives import LOWEST, unit_stride
+from seerbench.errors import KernelError
+from seerbench.kernels.primitives import LOWEST, addressable
 
 # Strided rows and keys of a tile. With 8 warps, one stage of q and k takes 48 KiB at head_dim 128, so 3 stages fit.
 ROWS, KEYS = 128, 64
@@ -27,13 +28,13 @@ ROWS, KEYS = 128, 64
 def antidiagonal_mass(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:
     """Return the mass of each block on a GPU: fp32 [B, Hq, n, n], zero above the diagonal, n = ceil(N / block).
 
-    q [B, Hq, N, D], k [B, Hk, N, D]. Raises ValueError if block / stride does not divide KEYS.
+    q [B, Hq, N, D], k [B, Hk, N, D]. Raises KernelError if block / stride does not divide KEYS.
     """
     batch, heads, tokens, head_dim = q.shape
-    q, k = unit_stride(q), unit_stride(k)
+    q, k = addressable(q), addressable(k)
     n, width = block_count(tokens, block), block // stride
     if KEYS % width:
-        raise ValueError(f"blocks of {block} at stride {stride} do not divide tiles of {KEYS} strided keys")
+        raise KernelError(f"blocks of {block} at stride {stride} do not divide tiles of {KEYS} strided keys")
     mass = torch.zeros(batch, heads, n, n, dtype=torch.float32, device=q.device)
     _mass[(triton.cdiv(n * width, ROWS), heads, batch)](
         q, k, mass, *q.stride()[:3], *k.stride()[:3], tokens, n, heads // k.shape[1],

@@ -13,7 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from seerbench.core.block_mask import block_count
-from seerbench.kernels.primitives import unit_stride
+from seerbench.errors import KernelError
+from seerbench.kernels.primitives import addressable
+
+OPERATORS = ("max", "min", "avg")
+ROWS = tl.constexpr(8)  # rows of the partial results in registers
 
 
 def pool_blocks(x: Tensor, block: int, operators: Sequence[str] = ("max", "min", "avg")) -> dict[str, Tensor]:
@@ -29,16 +33,22 @@ def pool_side_by_side(tensors: Sequence[tuple[Tensor, Sequence[str]]], block: in
     """Pool one or two (x [B, H, N, D], operators) in one launch; return [B, H, n, D * operators] for each.
 
     A gate's linear layer reads the pools in this form. Two tensors may differ in heads, operators and strides only.
+    Raises KernelError for operators that are unknown or listed twice, or a block that is no multiple of ROWS.
     """
+    if block < 1 or block % ROWS.value:
+        raise KernelError(f"the pooling kernel takes blocks of a multiple of {ROWS.value} tokens, not {block}")
+    for _, operators in tensors:
+        if not operators or len({*operators} & {*OPERATORS}) != len(operators):
+            raise KernelError(f"the pools are some of {', '.join(OPERATORS)}, each once, not {list(operators)}")
     (batch, heads, n, head_dim), blocks = tensors[0][0].shape, block_count(tensors[0][0].shape[2], block)
     sources, pools, sizes, all_heads = [], [], {}, 0
     for at, (x, operators) in enumerate((tensors[0], tensors[-1]), 1):  # one tensor alone is passed twice
-        x = unit_stride(x)
+        x = addressable(x)
         sources += [x, *x.stride()[:3]]
         if at <= len(tensors):
             pools.append(x.new_empty(batch, x.shape[1], blocks, len(operators) * head_dim))
             all_heads += x.shape[1]
-        for name in ("max", "min", "avg"):
+        for name in OPERATORS:
             sizes[f"{name.upper()}_{at}"] = operators.index(name) if name in operators else -1
         sizes[f"WIDTH_{at}"] = len(operators) * head_dim
     _pool[(blocks, all_heads, batch)](
@@ -77,7 +87,6 @@ def _pool_block(
 ):  # fmt: skip
     """Pool block program_id(0) of one head. MAX, MIN and AVG are places among the pools; -1 leaves one out."""
     i = tl.program_id(0)
-    ROWS: tl.constexpr = 8  # rows of the partial results in registers
     local = tl.arange(0, ROWS)
     dims = tl.arange(0, HEAD_DIM)
     base = x_ptr + (i * BLOCK).to(tl.int64) * stride_n

@@ -18,9 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seerbench.core.block_mask import BlockMask
+from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.errors import KernelError
 from seerbench.kernels.attn_gate.reference import HIGHEST_KEY, LOWEST_KEY
 from seerbench.kernels.attn_gate.score import SCORE_TILE
+from seerbench.kernels.checks import check_on_gpu
 from seerbench.kernels.primitives import vector_width
 
 MAX_BLOCKS = 32768  # a program holds a row of scores in registers: 2M tokens in blocks of 64
@@ -31,18 +33,20 @@ def select_top_k(scores: Tensor, k: int, tokens: int, block: int, last_rows_dens
     """Select the k best blocks of each row, or all in a row of fewer than k; ties go to the lower index.
 
     scores: fp32 [B, Hq, n, n], not read above the diagonal; tokens: N; block: tokens per block; last_rows_dense:
-    block rows at the end that keep every block. Raises ValueError for more than MAX_BLOCKS blocks.
+    block rows at the end that keep every block. A score of NaN or -inf ranks last. Raises KernelError for scores of
+    another shape, dtype or device, for more than MAX_BLOCKS blocks, and for k < 1.
     """
-    batch, heads, n, _ = scores.shape
+    batch, heads, n, columns = *scores.shape[:3], _columns(scores, tokens, block, last_rows_dense)
+    if k < 1:
+        raise KernelError(f"top-k keeps at least one block of each row, not {k}")
     width = n if last_rows_dense else min(k, n)
     counts = torch.empty(batch, heads, n, dtype=torch.int32, device=scores.device)
     indices = torch.empty(batch, heads, n, width, dtype=torch.int32, device=scores.device)  # filled by the kernel
-    columns = _columns(n)
     _select_top_k[(heads * batch, n)](
         scores.contiguous(), counts, indices, n, k, width, last_rows_dense,
         COLUMNS=columns, TILE=SCORE_TILE, VECTOR=vector_width(n), num_warps=max(1, columns // COLUMNS_PER_WARP),
     )  # fmt: skip
-    return BlockMask(counts, indices, tokens, block, block)
+    return BlockMask.unchecked(counts, indices, tokens, block, block)
 
 
 def select_threshold(
@@ -53,21 +57,31 @@ def select_threshold(
     The arguments are those of `select_top_k`. The first of two launches counts, the second fills lists as
     wide as the longest. Between them the host waits for the GPU once.
     """
-    batch, heads, n, _ = scores.shape
+    batch, heads, n, columns = *scores.shape[:3], _columns(scores, tokens, block, last_rows_dense)
     scores = scores.contiguous()
     counts = torch.empty(batch, heads, n, dtype=torch.int32, device=scores.device)
     grid = (n, heads * batch)
-    sizes = {"COLUMNS": _columns(n), "num_warps": 4}
+    sizes = {"COLUMNS": columns, "num_warps": 4}
     _select_threshold[grid](scores, counts, counts, n, threshold, 0, last_rows_dense, FILL=False, **sizes)
     width = max(1, int(counts.max()))
     indices = torch.zeros(batch, heads, n, width, dtype=torch.int32, device=scores.device)
     _select_threshold[grid](scores, counts, indices, n, threshold, width, last_rows_dense, FILL=True, **sizes)
-    return BlockMask(counts, indices, tokens, block, block)
+    return BlockMask.unchecked(counts, indices, tokens, block, block)
 
 
-def _columns(n: int) -> int:
+def _columns(scores: Tensor, tokens: int, block: int, last_rows_dense: int) -> int:
+    """Check the arguments of a selection; return how many scores of a row a program holds, a power of two."""
+    n = block_count(tokens, block)
+    if scores.dtype != torch.float32 or scores.dim() != 4 or scores.shape[2:] != (n, n) or not scores.numel():
+        raise KernelError(
+            f"scores of blocks of {block} over {tokens} tokens are float32 [B, Hq, {n}, {n}], not {scores.dtype} "
+            f"{list(scores.shape)}"
+        )
     if n > MAX_BLOCKS:
-        raise ValueError(f"selection keeps a row of scores in registers: at most {MAX_BLOCKS} blocks, not {n}")
+        raise KernelError(f"selection keeps a row of scores in registers: at most {MAX_BLOCKS} blocks, not {n}")
+    if last_rows_dense < 0:
+        raise KernelError(f"the number of dense rows is at least 0, not {last_rows_dense}")
+    check_on_gpu(scores)
     return triton.next_power_of_2(n)
 
 
@@ -178,7 +192,8 @@ def _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS: tl.constexpr, TILE: tl
     kept = s >= kth
     if count != want:  # ties at the k-th score: the lower indices win
         larger = s > kth
-        tied = s == kth
+        # If fewer than `want` scores are numbers above -inf, the others, NaN and -inf, are tied for the rest.
+        tied = tl.where(low == LOWEST, (columns <= i) & (larger == 0), s == kth)
         room = want - tl.sum(larger.to(tl.int32), 0)
         kept = larger | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
     _write_list(kept, columns, list_ptr)
@@ -194,10 +209,11 @@ def _select_threshold(
     columns = tl.arange(0, COLUMNS)
     seen = columns <= i
     s = tl.load(scores_ptr + row * n + columns, mask=seen, other=-float("inf"))
+    s = tl.where(s == s, s, -float("inf"))  # NaN counts as -inf
     best = tl.max(s, 0)
     p = tl.exp(s - best)
     kept = (p / tl.sum(p, 0) > threshold) & seen
-    first_best = tl.min(tl.where(s == best, columns, COLUMNS), 0)
+    first_best = tl.min(tl.where((s == best) & seen, columns, COLUMNS), 0)
     none = tl.max(kept.to(tl.int32), 0) == 0
     kept = tl.where(none, columns == first_best, kept)
     kept = tl.where(i >= n - dense_rows, seen, kept)

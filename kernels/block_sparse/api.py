@@ -11,13 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem
 from seerbench.kernels import flex_attention
 from seerbench.kernels.block_sparse import triton
 from seerbench.kernels.block_sparse.triton_backward import gradients
-from seerbench.kernels.primitives import unit_stride
+from seerbench.kernels.checks import (
+    check_mask,
+    check_on_gpu,
+    check_tensors,
+    forward_only,
+    raise_refusal,
+    triton_refuses,
+)
+from seerbench.kernels.primitives import INTERPRETED, addressable, tma_readable
 
 HOPPER_BLOCKS = ((64, 64), (128, 64), (128, 128))  # (block_q, block_k) that hopper.py takes
 
@@ -31,14 +40,13 @@ def implementation(problem: AttentionProblem) -> str:
 
 def refuses(problem: AttentionProblem) -> str | None:
     """Return why the kernel cannot run `problem`, or None."""
-    if problem.device == "cpu":
-        return flex_attention.refuses(problem)
-    if problem.q_heads % problem.kv_heads:
-        return f"{problem.q_heads} query heads do not split over {problem.kv_heads} key/value heads"
-    if problem.dtype not in ("float16", "bfloat16"):
-        return f"the Triton kernel takes float16 and bfloat16, not {problem.dtype}"
-    if problem.head_dim not in (16, 32, 64, 128):
-        return f"the Triton kernel takes head_dim 16, 32, 64 or 128, not {problem.head_dim}"
+    return flex_attention.refuses(problem) if problem.device == "cpu" else _kernels_refuse(problem)
+
+
+def _kernels_refuse(problem: AttentionProblem) -> str | None:
+    """Return why hopper.py and triton.py cannot run `problem`, or None."""
+    if reason := triton_refuses(problem):
+        return reason
     if (problem.block_q, problem.block_k) not in triton.TILES:
         return f"the Triton kernel takes blocks {sorted(triton.TILES)}, not {problem.block_q} x {problem.block_k}"
     return None
@@ -49,6 +57,10 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> 
 
     The cost is proportional to the number of blocks kept. Rows without a block give zeros. Differentiable on a GPU;
     on a CPU use `flex_attention.masked_attention` for gradients.
+
+    Raises:
+        KernelError: the tensors and the mask do not fit together, or no kernel runs them; on a CPU, in the backward
+            pass.
     """
     if not q.is_cuda:
         return flex_attention.flex_block_sparse(q, k, v, mask)
@@ -67,6 +79,7 @@ class BlockSparseAttention(torch.autograd.Function):
         return o
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Return the gradients of q, k and v from `do`, that of the output [B, Hq, N, D]; None for the mask."""
         q, k, v, o, lse = ctx.saved_tensors
@@ -77,20 +90,29 @@ def block_sparse_attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: Block
     """Return attention [B, Hq, N, D] and its log-sum-exp [B, Hq, N] on a GPU, without gradients.
 
     The log-sum-exp is fp32 and natural; it is -inf in a row that sees no key.
+
+    Raises:
+        KernelError: the tensors and the mask do not fit together, no kernel runs them, or a gradient is asked for.
     """
-    q, k, v = map(unit_stride, (q, k, v))
+    inputs = (q, k, v)
+    check_tensors(q, k, v)
+    check_mask(q, mask)
+    check_on_gpu(q)
+    raise_refusal(_kernels_refuse(AttentionProblem.of(q, k, mask.block_q, mask.block_k)))
+    hopper_runs = on_hopper(mask.block_q, mask.block_k, q.shape[-1])
+    q, k, v = map(tma_readable if hopper_runs else addressable, inputs)
     o = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    if on_hopper(mask.block_q, mask.block_k, q.shape[-1]):
+    if hopper_runs:
         from seerbench.kernels.block_sparse import hopper  # Gluon, which only Hopper needs, is not in every Triton
 
         hopper.launch(q, k, v, mask, o, lse)
     else:
         triton.launch(q, k, v, mask, o, lse)
-    return o, lse
+    return forward_only("block_sparse_attention_with_lse", inputs, o, lse)
 
 
 def on_hopper(block_q: int, block_k: int, head_dim: int) -> bool:
     """Return whether hopper.py takes these sizes on this machine: it needs wgmma, TMA and 64 rows per warpgroup."""
-    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    hopper = not INTERPRETED and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
     return hopper and head_dim in (64, 128) and (block_q, block_k) in HOPPER_BLOCKS

@@ -26,12 +26,13 @@ from seerbench.kernels.primitives import LOG2_E, LOWEST, base_2_scale, program_o
 def flat_lists(mask: BlockMask) -> tuple[Tensor, Tensor, int]:
     """Return (counts, indices, entries from one row's list to the next) as the kernels address them.
 
-    Rows may share one list (an expanded view whose strides are zero): dense attention then needs n entries.
+    Rows may share one list (an expanded view whose strides are zero): dense attention then needs n entries. Any
+    other view, such as a mask of one head expanded to all, is copied.
     """
     indices = mask.kv_indices
     if not indices.shape[-1]:
         indices = indices.new_zeros(*indices.shape[:-1], 1)  # kernels read a first entry ahead
-    shared = all(step == 0 for step in indices.stride()[:-1])
+    shared = indices.stride(-1) == 1 and all(step == 0 for step in indices.stride()[:-1])
     if not shared:
         indices = indices.contiguous()
     return mask.kv_num_blocks.contiguous(), indices, 0 if shared else indices.shape[-1]

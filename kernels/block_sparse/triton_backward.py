@@ -27,8 +27,9 @@ import triton.language as tl
 from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.errors import KernelError
 from seerbench.kernels.block_sparse.triton import diagonal_blocks, flat_lists
-from seerbench.kernels.primitives import LOG2_E, program_order, unit_stride
+from seerbench.kernels.primitives import LOG2_E, addressable, program_order
 
 
 def gradients(
@@ -37,9 +38,13 @@ def gradients(
     """Return (dq, dk, dv), each with the shape, dtype and strides of q [B, Hq, N, D], k and v [B, Hk, N, D].
 
     o [B, Hq, N, D] and lse [B, Hq, N]: the forward's results; do: the gradient of o. Queries without a key and keys
-    without a reader get zeros.
+    without a reader get zeros. Raises KernelError for blocks that have no backward kernel.
     """
-    q, k, v, o, do = map(unit_stride, (q, k, v, o, do))
+    if (mask.block_q, mask.block_k) not in QUERY_TILES:
+        raise KernelError(
+            f"the backward kernels take blocks {sorted(QUERY_TILES)}, not {mask.block_q} x {mask.block_k}"
+        )
+    q, k, v, o, do = map(addressable, (q, k, v, o, do))
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     launch(q, k, v, o, lse, do, mask, dq, dk, dv)
     return dq, dk, dv

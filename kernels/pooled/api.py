@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from seerbench.core.problem import AttentionProblem
+from seerbench.errors import KernelError
 from seerbench.kernels.block_sparse import api as block_sparse
+from seerbench.kernels.checks import check_on_gpu, check_tensors, forward_only, raise_refusal
 from seerbench.kernels.pooled.reference import streamed
 from seerbench.kernels.pooled.triton import two_passes
+from seerbench.kernels.primitives import INTERPRETED
 
 
 def implementation(problem: AttentionProblem) -> str:
@@ -23,7 +26,7 @@ def implementation(problem: AttentionProblem) -> str:
 
 def on_hopper(head_dim: int, block: int) -> bool:
     """Return whether hopper.py takes these sizes on this machine."""
-    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    hopper = not INTERPRETED and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
     return hopper and head_dim in (64, 128) and block in (64, 128)
 
 
@@ -44,9 +47,23 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> tuple[
     """Return (o, lse, d) of dense causal attention for q [B, Hq, N, D], k and v [B, Hk, N, D]. Forward only.
 
     o [B, Hq, N, D] and the map d [B, Hq, n, n] are in q's dtype, lse [B, Hq, N] in fp32; n = ceil(N / block).
+
+    Raises:
+        KernelError: the tensors do not fit together, or no kernel runs them; or in the backward pass.
     """
+    check_tensors(q, k, v)
+    if block < 1:
+        raise KernelError(f"a block has at least one token, not {block}")
+    raise_refusal(refuses(AttentionProblem.of(q, k, block, block)))
+    with torch.no_grad():
+        outputs = _run(q, k, v, block)
+    return forward_only("pooled_attention", (q, k, v), *outputs)
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
     if not q.is_cuda:
         return streamed(q, k, v, block)
+    check_on_gpu(q)
     if on_hopper(q.shape[-1], block):
         from seerbench.kernels.pooled import hopper  # Gluon, which only Hopper needs, is not in every Triton
 

@@ -55,7 +55,7 @@ from seerbench.kernels.gluon_primitives import (
     multiprocessors,
     tma_load,
 )
-from seerbench.kernels.primitives import LOG2_E, LOWEST, base_2_scale, unit_stride
+from seerbench.kernels.primitives import LOG2_E, LOWEST, base_2_scale, tma_readable
 
 STAGES = 3  # slots in each of the rings of K and V: a tile of 128 x 128 takes 32 KiB, and Q takes 32 of 227 KiB
 # Registers per thread, as in block_sparse/hopper.py: two consumers and the producer's warpgroup share 64 Ki.
@@ -64,7 +64,7 @@ CONSUMER_REGISTERS, PRODUCER_REGISTERS = 232, 40
 
 def pooled_attention(q: Tensor, k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return (o, lse, d) as `api.pooled_attention` does, for head_dim 64 or 128 and blocks of 64 or 128."""
-    q, k, v = map(unit_stride, (q, k, v))
+    q, k, v = map(tma_readable, (q, k, v))
     batch, heads, n, _ = q.shape
     o = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], device=q.device)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count, causal_blocks
 from seerbench.kernels.block_sparse.api import block_sparse_attention_with_lse
-from seerbench.kernels.primitives import LOG2_E, base_2_scale, program_order, unit_stride
+from seerbench.kernels.primitives import LOG2_E, addressable, base_2_scale, program_order
 
 # block -> warps of `_pool`, whose tiles are block x block: 8 hold a 128 x 128 tile of scores without spilling.
 WARPS = {32: 4, 64: 4, 128: 8}
@@ -49,13 +49,13 @@ def full_mask(batch: int, heads: int, n: int, block: int, device: torch.device) 
     """Return a mask of every causal block, whose rows all share one list of ceil(n / block) entries."""
     counts = causal_blocks(n, block, block, device).sum(-1, dtype=torch.int32).expand(batch, heads, -1)
     columns = torch.arange(block_count(n, block), dtype=torch.int32, device=device)
-    return BlockMask(counts, columns.expand(*counts.shape, -1), n, block, block)
+    return BlockMask.unchecked(counts, columns.expand(*counts.shape, -1), n, block, block)
 
 
 def launch_pool(q: Tensor, k: Tensor, lse: Tensor, d: Tensor, block: int) -> None:
     """Run `_pool` into d [B, Hq, n, n], which must be zero above the diagonal already."""
     batch, heads, n, head_dim = q.shape
-    q, k = unit_stride(q), unit_stride(k)
+    q, k = addressable(q), addressable(k)
     _pool[(block_count(n, block) * heads * batch,)](
         q, k, lse, d, *q.stride()[:3], *k.stride()[:3], n, heads, heads // k.shape[1], base_2_scale(head_dim),
         HEAD_DIM=head_dim, BLOCK=block, num_warps=WARPS[block], num_stages=3,

@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seerbench.kernels.primitives import unit_stride
+from seerbench.kernels.primitives import addressable
 
+BLOCKS = (16, 32, 64, 128)  # tokens per block: a power of two, of which a program holds all queries
 COLUMNS = 64  # key blocks per step of a program: a [BLOCK, 64] tile of logits fits the registers of 4 warps
 
 
@@ -26,7 +27,7 @@ def pooled_scores(q: Tensor, pooled_k: Tensor, block: int) -> Tensor:
     q [B, Hq, N, D] in the dtype of pooled_k; block: tokens of a block.
     """
     batch, heads, tokens, head_dim = q.shape
-    q, pooled_k = unit_stride(q), unit_stride(pooled_k)
+    q, pooled_k = addressable(q), pooled_k.contiguous()
     n = pooled_k.shape[2]
     scores = torch.full((batch, heads, n, n), -torch.inf, dtype=torch.float32, device=q.device)
     _log_sums[(n, heads, batch)](

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seerbench.kernels.vertical_slash.tile_mask import TileMask
+from seerbench.errors import KernelError
+from seerbench.kernels.vertical_slash.tile_mask import NO_DIAGONAL, TileMask
 
 
 def scan(columns: Tensor, diagonals: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,8 +29,9 @@ def scan(columns: Tensor, diagonals: Tensor, chunk: int = 4096) -> tuple[Tensor,
     _count_flags[(flags[..., 0].numel(),)](
         flags, columns_before, selected_columns, tokens, CHUNK=chunk, num_warps=8
     )
-    # Diagonal 0 is selected, so each count is at least 1.
-    largest_diagonal = selected_columns[1].gather(-1, (columns_before[1, ..., 1:] - 1).long())
+    # The last of the diagonals up to d, or -1 in front of the first.
+    with_none = torch.nn.functional.pad(selected_columns[1], (1, 0), value=-1)
+    largest_diagonal = with_none.gather(-1, columns_before[1, ..., 1:].long())
     return largest_diagonal, columns_before[0], selected_columns[0]
 
 
@@ -39,6 +41,7 @@ def tiles_of(
     """Return the mask of n rows from the tables of `scan`, in two launches.
 
     The first counts, the second fills lists as wide as the longest; between them the host waits for the GPU once.
+    Raises KernelError if a head does not select diagonal 0.
     """
     batch, heads, _ = largest_diagonal.shape
     tiles, columns = torch.empty(2, batch, heads, n, dtype=torch.int32, device=largest_diagonal.device)
@@ -52,11 +55,14 @@ def tiles_of(
         )  # fmt: skip
 
     launch(tiles, columns, False)
-    tile_width, column_width = torch.stack([tiles.max(), columns.max()]).tolist()
+    sizes_and_check = torch.stack([tiles.max(), columns.max(), largest_diagonal[..., 0].min()])
+    tile_width, column_width, first_diagonal = sizes_and_check.tolist()
+    if first_diagonal < 0:
+        raise KernelError(NO_DIAGONAL)
     starts = torch.zeros(batch, heads, n, tile_width, dtype=torch.int32, device=largest_diagonal.device)
     gathered = torch.zeros(batch, heads, n, max(1, column_width), dtype=torch.int32, device=largest_diagonal.device)
     launch(starts, gathered, True)
-    return TileMask(tiles, starts, columns, gathered, tokens, tile)
+    return TileMask.unchecked(tiles, starts, columns, gathered, tokens, tile)
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seerbench.kernels.vertical_slash.tile_mask import TileMask
+from seerbench.errors import KernelError
+from seerbench.kernels.vertical_slash.tile_mask import NO_DIAGONAL, TileMask
 
 
 def scan(columns: Tensor, diagonals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,8 +35,10 @@ def tiles_of(
     For the row that ends before token E = tile * (m + 1), diagonal d touches the keys [e - tile, e) with
     e = max(E - d, tile). Ranges of keys are built from the left. A range ends when the next e lies more than a tile
     behind its end, and is extended by whole tiles otherwise. Columns that no range covers and that precede the end
-    of the last range are gathered.
+    of the last range are gathered. Raises KernelError if a head does not select diagonal 0.
     """
+    if largest_diagonal[..., 0].min() < 0:
+        raise KernelError(NO_DIAGONAL)
     device = largest_diagonal.device
     shape = (*largest_diagonal.shape[:2], n)
     ends = ((torch.arange(n, device=device) + 1) * tile).expand(shape)
@@ -68,7 +71,9 @@ def tiles_of(
     which = torch.sort((~kept).to(torch.uint8), dim=-1, stable=True).indices[..., :width]
     columns = selected_columns[:, :, None].expand(*shape, -1).gather(-1, which)
     columns = torch.where(torch.arange(width, device=device) < column_counts[..., None], columns, 0)
-    return TileMask(tile_counts, starts.clamp_min(0).int(), column_counts, columns.contiguous(), tokens, tile)
+    return TileMask.unchecked(
+        tile_counts, starts.clamp_min(0).int(), column_counts, columns.contiguous(), tokens, tile
+    )
 
 
 def tile_attention(q: Tensor, k: Tensor, v: Tensor, mask: TileMask) -> Tensor:

@@ -8,16 +8,26 @@ import torch
 from torch import Tensor
 
 from seerbench.core.block_mask import block_count, causal_blocks
+from seerbench.errors import MaskError
+
+NO_DIAGONAL = "diagonal 0 must be selected for every head: without it a gathered column may be unseen"
+NEVER = 2**31 - 1  # a start after every column
 
 
 @dataclass(frozen=True)
 class TileMask:
     """Plan of the keys that each row of `tile` queries reads: tiles that start at any token, and single columns.
 
+    The constructor checks every entry and waits for a GPU once; code whose lists are right by construction takes
+    `unchecked`.
+
     tile_counts:   int32 [B, Hq, n], tile_starts int32 [B, Hq, n, width]: first tokens of tiles of `tile` keys,
                    ascending and disjoint; a tile may reach past the row (causality cuts it) or past N.
     column_counts: int32 [B, Hq, n], columns int32 [B, Hq, n, width']: tokens outside the tiles, ascending,
                    all before the row's first query. Past its count a list holds zeros.
+    Every query sees a key.
+
+    Raises MaskError where a shape, dtype, device or entry is not of this kind.
     """
 
     tile_counts: Tensor
@@ -26,6 +36,89 @@ class TileMask:
     columns: Tensor
     tokens: int
     tile: int = 64
+
+    def __post_init__(self) -> None:
+        self._check_form()
+        self.check()
+
+    @classmethod
+    def unchecked(
+        cls,
+        tile_counts: Tensor,
+        tile_starts: Tensor,
+        column_counts: Tensor,
+        columns: Tensor,
+        tokens: int,
+        tile: int = 64,
+    ) -> TileMask:
+        """Return a mask of lists that are right by construction: no entry is checked, so no GPU is waited for."""
+        mask = cls.__new__(cls)
+        # The class is frozen, so attributes cannot be set by name.
+        mask.__dict__.update(
+            tile_counts=tile_counts,
+            tile_starts=tile_starts,
+            column_counts=column_counts,
+            columns=columns,
+            tokens=tokens,
+            tile=tile,
+        )
+        mask._check_form()
+        return mask
+
+    def _check_form(self) -> None:
+        """Check sizes, dtypes, shapes and devices, none of which waits for a GPU."""
+        if not all(isinstance(size, int) and size > 0 for size in (self.tokens, self.tile)):
+            raise MaskError(f"tokens and tile are positive integers, not {self.tokens!r} and {self.tile!r}")
+        rows = block_count(self.tokens, self.tile)
+        shape = self.tile_counts.shape
+        lists = (self.tile_counts, self.tile_starts, self.column_counts, self.columns)
+        if any(x.dtype != torch.int32 or x.device != self.tile_counts.device for x in lists):
+            raise MaskError("the four lists of a tile mask are int32, on one device")
+        right = len(shape) == 3 and shape[-1] == rows and self.column_counts.shape == shape
+        if not right or any(x.shape[:-1] != shape for x in (self.tile_starts, self.columns)):
+            raise MaskError(
+                f"a tile mask of {self.tokens} tokens has {rows} rows of {self.tile}: counts [B, Hq, {rows}] and "
+                f"lists [B, Hq, {rows}, width], not {[list(x.shape) for x in lists]}"
+            )
+
+    def check(self) -> None:
+        """Check every entry of the lists; if they are on a GPU, the host waits for it once.
+
+        Raises:
+            MaskError: an entry is not as the class requires. The text names the first such row.
+        """
+        starts, columns, tile = self.tile_starts, self.columns, self.tile
+        first_query = torch.arange(self.tile_counts.shape[-1], device=starts.device) * tile
+        tiles, single = _used(self.tile_counts, starts), _used(self.column_counts, columns)
+        # The last tile that starts at or before each column; one entry more, so that there is a last one.
+        ascending = torch.nn.functional.pad(starts.masked_fill(~tiles, NEVER), (0, 1), value=NEVER)
+        before = torch.searchsorted(ascending.contiguous(), columns.contiguous(), right=True) - 1
+        inside = (before >= 0) & (columns - ascending.gather(-1, before.clamp_min(0)) < tile)
+        faults = {
+            "a count below 0 or above the width of its list": _no_count(self.tile_counts, starts)
+            | _no_count(self.column_counts, columns),
+            "tiles that do not ascend or that overlap": (
+                (starts[..., 1:] - starts[..., :-1] < tile) & tiles[..., 1:]
+            ).any(-1),
+            "a tile that starts before token 0 or after the row": (
+                tiles & ((starts < 0) | (starts >= first_query[:, None] + tile))
+            ).any(-1),
+            "columns that do not ascend, or one listed twice": (
+                (columns[..., 1:] <= columns[..., :-1]) & single[..., 1:]
+            ).any(-1),
+            "a column before token 0 or not before the row's first query": (
+                single & ((columns < 0) | (columns >= first_query[:, None]))
+            ).any(-1),
+            "a column inside a tile": (single & inside).any(-1),
+            "an entry other than 0 beyond its count": (~tiles & (starts != 0)).any(-1)
+            | (~single & (columns != 0)).any(-1),
+            "a query that sees no key": ~(tiles & (starts <= first_query[:, None])).any(-1) & ~single.any(-1),
+        }
+        found = torch.stack([rows.any() for rows in faults.values()]).tolist()
+        for (fault, rows), present in zip(faults.items(), found, strict=True):
+            if present:
+                batch, head, row = rows.nonzero()[0].tolist()
+                raise MaskError(f"a tile mask has {fault}: batch entry {batch}, head {head}, row {row}")
 
     def area(self) -> Tensor:
         """Return the number of tiles that a kernel executes, [B, Hq]. Columns are gathered into whole tiles."""
@@ -75,6 +168,10 @@ class TileMask:
         kept.scatter_(-1, inside.flatten(-2).long(), True)
         columns = self.columns.masked_fill(~_used(self.column_counts, self.columns), spare)
         return kept.scatter_(-1, columns.long(), True)[..., :spare]
+
+
+def _no_count(counts: Tensor, lists: Tensor) -> Tensor:
+    return (counts < 0) | (counts > lists.shape[-1])
 
 
 def _used(counts: Tensor, lists: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from seerbench.compare.trials import Finding, Kernel, Trial, inputs, kept_blocks
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.rope import plain_rope
+from seerbench.errors import MaskError
 from seerbench.measure.correctness import compare_with_reference
 from seerbench.methods.protocol import BlockSparse, realised_sparsity
 
@@ -66,8 +67,12 @@ def check_method(
             continue
         q, k, v = inputs(trial, torch.Generator().manual_seed(seed * 1_000 + len(all_trials) + number))
         layer = LayerContext(0, q, k, plain_rope(trial.problem.head_dim))
-        plan = method.plan(q, k, layer)
         trial = replace(trial, subject="its own plan", suspect="attend does not do what plan says")
+        try:
+            plan = method.plan(q, k, layer)
+        except MaskError as error:
+            yield trial, Finding(trial, torch.inf, 0.0, "in the plan", str(error))
+            continue
         if isinstance(plan, BlockMask):
             invalid = invalid_plan(plan, trial.problem)
             if invalid:
@@ -101,13 +106,10 @@ def invalid_plan(plan: BlockMask, problem: AttentionProblem) -> str | None:
     lists = tuple(plan.kv_num_blocks.shape[:2])
     if lists != (problem.batch, problem.q_heads):
         return f"the plan has lists for {lists} (batch, heads), not one per query head"
-    listed = torch.arange(plan.kv_indices.shape[-1], device=plan.kv_indices.device) < plan.kv_num_blocks[..., None]
-    steps = plan.kv_indices.diff(dim=-1)
-    if (steps[listed[..., 1:]] <= 0).any():
-        return "a row's key blocks do not ascend, or one is listed twice"
-    causal = BlockMask.from_dense(plan.to_dense(), plan.tokens, plan.block_q, plan.block_k)
-    if not torch.equal(causal.kv_num_blocks, plan.kv_num_blocks):
-        return "the plan has a key block of the future, or one that does not exist"
+    try:
+        plan.check()
+    except MaskError as error:
+        return str(error)
     return None
 
 

@@ -37,6 +37,13 @@ class AttentionProblem:
     block_q: int = 64
     block_k: int = 64
 
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, block_q: int, block_k: int) -> AttentionProblem:
+        """Return the problem of q [B, Hq, N, D] and k [B, Hk, N, D] with blocks of these sizes."""
+        batch, q_heads, context, head_dim = q.shape
+        dtype = str(q.dtype).removeprefix("torch.")
+        return cls(q.device.type, dtype, batch, q_heads, k.shape[1], head_dim, context, block_q, block_k)
+
 
 @dataclass
 class LayerContext:

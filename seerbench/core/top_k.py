@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, causal_blocks
+from seerbench.errors import MaskError
 
 
 def top_k_count(blocks: int, sparsity: float) -> int:
@@ -48,10 +49,12 @@ def keep_top_k(scores: Tensor, sparsity: float, last_rows_dense: int = 0) -> Ten
 
     Args:
         scores: -inf where a block is not visible; such a block may be flagged in a row with fewer than k others.
+            NaN ranks as -inf does.
         sparsity: decides k (`top_k_count`).
         last_rows_dense: number of rows at the end in which every block is flagged.
     """
     k = top_k_count(scores.shape[-1], sparsity)
+    scores = scores.masked_fill(scores.isnan(), -math.inf)
     best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
     return _with_dense_rows(kept, last_rows_dense)
@@ -63,10 +66,11 @@ def keep_threshold(scores: Tensor, threshold: float, last_rows_dense: int = 0) -
     A row in which no block exceeds it keeps its best block. This is the rule of SeerAttention v2.
 
     Args:
-        scores: [B, Hq, nq, nk], -inf where a block is not visible.
+        scores: [B, Hq, nq, nk], -inf where a block is not visible. NaN counts as -inf.
         threshold: smallest share of a row's softmax, exclusive.
         last_rows_dense: number of rows at the end in which every block is flagged.
     """
+    scores = scores.masked_fill(scores.isnan(), -math.inf)
     kept = scores.softmax(-1) > threshold
     best = torch.zeros_like(kept).scatter_(-1, scores.argmax(-1, keepdim=True), True)
     kept |= best & ~kept.any(-1, keepdim=True)
@@ -145,6 +149,8 @@ def select_budget(cost: Tensor, sparsity: float, tokens: int, block: int) -> Blo
 
 
 def _with_dense_rows(kept: Tensor, last_rows: int) -> Tensor:
+    if last_rows < 0:
+        raise MaskError(f"the number of dense rows is at least 0, not {last_rows}")
     if last_rows:
         kept[..., -last_rows:, :] = True  # BlockMask.from_dense drops the blocks above the diagonal
     return kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from seerbench.core import top_k
-from seerbench.core.block_mask import BlockMask, causal_blocks
+from seerbench.core.block_mask import BlockMask, causal_blocks, check_flags
 from seerbench.core.top_k import top_k_count
 from seerbench.kernels.attn_gate import api as kernel
 from seerbench.kernels.index_lists import ascending_lists
@@ -19,12 +19,14 @@ def mask_from_flags(kept: Tensor, tokens: int, block_q: int, block_k: int) -> Bl
     """Return the BlockMask of flags, bool [B, Hq, nq, nk]; flags above the diagonal are dropped.
 
     On a GPU, a kernel writes the lists; `BlockMask.from_dense` would sort the flags there.
+    Raises MaskError for flags of another dtype or shape.
     """
     if not kept.is_cuda:
         return BlockMask.from_dense(kept, tokens, block_q, block_k)
+    check_flags(kept, tokens, block_q, block_k)
     kept = kept & causal_blocks(tokens, block_q, block_k, kept.device)
     counts, indices = ascending_lists(kept)
-    return BlockMask(counts, indices, tokens, block_q, block_k)
+    return BlockMask.unchecked(counts, indices, tokens, block_q, block_k)
 
 
 def select_top_k(

@@ -21,8 +21,10 @@ from seerbench.core.block_mask import block_count, causal_blocks
 from seerbench.core.problem import LayerContext, Rope
 from seerbench.core.reference import repeat_kv
 from seerbench.core.rope import block_starts, rotate
+from seerbench.errors import KernelError
 from seerbench.kernels.attn_gate import api
 from seerbench.kernels.attn_gate.reference import pool_blocks
+from seerbench.kernels.checks import check_tensors
 from seerbench.methods.gate_config import OPERATORS, GateConfig
 
 
@@ -52,7 +54,7 @@ class AttnGate(nn.Module):
             head_dim: D.
         """
         super().__init__()
-        self.config, self.q_heads, self.head_dim = config, q_heads, head_dim
+        self.config, self.q_heads, self.kv_heads, self.head_dim = config, q_heads, kv_heads, head_dim
         q_width = head_dim * sum(name in config.q_pool for name in OPERATORS)
         k_width = head_dim * sum(name in config.k_pool for name in OPERATORS)
         double = config.projection == "double"
@@ -118,12 +120,17 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, upper
 
     Raises:
         ValueError: the gate has RoPE and `layer` has no q and k before RoPE.
+        KernelError: q and k do not fit together, or the gate was made for other heads.
     """
     if gate.config.rope:
         if layer.q_unrotated is None or layer.k_unrotated is None or layer.rope is None:
             raise ValueError("the gate reads q and k before RoPE; run it inside a model (models.hugging_face)")
         q, k = layer.q_unrotated, layer.k_unrotated
     config = gate.config
+    check_tensors(q, k)
+    if (gate.q_heads, gate.kv_heads, gate.head_dim) != (q.shape[1], k.shape[1], q.shape[3]):
+        made_for = f"{gate.q_heads} and {gate.kv_heads} heads of {gate.head_dim}"
+        raise KernelError(f"the gate is for {made_for}; q and k are {list(q.shape)} and {list(k.shape)}")
     if not q.is_cuda or torch.is_grad_enabled() or config.query_block != config.block:
         return gate(pool_blocks(q, config.query_block), pool_blocks(k, config.block), layer.rope)
     tables = None
