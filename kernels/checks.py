@@ -29,24 +29,29 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
     Raises:
         KernelError: a shape, dtype or device does not fit, a tensor is empty, or it has no floating-point dtype.
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x is None:
-            continue
-        if x.dim() != 4 or not x.numel():
-            raise KernelError(f"{name} must be [B, H, N, D] with no dimension of size 0, not {list(x.shape)}")
+    tensors = (q, k) if v is None else (q, k, v)
+    if q.dim() != 4 or k.dim() != 4 or not q.numel():
+        raise KernelError(f"q, k and v must be [B, H, N, D] without a size of 0, not {_shapes(tensors)}")
+    batch, q_heads, tokens, head_dim = q.shape
+    kv_heads = k.shape[1]
+    fitting = (batch, kv_heads, tokens, head_dim)
+    for x in tensors[1:]:
+        if x.shape != fitting or not kv_heads:
+            raise KernelError(
+                f"k and v must be [B, Hk, N, D] with the B, N and D of q; the three are {_shapes(tensors)}"
+            )
         if x.dtype != q.dtype or x.device != q.device:
             raise KernelError(
-                f"q, k and v must have one dtype and one device; q is {q.dtype} on {q.device}, "
-                f"{name} is {x.dtype} on {x.device}"
+                f"q, k and v must have one dtype and device, not {q.dtype} on {q.device} and {x.dtype} on {x.device}"
             )
-        if x is not q and (x.shape[0], *x.shape[2:]) != (q.shape[0], *q.shape[2:]):
-            raise KernelError(f"{name} must have the B, N and D of q {list(q.shape)}, not {list(x.shape)}")
-        if x is v and v.shape != k.shape:
-            raise KernelError(f"k and v must have one shape, not {list(k.shape)} and {list(v.shape)}")
     if q.dtype not in _FLOATS:
         raise KernelError(f"attention takes floating-point numbers of 16, 32 or 64 bits, not {q.dtype}")
-    if q.shape[1] % k.shape[1]:
-        raise KernelError(f"{q.shape[1]} query heads do not split over {k.shape[1]} key/value heads")
+    if q_heads % kv_heads:
+        raise KernelError(f"{q_heads} query heads do not split over {kv_heads} key/value heads")
+
+
+def _shapes(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(str(list(x.shape)) for x in tensors)
 
 
 def check_mask(q: Tensor, mask: BlockMask) -> None:

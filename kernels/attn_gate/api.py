@@ -65,7 +65,8 @@ def gate_scores(
         shape = [block_count(q.shape[2], block), q.shape[3]]
         if list(table.shape) != shape or table.device != q.device:
             raise KernelError(
-                f"cos and sin are {shape}, a row per block, on {q.device}, not {list(table.shape)} on {table.device}"
+                f"cos and sin are {shape} on {q.device}, not {list(table.shape)} on {table.device}; one row per "
+                "block"
             )
     pools = pool_side_by_side(list(zip((q, k), operators, strict=True)), block)
     projected = project(list(zip(pools, weights, strict=True)), tables)

@@ -127,11 +127,11 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, upper
             raise ValueError("the gate reads q and k before RoPE; run it inside a model (models.hugging_face)")
         q, k = layer.q_unrotated, layer.k_unrotated
     config = gate.config
-    check_tensors(q, k)
-    if (gate.q_heads, gate.kv_heads, gate.head_dim) != (q.shape[1], k.shape[1], q.shape[3]):
-        made_for = f"{gate.q_heads} and {gate.kv_heads} heads of {gate.head_dim}"
-        raise KernelError(f"the gate is for {made_for}; q and k are {list(q.shape)} and {list(k.shape)}")
     if not q.is_cuda or torch.is_grad_enabled() or config.query_block != config.block:
+        check_tensors(q, k)
+        if (gate.q_heads, gate.kv_heads, gate.head_dim) != (q.shape[1], k.shape[1], q.shape[3]):
+            made_for = f"{gate.q_heads} and {gate.kv_heads} heads of {gate.head_dim}"
+            raise KernelError(f"the gate is for {made_for}; q and k are {list(q.shape)} and {list(k.shape)}")
         return gate(pool_blocks(q, config.query_block), pool_blocks(k, config.block), layer.rope)
     tables = None
     if layer.rope is not None and config.rope:

@@ -1,6 +1,7 @@
 """Every method under one set of tests: sparsity, agreement with the reference, determinism, causality."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -89,6 +90,17 @@ def test_attend_is_attention_over_the_plan(name, tokens, make, qkv):
     plan = method.plan(q, k, LayerContext(1, q, k, rope))
     exact, rounded = reference_attention(q, k, v, plan)[0], reference_attention(q, k, v, plan, q.dtype)[0]
     assert_no_worse_than_rounding(method.attend(q, k, v, plan), exact, rounded)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_lists_that_are_made_without_a_check_pass_it(name, make):
+    """Draw lengths around whole blocks, sparsities and inputs, among them constant and very large ones."""
+    methods = [make(name, sparsity) for sparsity in (0.0, 0.5, 0.97)]
+    for seed, (tokens, method) in enumerate(product([1, 15, 16, 17, 49, 130], methods)):
+        generator = torch.Generator().manual_seed(seed)
+        q = torch.randn(2, 4, tokens, 16, generator=generator) * [1, 0, 100][seed // 3 % 3]
+        k = torch.randn(2, 2, tokens, 16, generator=generator)
+        method.plan(q, k, LayerContext(1, q, k, rope)).check()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,3 +84,20 @@ def check_gradients(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, do: Tensor
     left = head_dim * torch.finfo(torch.float32).eps * terms * head_dim**-0.5
     assert gradients[0].abs().max() <= left * k.abs().max()
     assert gradients[1].abs().max() <= left * q.abs().max() * group
+
+
+def far_apart(tensors: list[Tensor], dimension: int, step: int) -> list[Tensor]:
+    """Return copies of tensors [B, H, N, D] whose entries along one dimension are `step` entries apart.
+
+    They share one memory on the CPU, which is mostly reserved and never touched, so it takes little space.
+    """
+    layouts, first, end = [], 0, 0
+    for x in tensors:
+        strides = list(x.contiguous().stride())
+        strides[dimension] = step
+        layouts.append((x.shape, strides, first))
+        end = max(end, first + 1 + sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True)))
+        first += x.numel()
+    assert first < step
+    memory = torch.from_numpy(np.zeros(end, dtype=np.float16))
+    return [memory.as_strided(*layout).copy_(x) for x, layout in zip(tensors, layouts, strict=True)]

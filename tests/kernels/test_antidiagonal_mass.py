@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gpu.kernel_cases import INTERPRETED, draw, run_in_interpreter
+from gpu.kernel_cases import INTERPRETED, draw, far_apart, run_in_interpreter
 
 from seerbench.core.tolerance import assert_no_worse_than_rounding
 from seerbench.kernels.antidiagonal_mass import reference, triton
@@ -28,3 +28,9 @@ else:
         found = triton.antidiagonal_mass(q, k, block, stride)
         exact = reference.antidiagonal_mass(q.double(), k.double(), block, stride)
         assert_no_worse_than_rounding(found, exact, reference.antidiagonal_mass(q, k, block, stride))
+
+    @pytest.mark.parametrize(("dimension", "step"), [(0, 2**31 + 64), (1, 2**31 + 64), (2, 2**24)])
+    def test_offsets_beyond_32_bits(dimension, step):
+        near = draw(130, 2, 2, 16, torch.float16, batch=2 if dimension == 0 else 1)[:2]
+        far = far_apart(near, dimension, step)
+        assert torch.equal(triton.antidiagonal_mass(*far, 64, 8), triton.antidiagonal_mass(*near, 64, 8))

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from gpu.kernel_cases import INTERPRETED, run_in_interpreter
+from gpu.kernel_cases import INTERPRETED, draw, far_apart, run_in_interpreter
 
 from seerbench.core import top_k
 from seerbench.core.rope import plain_rope
 from seerbench.core.tolerance import assert_no_worse_than_rounding
+from seerbench.errors import KernelError
+from seerbench.kernels.attn_gate import api, reference
 from seerbench.kernels.attn_gate import pool as attn_gate_pool
 from seerbench.kernels.attn_gate import project as attn_gate_project
-from seerbench.kernels.attn_gate import reference
 from seerbench.kernels.attn_gate import score as attn_gate_score
 from seerbench.kernels.attn_gate import select as kernel
 from seerbench.methods import gate, gate_config
@@ -181,3 +182,50 @@ else:
         scores = causal(21)
         ours = kernel.select_threshold(scores, threshold, 21 * 64, 64, dense_rows)
         same(ours, top_k.select_threshold(scores, threshold, 21 * 64, 64, dense_rows))
+
+    @pytest.mark.parametrize(("dimension", "step"), [(0, 2**31 + 64), (1, 2**31 + 64), (2, 2**24)])
+    def test_offsets_beyond_32_bits(dimension, step):
+        q, k, _ = draw(130, 2, 2, 16, torch.float16, batch=2 if dimension == 0 else 1)
+        far = far_apart([q, k], dimension, step)
+        near, apart = (
+            attn_gate_pool.pool_side_by_side([(x, ["max", "avg"]), (y, ["min"])], 64) for x, y in ((q, k), far)
+        )
+        assert all(torch.equal(one, other) for one, other in zip(near, apart, strict=True))
+
+    @pytest.mark.parametrize("missing", [torch.nan, -torch.inf])
+    @pytest.mark.parametrize("share", [0.5, 1.0])
+    def test_scores_that_are_missing_rank_last_and_every_list_is_valid(missing, share):
+        scores = causal(7)
+        scores = torch.where(torch.rand_like(scores) < share, missing, scores)
+        scores = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
+        for sparsity in (0.2, 0.6):
+            ours = kernel.select_top_k(scores, top_k.top_k_count(7, sparsity), 7 * 64, 64)
+            ours.check()
+            same(ours, top_k.select_top_k(scores, sparsity, 7 * 64, 64))
+        ours = kernel.select_threshold(scores, 0.3, 7 * 64, 64)
+        ours.check()
+        same(ours, top_k.select_threshold(scores, 0.3, 7 * 64, 64))
+
+    def test_layers_pools_and_tables_that_do_not_fit_are_refused():
+        q, k, _ = draw(130, 4, 2, 16, torch.float16, batch=1)
+        right = {
+            "weights": (torch.randn(4, 16, 16), torch.randn(2, 32, 16)), "operators": (["avg"], ["max", "min"]),
+            "tables": plain_rope(16)(torch.arange(3) * 64), "block": 64,
+        }  # fmt: skip
+        scores = api.gate_scores(q.requires_grad_(), k, **right)
+        with pytest.raises(KernelError, match="no backward"):
+            scores.sum().backward()
+        for change, word in [
+            ({"weights": (torch.randn(8, 16, 16), torch.randn(2, 32, 16))}, "layer of q"),
+            ({"weights": (torch.randn(4, 16, 16), torch.randn(2, 48, 16))}, "layer of k"),
+            ({"weights": (torch.randn(4, 16, 16), None)}, "not projected"),
+            ({"operators": (["avg"], ["max", "max"])}, "each once"),
+            ({"operators": (["avg"], ["max", "median"])}, "some of max, min, avg"),
+            ({"tables": plain_rope(16)(torch.arange(4) * 64)}, "cos and sin"),
+            ({"block": 20, "tables": None}, "multiple of 8"),
+            ({"block": 0, "tables": None}, "multiple of 8"),
+        ]:
+            with pytest.raises(KernelError, match=word):
+                api.gate_scores(q, k, **{**right, **change})
+        with pytest.raises(KernelError, match="at least one block"):
+            kernel.select_top_k(causal(3), 0, 192, 64)

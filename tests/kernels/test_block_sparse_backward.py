@@ -5,8 +5,9 @@ The interpreter's bf16 is silently wrong, so bf16 is tested on a GPU only (tests
 
 import pytest
 import torch
-from gpu.kernel_cases import INTERPRETED, MASKS, build_mask, check_gradients, draw, run_in_interpreter
+from gpu.kernel_cases import INTERPRETED, MASKS, build_mask, check_gradients, draw, far_apart, run_in_interpreter
 
+from seerbench.errors import KernelError, MaskError
 from seerbench.kernels.block_sparse import triton as forward
 
 if not INTERPRETED:
@@ -26,6 +27,12 @@ if not INTERPRETED:
             first, last = offsets[batch, kv_head, column : column + 2].tolist()
             want = by_group[batch, kv_head, :, :, column].T.flatten().nonzero().flatten()  # query block, then head
             assert readers[first:last].tolist() == want.tolist()
+
+    def test_lists_that_32_bits_cannot_count_are_refused(monkeypatch):
+        mask = build_mask("full", 700, 1, 2, 64, 64)
+        monkeypatch.setattr("seerbench.core.block_mask.MAX_TRANSPOSED", mask.kv_indices.numel() - 1)
+        with pytest.raises(MaskError, match="at most"):
+            mask.transposed(1)
 
 else:
     from seerbench.kernels.block_sparse import triton_backward as backward
@@ -62,3 +69,27 @@ else:
     @pytest.mark.parametrize("head_dim", [64, 128])
     def test_head_dims(head_dim):
         check(200, group=2, kind="random", head_dim=head_dim)
+
+    @pytest.mark.parametrize(("dimension", "step"), [(0, 2**31 + 64), (1, 2**31 + 64), (2, 2**24)])
+    def test_offsets_beyond_32_bits(dimension, step):
+        """Put batch entries, heads or tokens so far apart that an offset in 32 bits would wrap around."""
+        near = draw(130, 2, 2, 16, torch.float16, batch=2 if dimension == 0 else 1)
+        near.append(torch.randn(near[0].shape).half())  # the gradient of the output
+        unwritten = [torch.full_like(x, torch.nan) for x in near[:3]]
+        q, k, v, do, *gradients = far_apart(near + unwritten, dimension, step)
+        mask = build_mask("random", 130, q.shape[0], 2, 64, 64)
+        o, lse = torch.empty_like(near[0]), torch.empty(q.shape[:3])
+        forward.launch(*near[:3], mask, o, lse)
+        backward.launch(q, k, v, o, lse, do, mask, *gradients)
+        check_gradients(*near[:3], mask, near[3], gradients)
+
+    def test_one_gradient_for_all_entries_and_blocks_without_a_kernel():
+        """A sum's gradient is one number, expanded: a view whose strides are all zero."""
+        q, k, v = draw(70, 4, 2, 16, torch.float16)
+        mask = build_mask("random", 70, 2, 4, 64, 64)
+        o, lse = torch.empty_like(q), torch.empty(q.shape[:3])
+        forward.launch(q, k, v, mask, o, lse)
+        do = torch.ones((), dtype=torch.float16).expand_as(q)
+        check_gradients(q, k, v, mask, do, list(backward.gradients(q, k, v, o, lse, do, mask)))
+        with pytest.raises(KernelError, match="32 x 32"):
+            backward.gradients(q, k, v, o, lse, do, build_mask("full", 70, 2, 4, 32, 32))

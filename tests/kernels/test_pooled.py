@@ -4,7 +4,7 @@ the Hopper kernel, which no interpreter runs, keeps its scratch."""
 import numpy as np
 import pytest
 import torch
-from gpu.kernel_cases import INTERPRETED, LENGTHS, draw, run_in_interpreter
+from gpu.kernel_cases import INTERPRETED, LENGTHS, draw, far_apart, run_in_interpreter
 
 from seerbench.core.block_mask import block_count
 from seerbench.core.reference import reference_attention
@@ -133,3 +133,12 @@ else:
         rounded_o, rounded_lse = reference_attention(q, k, v, dtype=torch.float32)
         assert_no_worse_than_rounding(o, exact_o, rounded_o)
         assert_no_worse_than_rounding(lse, exact_lse, rounded_lse)
+
+    @pytest.mark.parametrize(("dimension", "step"), [(0, 2**31 + 64), (1, 2**31 + 64), (2, 2**24)])
+    def test_offsets_beyond_32_bits(dimension, step):
+        q, k, v = draw(130, 2, 2, 16, torch.float16, batch=2 if dimension == 0 else 1)
+        lse = kernel.naive_pooled_attention(q, k, v)[1].float()
+        maps = [torch.zeros(*q.shape[:2], 3, 3, dtype=q.dtype) for _ in range(2)]
+        pooled_triton.launch_pool(*far_apart([q, k], dimension, step), lse, maps[0], 64)
+        pooled_triton.launch_pool(q, k, lse, maps[1], 64)
+        assert torch.equal(*maps)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gpu.kernel_cases import INTERPRETED, draw, run_in_interpreter
+from gpu.kernel_cases import INTERPRETED, draw, far_apart, run_in_interpreter
 
 from seerbench.core.tolerance import assert_no_worse_than_rounding
 from seerbench.kernels.attn_gate.reference import pool_blocks
@@ -24,3 +24,10 @@ else:
         # The method pools in q's dtype, so the kernel may make the rounding errors that plain torch makes there.
         assert_no_worse_than_rounding(found, exact, reference.pooled_scores(q, k, 16))
         assert (found == -torch.inf).equal(exact == -torch.inf)
+
+    @pytest.mark.parametrize(("dimension", "step"), [(0, 2**31 + 64), (1, 2**31 + 64), (2, 2**24)])
+    def test_offsets_beyond_32_bits(dimension, step):
+        q, k, _ = draw(130, 2, 2, 16, torch.float16, batch=2 if dimension == 0 else 1)
+        pooled = pool_blocks(k, 64)["avg"]
+        (far_q,), (far_pooled,) = far_apart([q], dimension, step), far_apart([pooled], dimension, step)
+        assert torch.equal(triton.pooled_scores(far_q, far_pooled, 64), triton.pooled_scores(q, pooled, 64))

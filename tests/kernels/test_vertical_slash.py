@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gpu.kernel_cases import INTERPRETED, draw, run_in_interpreter
+from gpu.kernel_cases import INTERPRETED, draw, far_apart, run_in_interpreter
 
 from seerbench.core.problem import AttentionProblem
 from seerbench.core.reference import reference_attention
@@ -115,3 +115,19 @@ else:
         assert_no_worse_than_rounding(
             o, reference_attention(q, k, v, mask)[0], reference_attention(q, k, v, mask, q.dtype)[0]
         )
+
+    @pytest.mark.parametrize(("dimension", "step"), [(0, 2**31 + 64), (1, 2**31 + 64), (2, 2**24)])
+    def test_offsets_beyond_32_bits(dimension, step):
+        near = draw(130, 2, 2, 16, torch.float16, batch=2 if dimension == 0 else 1)
+        flags = [x.expand(near[0].shape[0], -1, -1) for x in pick(130, 0.1)]
+        mask = api.vertical_slash_tiles(*flags)
+        outs = [torch.full_like(near[0], torch.nan) for _ in range(2)]
+        triton.launch(*near, mask, outs[0])
+        triton.launch(*far_apart(near, dimension, step), mask, outs[1])
+        assert torch.equal(*outs)
+
+    def test_diagonal_zero_is_needed_by_the_kernel_too():
+        columns, diagonals = pick(100, 0.3)
+        diagonals[0, 1, 0] = False
+        with pytest.raises(ValueError, match="diagonal 0"):
+            convert(columns, diagonals, 16)
