@@ -42,7 +42,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
             )
         if x.dtype != q.dtype or x.device != q.device:
             raise KernelError(
-                f"q, k and v must have one dtype and device, not {q.dtype} on {q.device} and {x.dtype} on {x.device}"
+                f"q, k, v must have one dtype and device, not {q.dtype} on {q.device} and {x.dtype} on {x.device}"
             )
     if q.dtype not in _FLOATS:
         raise KernelError(f"attention takes floating-point numbers of 16, 32 or 64 bits, not {q.dtype}")
