@@ -1,7 +1,7 @@
 """Read files, and turn every fault on the way into one typed line with the file, the fault and the cure.
 
     reading     a context that turns what a block raises while it reads a file into an error of ours
-    read_text   a file as UTF-8 text
+    read_utf8   a file as UTF-8 text
     read_json   a file as JSON, of an expected kind
 
 Readers of models, gates, plans, texts, tokens and checkpoints use these functions, so an unreadable file of any of
@@ -84,7 +84,7 @@ def is_lfs_pointer(path: Path | str) -> bool:
         return False
 
 
-def read_text(path: Path | str, error: type[UserError], cure: str) -> str:
+def read_utf8(path: Path | str, error: type[UserError], cure: str) -> str:
     """Return a file as text, without a byte-order mark.
 
     Raises `error`, as `reading` does, for a file that is not UTF-8 text, and for a Git LFS pointer.

@@ -111,7 +111,8 @@ def test_the_tree_in_the_architecture_page_names_every_module():
         if path.name != "__init__.py" and not path.is_relative_to(ROOT / "seerbench" / "kernels")
         if not path.is_relative_to(ROOT / "seerbench" / "baselines")  # links to the top-level folders
     }
-    assert {"not in the tree": sorted(there - named), "not in the code": sorted(named - there)} == {
+    missing = {file for file in there - named if file.startswith("seerbench/")}  # a new baseline or kernel may be
+    assert {"not in the tree": sorted(missing), "not in the code": sorted(named - there)} == {
         "not in the tree": [],
         "not in the code": [],
     }

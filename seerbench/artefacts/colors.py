@@ -11,6 +11,8 @@ import re
 import numpy as np
 from matplotlib.colors import to_rgb
 
+from seerbench.methods.registry import catalogue
+
 # method -> (name, color, marker), in the order of every legend and table.
 METHODS: dict[str, tuple[str, str, str]] = {
     "dense": ("Dense", "#000000", "o"),
@@ -74,10 +76,16 @@ def display(method: str, gate: str | None = None) -> str:
     The budget at the end of a MoA plan's name is left out, since the column or axis of sparsities shows it.
     """
     entry = entry_of(method)
-    name = entry[0] if entry else method
+    name = entry[0] if entry else title_of(method)
     if method == "moa" and isinstance(gate, str):
         gate = re.sub(r"-(kv)?\d\.\d\d$", "", gate)
     return f"{name} ({gate})" if isinstance(gate, str) and gate else name
+
+
+def title_of(method: str) -> str:
+    """Return the title on the card of a registered method, or the name itself."""
+    card = catalogue().get(method)
+    return card.title if card and card.title else method
 
 
 def color(method: str) -> str:

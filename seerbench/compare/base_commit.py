@@ -79,7 +79,7 @@ def base_kernel(ref: str, root: Path = ROOT) -> KernelFunction:
         return kernel.block_sparse_attention(q, k, v, converted[id(mask)][1])
 
     # Triton reads the source of a kernel when it compiles, so the folder lives as long as the kernel.
-    return KernelFunction(f"base-{commit}", attend, digest, kernel.refuses, keeps=folder)
+    return KernelFunction(f"base-{commit}", attend, kernel.refuses, digest, keeps=folder)
 
 
 def _answer(root: Path, *arguments: str) -> bytes:

@@ -12,19 +12,14 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
-
-from seerbench.compare.trials import Kernel
-from seerbench.core.block_mask import BlockMask
-from seerbench.core.problem import AttentionProblem
 from seerbench.errors import CompareError
 from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS, sparse_kernel
-from seerbench.methods.mask_kernels import BlockSparseKernel
+from seerbench.methods.mask_kernels import FunctionKernel
 from seerbench.methods.registry import card_of, create, registered
 from seerbench.rows.source_digest import files_digest
 
@@ -34,34 +29,16 @@ NEEDS_A_MODEL = {"seer": "trained gates", "moa": "a plan searched for a model"}
 
 
 @dataclass
-class KernelFunction(BlockSparseKernel):
-    """A function with the members that the sweeps expect of a kernel: implementation, refuses and attend.
+class KernelFunction(FunctionKernel):
+    """A function from a user's file or from another commit.
 
     Attributes:
-        name: its name in the rows.
-        function: (q, k, v, mask) -> output.
         digest: the hash of its file, for the column source_digest; None for this tree's.
-        refusal: returns why the function cannot run a problem, or None.
         keeps: anything that must live as long as the function, such as a temporary folder with its source.
     """
 
-    name: str
-    function: Kernel
     digest: str | None = None
-    refusal: Callable[[AttentionProblem], str | None] = field(default=lambda problem: None)
     keeps: object = None
-
-    def implementation(self, problem: AttentionProblem) -> str:
-        """Return the name: a bare function has one implementation."""
-        return self.name
-
-    def refuses(self, problem: AttentionProblem) -> str | None:
-        """Return why the function cannot run a problem, or None."""
-        return self.refusal(problem)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
-        """Return attention [B, Hq, N, D] over the kept blocks: q [B, Hq, N, D], k and v [B, Hk, N, D]."""
-        return self.function(q, k, v, plan)
 
 
 def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
@@ -101,7 +78,7 @@ def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
         return value
     source = inspect.getfile(module)
     refusal = getattr(module, "refuses", lambda problem: None)
-    return KernelFunction(name or wanted or path.stem, value, files_digest([Path(source)]), refusal)
+    return KernelFunction(name or wanted or path.stem, value, refusal, files_digest([Path(source)]))
 
 
 def import_file(path: Path) -> ModuleType:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seerbench.errors import CorpusError
-from seerbench.files import first_line, read_text, reading
+from seerbench.files import first_line, read_utf8, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -135,7 +135,7 @@ def _lines(folder: Path, task: str) -> list[str]:
                 return file.read(entries[0]).decode().rstrip("\n").split("\n")
     for path in (folder / name, folder / "data" / name):
         if path.is_file():
-            return read_text(path, CorpusError, CURE).rstrip("\n").split("\n")
+            return read_utf8(path, CorpusError, CURE).rstrip("\n").split("\n")
     raise CorpusError(
         f"{folder} has neither {ARCHIVE} with {name} in it, nor {name}; expected a copy of LongBench's data set"
     )

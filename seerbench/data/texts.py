@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from seerbench.data.corpora import SPLITS, FolderCorpus, HubCorpus, ParquetCorpus, StdlibCorpus, TextSource
 from seerbench.errors import CorpusError
-from seerbench.files import first_line, read_text, reading
+from seerbench.files import first_line, read_utf8, reading
 
 COLUMNS = ("id", "text", "split")
 # These folders hold no text to learn from: tests are repetitive, and the others are generated or third-party.
@@ -133,7 +133,7 @@ def read_folder(path: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "id": list(split_of),
-            "text": [read_text(root / name, CorpusError, TEXT_CURE) for name in split_of],
+            "text": [read_utf8(root / name, CorpusError, TEXT_CURE) for name in split_of],
             "split": list(split_of.values()),
         }
     )

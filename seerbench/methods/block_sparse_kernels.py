@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 # Methods that read every key.
 DENSE = ("dense", "fa2", "cudnn", "fa4", "flash-attn", "flex")
-# Kernels that run a given block mask, each with its class (mask_kernels.py).
+# Kernels that run a given block mask: a class of mask_kernels.py, or a function (q, k, v, mask) of a file in
+# kernels/, which may also define `refuses(problem)`.
 SPARSE_KERNELS = {
     "block_sparse": "seerbench.methods.mask_kernels:BlockSparseKernel",
     "fa4-sparse": "seerbench.methods.mask_kernels:FlashAttention4Kernel",
@@ -24,9 +25,16 @@ def sparse_kernel(name: str) -> BlockSparseKernel:
 
     Raises KeyError for another name.
     """
-    module, _, attribute = SPARSE_KERNELS[name].partition(":")
-    kernel: BlockSparseKernel = getattr(import_module(module), attribute)()
-    return kernel
+    place, _, attribute = SPARSE_KERNELS[name].partition(":")
+    module = import_module(place)
+    found = getattr(module, attribute)
+    if isinstance(found, type):
+        kernel: BlockSparseKernel = found()
+        return kernel
+    from seerbench.methods.mask_kernels import FunctionKernel  # imported here because it imports torch
+
+    refusal = {"refusal": module.refuses} if hasattr(module, "refuses") else {}
+    return FunctionKernel(name, found, **refusal)
 
 
 def laid_out(kernel: Any, mask: BlockMask | None) -> Any:

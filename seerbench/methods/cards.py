@@ -25,6 +25,7 @@ class Card:
         module: where its class is.
         attribute: the name of its class.
         fidelity: upstream's kernel unmodified, our port, or simplified and how; "" if a plug-in does not say.
+        title: its name in tables and legends; "" if it is `name`, or the palette has it (artefacts/colors.py).
         options: the arguments of its constructor, each with whether it must be given; None if unknown.
         plans_blocks: whether its plan is a BlockMask, which other kernels run too; None if unknown.
     """
@@ -36,6 +37,7 @@ class Card:
     module: str
     attribute: str
     fidelity: str = ""
+    title: str = ""
     options: Mapping[str, bool] | None = None
     plans_blocks: bool | None = None
 
@@ -83,6 +85,7 @@ def read_cards(path: Path, module: str) -> list[Card]:
                     module,
                     node.name,
                     keywords.get("fidelity", ""),
+                    keywords.get("title", ""),
                     _options(node, classes),
                     _plans_blocks(node, classes),
                 )

@@ -1,6 +1,7 @@
 """Run a given BlockMask through a block-sparse kernel: ours, FlexAttention's or FlashAttention-4's.
 
     BlockSparseKernel      our kernel (kernels/block_sparse), and the interface of the others
+    FunctionKernel         any function of q, k, v and the mask
     FlexKernel             PyTorch's compiled FlexAttention
     FlashAttention4Kernel  the kernel of the package flash-attn-4
 
@@ -10,6 +11,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,6 +52,33 @@ class BlockSparseKernel:
             The output [B, Hq, N, D] in q's dtype.
         """
         return api.block_sparse_attention(q, k, v, plan)
+
+
+@dataclass
+class FunctionKernel(BlockSparseKernel):
+    """Run a BlockMask through a function, such as that of a new kernel.
+
+    Attributes:
+        name: its name in the rows.
+        function: (q, k, v, mask) -> output, with the shapes of `attend`.
+        refusal: returns why the function cannot run a problem, or None.
+    """
+
+    name: str
+    function: Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor]
+    refusal: Callable[[AttentionProblem], str | None] = lambda problem: None
+
+    def implementation(self, problem: AttentionProblem) -> str:
+        """Return the name: a function has one implementation."""
+        return self.name
+
+    def refuses(self, problem: AttentionProblem) -> str | None:
+        """Return why the function cannot run a problem, or None."""
+        return self.refusal(problem)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
+        """Return attention [B, Hq, N, D] over the kept blocks: q [B, Hq, N, D], k and v [B, Hk, N, D]."""
+        return self.function(q, k, v, plan)
 
 
 class FlexKernel(BlockSparseKernel):

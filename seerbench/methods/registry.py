@@ -30,7 +30,7 @@ registered: set[type] = set()  # the classes that `register` has named in this p
 
 
 def register(
-    name: str, *, cites: str, needs: tuple[str, ...] = (), fidelity: str = ""
+    name: str, *, cites: str, needs: tuple[str, ...] = (), fidelity: str = "", title: str = ""
 ) -> Callable[[MethodClass], MethodClass]:
     """Name a method: a decorator for its class, which must inherit from `Method` (protocol.py).
 
@@ -39,6 +39,7 @@ def register(
         cites: its paper.
         needs: "cuda", or packages that must be installed.
         fidelity: how close it is to its upstream; see `Card`.
+        title: its name in tables and legends, which are drawn from its card.
 
     Raises:
         MethodError: from the decorator, for a class that does not inherit from `Method`.

@@ -49,6 +49,7 @@ from seerbench.settings import (
     Settings,
     Share,
     Text,
+    advice,
     refuse_unknown_keys,
 )
 from seerbench.training.jobs import Architecture, HeadDim, Heads, Mix, Optimizer, Stage, require_even_groups
@@ -102,10 +103,18 @@ def _tagged(tags: Mapping[str, str], otherwise: str) -> Discriminator:
     return Discriminator(choose)
 
 
+def _other_kernel(name: str) -> str:
+    if name not in OTHER_SPARSE_KERNELS:
+        raise ValueError(f"no other block-sparse kernel {name!r}; {advice(name, OTHER_SPARSE_KERNELS)}")
+    return name
+
+
 Factor = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=1, le=1e6)]
 Contexts = Annotated[tuple[Context, ...], Field(min_length=1), AfterValidator(_ascending)]
 Sparsities = Annotated[tuple[Share, ...], Field(min_length=1), AfterValidator(_distinct)]
 Method = Annotated[str, Field(strict=True), AfterValidator(_known_method)]
+OtherKernel = Annotated[str, Field(strict=True), AfterValidator(_other_kernel)]
+"""A block-sparse kernel beside ours. The schema does not list the names, so a new kernel leaves it as it is."""
 Gate = Annotated[
     GateRef,
     BeforeValidator(lambda value: GateRef.parse(value) if isinstance(value, str) else value),
@@ -408,7 +417,7 @@ class Arm(Settings):
     """instead of sparsities, in a timing sweep: one for each of its contexts"""
     patterns: Text | None = None
     """MInference's: v2 (the default), v1, searched (for the model, seerbench patterns), or a JSON file"""
-    kernel: Annotated[str, OneOf(OTHER_SPARSE_KERNELS)] | None = None
+    kernel: OtherKernel | None = None
     """another kernel than ours for the method's block mask"""
     mean_correction: Flag = False
     """count a skipped block as its mean key and value (FlashPrefill V2)"""
@@ -578,7 +587,7 @@ class KernelSweep(Settings):
 
     contexts: Contexts
     sparsities: Sparsities
-    kernels: Annotated[tuple[Annotated[str, OneOf(OTHER_SPARSE_KERNELS)], ...], AfterValidator(_distinct)] = ()
+    kernels: Annotated[tuple[OtherKernel, ...], AfterValidator(_distinct)] = ()
     """block-sparse kernels beside ours"""
     dense: Annotated[tuple[Annotated[str, OneOf(DENSE[1:])], ...], AfterValidator(_distinct)] = ()
     """dense kernels beside FlashAttention-2 (GPU) or SDPA (CPU), by method name"""

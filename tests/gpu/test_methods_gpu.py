@@ -16,12 +16,13 @@ from seerbench.kernels.index_lists import ascending_lists
 from seerbench.kernels.pooled_scores import reference as scores_reference
 from seerbench.kernels.pooled_scores import triton as scores_kernel
 from seerbench.measure.correctness import check_method
-from seerbench.methods.registry import create
+from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS
+from seerbench.methods.registry import catalogue, create
 from seerbench.methods.wrappers import variant
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-METHODS = ["streaming", "random", "moa", "minference", "minference-aligned", "flexprefill", "xattention"]
-METHODS += ["flashprefill", "oracle"]
+# The others need trained gates or a package, or read every key.
+METHODS = [name for name in catalogue() if name not in ("seer", "minference-upstream", *DENSE)]
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.3, 1.0])
@@ -84,7 +85,7 @@ def test_dense_kernels(name, head_dim):
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(
-    "arm", [{"kernel": "fa4-sparse"}, {"kernel": "flex-sparse"}, {"mean_correction": True}], ids=str
+    "arm", [*({"kernel": kernel} for kernel in SPARSE_KERNELS), {"mean_correction": True}], ids=str
 )
 def test_another_kernel_or_means(arm, head_dim):
     q, k, v = draw(1000, 8, 2, head_dim, torch.bfloat16, "cuda", 1)
