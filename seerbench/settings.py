@@ -78,7 +78,7 @@ def refuse_unknown_keys(given: Iterable[Any], known: Iterable[str]) -> None:
     known = list(known)
     for key in given:
         if key not in known:
-            context = {"key": str(key), "advice": advice(str(key), known)}
+            context = {"key": printable(str(key)), "advice": advice(str(key), known)}
             raise PydanticCustomError("unknown_key", "unknown key; {advice}", context)
 
 
@@ -92,6 +92,11 @@ def tokens_in(text: str) -> int:
     if not 1 <= tokens <= MAX_CONTEXT:
         raise ValueError(f"expected a number of tokens, such as 2048 or 2k, not {text!r}")
     return tokens
+
+
+def printable(text: str) -> str:
+    """Return the text with every character that is not printable, such as a line's end, as an escape."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def advice(name: str, known: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from seerbench.presets.types import (
     DEFAULT_PATTERNS,
     DEVICES,
     DTYPES,
+    MIN_PROFILE,
     SEARCHED,
     SWEEPS,
     YARN,
@@ -266,6 +267,10 @@ class PresetFile(Settings):
     def _measures_what_there_is(self) -> PresetFile:
         if self.profile:
             self._need_corpus("profile", self.profile.corpus, self.profile.split)
+            shortest = max(MIN_PROFILE, 4 * self.block)  # MoA profiles a quarter of it, at least one block
+            if self.profile.context < shortest:
+                text = f"the searches need at least {shortest} tokens, not {self.profile.context}"
+                raise _wrong("profile/context", text)
         for table in ("perplexity", "tasks", "recall"):
             for name, experiment in getattr(self, table).items():
                 place = f"{table}/{name}"

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from seerbench.errors import ConfigError
 from seerbench.paths import CONFIG, FRESH, ROOT
 from seerbench.presets.file import PresetFile
-from seerbench.presets.preset import Preset
+from seerbench.presets.preset import Preset, expanded
 from seerbench.presets.yaml_text import parse_yaml
+from seerbench.settings import printable
 
 SUFFIXES = (".yaml", ".yml")
 # Our messages for pydantic's error types; all other errors keep pydantic's message.
@@ -47,7 +48,9 @@ def load_preset(which: str, results: Path | str = FRESH) -> Preset:
     try:
         path = _file_of(which)
         file = read(path)
-        return Preset(file, Path(results).expanduser() / file.preset, reference_to(path))
+        preset = Preset(file, expanded(results) / file.preset, reference_to(path))
+        preset.require_patterns()
+        return preset
     except OSError as error:
         raise ConfigError(f"{which} cannot be read: {error.strerror}") from None
 
@@ -126,7 +129,7 @@ def _place(steps: Sequence[str | int], content: Any) -> list[str]:
             content = content[step]
         elif not (last and isinstance(step, str) and isinstance(content, Mapping) and step.isidentifier()):
             continue  # the name of a type
-        found.append(str(step))
+        found.append(printable(str(step)))
     return found
 
 

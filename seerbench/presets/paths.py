@@ -54,4 +54,6 @@ class RunPaths:
 def moa_plan_name(model: str, sparsity: float | None) -> str:
     """Return the file name of MoA's plan for a requested sparsity; None: upstream's KV density of 0.5."""
     budget = "kv0.50" if sparsity is None else f"{sparsity:.2f}"
+    if sparsity is not None and float(budget) != sparsity:
+        budget = str(sparsity)  # two sparsities never share a file
     return f"moa-{model}-{budget}.json"

@@ -15,9 +15,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from seerbench.baselines.minference.patterns import load_patterns
 from seerbench.data.corpora import FolderCorpus, HubCorpus, ParquetCorpus, TextSource, UnionCorpus
 from seerbench.devices import has_gpu
-from seerbench.errors import ConfigError
+from seerbench.errors import ConfigError, ModelError
 from seerbench.models.model_source import ModelSource
 from seerbench.paths import PUBLISHED
 from seerbench.presets.file import PresetFile
@@ -47,6 +48,7 @@ from seerbench.presets.jobs import (
 )
 from seerbench.presets.paths import RunPaths
 from seerbench.presets.types import (
+    OWN_PATTERNS,
     SEARCHED,
     Arm,
     FirstTokenSweep,
@@ -104,7 +106,7 @@ class Preset:
 
     def data(self, path: str) -> Path:
         """Return a path from the preset file below its data folder, which SEERBENCH_DATA overrides."""
-        return Path(os.environ.get("SEERBENCH_DATA", self.file.data)) / path
+        return expanded(os.environ.get("SEERBENCH_DATA") or self.file.data) / expanded(path)
 
     def local(self, source: str) -> Path | str:
         """Return the folder of a hub id below the data folder if it exists, else the id itself."""
@@ -401,6 +403,22 @@ class Preset:
             out=self.paths.minference_patterns(model),
         )
 
+    def require_patterns(self) -> None:
+        """Read the files of MInference's patterns that arms name; raise ConfigError for one that is not right."""
+        names = {arm.patterns for arm in self._all_arms()} - {None, SEARCHED, *OWN_PATTERNS}
+        for name in sorted(map(str, names)):
+            try:
+                load_patterns(self.data(name))
+            except ModelError as error:
+                raise ConfigError(f"patterns {name}: {error}") from None
+
+    def _all_arms(self) -> list[Arm]:
+        """Return the arms of every experiment and timing."""
+        timed = [
+            sweep for sweep in self.file.sweeps().values() if isinstance(sweep, MethodsSweep | FirstTokenSweep)
+        ]
+        return [*self._arms_in_models(), *(arm for sweep in timed for arm in sweep.arms)]
+
     def _profile(self) -> Any:
         if self.file.profile is None:
             raise ConfigError(f"the preset {self.name} has no profile section to search with")
@@ -550,6 +568,8 @@ class Preset:
         patterns: Path | str | None = arm.patterns
         if weights and arm.patterns == SEARCHED:  # without weights the file's checks refuse it
             patterns = self.paths.minference_patterns(weights)
+        elif arm.patterns not in (None, SEARCHED, *OWN_PATTERNS):
+            patterns = self.data(arm.patterns)
         return ArmJob(
             method=arm.method,
             sparsity=sparsity,
@@ -563,6 +583,14 @@ class Preset:
             mean_correction=arm.mean_correction,
             recipe=arm.recipe,
         )
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with `~` replaced by the home folder; raise ConfigError where that is unknown."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: the home folder of ~ is unknown; write the path in full") from None
 
 
 def _one_of(section: str, entries: Mapping[str, Entry], name: str) -> Entry:

@@ -59,9 +59,11 @@ OTHER_SPARSE_KERNELS = tuple(name for name in SPARSE_KERNELS if name != "block_s
 DTYPES = ("float32", "float16", "bfloat16")
 RECIPES = ("none", "post", "yarn", "joint")  # how model and gates of an arm were trained: the rows' column
 ALL_POOLINGS = "all poolings"  # one gate set per pooling: the 49 combinations of Figure 10
+OWN_PATTERNS = ("v1", "v2")  # MInference's patterns by name
 DEFAULT_PATTERNS = "v2"  # MInference's patterns by default; timings with other patterns say so in the method's name
 SEARCHED = "searched"  # MInference's patterns as `seerbench patterns` found them for the model
 PLACEHOLDER = "{sparsity}"  # in an arm's model and gate: stands for the arm's sparsity
+MIN_PROFILE = 64  # tokens: MoA's answer is a thirty-second of it, MInference's look-up needs some text
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # The types of RoPE in transformers' configs, each with the parameters that it needs.
 ROPE_NEEDS = {
@@ -183,6 +185,9 @@ class RopeParameters(Settings):
         for key in ROPE_NEEDS[self.rope_type]:
             if getattr(self, key) is None:
                 raise ValueError(f"rope_type {self.rope_type} needs {key}")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"low_freq_factor {low:g} is not below high_freq_factor {high:g}")
         return self
 
 
@@ -416,7 +421,8 @@ class Arm(Settings):
     sparsity_by_context: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
     """instead of sparsities, in a timing sweep: one for each of its contexts"""
     patterns: Text | None = None
-    """MInference's: v2 (the default), v1, searched (for the model, seerbench patterns), or a JSON file"""
+    """MInference's: v2 (the default), v1, searched (for the model, seerbench patterns), or the path of a JSON file
+    below the data folder"""
     kernel: OtherKernel | None = None
     """another kernel than ours for the method's block mask"""
     mean_correction: Flag = False

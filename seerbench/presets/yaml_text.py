@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from seerbench.errors import ConfigError
+from seerbench.settings import printable
 
 _TAG = "tag:yaml.org,2002:"
 # The types of plain scalars, by tag. An integer of more digits than 64 bits hold stays text.
@@ -103,7 +104,8 @@ class _Converter:
                 raise self._error(key_node, place, f"the key {key!r} is no text; write it in quotes")
             if key in lines:
                 both = f"lines {lines[key]} and {key_node.start_mark.line + 1}"
-                raise ConfigError(f"{self.where}: {'/'.join((*place, key))}: this key is given twice ({both})")
+                at = printable("/".join((*place, key)))
+                raise ConfigError(f"{self.where}: {at}: this key is given twice ({both})")
             lines[key] = key_node.start_mark.line + 1
             if key_node.tag == _TAG + "merge":
                 for found in self._merged(item, place):
@@ -119,7 +121,7 @@ class _Converter:
             yield self._mapping(part, (*place, "<<"))
 
     def _error(self, node: yaml.Node, place: tuple[str, ...], text: str) -> ConfigError:
-        at = f"{'/'.join(place)}: " if place else ""
+        at = f"{printable('/'.join(place))}: " if place else ""
         return ConfigError(f"{self.where}: {at}line {node.start_mark.line + 1}: {text}")
 
 

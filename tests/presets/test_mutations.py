@@ -34,6 +34,7 @@ TEXTS += [
     "\u2028",
     "x" * 2000,
 ]
+TEXTS += ["\ud800", "\u2028", "x" * 2000]
 NESTED = [[], {}, [[]], [{}], [None], [0.5], [0.5, 0.5], [512, 256], [256, 512], ["dense"], {"a": 1}, {"v1": {}}]
 NESTED += [{"kind": "union", "of": []}, {"method": "seer"}, [{"method": "dense"}, {"method": "dense"}]]
 ODD = st.one_of(

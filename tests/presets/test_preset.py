@@ -150,3 +150,37 @@ def test_importing_presets_imports_no_torch():
 
     code = "import sys, seerbench.presets.load; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def with_patterns(tmp_path, name):
+    content = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text()) | {"data": str(tmp_path)}
+    content["perplexity"]["contexts"]["arms"][4]["patterns"] = name
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_preset(str(path), tmp_path)
+
+
+def test_a_file_of_patterns_is_read_with_the_preset(tmp_path):
+    (tmp_path / "mine.json").write_text('[{"0": ["stream_llm", 64, 64, 1.0]}]')
+    arms = with_patterns(tmp_path, "mine.json").perplexity("contexts").groups[0].arms
+    assert [arm.patterns for arm in arms if arm.method == "minference"] == [tmp_path / "mine.json"]
+    (tmp_path / "mine.json").write_text('[{"0": ["stream_llm"]}]')
+    for name in ("mine.json", "absent.json", "edited.yaml", ".", "v3"):
+        with pytest.raises(ConfigError, match=f"patterns {name}"):
+            with_patterns(tmp_path, name)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SEERBENCH_DATA", "~/texts")
+    preset = load_preset(SMOKE, "~/results")
+    assert preset.folder == tmp_path / "results" / "smoke"
+    assert preset.data("books.parquet") == tmp_path / "texts" / "books.parquet"
+    with pytest.raises(ConfigError, match="home folder"):
+        load_preset(SMOKE, "~nobody-of-this-name/results")
+
+
+def test_plans_of_close_sparsities_have_files_of_their_own(smoke):
+    names = [smoke.paths.moa_plan("long", sparsity).name for sparsity in (None, 0.5, 0.501, 0.9, 0.904)]
+    assert len(set(names)) == 5
+    assert names[1] == "moa-long-0.50.json"
