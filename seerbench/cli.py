@@ -5,22 +5,29 @@ Imports are inside the commands, so that `--help`, `list`, `doctor` and the grap
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
+import math
+import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from seerbench import __version__
 from seerbench.devices import claim_gpu
 from seerbench.errors import ConfigError, ResultsError, UserError
 from seerbench.methods.registry import catalogue
 from seerbench.paths import FRESH, PAPER, PUBLISHED
 from seerbench.presets.load import known_presets, load_preset
 from seerbench.presets.types import SWEEPS
-from seerbench.settings import tokens_in
+from seerbench.settings import SLUG, tokens_in
+from seerbench.writing import cause, require_writable, write_bytes
 
 app = typer.Typer(
     help="""Measure sparse attention for long-context prefill: the blocks skipped, the loss, and the time.
@@ -30,8 +37,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+# The error of a wrong command line. Typer exports this subclass of it alone.
+UsageError = typer.BadParameter.__base__
 # Headings of `seerbench --help`.
 USE, STEP, KEEP = "For a person", "Steps of the graph (the rules call these)", "Results that are kept"
+# Optional package -> the extra of pyproject.toml that installs it.
+EXTRAS = {
+    **dict.fromkeys(("matplotlib", "tabulate", "jinja2"), "plots"),
+    **dict.fromkeys(
+        ("jupytext", "nbformat", "nbclient", "ipykernel", "IPython", "markdown_it", "pygments"), "notebooks"
+    ),
+    "rouge": "longbench",
+}
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"seerbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def _presets() -> list[str]:
@@ -291,6 +323,8 @@ def compare(
     from seerbench.devices import has_gpu
     from seerbench.measure.sampler import Timing
 
+    if fail_below is not None and not 0 < fail_below < math.inf:
+        raise ConfigError(f"--fail-below is a speed-up above 0, such as 1.0, not {fail_below}")
     device = device or ("cuda" if has_gpu() else "cpu")
     gpu = device == "cuda"
     outcome = compare_run.run(
@@ -302,9 +336,9 @@ def compare(
             device,
             dtype or ("bfloat16" if gpu else "float32"),
             batch,
-            heads or (32 if gpu else 4),
-            kv_heads or (8 if gpu else 2),
-            head_dim or (128 if gpu else 64),
+            (32 if gpu else 4) if heads is None else heads,
+            (8 if gpu else 2) if kv_heads is None else kv_heads,
+            (128 if gpu else 64) if head_dim is None else head_dim,
             0,
             block,
             block,
@@ -398,10 +432,10 @@ def report(
     """
     from seerbench.report import html as page
     from seerbench.report import verdicts
-    from seerbench.rows.store import Run, atomically
+    from seerbench.rows.store import Run
 
-    text = page.html(Run(run), verdicts.published_runs(published))
-    atomically(out, lambda part: part.write_text(text, encoding="utf-8"))
+    require_writable(out)
+    write_bytes(out, page.html(Run(run), verdicts.published_runs(published)).encode())
     typer.echo(out)
 
 
@@ -434,6 +468,8 @@ def publish(
     """
     from seerbench.rows.publish import publish as copy
 
+    if not re.fullmatch(SLUG, machine):
+        raise ConfigError(f"a published run has a name of letters, digits, '.', '_' and '-', not {machine!r}")
     typer.echo(copy(load_preset(preset, results).folder, published / machine))
 
 
@@ -477,9 +513,9 @@ def _check_claims(published: Path, page: Path, write: bool) -> None:
         said[readme] = claims_page.with_tally(readme.read_text(encoding="utf-8"), verdicts.judge(runs))
     for path, text in said.items():
         if write:
-            path.write_text(text, encoding="utf-8")
+            write_bytes(path, text.encode())
             typer.echo(path)
-        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+        elif not path.is_file() or path.read_bytes() != text.encode():
             raise ResultsError(
                 f"{path} disagrees with the rows; to see what changed: seerbench check claims --write"
             )
@@ -519,23 +555,61 @@ def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", r
 
 
 def main() -> None:
-    """Run the command line. A UserError or a full disk gives one line on stderr and exit code 1."""
+    """Run the command line.
+
+    What a user can mend gives one line on stderr and exit code 1: a UserError, a file or folder that cannot be read
+    or written, memory that is used up, an optional package that is missing; for a wrong command line the code is 2.
+    With SEERBENCH_DEBUG set, the traceback comes first. Any other exception is a fault of SeerBench itself and is
+    not caught.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal cannot show every scale of a preset
     try:
-        app()
+        try:
+            code = app(standalone_mode=False)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except UsageError as error:
+        _fail(f"{error.format_message()} (see {error.ctx.command_path if error.ctx else 'seerbench'} --help)", 2)
+    except MemoryError:
+        _fail("the memory of this machine is used up; close other programs, or take shorter contexts")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        _fail(f"the disk is full ({error.filename or error}); free some space and run again, nothing was changed")
+        _fail(f"{package} is not installed; it comes with pip install 'seerbench[{EXTRAS[package]}]'")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        if error.filename is None:
+            _drop_output()
+        if error.errno == errno.EPIPE:
+            sys.exit(1)  # the reader, such as `head`, has seen enough
+        _fail(cause(error))
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        _fail("the memory of the GPU is used up; end other processes on it, or take shorter contexts")
+    sys.exit(code or 0)
 
 
-def _fail(text: str) -> None:
+def _drop_output() -> None:
+    """Send what is still to be printed to the null device, since the output is closed or full."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(text: str, code: int = 1) -> NoReturn:
+    """Print one line on stderr and exit."""
+    if os.environ.get("SEERBENCH_DEBUG"):
+        traceback.print_exc()
     print(f"seerbench: {text}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,10 @@ class TrainingDiverged(UserError, ArithmeticError):
     """A training whose loss is not a finite number; the text names the training and the step."""
 
 
+class MissingInput(UserError, FileNotFoundError):
+    """A file that an earlier step makes; the text names the file and the step."""
+
+
 class Refused(UserError, RuntimeError):
     """A method that cannot run its input; the text is the reason, which becomes a row."""
 

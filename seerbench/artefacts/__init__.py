@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seerbench.errors import ResultsError
-from seerbench.rows.store import Run, write_bytes
+from seerbench.rows.store import Run
+from seerbench.writing import write_bytes
 
 
 @dataclass(frozen=True)

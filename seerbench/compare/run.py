@@ -30,7 +30,8 @@ from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.methods.mask_kernels import BlockSparseKernel
 from seerbench.methods.registry import create
 from seerbench.rows.provenance import finish, provenance
-from seerbench.rows.store import write_bytes, write_rows
+from seerbench.rows.store import write_rows
+from seerbench.writing import write_bytes
 
 DTYPES = ("float32", "float16", "bfloat16")
 

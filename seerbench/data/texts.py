@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from seerbench.data.corpora import SPLITS, FolderCorpus, HubCorpus, ParquetCorpus, StdlibCorpus, TextSource
 from seerbench.errors import CorpusError
 from seerbench.files import first_line, read_utf8, reading
+from seerbench.rows import parquet
 
 COLUMNS = ("id", "text", "split")
 # These folders hold no text to learn from: tests are repetitive, and the others are generated or third-party.
@@ -104,11 +104,8 @@ def read_stdlib(documents: str = "file") -> pd.DataFrame:
 
 def read_parquet(path: str) -> pd.DataFrame:
     """Read the columns id, text and split of a parquet file; raise CorpusError if it lacks one or is damaged."""
-    with reading(path, CorpusError, PATH_CURE):
-        columns = pq.read_schema(path).names
-    require_columns(columns, path)
-    with reading(path, CorpusError, PATH_CURE):
-        return pd.read_parquet(path, columns=list(COLUMNS))
+    require_columns(parquet.column_names(Path(path), CorpusError, PATH_CURE), path)
+    return parquet.read(Path(path), CorpusError, PATH_CURE, columns=list(COLUMNS)).to_pandas()
 
 
 def read_folder(path: str) -> pd.DataFrame:
@@ -259,9 +256,9 @@ def _column(path: Path, text: str) -> list[str]:
     """Return the column `text` of a parquet, .jsonl or .jsonl.gz file; raise CorpusError if it has none."""
     with reading(path, CorpusError, HUB_CURE):
         if path.suffix == ".parquet":
-            known = pq.read_schema(path).names
+            known = parquet.column_names(path, CorpusError, HUB_CURE)
             if text in known:
-                return pq.read_table(path, columns=[text]).column(0).to_pylist()
+                return parquet.read(path, CorpusError, HUB_CURE, columns=[text]).column(0).to_pylist()
         elif path.name.removesuffix(".gz").endswith(".jsonl"):
             return _json_column(path, text)
         else:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from seerbench.data.corpora import SPLITS
 from seerbench.errors import CorpusError
 from seerbench.files import first_line, read_json, reading
+from seerbench.rows import parquet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -212,7 +212,7 @@ def _write_tokens(
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True  # A text that contains "<eos>" does not end there.
     try:
-        with pq.ParquetWriter(file, TOKEN_SCHEMA, compression="zstd") as writer:
+        with parquet.writer(file, TOKEN_SCHEMA) as writer:
             for start in range(0, len(texts), DOCUMENTS_AT_ONCE):
                 batch = texts.iloc[start : start + DOCUMENTS_AT_ONCE]
                 encoded = backend.encode_batch_fast(batch["text"].tolist(), add_special_tokens=False)
@@ -242,14 +242,12 @@ def read_tokens(path: Path, split: str) -> dict[str, np.ndarray]:
     Raises:
         CorpusError: no such file, another schema, or an empty split.
     """
-    with reading(path, CorpusError, CURE):
-        columns = pq.read_schema(path).names
+    columns = parquet.column_names(path, CorpusError, CURE)
     if columns != TOKEN_SCHEMA.names:
         raise CorpusError(
             f"{path} is no tokens file: columns {', '.join(columns)}, expected id, split, tokens; {CURE}"
         )
-    with reading(path, CorpusError, CURE):
-        table = pq.read_table(path, filters=[("split", "==", split)], schema=TOKEN_SCHEMA)
+    table = parquet.read(path, CorpusError, CURE, filters=[("split", "==", split)], schema=TOKEN_SCHEMA)
     if not len(table):
         raise CorpusError(f"{path}: the {split} split is empty")
     column = table.column("tokens").combine_chunks()

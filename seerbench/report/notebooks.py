@@ -24,7 +24,8 @@ from seerbench.errors import MissingRows, NotebookError
 from seerbench.paths import PUBLISHED, ROOT
 from seerbench.report.html import CSS
 from seerbench.report.verdicts import published_runs
-from seerbench.rows.store import Run, write_bytes
+from seerbench.rows.store import Run
+from seerbench.writing import write_bytes
 
 RUN = "SEERBENCH_RUN"  # The environment variable with the folder of rows that a notebook is executed for.
 SECONDS = 300  # The time limit of one notebook cell.

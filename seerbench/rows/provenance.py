@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 from datetime import UTC, datetime
@@ -22,6 +21,8 @@ from seerbench.rows.source_digest import source_digest
 
 # The packages whose version a number may depend on.
 PACKAGES = ("seerbench", "torch", "triton", "transformers", "flash-attn", "flash-attn-4", "minference")
+# A file of ours, below the top folder of a repository that has our code.
+SELF = "seerbench/__init__.py"
 
 
 def provenance(
@@ -90,16 +91,17 @@ def commit_and_dirty(root: Path = ROOT) -> tuple[str | None, bool | None]:
     """Return the commit of a repository, and whether its tree has uncommitted changes.
 
     SEERBENCH_COMMIT and SEERBENCH_DIRTY (0 or 1) answer where they are set, for machines without git. Otherwise git
-    does. Both are None where neither can; nothing is guessed.
+    does. Both are None where neither can, and where the repository at `root` does not track SELF: then it is
+    another project's, into which this code was copied.
     """
     commit = os.environ.get("SEERBENCH_COMMIT")
     if commit:
         dirty = os.environ.get("SEERBENCH_DIRTY")
         return commit, None if dirty is None else dirty == "1"
-    if not shutil.which("git") or not (root / ".git").exists():
-        return None, None
-    head, status = git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain")
-    if head.returncode or status.returncode:
+    head = git(root, "rev-parse", "--verify", "HEAD")
+    tracked = git(root, "ls-files", "--error-unmatch", "--", SELF)
+    status = git(root, "status", "--porcelain", "--untracked-files=normal", "--ignore-submodules=none")
+    if head.returncode or tracked.returncode or status.returncode:
         return None, None
     return head.stdout.decode().strip(), bool(status.stdout.strip())
 

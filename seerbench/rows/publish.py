@@ -6,8 +6,6 @@ published runs.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,18 @@ from typing import Any
 import pandas as pd
 
 from seerbench.errors import ResultsError
+from seerbench.rows.manifest import Manifest
 from seerbench.rows.schema import TABLES
-from seerbench.rows.store import Run, write_bytes, write_rows
-
-MANIFEST = "MANIFEST.json"  # in a published run: file -> its SHA-256
+from seerbench.rows.store import Run, write_rows
+from seerbench.writing import atomically, write_bytes
 
 
 def publish(fresh: Path, published: Path) -> Path:
     """Copy the run `fresh` to the folder `published`, one file per table, and return that folder.
 
-    The plan files that rows name (MoA, MInference) are copied too. A table of an earlier publication there is
-    replaced. Raises ResultsError where there are no rows, or where some were measured from a tree with uncommitted
-    changes or at an unknown commit, since nobody could check that tree out.
+    The plan files that rows name (MoA, MInference) are copied too. An earlier publication there is replaced as a
+    whole, once the new one is complete. Raises ResultsError where there are no rows, or where some were measured
+    from a tree with uncommitted changes or at an unknown commit, since nobody could check that tree out.
     """
     run = Run(fresh)
     runs = run.table("runs")
@@ -37,27 +35,19 @@ def publish(fresh: Path, published: Path) -> Path:
         steps = ", ".join(sorted(set(unclean.step)))
         raise ResultsError(f"not published: {steps} ran on a dirty or unknown commit; commit, then measure again")
     by_id = {row["run_id"]: row for row in runs.to_dict("records")}
-    manifest = {}
-    for table in TABLES:
-        if table == "runs":
-            continue
-        rows = run.table(table)
-        if rows.empty:
-            continue
-        path = published / table / "all.parquet"
-        write_rows(path, table, rows, [without_nan(by_id[run_id]) for run_id in rows.run_id.unique()])
-        manifest[str(path.relative_to(published))] = sha256(path)
-    for plan in sorted(fresh.glob("plans/*.json")):
-        path = published / "plans" / plan.name
-        write_bytes(path, plan.read_bytes())
-        manifest[str(path.relative_to(published))] = sha256(path)
-    write_bytes(published / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    tables = {name: rows for name in TABLES if name != "runs" and len(rows := run.table(name))}
+    plans = {f"plans/{plan.name}": plan.read_bytes() for plan in sorted(fresh.glob("plans/*.json"))}
+
+    def write(folder: Path) -> None:
+        for table, rows in tables.items():
+            steps = [without_nan(by_id[run_id]) for run_id in rows.run_id.unique()]
+            write_rows(folder / table / "all.parquet", table, rows, steps)
+        for name, content in plans.items():
+            write_bytes(folder / name, content)
+        Manifest.write(folder, [*(f"{table}/all.parquet" for table in tables), *plans])
+
+    atomically(published, write)
     return published
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def without_nan(row: Mapping[Hashable, Any]) -> dict[str, Any]:

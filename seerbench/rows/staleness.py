@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
 from seerbench.errors import UnknownCommit
-from seerbench.rows.publish import MANIFEST, sha256
+from seerbench.rows.manifest import MANIFEST, Manifest
 from seerbench.rows.source_digest import changed_since
 from seerbench.rows.store import Run
 
@@ -18,15 +17,14 @@ def stale(folder: Path) -> list[str]:
 
     Problems are a changed or missing file, and timings of other kernels or methods than this tree's. A timing is up
     to date while this tree has every definition that the commit had that measured it (source_digest.changed_since).
+    The timings of a run with changed files are not judged. Raises ResultsError for a manifest that cannot be read.
     """
-    manifest = folder / MANIFEST
-    if not manifest.exists():
+    manifest = Manifest.of(folder)
+    if manifest is None:
         return [f"{folder} has no {MANIFEST}; publish it with seerbench publish"]
-    problems = []
-    for name, digest in json.loads(manifest.read_text(encoding="utf-8")).items():
-        path = folder / name
-        if not path.exists() or sha256(path) != digest:
-            problems.append(f"{path} is not the file that was published")
+    problems = [f"{path} is not the file that was published" for path in manifest.changed()]
+    if problems:
+        return problems
     run = Run(folder)
     runs = run.table("runs")
     timed = runs[runs.run_id.isin(set(run.table("cells").run_id))]

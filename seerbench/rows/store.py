@@ -7,36 +7,43 @@ and provenance cannot get separated. `Run.table("runs")` returns the provenance 
 A run is a folder with files `<table>/<part>.parquet`: `results/fresh/<preset>` (what this machine measured) or
 `results/published/<machine>` (what `publish` copied there to be committed).
 
+Three checks find damage when a file is read: page checksums (parquet.py); a digest of rows and provenance in the
+metadata, since page checksums do not cover the end of the file, where names, places and metadata are; and, for
+published runs, the hashes in their manifest (manifest.py), since some are older than the other two.
+
 Files of schema versions 1 and 2 are read too. migration.py fills the columns that version 1 lacks, and the columns
 of version 3 (the load of the machine) are empty in older rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from seerbench.errors import ResultsError
+from seerbench.rows import parquet
+from seerbench.rows.manifest import Manifest
 from seerbench.rows.migration import migrated_rows, migrated_run
-from seerbench.rows.schema import SCHEMA_VERSION, TABLES, schema
+from seerbench.rows.numbers import without_number
+from seerbench.rows.schema import SCHEMA_VERSION, TABLES, TEXT, schema
+from seerbench.writing import atomically
 
-# Keys of a file's metadata.
+# Keys of a file's metadata. The last one is absent in files that are older than it.
 TABLE_KEY, VERSION_KEY, RUNS_KEY = b"seerbench.table", b"seerbench.schema", b"seerbench.runs"
+DIGEST_KEY = b"seerbench.sha256"
 
 
 def to_table(table: str, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pa.Table:
     """Return rows as a pyarrow table with the columns of the schema.
 
-    Raises ResultsError for a missing, unknown or mistyped column, and for an empty value in a column that may have
-    none.
+    Raises ResultsError for a missing, unknown or mistyped column, for an empty value in a column that may have
+    none, and for a row without its number (numbers.py).
     """
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     expected = schema(table)
@@ -51,12 +58,21 @@ def to_table(table: str, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pa
         values = frame[field.name] if field.name in frame else pd.Series([None] * len(frame), dtype=object)
         try:
             column = pa.Array.from_pandas(values, type=field.type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
             raise ResultsError(f"rows of {table}: column {field.name} is not {field.type}: {error}") from None
         if column.null_count and not field.nullable:
             raise ResultsError(f"rows of {table}: column {field.name} has {column.null_count} empty values")
         columns.append(column)
-    return pa.Table.from_arrays(columns, schema=expected)
+    content = pa.Table.from_arrays(columns, schema=expected)
+    _require_numbers(f"rows of {table}", table, content)
+    return content
+
+
+def _require_numbers(where: str, table: str, content: pa.Table) -> None:
+    """Raise ResultsError for the first row without its number."""
+    lacking = without_number(table, content.to_pandas())
+    if lacking:
+        raise ResultsError(f"{where}: {lacking}; measure it again")
 
 
 def write_rows(
@@ -87,85 +103,107 @@ def write_rows(
         VERSION_KEY: str(SCHEMA_VERSION).encode(),
         RUNS_KEY: json.dumps(runs, sort_keys=True).encode(),
     }
+    metadata[DIGEST_KEY] = _digest(content, metadata)
     content = content.replace_schema_metadata(metadata)
-    atomically(path, lambda temporary: pq.write_table(content, temporary, compression="zstd"))
+    atomically(path, lambda temporary: parquet.write(content, temporary))
 
 
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary file in the folder of `path`, and rename that file to `path`.
+def _digest(content: pa.Table, metadata: Mapping[bytes, bytes]) -> bytes:
+    """Return a hash of rows and metadata (without the digest itself) in hex digits.
 
-    If `write` raises, the temporary file is removed and `path` is as before. Missing folders are made.
+    It depends on the values alone, and not on how a version of pyarrow encodes them.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    for key in (TABLE_KEY, VERSION_KEY, RUNS_KEY):
+        digest.update(metadata[key])
+    for name, column in zip(content.schema.names, content.columns, strict=True):
+        digest.update(name.encode())
+        if column.type == TEXT:
+            digest.update(json.dumps(column.to_pylist()).encode())
+        else:
+            digest.update(column.is_valid().to_numpy().tobytes())
+            digest.update(column.fill_null(pa.scalar(0).cast(column.type)).to_numpy().tobytes())
+    return digest.hexdigest().encode()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically (see `atomically`)."""
-    atomically(path, lambda temporary: temporary.write_bytes(content))
-
-
-def read_rows(path: Path, table: str | None = None) -> tuple[pd.DataFrame, list[dict[str, Any]], str]:
+def read_rows(
+    path: Path, table: str | None = None, content: bytes | None = None
+) -> tuple[pd.DataFrame, list[dict[str, Any]], str]:
     """Read one file.
 
-    Raises ResultsError, with path and field, for a file that is not readable, is not SeerBench's, has another
-    schema version or table, or lacks a column.
+    Raises ResultsError, with path and field, for a file that is damaged, is not SeerBench's, has another schema
+    version or table, lacks a column, or has a row without its number.
 
     Args:
         path: the file.
         table: the table that it must hold; None for any.
+        content: the bytes of the file, where the caller has read them already.
 
     Returns:
         The rows, the `runs` rows of the executions that measured them, and the name of the table.
     """
-    try:
-        content = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ResultsError(f"{path} is not readable parquet ({str(error).splitlines()[0]})") from None
-    metadata = content.schema.metadata or {}
+    stored = parquet.read(path, ResultsError, "measure it again", content)
+    metadata = stored.schema.metadata or {}
     for key in (TABLE_KEY, VERSION_KEY, RUNS_KEY):
         if key not in metadata:
             raise ResultsError(f"{path} was not written by SeerBench (no field {key.decode()} in its metadata)")
-    name, version = metadata[TABLE_KEY].decode(), metadata[VERSION_KEY].decode()
+    name, version = (metadata[key].decode(errors="replace") for key in (TABLE_KEY, VERSION_KEY))
     if version not in ("1", "2", str(SCHEMA_VERSION)):
         raise ResultsError(
             f"{path} has schema version {version}, this SeerBench reads 1 to {SCHEMA_VERSION}; measure it again"
         )
-    if table is not None and name != table:
-        raise ResultsError(f"{path} holds the table {name}, expected {table}")
-    runs = json.loads(metadata[RUNS_KEY])
+    if name not in TABLES or (table is not None and name != table):
+        raise ResultsError(f"{path} holds the table {name}, expected {table or 'one of ' + ', '.join(TABLES)}")
+    runs, written = _runs_of(path, metadata[RUNS_KEY], version), stored
     if version == "1":
-        content, runs = migrated_rows(name, content), [migrated_run(run) for run in runs]
+        stored = migrated_rows(name, stored)
     expected = schema(name)
+    unknown = [column for column in stored.schema.names if column not in expected.names]
+    if unknown:
+        raise ResultsError(f"{path}: column {unknown[0]} is unknown; read it with the SeerBench that wrote it")
     for field in expected:
-        if field.name not in content.schema.names and field.nullable:  # the column is younger than the file
-            content = content.append_column(field, pa.nulls(len(content), field.type))
-        if field.name not in content.schema.names:
+        if field.name not in stored.schema.names and field.nullable:  # the column is younger than the file
+            stored = stored.append_column(field, pa.nulls(len(stored), field.type))
+        if field.name not in stored.schema.names:
             raise ResultsError(f"{path}: column {field.name} is missing")
-        kind = content.schema.field(field.name).type
-        if kind != field.type:
-            raise ResultsError(f"{path}: column {field.name} is {kind}, expected {field.type}")
-    return content.select(expected.names).to_pandas(), runs, name
+        column = stored[field.name]
+        if column.type != field.type:
+            raise ResultsError(f"{path}: column {field.name} is {column.type}, expected {field.type}")
+        if column.null_count and not field.nullable:
+            raise ResultsError(f"{path}: column {field.name} has {column.null_count} empty values")
+    stored = stored.select(expected.names)
+    strangers = set(stored["run_id"].to_pylist()) - {run["run_id"] for run in runs}
+    if strangers:
+        raise ResultsError(f"{path}: rows name runs without provenance: {sorted(strangers)}")
+    _require_numbers(str(path), name, stored)
+    if DIGEST_KEY in metadata and metadata[DIGEST_KEY] != _digest(written, metadata):
+        raise ResultsError(f"{path} is damaged: its rows are not those that were written; measure it again")
+    return stored.to_pandas(), runs, name
+
+
+def _runs_of(path: Path, content: bytes, version: str) -> list[dict[str, Any]]:
+    """Return the `runs` rows in a file's metadata; raise ResultsError where they are none."""
+    try:
+        runs = json.loads(content)
+        runs = [migrated_run(run) for run in runs] if version == "1" else runs
+        to_table("runs", runs)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ResultsError(f"{path}: field {RUNS_KEY.decode()} holds no provenance ({error})") from None
+    return runs
 
 
 class Run:
     """The rows in one folder, read when they are asked for: `Run(path).table("cells")`.
 
     A file is read again only if it has changed, since artefacts and claims ask for the same tables many times.
-    Raises ResultsError where there is no such folder.
+    Raises ResultsError where there is no such folder, and for a published run without its manifest.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ResultsError(f"no results in {self.folder}; measure first (make figures) or name another run")
+        self._manifest = Manifest.of(self.folder)
         self._read: dict[Path, tuple[tuple[int, int], pd.DataFrame, list[dict[str, Any]]]] = {}
 
     def table(self, name: str, part: str | None = None) -> pd.DataFrame:
@@ -183,13 +221,19 @@ class Run:
         status = path.stat()
         version = (status.st_mtime_ns, status.st_size)
         if path not in self._read or self._read[path][0] != version:
-            rows, runs, _ = read_rows(path, table)
+            content = path.read_bytes()
+            if self._manifest is not None:
+                self._manifest.require(path, content)
+            rows, runs, _ = read_rows(path, table, content)
             self._read[path] = version, rows, runs
         return self._read[path][1:]
 
     def _files(self, table: str, part: str | None = None) -> list[Path]:
         """Return the files of a table in the order of their names."""
-        return sorted((self.folder / table).glob(f"{part or '*'}.parquet"))
+        files = sorted((self.folder / table).glob(f"{part or '*'}.parquet"))
+        if self._manifest is not None and part is None:
+            self._manifest.require_all_of(table, files)
+        return files
 
     def _runs(self) -> pd.DataFrame:
         """Return the provenance of all rows in the folder, oldest execution first."""

@@ -21,8 +21,8 @@ from seerbench.presets.jobs import ArmJob, Setup
 from seerbench.presets.paths import moa_plan_name
 from seerbench.presets.types import DEFAULT_PATTERNS
 from seerbench.rows.gate_ref import EVERY_SET, GateRef
-from seerbench.rows.store import atomically
 from seerbench.search.moa import random_plan
+from seerbench.writing import atomically
 
 
 def make_arms(arms: Iterable[ArmJob], device: str) -> list[Arm]:

@@ -13,9 +13,9 @@ from seerbench.data.lookups import TASKS
 from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.data.windows import evaluation_windows
 from seerbench.presets.preset import Preset
-from seerbench.rows.store import atomically
 from seerbench.search import minference, moa
 from seerbench.steps.common import load_model
+from seerbench.writing import atomically
 
 
 def profile_model(preset: Preset, name: str) -> None:

@@ -9,13 +9,13 @@ from seerbench.models.released_gates import read_released
 from seerbench.models.sources import check_gates
 from seerbench.presets.jobs import Tokens
 from seerbench.presets.preset import Preset
-from seerbench.rows.store import atomically
 from seerbench.steps.common import save, start
 from seerbench.training import fsdp
 from seerbench.training.checkpoint import drop_checkpoint
 from seerbench.training.distill import distill
 from seerbench.training.finetune import finetune
 from seerbench.training.pretrain import pretrain
+from seerbench.writing import atomically
 
 
 def train_model(preset: Preset, name: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from rows.made_rows import a_run, rows_for
 from seerbench.errors import ResultsError
+from seerbench.rows.manifest import Manifest
 from seerbench.rows.publish import publish
 from seerbench.rows.staleness import stale
 from seerbench.rows.store import Run, write_rows
@@ -31,6 +32,10 @@ def test_publishing_is_deliberate_and_checked(tmp_path):
     assert list(manifest) == ["cells/all.parquet", "plans/moa.json"]
     old = a_run(source_digest="older")
     write_rows(published / "cells" / "all.parquet", "cells", rows_for("cells", old), old)
-    file, kernels = stale(published)
+    (file,) = stale(published)
     assert "all.parquet" in file
+    with pytest.raises(ResultsError, match=r"all\.parquet is not the file that was published"):
+        Run(published).table("cells")
+    Manifest.write(published, manifest)
+    (kernels,) = stale(published)
     assert "000000000" in kernels

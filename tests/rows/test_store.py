@@ -11,7 +11,6 @@ import pytest
 
 from rows.made_rows import a_run, rows_for
 from seerbench.errors import ResultsError
-from seerbench.rows import store
 from seerbench.rows.schema import TABLES
 from seerbench.rows.store import Run, read_rows, to_table, write_rows
 
@@ -94,7 +93,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
         Path(where).write_bytes(b"half a file")
         raise OSError(errno.ENOSPC, "No space left on device", str(where))
 
-    monkeypatch.setattr(store.pq, "write_table", no_space)
+    monkeypatch.setattr(pq, "write_table", no_space)
     with pytest.raises(OSError, match="No space"):
         write_rows(path, "samples", rows_for("samples", run, 9), run)
     assert path.read_bytes() == before
