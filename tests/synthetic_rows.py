@@ -130,7 +130,7 @@ def timings(
                     "inputs_trained_context": None,
                     "mask": "dense" if sparsity is None else "random",
                     "sparsity_requested": sparsity,
-                    "sparsity_realised": None if sparsity is None or reason else sparsity - 0.01,
+                    "sparsity_realised": None if reason else (sparsity or 0.01) - 0.01,
                     "seed": 0,
                     "status": "refused" if reason else "measured",
                     "reason": reason,

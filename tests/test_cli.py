@@ -112,7 +112,7 @@ def test_a_corrupt_parquet(fails_with, tmp_path):
     (tmp_path / "recall").mkdir()
     (tmp_path / "recall" / "gates.parquet").write_bytes(b"PAR1 garbage")
     out = tmp_path / "figures"
-    fails_with("gates.parquet is not readable parquet", "draw", "recall", "--run", tmp_path, "--out", out)
+    fails_with("gates.parquet is not readable", "draw", "recall", "--run", tmp_path, "--out", out)
     assert not out.exists()
 
 

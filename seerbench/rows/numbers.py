@@ -16,7 +16,7 @@ from seerbench.rows.schema import NUMBER, TABLES
 # table -> groups of columns: a row needs a number in one column of each group, unless it is accounted for. A loss
 # of a training is empty for steps without such windows; update_weights ends a training that overflows.
 NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
-    "cells": (("sparsity_realised",), ("peak_mib",)),
+    "cells": (("sparsity_realised",),),
     "perplexity": (("nll",), ("sparsity_realised",)),
     "tasks": (("correct", "score"),),
 }
