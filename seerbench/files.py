@@ -32,7 +32,7 @@ def reading(path: Path | str, error: type[UserError], cure: str) -> Iterator[Non
     of them, and a block must contain nothing but the reading. A UserError passes, and so does a lack of memory.
 
     Args:
-        path: the file that the block reads, or a folder of which it reads all files.
+        path: the file that the block reads.
         error: the type of the error; its constructor takes the text alone.
         cure: what the user can do, such as "delete it and run again".
     """
@@ -54,7 +54,7 @@ def fault_of(path: Path | str, fault: Exception) -> str:
         return "may not be read (permission denied)"
     if not os.path.exists(path):
         return "is a link to a file that does not exist" if os.path.islink(path) else "does not exist"
-    if isinstance(fault, IsADirectoryError):
+    if os.path.isdir(path):
         return "is a folder, not a file"
     if is_lfs_pointer(path):
         return "is a Git LFS pointer instead of the file itself"

@@ -122,8 +122,7 @@ def read_folder(path: str) -> pd.DataFrame:
     root = Path(path)
     if not root.is_dir():
         raise CorpusError(f"corpus folder {root} does not exist; {PATH_CURE}")
-    with reading(root, CorpusError, PATH_CURE):
-        names = _text_files(root)
+    names = _text_files(root)
     if not names:
         raise CorpusError(f"corpus folder {root} holds no {', '.join(sorted(TEXT_SUFFIXES))} files")
     split_of = _split_of(names, root)
@@ -137,10 +136,13 @@ def read_folder(path: str) -> pd.DataFrame:
 
 
 def _text_files(root: Path) -> list[PurePosixPath]:
-    """Return the text files below a folder, relative to it and in the order of their names; raise OSError."""
+    """Return the text files below a folder, relative to it and in the order of their names.
+
+    Raises CorpusError for a folder that may not be read, which os.walk would leave out.
+    """
 
     def fail(fault: OSError) -> None:
-        raise fault  # os.walk leaves out folders that it may not read, unless it is told otherwise
+        raise CorpusError(f"corpus folder {fault.filename} is not readable ({fault.strerror}); {PATH_CURE}")
 
     names, seen = [], set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
@@ -204,8 +206,10 @@ def read_hub(source: HubCorpus) -> pd.DataFrame:
         CorpusError: no such files, no column of that name, or no network (`dataset_folder`).
     """
     folder = dataset_folder(source.name, source.files, source.revision)
-    with reading(folder, CorpusError, HUB_CURE):
-        paths = sorted({path for pattern in source.files for path in folder.glob(pattern) if path.is_file()})
+    absolute = [pattern for pattern in source.files if os.path.isabs(pattern)]
+    if absolute:
+        raise CorpusError(f"corpus.files are names below the data set's folder, not {absolute[0]}")
+    paths = sorted({path for pattern in source.files for path in folder.glob(pattern) if path.is_file()})
     if not paths:
         raise CorpusError(f"{folder} holds no {', '.join(source.files)}; set corpus.files to what the data set has")
     ids: list[str] = []

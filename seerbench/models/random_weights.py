@@ -15,6 +15,7 @@ Rows of such a model have `inputs_kind` random_weights. Its accuracy means nothi
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from seerbench.errors import ModelError, UserError
 from seerbench.files import first_line
-from seerbench.settings import advice
 
 # Entries that transformers accepts in place of `rope_parameters`.
 ROPE_ENTRIES = ("rope_theta", "rope_scaling")
@@ -60,7 +60,10 @@ def _require_known(config: Mapping[str, Any]) -> None:
 
     transformers keeps such an entry and ignores it, so a misspelt one would leave the default in its place.
     """
-    known = {*vars(AutoConfig.for_model(config["model_type"])), "model_type", *ROPE_ENTRIES}
+    default = AutoConfig.for_model(config["model_type"])
+    known = ["model_type", *ROPE_ENTRIES, *(name for name in vars(default) if not name.startswith("_"))]
     for key in config:
         if key not in known:
-            raise ModelError(f"the architecture {config['model_type']} has no entry {key!r}; {advice(key, known)}")
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"see transformers' {type(default).__name__}"
+            raise ModelError(f"the architecture {config['model_type']} has no entry {key!r}; {hint}")

@@ -102,6 +102,30 @@ def change(folder, **entries):
     (folder / "config.json").write_text(json.dumps(config | entries))
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+
+
+def without(folder, key):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config[key]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def cut(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+def not_a_number(folder):
+    state = torch.load(folder / standins.STATE)
+    next(iter(state.values())).view(-1)[5] = torch.nan
+    torch.save(state, folder / standins.STATE)
+
+
+def weights_of(folder):
+    return next(folder.glob("*.safetensors"))
+
+
 def without_gates(folder):
     torch.save({"lm_head.weight": torch.zeros(1)}, folder / "attn_gate_weights.pth")
 
@@ -123,11 +147,47 @@ def for_decoding(folder):
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
         (lambda folder: (folder / standins.STATE).unlink(), "model.safetensors"),
         (without_gates, "mask_linear"),
+        (lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"), "JSON of another kind"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json is not UTF-8"),
+        (lambda folder: change(folder, num_hidden_layers="two"), "config.json is not readable"),
+        (lambda folder: change(folder, seerattn_gate_type=7), "has no gate type"),
+        (lambda folder: without(folder, "num_key_value_heads"), "config.json has no entry 'num_key_value_heads'"),
+        (lambda folder: without(folder, "seerattn_gate_block_size"), "has no entry 'seerattn_gate_block_size'"),
+        (lambda folder: cut(folder / standins.STATE, 0), f"{standins.STATE} is empty"),
+        (lambda folder: cut(folder / standins.STATE, 0.5), f"{standins.STATE} is not readable"),
+        (lambda folder: (folder / standins.STATE).write_bytes(POINTER), "is a Git LFS pointer"),
+        (lambda folder: torch.save([1], folder / standins.STATE), f"{standins.STATE} is not readable"),
+        (not_a_number, "not finite"),
+        (lambda folder: (folder / standins.STATE).write_bytes(b"gASVCwAAAAAAAABYBAAAAGV2aWw="), "is not readable"),
         (for_decoding, "SeerAttention-R"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, spoil, token):
     folder = standins.make_gate_file(tmp_path, "v2")
+    spoil(folder)
+    with pytest.raises(ModelError, match=token):
+        read_released(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "token"),
+    [
+        (lambda folder: cut(weights_of(folder), 0.5), "safetensors is not readable"),
+        (lambda folder: weights_of(folder).write_bytes(POINTER), "is a Git LFS pointer"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("{}", encoding="utf-8"),
+            "no weight_map",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"x.attn_gate.y": "z"}}', encoding="utf-8"
+            ),
+            "z does not exist",
+        ),
+    ],
+)
+def test_gates_among_damaged_weights_are_refused(tmp_path, spoil, token):
+    folder = standins.make_gate_file(tmp_path, "v1")
     spoil(folder)
     with pytest.raises(ModelError, match=token):
         read_released(folder)
