@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from seerbench.core.problem import Rope
 def block_starts(blocks: int, block: int, device: torch.device) -> Tensor:
     """Return the position of each block's first token, int64 [blocks].
 
-    All layers get the same tensor, so `rope_of` makes its tables once for them.
+    All layers get the same tensor, so a model's rotary embedding makes its tables once for them.
     """
     return torch.arange(blocks, device=device) * block
 
@@ -44,18 +43,3 @@ def plain_rope(head_dim: int, theta: float = 500_000.0) -> Rope:
         return angles.cos(), angles.sin()
 
     return rope
-
-
-def rope_of(model: Any) -> Rope:
-    """Return the rotary embedding of a Hugging Face model at any positions, with the model's length scaling.
-
-    All layers ask for one tensor of positions (`block_starts`), so its tables are made once. Otherwise their twenty
-    small launches per layer would be most of a gate's time in a short prefill.
-    """
-    rotary, device = model.model.rotary_emb, next(model.parameters()).device
-
-    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary(torch.zeros(1, device=device), positions[None].to(device))
-        return cos[0], sin[0]
-
-    return functools.lru_cache(maxsize=2)(rope)

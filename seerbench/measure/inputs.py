@@ -19,7 +19,8 @@ from seerbench.core.rope import plain_rope, rotate
 from seerbench.errors import MeasureError
 from seerbench.measure.names import MASKS
 from seerbench.methods.block_selection import select_top_k
-from seerbench.models.hugging_face import attention_layers, for_each_layer
+from seerbench.models.architectures import attention_layers
+from seerbench.models.hugging_face import for_each_layer
 from seerbench.rows.schema import CAPTURED, RANDOM, RANDOM_WEIGHTS
 
 # This is added to the column `inputs` for random inputs, if the method's choice depends on the values of q and k.

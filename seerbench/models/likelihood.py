@@ -10,6 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from seerbench.models.self_check import check_model
+
 
 def window_nll(model: Any, window: Tensor, chunk: int = 16_384, scored: int | None = None) -> float:
     """Return the mean negative log-likelihood of the tokens of a window, in nats per token.
@@ -19,7 +21,11 @@ def window_nll(model: Any, window: Tensor, chunk: int = 16_384, scored: int | No
         window: int64 [N]; the first token is not predicted.
         chunk: positions whose logits exist at a time, in float32.
         scored: average over only this many tokens at the end; None averages over all N - 1 that are predicted.
+
+    Raises:
+        ModelError: the model is not supported, e.g. because it scales its logits.
     """
+    check_model(model)
     hidden = model.model(window[None, :-1], use_cache=False).last_hidden_state[0]
     targets = window[1:]
     if scored is not None:

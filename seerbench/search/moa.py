@@ -209,6 +209,7 @@ class _GradientTap(Method[None]):
     """Dense attention that passes its inputs to a function once the gradient of its output is known."""
 
     name, sparsity = "gradient-tap", None
+    corrects_skipped = True  # `attend` does more than attention, so masked attention cannot replace it
 
     def __init__(self, see: GradientFunction) -> None:
         self.see = see

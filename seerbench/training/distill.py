@@ -24,7 +24,9 @@ from seerbench.kernels.pooled.api import pooled_attention
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_losses import gate_loss, gate_target
-from seerbench.models.hugging_face import attention_layers, for_each_layer
+from seerbench.models.architectures import attention_layers
+from seerbench.models.hugging_face import for_each_layer
+from seerbench.models.self_check import check_model
 from seerbench.models.sources import load
 from seerbench.rows.gate_ref import UNTRAINED
 from seerbench.training.batches import batches
@@ -58,6 +60,7 @@ def distill(job: DistillJob) -> list[Row]:
     # With several processes, sharding moves the model to the device layer by layer.
     load_device = device if size == 1 else "cpu"
     model = load(job.model.weights, load_device, job.dtype, job.model.revision, job.model.yarn)
+    check_model(model)  # before it is sharded: the check runs the entire model
     model.requires_grad_(False)
     documents = read_tokens(job.tokens, "train")
     batch_of = batches(job, documents, load_tokenizer(job.model.weights, job.model.revision))

@@ -6,10 +6,10 @@ import torch
 from measure.toy import TOKENS
 from seerbench.core import rope
 from seerbench.core.problem import AttentionProblem
-from seerbench.core.rope import rope_of
 from seerbench.errors import MeasureError
 from seerbench.measure import inputs as measure_inputs
 from seerbench.measure.inputs import random_inputs
+from seerbench.models.architectures import rope_of
 
 
 def test_gate_shaped_rows_share_more_blocks_than_random_ones():

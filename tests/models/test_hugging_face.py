@@ -5,14 +5,15 @@ import torch
 import transformers
 
 from seerbench.core.block_mask import BlockMask
-from seerbench.core.rope import rope_of
 from seerbench.errors import Refused
 from seerbench.methods.block_selection import select_top_k
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_losses import gate_target
 from seerbench.methods.registry import create
-from seerbench.models.hugging_face import attention_layers, attention_method, chunked_mlps, for_each_layer
+from seerbench.models.architectures import attention_layers, rope_of
+from seerbench.models.attention_function import layer_state
+from seerbench.models.hugging_face import attention_method, chunked_mlps, for_each_layer
 
 SHAPE = {
     "hidden_size": 64,
@@ -183,7 +184,7 @@ def test_q_and_k_before_rope_do_not_outlive_their_layer(tokens):
     model = make("Llama")
     with attention_method(model, create("seer", gates=gates_for(model), sparsity=0.5)):
         model(tokens)
-        assert all(layer.seerbench.q_unrotated is None for layer in attention_layers(model))
+        assert all(layer_state(layer).q_unrotated is None for layer in attention_layers(model))
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from seerbench.methods.gate import gate_scores
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.protocol import Method
 from seerbench.methods.registry import create
-from seerbench.models.hugging_face import attention_layers, attention_method
+from seerbench.models.architectures import attention_layers
+from seerbench.models.hugging_face import attention_method
 from seerbench.models.released_gates import read_released
 from seerbench.models.sources import check_gates, load
 

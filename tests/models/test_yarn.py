@@ -7,8 +7,8 @@ import standins
 import torch
 import transformers
 
-from seerbench.core.rope import rope_of
 from seerbench.errors import ModelError
+from seerbench.models.architectures import rope_of
 from seerbench.models.sources import load
 from seerbench.models.yarn import with_yarn
 

@@ -12,7 +12,7 @@ from seerbench.measure.sweeps import (
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.registry import create
-from seerbench.models.hugging_face import attention_layers
+from seerbench.models.architectures import attention_layers
 
 
 def test_methods_sweep_has_every_stage_and_captured_inputs(model, uncompiled):
