@@ -68,7 +68,9 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, flex_mask: Any) -> Tensor:
     tiles = {"BLOCK_M": block_q, "BLOCK_N": block_k} if small else None
     gqa = k.shape[1] != q.shape[1]
     with torch.no_grad():
-        out = _compiled_flex()(q, k, v, block_mask=flex_mask, enable_gqa=gqa, kernel_options=tiles)
+        # Detached: on a CPU FlexAttention refuses to compile for tensors that require gradients.
+        detached = (x.detach() for x in (q, k, v))
+        out = _compiled_flex()(*detached, block_mask=flex_mask, enable_gqa=gqa, kernel_options=tiles)
     return forward_only("compiled FlexAttention", (q, k, v), out)[0]
 
 

@@ -74,8 +74,8 @@ def planned_pairs(
     """
     if method.corrects_skipped:
         raise Refused(
-            f"{method.name} computes more than attention over its blocks, so it takes no mask (padding, packed "
-            "documents, a sliding window)"
+            f"{method.name} takes no attention mask (padding, packed documents, a sliding window shorter than the "
+            "prompt), since it computes more than attention over its blocks"
         )
     sequences = causal_sequences(visible.expand(q.shape[0], -1, -1, -1))
     if not sequences:
