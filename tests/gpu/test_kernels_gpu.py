@@ -10,6 +10,7 @@ from seerbench.core.problem import LayerContext
 from seerbench.core.reference import reference_attention
 from seerbench.core.rope import plain_rope
 from seerbench.core.tolerance import assert_no_worse_than_rounding
+from seerbench.errors import KernelError, MaskError
 from seerbench.kernels.attn_gate import pool as attn_gate_pool
 from seerbench.kernels.attn_gate import reference as gate_reference
 from seerbench.kernels.attn_gate import score as attn_gate_score
@@ -119,6 +120,82 @@ def test_no_recompile_for_a_new_length_or_sparsity(block):
         if n == 1000:
             known = len(cache)
     assert len(cache) == known
+
+
+@pytest.mark.parametrize("view", ["base", "tokens", "one head for all", "channels"])
+def test_tensors_that_the_memory_accelerator_cannot_read(view):
+    """A base or a stride that is no multiple of 16 bytes, a stride of zero, channels that are not adjacent."""
+
+    def change(x):
+        if view == "base":
+            return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+        if view == "tokens":
+            return torch.nn.functional.pad(x, (0, 1))[..., :-1]
+        return x[:, :1].expand_as(x) if view == "one head for all" else x.mT.contiguous().mT
+
+    q, k, v = draw(300, 4, 2, 128, torch.bfloat16, "cuda", 1)
+    q, k, v = change(q), change(k), change(v)
+    mask = build_mask("random", 300, 1, 4, 64, 64, "cuda")
+    check_attention(q, k, v, mask, *sparse.block_sparse_attention_with_lse(q, k, v, mask))
+    for name in pooled_kernels():
+        check_pooled(name, q, k, v, 64)
+
+
+def test_what_does_not_fit_is_refused_before_a_launch():
+    q, k, v = draw(300, 4, 2, 128, torch.bfloat16, "cuda", 2)
+    mask = build_mask("random", 300, 2, 4, 64, 64, "cuda")
+    one = build_mask("random", 300, 1, 1, 64, 64, "cuda")
+    for bad in (
+        (q, k, v, one),
+        (q, k, v, build_mask("full", 400, 2, 4, 64, 64, "cuda")),
+        (q, k, v, build_mask("full", 300, 2, 4, 64, 64)),
+        (q, k, v, build_mask("full", 300, 2, 4, 16, 16, "cuda")),
+        (q[:, :3], k, v, build_mask("full", 300, 2, 3, 64, 64, "cuda")),
+        (q, k[:, :, :200], v[:, :, :200], mask),
+        (q.float(), k.float(), v.float(), mask),
+        (q, k, v.half(), mask),
+        (q, k.cpu(), v, mask),
+    ):
+        with pytest.raises(KernelError):
+            sparse.block_sparse_attention(*bad)
+    counts, lists = mask.kv_num_blocks.clone(), mask.kv_indices.clone()
+    counts[1, 2, 3] = 99
+    with pytest.raises(MaskError, match="batch entry 1, head 2, query block 3"):
+        BlockMask(counts, lists, 300)
+    wide = one.expand(2, 4)
+    check_attention(q, k, v, wide, *sparse.block_sparse_attention_with_lse(q, k, v, wide))
+    torch.cuda.synchronize()
+
+
+def test_neither_the_checks_nor_a_plan_by_top_k_waits_for_the_gpu():
+    q, k, v = draw(300, 4, 2, 128, torch.bfloat16, "cuda", 1)
+    scores = torch.randn(1, 4, 5, 5, device="cuda")
+
+    def run_all():
+        mask = attn_gate_select.select_top_k(scores, 2, 300, 64)
+        return sparse.block_sparse_attention(q, k, v, mask.expand(1, 4))
+
+    with torch.no_grad():
+        first = run_all()  # compiles
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            again = run_all()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("missing", [torch.nan, -torch.inf])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_lists_are_valid_whatever_the_scores(missing, share):
+    scores = torch.randn(1, 4, 300, 300, device="cuda")
+    scores = torch.where(torch.rand_like(scores) < share, missing, scores)
+    scores = scores.masked_fill(torch.ones(300, 300, device="cuda").triu(1).bool(), -torch.inf)
+    ours = attn_gate_select.select_top_k(scores, top_k.top_k_count(300, 0.6), 300 * 64, 64)
+    ours.check()
+    assert torch.equal(ours.to_dense().cpu(), top_k.select_top_k(scores.cpu(), 0.6, 300 * 64, 64).to_dense())
+    attn_gate_select.select_threshold(scores, 0.01, 300 * 64, 64).check()
 
 
 def pooled_kernels():
