@@ -62,10 +62,10 @@ def check_mask(q: Tensor, mask: BlockMask) -> None:
     """
     if not isinstance(mask, BlockMask):
         raise KernelError(f"block-sparse attention takes a seerbench BlockMask, not {type(mask).__name__}")
-    check_lists(q, mask.kv_num_blocks, mask.tokens)
+    check_lists(q, mask.kv_num_blocks, mask.tokens, "; mask.expand(batch, heads) repeats the lists of one as views")
 
 
-def check_lists(q: Tensor, counts: Tensor, tokens: int) -> None:
+def check_lists(q: Tensor, counts: Tensor, tokens: int, cure: str = "") -> None:
     """Check that a mask's counts [B, Hq, n] over `tokens` tokens are those of q [B, Hq, N, D], on q's device.
 
     Raises:
@@ -76,8 +76,7 @@ def check_lists(q: Tensor, counts: Tensor, tokens: int) -> None:
         raise KernelError(f"the mask is of {tokens} tokens, q of {q.shape[2]}")
     if counts.shape[:2] != q.shape[:2]:
         raise KernelError(
-            f"the mask has lists for {list(counts.shape[:2])} (batch, heads), q is of {list(q.shape[:2])}; "
-            "mask.expand(batch, heads) repeats the lists of one, without a copy"
+            f"the mask has lists for {list(counts.shape[:2])} (batch, heads), q is of {list(q.shape[:2])}{cure}"
         )
     if counts.device != q.device:
         raise KernelError(f"the mask is on {counts.device}, q on {q.device}")

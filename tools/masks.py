@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
-from seerbench.core.block_mask import BlockMask
+from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem
 from seerbench.measure.inputs import MASK_KINDS
 
@@ -23,7 +24,7 @@ def block_mask(problem: AttentionProblem, q: Tensor, k: Tensor, sparsity: float,
     square = MASK_KINDS[kind](q, k, sparsity, dataclasses.replace(problem, block_q=block), 1)
     if problem.block_q == block:
         return square
-    step = problem.block_q // block
-    return BlockMask.from_dense(
-        square.to_dense()[..., step - 1 :: step, :], problem.context, problem.block_q, block
-    )
+    rows, step = block_count(problem.context, problem.block_q), problem.block_q // block
+    last = torch.arange(1, rows + 1, device=q.device) * step - 1  # the last of the rows that become one
+    kept = square.to_dense()[..., last.clamp(max=block_count(problem.context, block) - 1), :]
+    return BlockMask.from_dense(kept, problem.context, problem.block_q, block)

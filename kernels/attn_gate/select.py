@@ -70,7 +70,7 @@ def select_threshold(
 
 
 def _columns(scores: Tensor, tokens: int, block: int, last_rows_dense: int) -> int:
-    """Check the arguments of a selection; return how many scores of a row a program holds, a power of two."""
+    """Check the arguments of a selection; return the number of scores that a program holds, a power of two."""
     n = block_count(tokens, block)
     if scores.dtype != torch.float32 or scores.dim() != 4 or scores.shape[2:] != (n, n) or not scores.numel():
         raise KernelError(

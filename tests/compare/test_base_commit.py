@@ -18,7 +18,7 @@ def test_the_base_commit_runs_its_own_code(tmp_path):
     for folder in ("seerbench", "seerbench/core", "kernels", "kernels/block_sparse", "baselines"):
         (tree / folder).mkdir(parents=True)
         (tree / folder / "__init__.py").write_text("")
-    for file in ("core/block_mask.py", "core/reference.py"):
+    for file in ("core/block_mask.py", "core/reference.py", "errors.py"):
         (tree / "seerbench" / file).write_text((ROOT / "seerbench" / file).read_text())
     (tree / "kernels" / "helper.py").write_text("TIMES = 3\n")
     (tree / "kernels" / "block_sparse" / "api.py").write_text(
