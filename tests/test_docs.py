@@ -1,7 +1,8 @@
 """The code blocks, links and the module tree of the documentation are right.
 
 A fenced `sh` or `python` block is run, in a copy of the tree. One that is too long or stands for the reader's
-own files has `<!-- not run: reason -->` above it; its make targets and seerbench commands must then exist.
+own files has `<!-- not run: reason -->` above it. The shell, make, Snakemake and SeerBench must then accept its
+commands as they stand. Commands in running text must name targets, commands and options that exist.
 """
 
 import os
@@ -12,6 +13,8 @@ import subprocess
 import sys
 
 import pytest
+import typer
+from snakemake.cli import get_argument_parser, parse_config
 
 from seerbench.cli import app
 from seerbench.paths import ROOT
@@ -19,8 +22,8 @@ from seerbench.paths import ROOT
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<kind>sh|bash|python)\n(?P<code>.*?)```", re.S
 )
-COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}
-COMMANDS |= {group.name for group in app.registered_groups}
+SEERBENCH = typer.main.get_command(app)
+USAGE_ERROR = typer.BadParameter.__bases__[0]  # of click, which newer versions of typer contain
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,25 +45,61 @@ def copy(tmp_path_factory):
     return folder
 
 
-def check_names(code):
-    """Targets and commands of a block that is not run are there."""
-    targets = set(re.findall(r"^([a-z]+)(?: [a-z ]+)?:", (ROOT / "Makefile").read_text(), re.M))
-    targets |= {"figures", "tables", "report"}
-    rules = "".join(path.read_text() for path in [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")])
+def commands_in(code):
+    """Yield the words of each command of a block, without the variables before it. `<name>` stands for one word."""
     for line in code.splitlines():
-        words = shlex.split(line, comments=True)
-        if words[:1] == ["make"]:
-            assert words[1] in targets, line
-        elif words[:1] == ["seerbench"] and not words[1].startswith("--"):
-            assert words[1] in COMMANDS, line
-        elif words[:1] == ["snakemake"]:
-            assert any(f"rule {word}:" in rules for word in words[1:]), line
+        lexer = shlex.shlex(re.sub(r"<[\w /]+>", "placeholder", line), posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words = []
+        for word in [*lexer, ";"]:
+            if set(word) <= set("();<>|&"):
+                if words:
+                    yield words
+                words = []
+            elif words or not re.match(r"[A-Z_]+=", word):
+                words.append(word)
+
+
+RULES = "".join(path.read_text() for path in [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")])
+
+
+def check_make(arguments):
+    done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def check_snakemake(arguments):
+    parsed = get_argument_parser().parse_args(arguments)
+    parse_config(parsed.config)
+    assert parsed.targets or parsed.dryrun, arguments
+    for target in parsed.targets:
+        assert "/" in target or f"rule {target}:" in RULES, target
+
+
+def check_seerbench(arguments):
+    if arguments[0].startswith("-"):
+        assert arguments[0] in {option for each in SEERBENCH.params for option in each.opts}
+    else:
+        assert arguments[0] in SEERBENCH.commands, arguments
+        SEERBENCH.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+
+
+CHECKS = {"make": check_make, "snakemake": check_snakemake, "seerbench": check_seerbench}
+
+
+def check_block(code):
+    """Fail if a command of a block that is not run would be refused for how it is written."""
+    done = subprocess.run(["bash", "-n", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for program, *arguments in commands_in(code):
+        if program in CHECKS:
+            CHECKS[program](arguments)
 
 
 @pytest.mark.parametrize(("reason", "kind", "code"), blocks())
 def test_block(reason, kind, code, copy):
     if reason:
-        check_names(code)
+        check_block(code)
         return
     shell = ["bash", "-euo", "pipefail", "-c", code] if kind != "python" else [sys.executable, "-c", code]
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
@@ -155,8 +194,52 @@ def test_each_concept_is_found_by_file_name():
     assert "`results/paper/`" in page
 
 
-def test_a_block_with_an_unknown_target_fails():
-    with pytest.raises(AssertionError):
-        check_names("make nothing")
-    with pytest.raises(AssertionError):
-        check_names("seerbench nothing")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make nothing",
+        "make figures && make nothing",
+        "seerbench nothing",
+        "seerbench advise --contxt 2048",
+        "seerbench latency cpu kernel many",
+        "seerbench train cpu",
+        "SEERBENCH_DATA=x snakemake --cores all --config preset=my.yaml figures",  # without "--"
+        "snakemake --cores all -- nothing",
+        "snakemake --core-count 3 -- figures",
+        "cat <<",
+    ],
+)
+def test_a_command_that_would_be_refused_fails(command):
+    with pytest.raises((AssertionError, ValueError, SystemExit, USAGE_ERROR)):
+        check_block(command)
+
+
+INLINE = re.compile(r"(?<!`)`((?:make|snakemake|seerbench) [^`]+)`(?!`)")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CLAIMS.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_running_text_exist(page):
+    for (program, name, *arguments), *_ in (list(commands_in(code)) for code in INLINE.findall(page.read_text())):
+        if program == "make":
+            check_make([name, *arguments])
+        elif program == "snakemake" and "--" in arguments:
+            check_snakemake([name, *arguments])
+        elif program == "seerbench" and not name.startswith("-"):
+            assert name in SEERBENCH.commands, name
+            options = {option for each in SEERBENCH.commands[name].params for option in each.opts}
+            assert {word for word in arguments if word.startswith("--")} <= options, (name, arguments)
+
+
+def test_snakemake_plans_what_the_readme_tells_it(copy):
+    """Each snakemake command of the README runs as it stands, with --dry-run as its first option."""
+    preset = (copy / "config" / "cpu.yaml").read_text()
+    (copy / "my.yaml").write_text(preset.replace("preset: cpu\n", "preset: my\n"))
+    code = "".join(found["code"] for found in BLOCK.finditer((ROOT / "README.md").read_text()))
+    told = [arguments for program, *arguments in commands_in(code) if program == "snakemake"]
+    assert ["--cores", "all", "--config", "preset=my.yaml", "--", "figures"] in told
+    for arguments in told:
+        command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "all", *arguments]
+        done = subprocess.run(
+            command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -30,6 +30,7 @@ CODES_OF_CTRL_C = (130, -2)  # of a command: its shell's exit code, or minus the
 BYTES_OF_A_LOG = 20_000  # read from the end of a log, which may be long
 
 
+NOTHING_TO_DO = "nothing to do: all files are up to date"
 Kind = TypeVar("Kind", bound=BaseException)
 
 
@@ -122,7 +123,7 @@ class ProgressHandler(logging.Handler):
             if not self.interrupted:
                 self._failed(record.__dict__)
         elif record.msg == self.nothing_to_do:
-            self._write("nothing to do: all files are up to date", *self.closing())
+            self._write(NOTHING_TO_DO, *self.closing())
         elif command := _in_chain(error, CalledProcessError):
             self.interrupted |= command.returncode in CODES_OF_CTRL_C  # what else failed comes as a job_error
         elif record.levelno >= logging.WARNING and not self.failed and not self.interrupted:
@@ -144,8 +145,10 @@ class ProgressHandler(logging.Handler):
                 self._write(
                     f"interrupted after {self.done} of {_steps(self.total)}; run the same command again to resume"
                 )
-            else:
+            elif self.total:
                 self._write(f"{_steps(self.total)} done in {duration}", *self.closing())
+            else:
+                self._write(NOTHING_TO_DO, *self.closing())
         super().close()
 
     def _planned(self, stats: Mapping[str, int]) -> None:

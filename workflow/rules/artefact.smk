@@ -46,6 +46,7 @@ rule show_figure:
     localrule: True
     params:
         folder=subpath(output[0], parent=True),
+        outlived=lambda wildcards: outlived(wildcards.artefact),
     shell:
         REPLACE
 
@@ -78,7 +79,9 @@ use rule show_figure as show_table with:
 rule write_report:
     input:
         rows=rows_of_all,
-        published=lambda wildcards: sorted((ROOT / "results/published").glob("*/MANIFEST.json")),
+        published=lambda wildcards: sorted(
+            (ROOT / "results/published").glob("*/MANIFEST.json")
+        ),
         paper=lambda wildcards: PAPER,
     output:
         f"{NEW}/report.html",
@@ -103,6 +106,9 @@ use rule show_figure as show_report with:
         f"{FIGURES}/report.html",
     log:
         f"{LOGS}/show-report.log",
+    params:
+        folder=subpath(output[0], parent=True),
+        outlived=lambda wildcards: outlived("report"),
 
 
 rule execute_notebook:
@@ -143,3 +149,6 @@ use rule show_figure as show_notebook with:
         f"{LOGS}/show-{{notebook}}.log",
     wildcard_constraints:
         notebook=one_of(notebooks()),
+    params:
+        folder=subpath(output[0], parent=True),
+        outlived=lambda wildcards: outlived(wildcards.notebook),
