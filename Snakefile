@@ -11,6 +11,7 @@ from snakemake.logging import logger
 
 from seerbench.artefacts import ARTEFACTS
 from seerbench.errors import ConfigError
+from seerbench.graph.failures import Failures
 from seerbench.graph.lock import LockAtStart
 from seerbench.graph.progress import tell_progress
 from seerbench.graph.steps import measured_durations
@@ -48,6 +49,7 @@ for key in config:
 PRESET = load_preset(
     str(config.get("preset", "cpu")), str(config.get("results", "results/fresh"))
 )
+FAILURES = Failures(Path.cwd(), PRESET.name)
 RUN = PRESET.folder  # the run that this machine measures
 # The run to draw: RUN, or a published run if this machine cannot measure the preset. `plan_for_gpu=1` plans as on
 # a machine that can.
@@ -111,3 +113,11 @@ rule all:
     default_target: True
     input:
         rules.figures.input,
+
+
+# A step that failed runs again, since the number of its failures is a parameter that has changed.
+for each in workflow.rules:
+    if each.shellcmd is not None:
+        each.set_params(failures=FAILURES.counter(each.name))
+if workflow.is_main_process:
+    logger.addFilter(FAILURES)

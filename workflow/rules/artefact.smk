@@ -46,7 +46,6 @@ rule show_figure:
     localrule: True
     params:
         folder=subpath(output[0], parent=True),
-        outlived=lambda wildcards: outlived(wildcards.artefact),
     shell:
         REPLACE
 
@@ -106,9 +105,6 @@ use rule show_figure as show_report with:
         f"{FIGURES}/report.html",
     log:
         f"{LOGS}/show-report.log",
-    params:
-        folder=subpath(output[0], parent=True),
-        outlived=lambda wildcards: outlived("report"),
 
 
 rule execute_notebook:
@@ -149,6 +145,3 @@ use rule show_figure as show_notebook with:
         f"{LOGS}/show-{{notebook}}.log",
     wildcard_constraints:
         notebook=one_of(notebooks()),
-    params:
-        folder=subpath(output[0], parent=True),
-        outlived=lambda wildcards: outlived(wildcards.notebook),

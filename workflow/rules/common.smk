@@ -143,16 +143,6 @@ def drawing_code(artefact):
     )
 
 
-def outlived(name):
-    """Return whether a last good file of an artefact is there, but not the new one of which it was made.
-
-    This is so after a step that failed. Snakemake does not miss a file between two others, and it remembers the
-    settings of a step that failed as those of the last good one. This parameter makes it draw again.
-    """
-    shown = Path(FIGURES).glob(f"{name}.*")
-    return any(not (Path(NEW) / path.name).exists() for path in shown)
-
-
 def what_to_open():
     """Return the lines that end a run: where its results are."""
     page = Path(FIGURES) / "report.html"
