@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from seerbench.errors import GraphError
-from seerbench.rows.store import write_bytes
+from seerbench.writing import write_bytes
 
 FILE = Path(".snakemake") / "seerbench.failures.json"  # beside what Snakemake records of each step
 
