@@ -23,7 +23,7 @@ from seerbench import __version__
 from seerbench.devices import claim_gpu
 from seerbench.errors import ConfigError, ResultsError, UserError
 from seerbench.methods.registry import catalogue
-from seerbench.paths import FRESH, PAPER, PUBLISHED
+from seerbench.paths import FRESH, IN_CHECKOUT_ONLY, PAPER, PUBLISHED
 from seerbench.presets.load import known_presets, load_preset
 from seerbench.presets.types import SWEEPS
 from seerbench.settings import SLUG, tokens_in
@@ -391,7 +391,11 @@ def advise(
     """
     from seerbench.report import advise as advice
 
-    for line in advice.advise(context, gpu, advice.runs_in(published, results)):
+    runs = advice.runs_in(published, results)
+    if not runs:
+        hint = "measure first, or name the folder of published runs with --published"
+        raise ResultsError(f"no runs in {published} or {results}; {hint} ({IN_CHECKOUT_ONLY})")
+    for line in advice.advise(context, gpu, runs):
         typer.echo(line)
 
 
@@ -486,6 +490,8 @@ def check(
 
     Example: `seerbench check claims`
     """
+    if not published.is_dir():
+        raise ResultsError(f"no published runs in {published}; {IN_CHECKOUT_ONLY}")
     if what == "claims":
         return _check_claims(published, page, write)
     if what != "published" or write:

@@ -13,6 +13,7 @@ ROOT = PACKAGE.parent  # the repository, or site-packages for an installed wheel
 CONFIG = (PACKAGE / "config").resolve()  # the presets
 PAPER = (PACKAGE / "paper").resolve()  # the paper's own numbers
 IS_CHECKOUT = CONFIG != PACKAGE / "config"
+IN_CHECKOUT_ONLY = "published runs, notebooks and the rules of the graph are in a checkout of the repository alone"
 # Committed runs, one folder per machine.
 PUBLISHED = (ROOT if IS_CHECKOUT else Path()) / "results" / "published"
 FRESH = Path("results/fresh")  # what this machine measures, relative to the current folder

@@ -19,7 +19,7 @@ from torch import Tensor
 from seerbench.compare.load import KernelFunction
 from seerbench.core.block_mask import BlockMask
 from seerbench.errors import CompareError
-from seerbench.paths import ROOT
+from seerbench.paths import IS_CHECKOUT, ROOT
 from seerbench.rows.git import git
 from seerbench.rows.source_digest import files_digest
 
@@ -42,6 +42,8 @@ def base_kernel(ref: str, root: Path = ROOT) -> KernelFunction:
         ref: a commit, branch or tag.
         root: the repository.
     """
+    if root == ROOT and not IS_CHECKOUT:
+        raise CompareError("--base takes a commit of a checkout of the repository, and this is an installed wheel")
     commit = _answer(root, "rev-parse", "--short", "--verify", f"{ref}^{{commit}}").decode().strip()
     package = f"seerbench_at_{commit}"
     folder = TemporaryDirectory(prefix=f"{package}-")

@@ -16,6 +16,7 @@ from seerbench.artefacts import ARTEFACTS
 from seerbench.data.corpora import FolderCorpus, HubCorpus, ParquetCorpus
 from seerbench.devices import has_gpu
 from seerbench.methods.registry import catalogue
+from seerbench.paths import IN_CHECKOUT_ONLY, IS_CHECKOUT
 from seerbench.presets.preset import Preset
 from seerbench.presets.types import LongBench, ReleasedGates, SourceModel, SourceTokenizer
 from seerbench.rows.machine import cpu_name, gpu_facts
@@ -27,6 +28,7 @@ PACKAGES = {
     "tables and figures": ("matplotlib", "tabulate"),
     "LongBench's scores": ("rouge",),
 }
+INSTALL = "pip install -e '.[workflow,longbench]'" if IS_CHECKOUT else "pip install 'seerbench[workflow,longbench]'"
 # A run of the cpu preset writes about 0.1 GiB; the rest is for torch's compile cache.
 DISK_GIB = 2
 
@@ -43,7 +45,7 @@ def report(preset: Preset) -> list[str]:
     for purpose, names in PACKAGES.items():
         for name in names:
             if importlib.util.find_spec(name) is None:
-                missing.append(f"{name} is not installed ({purpose}): pip install -e '.[workflow,longbench]'")
+                missing.append(f"{name} is not installed ({purpose}): {INSTALL}")
             else:
                 lines.append(f"package    {name} {metadata.version(name)}")
     if preset.file.device == "cuda" and not has_gpu():
@@ -56,6 +58,8 @@ def report(preset: Preset) -> list[str]:
     for source in _sources(preset):
         folder = preset.local(source)
         lines.append(f"source     {source}: {'the hub or its cache' if folder == source else folder}")
+    if not IS_CHECKOUT:
+        lines.append(f"installed  from a wheel: every step runs as a command; {IN_CHECKOUT_ONLY}")
     free = shutil.disk_usage(os.getcwd()).free / 2**30
     if free < DISK_GIB:
         missing.append(f"{free:.1f} GiB of disk are free; a run needs {DISK_GIB}")

@@ -92,7 +92,7 @@ def execute(source: Path, out: Path, run: Path | None = None) -> list[Path]:
     from traitlets.config import Config
 
     if not source.is_file():
-        raise NotebookError(f"no notebook {source}; there are {', '.join(map(str, sources()))}")
+        raise NotebookError(f"no notebook {source}; there are {', '.join(map(str, sources())) or 'none here'}")
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for number, cell in enumerate(notebook.cells):

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from seerbench.paths import ROOT
+from seerbench.paths import IS_CHECKOUT, ROOT
 from seerbench.rows.git import git
 from seerbench.rows.machine import cpu_name, gpu_facts, thread_count
 from seerbench.rows.source_digest import source_digest
@@ -98,6 +98,8 @@ def commit_and_dirty(root: Path = ROOT) -> tuple[str | None, bool | None]:
     if commit:
         dirty = os.environ.get("SEERBENCH_DIRTY")
         return commit, None if dirty is None else dirty == "1"
+    if root == ROOT and not IS_CHECKOUT:  # an installed wheel, whatever repository it lies in
+        return None, None
     head = git(root, "rev-parse", "--verify", "HEAD")
     tracked = git(root, "ls-files", "--error-unmatch", "--", SELF)
     status = git(root, "status", "--porcelain", "--untracked-files=normal", "--ignore-submodules=none")
