@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from seerbench.rows import bootstrap
+from seerbench.rows.schema import DISTURBED
 from seerbench.rows.store import Run
 
 NUMBERS = ["value", "low", "high"]
@@ -136,11 +137,19 @@ def speedups(cells: pd.DataFrame, samples: pd.DataFrame, stage: str, against: st
             elif ms is None:
                 continue  # The method has no such stage.
             elif base is None:
-                lines.append(line | {"status": "missing", "reason": "no dense timing in the same cell"})
+                lines.append(line | _without_base(group))
             elif method != base:
                 numbers = bootstrap.paired_speedup(dense_time(stages_of[base], stage), ms)
                 lines.append(line | dict(zip(NUMBERS, numbers)) | {"count": len(ms)})
     return _frame(lines, [*TIMING, *OUTCOME, *NUMBERS])
+
+
+def _without_base(cells: pd.DataFrame) -> dict[str, str]:
+    """Return status and reason of a speed-up for which the cell has no dense timing."""
+    disturbed = cells[cells.apply(is_dense, axis=1) & (cells.status == DISTURBED)]
+    if len(disturbed):
+        return {"status": DISTURBED, "reason": f"the dense timing: {disturbed.reason.iloc[0]}"}
+    return {"status": "missing", "reason": "no dense timing in the same cell"}
 
 
 def dense_base(cells: pd.DataFrame, stages_of: dict[str, dict], stage: str, against: str) -> str | None:

@@ -32,6 +32,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     if not (cells.method == "seer").any():
         what = "cells of SeerAttention in the sweep 'methods'"
         raise MissingRows("cells", what, "latency PRESET methods CONTEXT", run.folder)
+    label = str(labels.label(run, cells, timed=True))
     cells = cells[cells.context == aggregates.longest(cells[cells.method == "seer"])]
     times = aggregates.latencies(cells[cells.method == "seer"], samples)
     split = {"score", "select"} <= set(times.stage)
@@ -41,7 +42,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     faster = faster[faster.method == "seer"].assign(panel=SPEED)
     printed = paper_numbers.printed(paper, "fig5").assign(panel=SPEED)
     frame = frames.tidy(printed, dense, times, faster, _others(cells, samples).assign(panel=OTHERS))
-    frame.loc[frame.source == "measured", "label"] = str(labels.label(run, cells, timed=True))
+    frame.loc[frame.source == "measured", "label"] = label
     frame["x"] = frame.sparsity_realised.fillna(frame.sparsity_requested)
     frame["rank"] = frame.method.map(colors.rank)
     frame = frame.rename(columns={"value": "y"})

@@ -37,14 +37,16 @@ def draw(frame: pd.DataFrame) -> Figure:
     ):
         rows = frame[frame.panel == panel]
         if not rows.y.notna().any():
-            style.empty_panel(ax, "this run did not count memory")
+            reasons = rows.reason.dropna()
+            style.empty_panel(ax, reasons.iloc[0] if len(reasons) else "this run did not count memory")
             continue
         for method, points in rows.groupby("method", sort=False):
             style.line(ax, points, colors.display(method), method)
         style.context_axis(ax, frame.context)
         style.log_axis(ax)
         ax.set(title=title, ylabel=unit)
-    left.legend()
+    if left.get_legend_handles_labels()[0]:
+        left.legend()
     style.caption(
         fig,
         frame[frame.panel == LATENCY],

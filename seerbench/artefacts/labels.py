@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from seerbench.errors import UnknownCommit
+from seerbench.rows.schema import DISTURBED
 from seerbench.rows.source_digest import changed_since
 from seerbench.rows.store import Run
 
@@ -39,7 +41,8 @@ class Label:
 def label(run: Run, *rows: pd.DataFrame, timed: bool = False) -> Label:
     """Return the label of the executions that `rows` name in their column `run_id`.
 
-    timed: the rows are timings, and the label must say if the kernels that were timed differ from this tree's.
+    timed: the rows are timings, and the label must say if the kernels that were timed differ from this tree's, and how
+    many cells are left out since other processes disturbed them.
     """
     names = {name for frame in rows for name in frame.run_id.unique()}
     runs = run.table("runs")
@@ -51,7 +54,7 @@ def label(run: Run, *rows: pd.DataFrame, timed: bool = False) -> Label:
         devices=tuple(dict.fromkeys(runs.device)),
         dates=tuple(dict.fromkeys((days[0], days[-1]))),
         commits=tuple(commits),
-        remarks=_kernel_remarks(runs) if timed else (),
+        remarks=(*_kernel_remarks(runs), *_disturbance_remarks(rows)) if timed else (),
     )
 
 
@@ -66,6 +69,13 @@ def _kernel_remarks(runs: pd.DataFrame) -> tuple[str, ...]:
         except UnknownCommit:
             unknown = True
     return ("perhaps with other kernels than this tree's (that commit is not in this repository)",) * unknown
+
+
+def _disturbance_remarks(rows: Sequence[pd.DataFrame]) -> tuple[str, ...]:
+    """Return a remark if cells among the rows were disturbed."""
+    statuses = [status for frame in rows if "status" in frame for status in frame.status]
+    disturbed = statuses.count(DISTURBED)
+    return (f"{disturbed} of {len(statuses)} timings are left out, since other work disturbed them",) * bool(disturbed)
 
 
 def _commit(commit: str | None, dirty: bool | None) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import pandas as pd
 
 from seerbench.compare.trials import Finding
 from seerbench.rows import bootstrap
+from seerbench.rows.schema import DISTURBED
 
 # Columns of the summary that only measured rows have.
 NUMBERS = ("ms", "ms_q1", "ms_q3", "peak_mib", "tflops", "rounds", "of_dense", "speedup", "low", "high")
@@ -151,7 +152,7 @@ def below(frame: pd.DataFrame, name: str, limit: float) -> pd.DataFrame:
     """Return the lines of the summary in which a method failed a speed limit.
 
     It fails where the whole interval of its speed-up is below the limit, and where it or the reference was not
-    measured.
+    measured. Lines that are `not_judged` are not among them.
 
     Args:
         frame: the summary.
@@ -159,4 +160,23 @@ def below(frame: pd.DataFrame, name: str, limit: float) -> pd.DataFrame:
         limit: the smallest speed-up over the reference that passes.
     """
     high = frame.high.fillna(frame.speedup)
-    return frame[(frame.method == name) & ~(high >= limit)]
+    return frame[(frame.method == name) & ~(high >= limit)].drop(index=not_judged(frame, name).index)
+
+
+def not_judged(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the lines of a method that have no speed-up because other work disturbed it or the reference.
+
+    The column `reason` says by what.
+
+    Args:
+        frame: the summary.
+        name: the method.
+    """
+    reasons: dict[Hashable, str] = {}
+    for _, cell in frame.groupby(["context", "sparsity_requested"], dropna=False):
+        compared = cell[cell.method.isin([name, cell.reference.iloc[0]])]
+        disturbed = compared[compared.status == DISTURBED]
+        if len(disturbed):
+            lines = compared[(compared.method == name) & compared.status.isin(["measured", DISTURBED])]
+            reasons |= dict.fromkeys(lines.index, disturbed.reason.iloc[0])
+    return frame.loc[list(reasons)].assign(reason=list(reasons.values()))

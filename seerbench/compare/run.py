@@ -30,7 +30,8 @@ from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.methods.mask_kernels import BlockSparseKernel
 from seerbench.methods.registry import create
 from seerbench.rows.provenance import finish, provenance
-from seerbench.rows.store import write_rows
+from seerbench.rows.store import to_table, write_rows
+from seerbench.rows.timings import judged
 from seerbench.writing import write_bytes
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -124,7 +125,8 @@ def run(
     else:
         kernels = loaded.baselines | {loaded.name: loaded.candidate}
         rows = time_kernels(kernels, problem, contexts, sparsities, timing, run_id)
-    frame = summary(pd.DataFrame(rows.cells), pd.DataFrame(rows.samples), names[0])
+    cells, samples = (to_table(name, part).to_pandas() for name, part in zip(("cells", "samples"), rows, strict=True))
+    frame = summary(*judged(cells, samples), names[0])
     return Outcome(loaded.name, [], trials, frame, save(loaded.name, rows, started, frame, results, figures))
 
 
