@@ -315,7 +315,7 @@ def compare(
     - `seerbench compare --base HEAD~1`: this tree's block-sparse kernel beside that commit's
 
     Exit codes: 0 for a right output, 1 if the comparison cannot be made, 3 for a wrong output, 4 if the speed-up is
-    below `--fail-below`.
+    below `--fail-below`, 5 if that cannot be judged, since other processes used the machine meanwhile.
     """
     from seerbench.compare import present as comparing
     from seerbench.compare import run as compare_run
@@ -367,8 +367,14 @@ def compare(
             speed = "not compared" if row.speedup != row.speedup else comparing.speed_up(row)
             where = f"context {row.context}, {row.sparsity_requested:.0%}"
             typer.echo(f"{where}: {speed}, below {fail_below}x of {row.reference}")
+        disturbed = comparing.not_judged(outcome.frame, outcome.name)
+        for row in disturbed.itertuples():
+            where = f"context {row.context}, {row.sparsity_requested:.0%}"
+            typer.echo(f"{where}: not judged, since the machine was busy: {row.reason}")
         if len(slow):
             raise typer.Exit(4)
+        if len(disturbed):
+            raise typer.Exit(5)
 
 
 @app.command(rich_help_panel=USE)

@@ -37,8 +37,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     ):
         rows = frame[frame.panel == panel]
         if not rows.y.notna().any():
-            reasons = rows.reason.dropna()
-            style.empty_panel(ax, reasons.iloc[0] if len(reasons) else "this run did not count memory")
+            why = "this run did not count memory" if panel == MEMORY else rows.reason.dropna().iloc[0]
+            style.empty_panel(ax, why)
             continue
         for method, points in rows.groupby("method", sort=False):
             style.line(ax, points, colors.display(method), method)

@@ -125,7 +125,9 @@ def run(
     else:
         kernels = loaded.baselines | {loaded.name: loaded.candidate}
         rows = time_kernels(kernels, problem, contexts, sparsities, timing, run_id)
-    cells, samples = (to_table(name, part).to_pandas() for name, part in zip(("cells", "samples"), rows, strict=True))
+    cells, samples = (
+        to_table(name, part).to_pandas() for name, part in zip(("cells", "samples"), rows, strict=True)
+    )
     frame = summary(*judged(cells, samples), names[0])
     return Outcome(loaded.name, [], trials, frame, save(loaded.name, rows, started, frame, results, figures))
 

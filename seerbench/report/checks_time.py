@@ -18,7 +18,7 @@ from seerbench.artefacts.paper_numbers import (
 from seerbench.errors import MissingRows
 from seerbench.report.evidence import Comparison, Evidence
 from seerbench.rows import bootstrap
-from seerbench.rows.schema import RANDOM, RANDOM_WEIGHTS
+from seerbench.rows.schema import DISTURBED, RANDOM, RANDOM_WEIGHTS
 from seerbench.rows.store import Run
 
 # C12 says "same latency" without a number, and Figure 8 prints none. A ratio of at most this counts as the same.
@@ -100,7 +100,8 @@ def gate_share(run: Run, paper: pd.DataFrame) -> Evidence:
             f"Of FlashAttention-2's time they are {min(of_dense):.2f}% to {max(of_dense):.2f}%: the faster the "
             "sparse attention, the larger is their share of its time."
         )
-    return Evidence(comparisons, rows, note=f"{note} {_inputs(rows)}".strip())
+    missing = _disturbed(cells[(cells.context == 32768) & (cells.method == "seer")])
+    return Evidence(comparisons, rows, missing, f"{note} {_inputs(rows)}".strip())
 
 
 def training_kernel(run: Run, paper: pd.DataFrame) -> Evidence:
@@ -133,6 +134,7 @@ def training_kernel(run: Run, paper: pd.DataFrame) -> Evidence:
     failed = naive[naive.status.isin(OUT_OF_MEMORY)]
     longest = TRAINING_KERNEL_CONTEXTS[1]
     missing = [] if cells.context.max() == longest else [style.size(longest)]
+    missing += _disturbed(cells[cells.method.isin(["pooled", "fa2"])])
     if failed.empty:
         missing.append("a context at which the naive kernel does not fit")
         note = "The naive kernel ran at every context measured."
@@ -142,6 +144,12 @@ def training_kernel(run: Run, paper: pd.DataFrame) -> Evidence:
         note = f"The naive kernel at {shortest}: {first.status.replace('_', ' ')} ({first.reason})."
     memory = f"Memory over FlashAttention-2's: {', '.join(ratios)}." if ratios else ""
     return Evidence(comparisons, cells, missing, " ".join(filter(None, (memory, note, _inputs(cells)))))
+
+
+def _disturbed(cells: pd.DataFrame) -> list[str]:
+    """Return what is missing because other work disturbed cells: no entry, or one with their contexts."""
+    contexts = sorted(cells[cells.status == DISTURBED].context.unique())
+    return [f"undisturbed timings at {', '.join(map(style.size, contexts))}"] if contexts else []
 
 
 def _row_maxima_mib(cell: pd.Series) -> float:

@@ -1,5 +1,7 @@
 """Comparisons from the file to rows, figure and exit code; impossible ones are refused."""
 
+import time
+
 import pytest
 from typer.testing import CliRunner
 
@@ -8,6 +10,7 @@ from seerbench import errors
 from seerbench.cli import app
 from seerbench.compare import present
 from seerbench.core.problem import AttentionProblem
+from seerbench.measure import load
 from seerbench.paths import ROOT
 from seerbench.rows.store import Run
 
@@ -91,3 +94,21 @@ def test_exit_codes(tmp_path):
 def test_what_cannot_be_compared_is_one_line(target, options, text, tmp_path):
     with pytest.raises(errors.CompareError, match=text):
         run(target and str(ROOT / target), tmp_path, **options)
+
+
+def test_beside_other_work_nothing_is_judged(tmp_path, monkeypatch):
+    """Other processes use both cores all the time, and waiting for quiet is over."""
+    monkeypatch.delenv(load.LIMIT_VARIABLE)
+    monkeypatch.setattr(load, "read_counters", lambda: load.Counters(time.monotonic(), 0.0, 0.0, 2, 2))
+    monkeypatch.setattr(load.PATIENCE, "left_s", 0.0)
+    common = ["--contexts", "512", "--sparsity", "0.5", "--block", "16", "--head-dim", "16", "--rounds", "30"]
+    places = ["--device", "cpu", "--against", "dense", "--results", tmp_path, "--figures", tmp_path]
+    arguments = ["compare", EXAMPLES / "gather_attention.py", *common, *places]
+    unjudged = CliRunner().invoke(app, [*map(str, arguments), "--fail-below", "1e-9"])
+    assert unjudged.exit_code == 5, unjudged.output
+    assert "this machine is busy: other processes used" in unjudged.stdout
+    assert "gather_attention      disturbed: other processes used" in unjudged.stdout
+    assert "context 512, 50%: not judged, since the machine was busy: other processes used" in unjudged.stdout
+    assert "x [" not in unjudged.stdout  # no speed-up is shown
+    assert not Run(tmp_path / "compare").table("samples").empty  # the raw times are kept
+    assert CliRunner().invoke(app, [*map(str, arguments)]).exit_code == 0  # the kernel is right
