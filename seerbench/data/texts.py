@@ -29,6 +29,7 @@ STDLIB_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "id
 STDLIB_SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "_bundled", "lib2to3", "__phello__"}
 # Files beside the splits of a data set that describe it, in lower case and without suffix; they are no documents.
 DESCRIPTIONS = {"readme", "license", "licence", "copying", "notice", "citation", "changelog", "authors"}
+# Half of a surrogate pair, which JSON may escape and UTF-8 cannot hold.
 SURROGATE = re.compile("[\ud800-\udfff]")
 PATH_CURE = "set corpus.path to another, or make it again"
 TEXT_CURE = "convert it to UTF-8, or move it out of the corpus"
@@ -128,7 +129,7 @@ def read_folder(path: str) -> pd.DataFrame:
     split_of = _split_of(names, root)
     return pd.DataFrame(
         {
-            "id": list(split_of),
+            "id": [_id(name) for name in split_of],
             "text": [read_utf8(root / name, CorpusError, TEXT_CURE) for name in split_of],
             "split": list(split_of.values()),
         }
@@ -160,7 +161,7 @@ def _text_files(root: Path) -> list[PurePosixPath]:
     return sorted(names)
 
 
-def _split_of(names: Sequence[PurePosixPath], root: Path) -> dict[str, str]:
+def _split_of(names: Sequence[PurePosixPath], root: Path) -> dict[PurePosixPath, str]:
     """Return the split of each document of a folder: its path below the folder -> split.
 
     A folder has the layout of a data set if at least two of train, validation and test are folders (train/a.txt)
@@ -176,13 +177,13 @@ def _split_of(names: Sequence[PurePosixPath], root: Path) -> dict[str, str]:
         if len(entries & set(SPLITS)) >= 2:
             break
         if len(folders) != 1:
-            return {_id(name): hashed_split(_id(name)) for name in names}
+            return {name: hashed_split(_id(name)) for name in names}
         depth += 1
-    split_of = {}
+    split_of: dict[PurePosixPath, str] = {}
     for name in names:
         entry = name.parts[depth] if len(name.parts) > depth + 1 else name.stem
         if len(name.parts) > depth and entry in SPLITS:
-            split_of[_id(name)] = entry
+            split_of[name] = entry
         elif len(name.parts) > depth + 1 or entry.lower() not in DESCRIPTIONS:
             raise CorpusError(
                 f"corpus folder {root} is divided into {', '.join(sorted(entries & set(SPLITS)))}, and the split "
@@ -293,6 +294,8 @@ def _json_column(path: Path, text: str) -> list[str]:
                 raise CorpusError(
                     f"{path}, line {number}: no column {text!r}; set corpus.text to one of: {', '.join(row)}"
                 )
+            if not isinstance(row[text], str) or SURROGATE.search(row[text]):
+                raise CorpusError(f"{path}, line {number}: {text!r} is no valid string; clean the data set")
             texts.append(row[text])
     return texts
 
@@ -340,9 +343,9 @@ def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("tra
     """
     require_columns(list(frame.columns), where)
     frame = frame[list(COLUMNS)].reset_index(drop=True)
-    wrong = frame.index[~frame["text"].map(_is_text)]
+    wrong = [row for row, text in enumerate(frame["text"]) if not isinstance(text, str)]
     if len(wrong):
-        raise CorpusError(f"{where}: the text of {frame['id'][wrong[0]]!r} is no valid string; clean the source")
+        raise CorpusError(f"{where}: the text of {frame['id'][wrong[0]]!r} is no string; clean the source")
     frame["id"] = frame["id"].astype(str)
     foreign = sorted(set(frame["split"].astype(str)) - set(SPLITS))
     if foreign:
@@ -350,7 +353,7 @@ def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("tra
     twice = frame["id"][frame["id"].duplicated()]
     if len(twice):
         raise CorpusError(f"{where}: document {twice.iloc[0]!r} occurs twice; ids must be unique")
-    frame = frame[frame["text"].str.len() > 0]
+    frame = frame[frame["text"].map(len) > 0]
     # A text under two ids could be in two splits, and then an evaluated text would have been trained on. A data set
     # that is one split stays as its authors published it.
     if frame["split"].nunique() < 2:
@@ -358,11 +361,6 @@ def checked_texts(frame: pd.DataFrame, where: str, needed: Sequence[str] = ("tra
     order = frame["split"].map({"test": 0, "validation": 1, "train": 2})
     kept = frame.loc[order.sort_values(kind="stable").index].drop_duplicates("text").index
     return _with_splits(frame.loc[sorted(kept)], where, needed)
-
-
-def _is_text(value: object) -> bool:
-    """Return whether a value is a string that UTF-8 can hold: JSON may escape half of a surrogate pair."""
-    return isinstance(value, str) and (value.isascii() or not SURROGATE.search(value))
 
 
 def _with_splits(frame: pd.DataFrame, where: str, needed: Sequence[str]) -> pd.DataFrame:

@@ -15,5 +15,5 @@ def test_one_value_is_enough(dtype, value):
     fine, spoilt = torch.ones(3, 5, dtype=dtype), torch.ones(3, 5, dtype=dtype)
     spoilt[1, 4] = value
     require_finite([("a", fine), ("none", torch.empty(0)), ("largest", fine * torch.finfo(dtype).max)], "x", "y")
-    with pytest.raises(ModelError, match="^the model: the weight b holds values .*; train it again$"):
+    with pytest.raises(ModelError, match=r"^the model: the weight b holds values .*; train it again$"):
         require_finite([("a", fine), ("b", spoilt)], "the model", "train it again")

@@ -134,6 +134,39 @@ def test_what_is_no_longbench_says_so(tmp_path):
         longbench.read_examples(tmp_path, ["lcc"])
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("no json\n", "line 1: not JSON"),
+        (line() + "\n\n" + line() + "\n", "line 2: not JSON"),
+        ("[1]\n", "line 1: no field input, context"),
+        (line(length="long") + "\n", "line 1: a field holds a value of another type"),
+        (line(answers="a") + "\n", "line 1: a field holds a value of another type"),
+        (line(answers=[1]) + "\n", "line 1: a field holds"),
+        (line(context=None) + "\n", "line 1: a field holds"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    ],
+)
+def test_a_line_that_holds_no_question_is_refused(tmp_path, content, words):
+    (tmp_path / "lcc_e.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(CorpusError, match=words):
+        longbench.read_examples(tmp_path, ["lcc"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "data.zip is empty"),
+        (b"PK\x03\x04 cut", "data.zip is not readable"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
+    ],
+)
+def test_a_damaged_archive_is_refused(tmp_path, content, words):
+    (tmp_path / "data.zip").write_bytes(content)
+    with pytest.raises(CorpusError, match=words):
+        longbench.read_examples(tmp_path, ["lcc"])
+
+
 def test_a_long_prompt_loses_its_middle_and_chat_tasks_get_a_turn(tmp_path):
     from standins import make_tokenizer
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -9,7 +10,14 @@ from huggingface_hub import constants
 from pydantic import TypeAdapter
 
 from seerbench.data.corpora import SPLITS, Corpus
-from seerbench.data.texts import STDLIB_SKIPPED_FOLDERS, checked_texts, hashed_split, read_texts, union_of
+from seerbench.data.texts import (
+    STDLIB_SKIPPED_FOLDERS,
+    checked_texts,
+    hashed_split,
+    read_folder,
+    read_texts,
+    union_of,
+)
 from seerbench.errors import CorpusError
 
 
@@ -134,3 +142,158 @@ def test_a_union_keeps_each_split_and_no_test_text_in_training():
     second = pd.DataFrame({"id": ["1", "2"], "text": ["in both", "there"], "split": ["test", "train"]})
     union = union_of({"books": first, "math": second})
     assert union.set_index("id").split.to_dict() == {"books/1": "train", "math/1": "test", "math/2": "train"}
+
+
+def layout(root, files):
+    """Write files (name -> text or bytes) below a folder and read it as a corpus: id -> split."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    frame = read_folder(str(root))
+    return dict(zip(frame["id"], frame["split"], strict=True))
+
+
+SPLIT = {"train/a.txt": "a", "test/b.txt": "b"}
+TREE = {f"src/{place}/f{number}.py": f"x = {number}" for place in "ab" for number in range(40)}
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (SPLIT | {"README.md": "# about", "LICENSE.txt": "free"}, {"train/a.txt": "train", "test/b.txt": "test"}),
+        (SPLIT | {"validation/deep/c.md": "c"}, {"validation/deep/c.md": "validation"}),
+        ({f"data/{name}": text for name, text in SPLIT.items()} | {"README.md": ""}, {"data/train/a.txt": "train"}),
+        ({"train.txt": "a", "test.txt": "b", "readme.md": "c"}, {"train.txt": "train", "test.txt": "test"}),
+        (
+            SPLIT | {"test/train/c.txt": "c", "train/test.txt": "d"},
+            {"test/train/c.txt": "test", "train/test.txt": "train"},
+        ),
+        (
+            SPLIT | {".cache/x.txt": "x", "train/.y.txt": "y", "._a.txt": "z", "train/a.json": "{}"},
+            {"train/a.txt": "train"},
+        ),
+        (SPLIT | {"train/B.TXT": "upper case"}, {"train/B.TXT": "train"}),
+    ],
+)
+def test_the_folders_of_a_data_set_are_splits(tmp_path, files, splits):
+    found = layout(tmp_path, files)
+    assert found.items() >= splits.items()
+    assert {"train", "test"} <= set(found.values()) <= set(SPLITS)
+    assert not any("readme" in name.lower() or "LICENSE" in name or "/." in f"/{name}" for name in found)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        TREE | {"test/t.py": "assert 1"},
+        TREE | {"train/t.py": "fit()", "README.md": "about"},
+        {name.removeprefix("src/"): text for name, text in TREE.items()},
+        {name.replace("src/", "data/train/"): text for name, text in TREE.items()},
+    ],
+)
+def test_any_other_folder_is_divided_by_a_hash(tmp_path, files):
+    assert layout(tmp_path, files) == {name: hashed_split(name) for name in sorted(files)}
+    assert set(read({"kind": "folder", "path": str(tmp_path)}).split) == set(SPLITS)
+
+
+@pytest.mark.parametrize("extra", ["val/c.txt", "docs/guide.md", "extra.txt", "dev.txt", "Train/x.txt"])
+def test_a_document_whose_split_is_open_is_refused(tmp_path, extra):
+    with pytest.raises(CorpusError, match=f"the split of {extra} is open; move it"):
+        layout(tmp_path, SPLIT | {extra: "c"})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("café".encode("latin-1"), "b.txt is not UTF-8 text .*; convert it"),
+        ("text".encode("utf-16"), "b.txt is not UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n", "b.txt is not UTF-8 text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "b.txt is a Git LFS pointer"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path, content, words):
+    with pytest.raises(CorpusError, match=words):
+        layout(tmp_path, SPLIT | {"test/b.txt": content})
+
+
+def test_links_are_followed_once_and_empty_files_are_no_documents(tmp_path):
+    root = tmp_path / "corpus"
+    layout(tmp_path / "elsewhere", {"test/b.txt": "b", "test/empty.txt": ""})
+    layout(root, {"train/a.txt": "a"})
+    (root / "test").symlink_to(tmp_path / "elsewhere" / "test")
+    (root / "train" / "loop").symlink_to(root)
+    (tmp_path / "elsewhere" / "test" / "back").symlink_to(tmp_path / "elsewhere")
+    frame = read({"kind": "folder", "path": str(root)})
+    assert dict(zip(frame.id, frame.split, strict=True)) == {"test/b.txt": "test", "train/a.txt": "train"}
+    (root / "train" / "lost.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CorpusError, match=r"lost\.txt is a link to a file that does not exist"):
+        read_folder(str(root))
+
+
+def test_a_name_that_is_not_utf_8_gets_a_readable_id(tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("a", encoding="utf-8")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    assert list(layout(tmp_path, {"b.txt": "b"})) == ["b.txt", "caf\\xe9.txt"]
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    layout(tmp_path, SPLIT)
+    scan = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "train":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(CorpusError, match=r"train is not readable \(Permission denied\)"):
+        read_folder(str(tmp_path))
+
+
+HUB = {"kind": "hub", "files": ["*"], "split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "x.jsonl",
+            b'{"text": "a"}\n\n{"txt": "b"}\n',
+            r"x.jsonl, line 3: no column 'text'; set corpus.text to one of: txt",
+        ),
+        ("x.jsonl", b'{"text": "a"}\n["text"]\n', r"line 2: expected a JSON object"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": ', r"line 2: not JSON"),
+        ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": 7}\n', "line 2: 'text' is no valid string"),
+        ("x.jsonl", b'{"text": "\\ud800"}\n', "line 1: 'text' is no valid string"),
+        ("x.jsonl", b'{"text": "caf\xe9"}\n', "x.jsonl is not UTF-8 text"),
+        ("x.jsonl", b"", "the test split is empty"),
+        ("x.jsonl.gz", b"no gzip", "x.jsonl.gz is not readable"),
+        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}')[:-6], "x.jsonl.gz is not readable"),
+        ("x.parquet", b"PAR1PAR1", "x.parquet is not readable"),
+        ("x.csv", b"text\na\n", "neither parquet nor"),
+    ],
+)
+def test_a_damaged_or_foreign_file_of_a_data_set_is_refused(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=words):
+        read({**HUB, "name": str(tmp_path)})
+
+
+def test_files_outside_a_data_set_are_refused(tmp_path):
+    with pytest.raises(CorpusError, match="names below the data set's folder, not /etc"):
+        read({**HUB, "name": str(tmp_path), "files": ["/etc/*"]})
+
+
+@pytest.mark.parametrize("column", ["id", "text", "split"])
+def test_columns_of_other_types_are_refused_or_read(texts, tmp_path, column):
+    texts.assign(**{column: range(len(texts))}).to_parquet(tmp_path / "x.parquet")
+    if column == "id":
+        assert read({"kind": "parquet", "path": str(tmp_path / "x.parquet")}).id.tolist() == [
+            str(i) for i in range(12)
+        ]
+        return
+    with pytest.raises(CorpusError, match="is no string" if column == "text" else "unknown split 0, 1"):
+        read({"kind": "parquet", "path": str(tmp_path / "x.parquet")})

@@ -1,13 +1,22 @@
 """Test tokens: they decode to their text, a card counts them, and files appear complete or not at all."""
 
 import json
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
 from seerbench.data.corpora import SPLITS
-from seerbench.data.tokens import read_tokens, require_vocabulary, tokenize, train_tokenizer
+from seerbench.data.tokens import (
+    load_tokenizer,
+    read_card,
+    read_tokens,
+    require_vocabulary,
+    tokenize,
+    train_tokenizer,
+)
 from seerbench.errors import CorpusError
 
 
@@ -83,3 +92,63 @@ def test_an_empty_split_is_refused(tokenized, texts, tmp_path):
     tokenize(texts[texts.split == "train"], tokenized[1], tmp_path / "t.parquet", name="toy", source={})
     with pytest.raises(CorpusError, match="test split"):
         read_tokens(tmp_path / "t.parquet", "test")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        (b"", "is empty"),
+        (b"{", "is not JSON"),
+        (b"[]", "another kind"),
+        (b"{}", "no entry 'name'"),
+    ],
+)
+def test_a_damaged_card_is_refused(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "t.json").write_bytes(content)
+    with pytest.raises(CorpusError, match=f"t.json .*{words}.*seerbench corpus"):
+        read_card(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 0.99])
+def test_a_cut_file_of_tokens_is_refused(tokenized, tmp_path, share):
+    content = (tokenized[0] / "tokens.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CorpusError, match=r"t\.parquet is .*; delete it and make it again"):
+        read_tokens(tmp_path / "t.parquet", "train")
+
+
+def test_tokens_of_another_type_are_refused(tmp_path):
+    columns = {"id": ["a"], "split": ["train"], "tokens": ["text"]}
+    pd.DataFrame(columns).to_parquet(tmp_path / "t.parquet", index=False)
+    with pytest.raises(CorpusError, match="is not readable"):
+        read_tokens(tmp_path / "t.parquet", "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("tokenizer.json", b"{", "is not JSON"),
+        ("tokenizer.json", b"{}", "could not be loaded"),
+        ("tokenizer.json", b'{"model": {"type": "nonesuch"}}', "could not be loaded"),
+        ("tokenizer.json", b"[]", "another kind"),
+        ("tokenizer_config.json", b"\xff", "is not UTF-8"),
+        ("tokenizer_config.json", b'{"tokenizer_class": "PreTrainedTokenizerFast"}', "has no EOS token"),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused(tokenized, tmp_path, name, content, words):
+    folder = shutil.copytree(tokenized[0] / "tokenizer", tmp_path / "tokenizer")
+    (folder / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=words) as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_is_not_there_or_not_fast_is_refused(tmp_path):
+    with pytest.raises(CorpusError, match="could not be loaded"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}', encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"has no tokenizer.json"):
+        load_tokenizer(tmp_path)

@@ -77,7 +77,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(path, change, words):
 )
 def test_metadata_of_another_program_are_refused(path, metadata):
     save_file(load_file(path), path, metadata=metadata)
-    with pytest.raises(ModelError, match="gates.safetensors") as caught:
+    with pytest.raises(ModelError, match=r"gates.safetensors") as caught:
         load_gates(path, "v1")
     assert "delete it" in str(caught.value) or "it has" in str(caught.value)
 
@@ -89,7 +89,7 @@ def test_a_cut_file_is_refused_wherever_it_ends(tmp_path_factory, share):
     save_gates(path, {"v1": [AttnGate(GateConfig(block=16), 2, 1, 8)]})
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     for read in (load_gates, gate_set_names):
-        with pytest.raises(ModelError, match="gates.safetensors is .*; delete it and distill"):
+        with pytest.raises(ModelError, match=r"gates.safetensors is .*; delete it and distill"):
             read(path)
 
 
