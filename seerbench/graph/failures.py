@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from seerbench.errors import GraphError
-from seerbench.writing import write_bytes
+from seerbench.writing import cause, write_bytes
 
 FILE = Path(".snakemake") / "seerbench.failures.json"  # beside what Snakemake records of each step
 
@@ -54,9 +54,7 @@ class Failures(logging.Filter):
             try:
                 write_bytes(self.file, json.dumps(self.counts, indent=1, sort_keys=True).encode())
             except OSError as error:  # a full disk may be why the step failed
-                print(
-                    f"seerbench: {self.file} cannot be written ({error}); run next with --forceall", file=sys.stderr
-                )
+                print(f"seerbench: {cause(error)}; then run with --forceall", file=sys.stderr)
         return True
 
     def _name(self, rule: str, wildcards: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from seerbench.errors import GraphError
+from seerbench.writing import cause
 
 
 def hold_folder(folder: Path) -> TextIO | None:
@@ -36,7 +37,7 @@ def hold_folder(folder: Path) -> TextIO | None:
         path.parent.mkdir(exist_ok=True)
         file = path.open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
-        raise GraphError(f"{path} cannot be written ({error.strerror}); the graph has its records there") from None
+        raise GraphError(cause(error)) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -50,4 +50,4 @@ def test_a_damaged_file_is_one_line(tmp_path, content):
 def test_a_folder_that_cannot_be_written_does_not_hide_the_failure(tmp_path, capsys):
     (tmp_path / ".snakemake").write_text("a file")
     fail(tmp_path, "cpu", "maps")
-    assert "run next with --forceall" in capsys.readouterr().err
+    assert "then run with --forceall" in capsys.readouterr().err
