@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from seerbench.paths import CONFIG, FRESH, ROOT
 from seerbench.presets.file import PresetFile
 from seerbench.presets.preset import Preset, expanded
 from seerbench.presets.yaml_text import parse_yaml
-from seerbench.settings import printable
+from seerbench.settings import printable, tokens_in
 
 SUFFIXES = (".yaml", ".yml")
 # Our messages for pydantic's error types; all other errors keep pydantic's message.
@@ -25,12 +26,15 @@ _EXPECTED = {
     **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
     "string_type": "expected text",
     "bool_type": "expected true or false",
-    "string_pattern_mismatch": "expected a name of letters, digits, '.', '_' and '-' that starts with no dot",
+    "string_pattern_mismatch": "expected a name of letters, digits, '.', '_' and '-', with no dot or dash first",
     "union_tag_not_found": "the key kind is missing",
     "missing": "this key is missing",
 }
+# Parts of pydantic's messages, and ours.
+_WORDS = {"greater than or equal to": "at least", "less than or equal to": "at most", "greater than": "more than"}
+_LIMITS = {"too_short": "least {min_length}", "too_long": "most {max_length}"}
 # Error types whose message is complete; all other messages are followed by the wrong value.
-_TOLD_IN_FULL = ("missing", "unknown_key", "preset", "value_error", "union_tag_not_found")
+_TOLD_IN_FULL = ("missing", "too_short", "too_long", "unknown_key", "preset", "value_error", "union_tag_not_found")
 
 
 def known_presets() -> list[str]:
@@ -49,7 +53,10 @@ def load_preset(which: str, results: Path | str = FRESH) -> Preset:
         path = _file_of(which)
         file = read(path)
         preset = Preset(file, expanded(results) / file.preset, reference_to(path))
-        preset.require_patterns()
+        try:
+            preset.require_patterns()
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
         return preset
     except OSError as error:
         raise ConfigError(f"{which} cannot be read: {error.strerror}") from None
@@ -111,12 +118,33 @@ def _told(mistake: Mapping[str, Any], content: Any) -> str:
     if mistake["type"] == "unknown_key":
         place = "/".join(filter(None, (place, context["key"])))
     text = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    for theirs, ours in _WORDS.items():
+        text = text.replace(theirs, ours)
     text = _EXPECTED.get(mistake["type"], text)
+    if mistake["type"] in ("too_short", "too_long"):
+        text = f"expected at {_LIMITS[mistake['type']].format(**context)}, with {context['actual_length']} given"
     if mistake["type"] == "union_tag_invalid":
         text = f"unknown kind {context['tag']!r}; known: {context['expected_tags']}"
     elif mistake["type"] not in _TOLD_IN_FULL:
-        text = f"{text}, not {_short(mistake['input'])}"
+        text = f"{text}, not {_short(mistake['input'])}{_hint(mistake)}"
     return f"{place}: {text}" if place else text
+
+
+def _hint(mistake: Mapping[str, Any]) -> str:
+    """Return how to write a number that a person wrote in a form that YAML reads as text; empty if it is none."""
+    given = mistake["input"]
+    if mistake["type"] not in ("float_type", "int_type") or not isinstance(given, str):
+        return ""
+    try:
+        number = float(tokens_in(given)) if given[-1:] in "kK" else float(given)
+    except ValueError:
+        return ""
+    if not math.isfinite(number):
+        return ""
+    written = str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+    if "e" in written and "." not in written:  # YAML takes 1e-05 for text, and 1.0e-05 for a number
+        written = written.replace("e", ".0e")
+    return f"; write {written}, without quotes"
 
 
 def _place(steps: Sequence[str | int], content: Any) -> list[str]:

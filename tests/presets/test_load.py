@@ -170,3 +170,138 @@ def test_a_reference_finds_its_file_although_the_current_folder_has_another_of_t
     monkeypatch.chdir(tmp_path)
     reference = load_preset(str(ROOT / "tests" / "smoke.yaml")).reference
     assert load_preset(reference).name == "smoke"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda p: p["gates"]["long"].update(learning_rate="1e-3"),
+            "a number, not '1e-3'; write 0.001, without quotes",
+        ),
+        (lambda p: p["gates"]["long"].update(learning_rate="1e-5"), "write 1.0e-05, without"),
+        (lambda p: p["extend"].update(factor="4"), "write 4, without quotes"),
+        (lambda p: p["maps"].update(context="2k"), "a whole number, not '2k'; write 2048, without quotes"),
+        (lambda p: p.update(seed="none"), "a whole number, not 'none'"),
+        (lambda p: p.update(seed="nan"), "a whole number, not 'nan'"),
+        (lambda p: p.update(seed=-1), "expected at least 0, not -1"),
+        (lambda p: p.update(seed=2**32), "expected less than 4294967296, not 4294967296"),
+        (lambda p: p["gates"]["long"].update(sets={}), "expected at least 1, with 0 given"),
+        (lambda p: p["maps"].update(context=8), "expected at least 16, not 8"),
+    ],
+)
+def test_a_number_that_does_not_fit_says_what_does(change, told):
+    assert mistake(change).endswith(told) or told in mistake(change)
+
+
+def edit(*place, **values):
+    """Return a change that updates the mapping at a place."""
+
+    def change(preset):
+        for key in place:
+            preset = preset[key]
+        preset.update(values)
+
+    return change
+
+
+SEER = {"method": "seer", "gate": "long:v1"}
+HUB = {"kind": "hub", "name": "a/b", "files": ["x.parquet"]}
+EXISTING = {"source": "a/b"}
+
+
+def several(*changes):
+    return lambda preset: [change(preset) for change in changes]
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "told"),
+    [
+        (edit("maps", gate="long:all"), "maps/gate", "one gate set"),
+        (edit("perplexity", "gates", arms=[SEER | {"gate": "pooling:Qmax"}]), "perplexity/gates/arms/0", "no set"),
+        (edit("perplexity", "gates", arms=[{"method": "seer"}]), "perplexity/gates/arms/0", "needs a gate"),
+        (edit("perplexity", "gates", arms=[SEER, SEER]), "perplexity/gates/arms/1", "labels"),
+        (
+            edit(
+                "perplexity", "gates", arms=[SEER | {"gate": "pooling:all"}, SEER | {"gate": "pooling:Qmax_Kmax"}]
+            ),
+            "perplexity/gates/arms/1",
+            "labels",
+        ),
+        (edit("perplexity", "gates", arms=[{"method": "dense", "block": 32}]), "perplexity/gates/arms/0", "block"),
+        (
+            edit("perplexity", "gates", arms=[{"method": "streaming", "gate": "long:v1"}]),
+            "perplexity/gates/arms/0",
+            "",
+        ),
+        (
+            edit("perplexity", "gates", arms=[{"method": "minference", "mean_correction": True}]),
+            "perplexity/gates/arms/0",
+            "no block mask",
+        ),
+        (edit("perplexity", "gates", arms=[SEER | {"recipe": "joint"}]), "perplexity/gates/arms/0/recipe", "joint"),
+        (
+            edit("perplexity", "gates", arms=[{"method": "dense", "recipe": "post"}]),
+            "perplexity/gates/arms/0/recipe",
+            "no such gate",
+        ),
+        (
+            edit("perplexity", "gates", arms=[{"method": "dense", "recipe": "yarn"}]),
+            "perplexity/gates/arms/0/recipe",
+            "not extended",
+        ),
+        (edit("perplexity", "gates", arms=[SEER | {"model": "joint-{x}"}]), "perplexity/gates/arms/0", "no model"),
+        (edit("perplexity", "gates", contexts=[512, 256]), "perplexity/gates/contexts", "ascend"),
+        (edit("perplexity", "gates", contexts=[0]), "perplexity/gates/contexts/0", "at least 16"),
+        (edit("perplexity", "gates", scored=256), "perplexity/gates", "scored"),
+        (
+            edit("recall", "gates", arms=[SEER | {"sparsities": [0.5], "model": "short"}]),
+            "recall/gates/arms/0",
+            "one model",
+        ),
+        (
+            edit("recall", "gates", arms=[{"method": "streaming", "block": 32, "sparsities": [0.5]}]),
+            "recall/gates/arms/0",
+            "blocks",
+        ),
+        (edit("gates", "long", context=1024), "gates/long/context", "positions"),
+        (edit("extend", context=1024), "extend/context", "positions"),
+        (edit("extend", gates="long"), "extend/gates", "trained for long"),
+        (edit("gates", "base", block=32), "extend/gates", "blocks"),
+        (edit("gates", "base", sets={"v2": {}}), "extend/gates", "no set 'v1'"),
+        (edit("extend", processes=2, batch=2), "extend", "packing"),
+        (edit("gates", "long", processes=2, batch=2), "gates/long/processes", "a GPU each"),
+        (edit("models", "short", init="long"), "models/short/init", "cannot continue itself"),
+        (
+            edit("models", "long", model=SMOKE["models"]["long"]["model"] | {"layers": 3}),
+            "models/long/init",
+            "layers",
+        ),
+        (edit("profile", context=32), "profile/context", "at least 64"),
+        (edit("latency", "sweeps", "methods", layer=2), "latency/sweeps/methods/layer", "layers 0 to 1"),
+        (edit("latency", "sweeps", "methods", arms=[SEER, SEER]), "latency/sweeps/methods", "same name"),
+        (edit("latency", "sweeps", "ttft", min_rounds=11), "latency/sweeps/ttft/min_rounds", "of 10"),
+        (edit("latency", "sweeps", "kernel", dense=["seer"]), "latency/sweeps/kernel/dense/0", "fa2"),
+        (edit("latency", "shape", head_dim=31), "latency/shape/head_dim", "multiple of 2"),
+        (several(edit(device="cuda")), "block", "blocks of 32, 64, 128"),
+        (edit("corpora", toy=HUB | {"split": "test"}), "tokenizer", "the split train"),
+        (
+            several(
+                edit("models", other=EXISTING),
+                edit("corpora", own=HUB | {"tokenizer": "other"}),
+                edit("maps", corpus="own"),
+            ),
+            "maps",
+            "tokens of own",
+        ),
+        (
+            several(edit("models", other=EXISTING), edit("gates", theirs={"model": "long", "source": "x"})),
+            "gates/theirs",
+            "released model",
+        ),
+    ],
+)
+def test_what_cannot_work_together_is_refused(change, place, told):
+    text = mistake(change)
+    assert text.startswith(f"{place}: ")
+    assert told in text
