@@ -97,6 +97,11 @@ def test_an_unknown_model_gate_or_corpus(fails_with, edited):
     fails_with("no 'tall' under gates", "recall", edited(change), "gates")
 
 
+def test_doctor_says_that_a_published_run_is_drawn_without_a_gpu(seerbench, monkeypatch):
+    monkeypatch.setattr("seerbench.report.doctor.has_gpu", lambda: False)
+    assert "make figures PRESET=speed draws the published run h100-speed here" in seerbench("doctor", "speed").out
+
+
 def test_a_missing_data_folder(fails_with, edited, tmp_path):
     def change(config):
         config["corpora"]["toy"] = {"kind": "folder", "path": "nowhere"}

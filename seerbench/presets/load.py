@@ -50,7 +50,7 @@ def load_preset(which: str, results: Path | str = FRESH) -> Preset:
     Raises ConfigError for an unknown name, a file that cannot be read, or a key, value or name that does not fit.
     """
     try:
-        path = _file_of(which)
+        path = _file_of(str(which))
         file = read(path)
         preset = Preset(file, expanded(results) / file.preset, reference_to(path))
         try:

@@ -16,7 +16,7 @@ from seerbench.artefacts import ARTEFACTS
 from seerbench.data.corpora import FolderCorpus, HubCorpus, ParquetCorpus
 from seerbench.devices import has_gpu
 from seerbench.methods.registry import catalogue
-from seerbench.paths import IN_CHECKOUT_ONLY, IS_CHECKOUT
+from seerbench.paths import IN_CHECKOUT_ONLY, IS_CHECKOUT, PUBLISHED
 from seerbench.presets.preset import Preset
 from seerbench.presets.types import LongBench, ReleasedGates, SourceModel, SourceTokenizer
 from seerbench.rows.machine import cpu_name, gpu_facts
@@ -50,6 +50,10 @@ def report(preset: Preset) -> list[str]:
                 lines.append(f"package    {name} {metadata.version(name)}")
     if preset.file.device == "cuda" and not has_gpu():
         missing.append("the preset measures on an NVIDIA GPU, and this machine has none: use the cpu preset")
+        published = preset.file.published and PUBLISHED / preset.file.published
+        if published and published.is_dir():
+            drawn = f"make figures PRESET={preset.reference} draws the published run {published.name} here"
+            lines.append(f"figures    {drawn}")
     if shutil.which("g++") is None and preset.file.device == "cpu":
         missing.append("g++ not found; torch needs it to compile FlexAttention on a CPU: apt-get install g++")
     for name, corpus in preset.file.corpora.items():

@@ -110,7 +110,7 @@ def test_shipped_presets_resolve(name, tmp_path):
     resolve(Preset(parse(PRESETS[name], name), tmp_path, name))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_a_mutated_preset_is_refused_in_one_line_or_resolves(tmp_path_factory, data):
     preset = PRESETS[data.draw(st.sampled_from(sorted(PRESETS)))]

@@ -1,11 +1,14 @@
-"""Windows of several contexts end at the same token, which shows whether a model uses its context."""
+"""Tests of what steps share: evaluation windows, and the command in the provenance of a step."""
 
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from seerbench.paths import ROOT
 from seerbench.presets.jobs import Tokens
+from seerbench.presets.load import load_preset
 from seerbench.steps import common
 
 
@@ -22,3 +25,27 @@ def test_aligned_windows_end_alike_and_short_ones_hold_less(monkeypatch):
     assert (few[1:] == many[-15:]).all()
     plain = common.windows_of(toy, 16, 4, model, longest=64)["long"]
     assert (plain[1:] == tokens["long"][:15]).all()
+
+
+def test_provenance_has_one_command_however_the_preset_is_named(tmp_path, monkeypatch):
+    (tmp_path / "link.yaml").symlink_to(ROOT / "tests" / "smoke.yaml")
+    found = set()
+    for folder, spelling, results in (
+        (ROOT, "tests/smoke.yaml", "results/fresh"),
+        (ROOT / "tests", "./smoke.yaml", tmp_path),
+        (tmp_path, "link.yaml", "here"),
+        (tmp_path, str(ROOT / "tests" / "smoke.yaml"), "."),
+    ):
+        monkeypatch.chdir(folder)
+        preset = load_preset(spelling, results)
+        run = common.start(preset.setup, "latency kernel 256")
+        found.add((run["command"], run["preset"], str(preset.distill("long").identity())))
+    ((command, *_),) = found
+    assert command == "seerbench latency tests/smoke.yaml kernel 256"
+
+
+def test_a_path_with_a_space_is_quoted_in_the_command(tmp_path):
+    path = tmp_path / "my preset.yaml"
+    path.write_bytes((ROOT / "tests" / "smoke.yaml").read_bytes())
+    command = common.start(load_preset(str(path)).setup, "maps")["command"]
+    assert shlex.split(command) == ["seerbench", "maps", str(path)]
