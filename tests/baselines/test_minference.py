@@ -1,15 +1,19 @@
 """MInference: estimates, patterns and their files, unaligned tiles, the aligned variant, the upstream package."""
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from seerbench.baselines.minference.estimate import pattern_tiles, select_vertical_slash, vertical_slash_scores
-from seerbench.baselines.minference.patterns import Pattern, load_patterns, save_patterns
+from seerbench.baselines.minference.patterns import KINDS, Pattern, load_patterns, save_patterns
 from seerbench.core.block_mask import BlockMask, causal_blocks
 from seerbench.core.problem import AttentionProblem, LayerContext
+from seerbench.errors import ModelError, Refused
 from seerbench.methods.registry import create
 from seerbench.search.minference import candidates, search_patterns
 
@@ -115,9 +119,58 @@ def test_minference_patterns_are_searched_and_go_through_upstream_s_format(qkv, 
         (500, 700): 120,
         (100, 750): 4,
     }
-    (tmp_path / "bad.json").write_text('[{"0": ["dilated", 1, 2, 0]}]')
-    with pytest.raises(ValueError, match="layer 0, head 0"):
-        load_patterns(tmp_path / "bad.json")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9000) | st.floats() | st.sampled_from((*KINDS, "0", "x")),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["0", "1", "x"]), inner, max_size=2)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(VALUES | st.lists(st.dictionaries(st.sampled_from(["0", "1", "x"]), VALUES), max_size=2))
+def test_any_json_is_a_configuration_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "patterns.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        layers = load_patterns(path)
+    except ModelError as error:
+        assert str(error).startswith(str(path))  # noqa: PT017 (a valid file is fine too)
+        return
+    assert len(layers) == len(content) > 0
+    assert all(pattern.kind in KINDS for layer in layers for pattern in layer.values())
+    save_patterns(path, [[layer[head] for head in sorted(layer)] for layer in layers])
+    load_patterns(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ('["dilated", 1, 2, 0]', "layer 0, head 0"),
+        ('["stream_llm", 1]', "layer 0, head 0"),
+        ('["stream_llm", 1.5, 2, 0]', "layer 0, head 0"),
+        ('["stream_llm", true, 2, 0]', "layer 0, head 0"),
+        ('["stream_llm", 1, -2, 0]', "layer 0, head 0"),
+        ('"stream_llm"', "layer 0, head 0"),
+    ],
+)
+def test_an_entry_that_is_no_pattern_is_refused(tmp_path, entry, words):
+    (tmp_path / "bad.json").write_text(f'[{{"0": {entry}}}]', encoding="utf-8")
+    with pytest.raises(ModelError, match=words):
+        create("minference", patterns=tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(("layer", "heads"), [(0, 3), (1, 4), (0, 1)])
+def test_patterns_of_another_model_refuse_its_layers(tmp_path, layer, heads):
+    save_patterns(tmp_path / "mine.json", [[Pattern("stream_llm", 20, 100)] * 4])
+    method = create("minference", patterns=tmp_path / "mine.json", block=BLOCK)
+    q = torch.randn(1, heads, 64, 16)
+    assert len(method.patterns(0, 4)) == 4
+    with pytest.raises(Refused, match="they are of another model"):
+        method.plan(q, q, LayerContext(layer))
 
 
 def test_a_package_that_cannot_be_imported_is_a_refusal(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from seerbench.baselines.moa import block_density, load_plan, save_plan, window_blocks, windows_and_sink
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import LayerContext
-from seerbench.errors import Refused
+from seerbench.errors import ModelError, Refused
 from seerbench.methods.registry import create
 
 TOKENS, BLOCK = 500, 16
@@ -34,6 +34,24 @@ def test_moa_s_plan_goes_through_upstream_s_format(tmp_path):
     assert method.configuration == "mine"
     with pytest.raises(Refused, match="is for 1 layers of 2 heads"):
         method.plan(torch.zeros(1, 4, 100, 8), torch.zeros(1, 4, 100, 8), LayerContext())
-    (tmp_path / "bad.json").write_text('{"alphas": [[0]]}')
-    with pytest.raises(ValueError, match="no plan of MoA"):
-        load_plan(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"),
+        ("[[0]]", "another kind"),
+        ('{"alphas": [[0]]}', "it has no betas"),
+        ('{"alphas": [[0]], "betas": [[0, 1]]}', "one finite number per layer and head"),
+        ('{"alphas": [0], "betas": [0]}', "one finite number"),
+        ('{"alphas": [[0], [0, 1]], "betas": [[0], [0, 1]]}', "one finite number"),
+        ('{"alphas": [[NaN]], "betas": [[1]]}', "one finite number"),
+        ('{"alphas": [[0]], "betas": [["wide"]]}', "one finite number"),
+        ('{"alphas": {"0": [0]}, "betas": {"0": [0]}}', "one finite number"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused(tmp_path, content, words):
+    (tmp_path / "bad.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError, match=f"bad.json .*{words}"):
+        create("moa", plan=tmp_path / "bad.json")
