@@ -129,8 +129,10 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, upper
     config = gate.config
     if not q.is_cuda or torch.is_grad_enabled() or config.query_block != config.block:
         check_tensors(q, k)
-        if (gate.q_heads, gate.kv_heads, gate.head_dim) != (q.shape[1], k.shape[1], q.shape[3]):
-            made_for = f"{gate.q_heads} and {gate.kv_heads} heads of {gate.head_dim}"
+        # A single projection has one matrix per query head; a file of it does not tell the key/value heads.
+        kv_heads = k.shape[1] if gate.wq is None else gate.kv_heads
+        if (gate.q_heads, kv_heads, gate.head_dim) != (q.shape[1], k.shape[1], q.shape[3]):
+            made_for = f"{gate.q_heads} and {kv_heads} heads of {gate.head_dim}"
             raise KernelError(f"the gate is for {made_for}; q and k are {list(q.shape)} and {list(k.shape)}")
         return gate(pool_blocks(q, config.query_block), pool_blocks(k, config.block), layer.rope)
     tables = None
