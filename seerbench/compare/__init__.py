@@ -1,6 +1,7 @@
 """`seerbench compare`: check a kernel or method of one's own, then time it beside the baselines.
 
 load.py         finds the kernel or method in a file or module
+user_code.py    turns what the user's code raises into one line and the user's own frames
 base_commit.py  loads the block-sparse kernel of another commit
 trials.py       lists the small cases that a kernel must get right
 check.py        runs them and finds out what is wrong

@@ -67,9 +67,12 @@ def base_kernel(ref: str, root: Path = ROOT) -> KernelFunction:
         raise CompareError(
             f"commit {commit} has no block-sparse kernel in {' or '.join(file for file, _ in PLACES)}"
         )
-    kernel, block_mask = (
-        importlib.import_module(".".join((package, *Path(file).with_suffix("").parts))) for file in files
-    )
+    try:
+        kernel, block_mask = (
+            importlib.import_module(".".join((package, *Path(file).with_suffix("").parts))) for file in files
+        )
+    except ImportError as error:
+        raise CompareError(f"the kernel of commit {commit} does not run with these packages: {error}") from None
     # The last mask and its conversion. The mask is held so that no other object can get its id.
     converted: dict[int, tuple[BlockMask, Any]] = {}
 

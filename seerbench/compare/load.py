@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from seerbench.compare.user_code import imported
 from seerbench.errors import CompareError
 from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS, sparse_kernel
 from seerbench.methods.mask_kernels import FunctionKernel
@@ -58,10 +59,7 @@ def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
             raise CompareError(f"no file {place}; give a Python file or package.module:object")
         module = import_file(path)
     else:
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise CompareError(f"cannot import {place}: {error}; give a file.py or package.module:object") from None
+        module = import_named(place)
     known = {key: value for key, value in vars(module).items() if looks_like_kernel(value) or is_method(value)}
     own = [key for key, value in known.items() if value.__module__ == module.__name__ and key[0] != "_"]
     if wanted and takes_four(getattr(module, wanted, None)):
@@ -76,9 +74,10 @@ def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
     value = known[wanted or own[0]]
     if is_method(value):
         return value
-    source = inspect.getfile(module)
     refusal = getattr(module, "refuses", lambda problem: None)
-    return KernelFunction(name or wanted or path.stem, value, refusal, files_digest([Path(source)]))
+    if not callable(refusal):
+        raise CompareError(f"{place}: refuses is a function that takes a problem and returns a reason or None")
+    return KernelFunction(name or wanted or path.stem, value, refusal, files_digest([Path(str(module.__file__))]))
 
 
 def import_file(path: Path) -> ModuleType:
@@ -89,8 +88,19 @@ def import_file(path: Path) -> ModuleType:
         raise CompareError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    with imported(str(path)):
+        spec.loader.exec_module(module)
     return module
+
+
+def import_named(place: str) -> ModuleType:
+    """Import a module by its dotted name. Raises CompareError where that is not possible."""
+    with imported(place):
+        spec = importlib.util.find_spec(place)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise CompareError(f"no Python file is named {place!r}; give a file.py or package.module:object")
+    with imported(spec.origin):
+        return importlib.import_module(place)
 
 
 def make_importable(folder: Path) -> None:
@@ -105,7 +115,7 @@ def takes_four(value: Any) -> bool:
         return False
     try:
         inspect.signature(value).bind(*ARGUMENTS)
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: a builtin function whose signature Python does not know
         return False
     return True
 

@@ -5,6 +5,8 @@ cli.py calls `run`. A candidate that fails a trial is not timed.
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from seerbench.compare.check import check_kernel, check_method
 from seerbench.compare.load import KernelFunction, build, kernel_named, load, require_method
 from seerbench.compare.present import figure, summary
 from seerbench.compare.trials import Finding
+from seerbench.compare.user_code import running
 from seerbench.core.problem import AttentionProblem
 from seerbench.errors import CompareError
 from seerbench.measure.cells import Rows, joined
@@ -29,12 +32,15 @@ from seerbench.measure.sweeps import kernel_sweep, methods_sweep
 from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.methods.mask_kernels import BlockSparseKernel
 from seerbench.methods.registry import create
+from seerbench.presets.types import DEVICES
 from seerbench.rows.provenance import finish, provenance
 from seerbench.rows.store import to_table, write_rows
 from seerbench.rows.timings import judged
-from seerbench.writing import write_bytes
+from seerbench.settings import SLUG
+from seerbench.writing import require_writable, write_bytes
 
 DTYPES = ("float32", "float16", "bfloat16")
+MAX_SEED = 2**32
 
 
 @dataclass(frozen=True)
@@ -107,35 +113,50 @@ def run(
         name: the candidate's name in the rows; by default its own.
         base: a commit whose block-sparse kernel is a baseline.
     """
-    check_options(problem, contexts, sparsities, timing)
-    loaded = _load(target, against, problem, name, base)
-    findings, trials = check(loaded.candidate, problem, timing.seed)
-    if findings:
-        return Outcome(loaded.name, findings, trials)
-    started = provenance(
-        f"compare {loaded.name}",
-        preset="compare",
-        scale="one kernel or method, random inputs",
-        seed=timing.seed,
-        device=problem.device,
-    )
-    run_id, names = started["run_id"], list(loaded.baselines)
-    if loaded.is_method:
-        rows = time_methods(loaded.candidate, names, problem, contexts, sparsities, timing, run_id)
-    else:
-        kernels = loaded.baselines | {loaded.name: loaded.candidate}
-        rows = time_kernels(kernels, problem, contexts, sparsities, timing, run_id)
-    cells, samples = (
-        to_table(name, part).to_pandas() for name, part in zip(("cells", "samples"), rows, strict=True)
-    )
-    frame = summary(*judged(cells, samples), names[0])
-    return Outcome(loaded.name, [], trials, frame, save(loaded.name, rows, started, frame, results, figures))
+    check_options(problem, contexts, sparsities, timing, name)
+    with running([place for place in (target, *against) if place and (".py" in place or ":" in place)]):
+        loaded = _load(target, against, problem, name, base)
+        require_writable(*files_of(loaded.name, results, figures).values())
+        importlib.import_module("seerbench.artefacts.style")  # where matplotlib is missing, say so before timing
+        findings, trials = check(loaded.candidate, problem, timing.seed)
+        if findings:
+            return Outcome(loaded.name, findings, trials)
+        started = provenance(
+            f"compare {loaded.name}",
+            preset="compare",
+            scale="one kernel or method, random inputs",
+            seed=timing.seed,
+            device=problem.device,
+        )
+        run_id, names = started["run_id"], list(loaded.baselines)
+        if loaded.is_method:
+            rows = time_methods(loaded.candidate, names, problem, contexts, sparsities, timing, run_id)
+        else:
+            kernels = loaded.baselines | {loaded.name: loaded.candidate}
+            rows = time_kernels(kernels, problem, contexts, sparsities, timing, run_id)
+        cells, samples = (
+            to_table(name, part).to_pandas() for name, part in zip(("cells", "samples"), rows, strict=True)
+        )
+        frame = summary(*judged(cells, samples), names[0])
+        return Outcome(loaded.name, [], trials, frame, save(loaded.name, rows, started, frame, results, figures))
 
 
 def check_options(
-    problem: AttentionProblem, contexts: Sequence[int], sparsities: Sequence[float], timing: Timing
+    problem: AttentionProblem,
+    contexts: Sequence[int],
+    sparsities: Sequence[float],
+    timing: Timing,
+    name: str | None = None,
 ) -> None:
     """Raise CompareError for options that no comparison can have; the arguments are those of `run`."""
+    if problem.device not in DEVICES:
+        raise CompareError(f"no device {problem.device!r}; there are {', '.join(DEVICES)}")
+    if name is not None and not re.fullmatch(SLUG, name):
+        raise CompareError(f"--name has letters, digits, '.', '_' and '-' alone, not {name!r}")
+    if not 0 <= timing.seed < MAX_SEED:
+        raise CompareError(f"--seed is a number from 0 to below {MAX_SEED}, not {timing.seed}")
+    if not timing.cap_s >= 0:
+        raise CompareError(f"--cap is a number of seconds, not {timing.cap_s}")
     if min(contexts) < 1:
         raise CompareError(f"--contexts are counts of tokens, not {min(contexts)}")
     wrong = [sparsity for sparsity in sparsities if not 0 <= sparsity < 1]
@@ -284,12 +305,9 @@ def save(
     """
     from seerbench.artefacts import style  # imported here: it needs matplotlib, an optional dependency
 
-    done = finish(run)
-    files = []
-    for table, content in (("cells", rows.cells), ("samples", rows.samples)):
-        path = results / "compare" / table / f"{name}.parquet"
-        write_rows(path, table, content, done)
-        files.append(path)
+    files, done = files_of(name, results, figures), finish(run)
+    write_rows(files["cells"], "cells", rows.cells, done)
+    write_rows(files["samples"], "samples", rows.samples, done)
     commit = (run["commit"] or "unknown")[:7] + (" (dirty)" if run["dirty"] else "")
     drawn = figure(frame, f"measured: {run['device']}; {run['started'][:10]}; commit {commit}")
     contents = {
@@ -298,7 +316,11 @@ def save(
         ".csv": frame.to_csv(index=False).encode(),
     }
     for suffix, content in contents.items():
-        path = figures / f"{name}{suffix}"
-        write_bytes(path, content)
-        files.append(path)
-    return files
+        write_bytes(files[suffix], content)
+    return list(files.values())
+
+
+def files_of(name: str, results: Path, figures: Path) -> dict[str, Path]:
+    """Return the files of a comparison: `cells` and `samples`, and those of the figure by suffix."""
+    rows = {table: results / "compare" / table / f"{name}.parquet" for table in ("cells", "samples")}
+    return rows | {suffix: figures / f"{name}{suffix}" for suffix in (".svg", ".png", ".csv")}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from seerbench.core.problem import LayerContext
+from seerbench.errors import MeasureError
 from seerbench.kernels.pooled.api import pooled_attention
 from seerbench.methods.gate import AttnGate, gate_scores
 from seerbench.methods.gate_losses import gate_target
@@ -26,7 +27,7 @@ def gate_maps(
     """Return the true and predicted maps of `count` heads on one document: one row per causal block.
 
     The heads are those whose true maps differ most (`most_different`), so that the figure shows several kinds of
-    heads and not one kind several times.
+    heads and not one kind several times. Raises MeasureError for a map that is not a number.
 
     Args:
         model: a Hugging Face model.
@@ -44,6 +45,11 @@ def gate_maps(
     def see(layer: LayerContext, q: Tensor, k: Tensor, v: Tensor) -> None:
         target = gate_target(pooled_attention(q, k, v, block)[2])[0].float().cpu()
         predicted = gate_scores(gates[layer.index], q, k, layer).softmax(-1)[0].cpu()
+        if not (target.isfinite().all() and predicted.isfinite().all()):
+            raise MeasureError(
+                f"{document}, layer {layer.index}: the attention map is not a number, so the model overflows; load "
+                "it in float32 or choose another"
+            )
         for head in range(len(target)):
             maps[layer.index, head] = (target[head], predicted[head])
 

@@ -5,6 +5,7 @@ The batch size is 1 and only prefill is measured, as in the paper. steps/accurac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,8 +29,8 @@ def perplexity(
 ) -> list[dict[str, Any]]:
     """Return the loss of each window under each arm, in nats per token: one row per arm and document.
 
-    The perplexity of a corpus is exp of the mean of these losses over its documents. Where a method refuses, the
-    row has the reason and no loss.
+    The perplexity of a corpus is exp of the mean of these losses over its documents. Where a method refuses, or the
+    loss is not finite, the row has the reason and no loss.
 
     Args:
         model: a Hugging Face model.
@@ -60,7 +61,11 @@ def perplexity(
             try:
                 with attention_method(model, arm.method) as record:
                     nll = window_nll(model, tokens, scored=scored)
-                row |= {"nll": nll, "sparsity_realised": record.mean_sparsity(), "status": "measured"}
+                row["sparsity_realised"] = record.mean_sparsity()
+                if math.isfinite(nll):
+                    row |= {"nll": nll, "status": "measured"}
+                else:
+                    row |= {"status": "failed", "reason": f"the model's loss is not a number ({nll})"}
             except Refused as refusal:
                 row |= {"status": "refused", "reason": str(refusal)}
             rows.append(row)

@@ -5,6 +5,7 @@ The oracle applies the top-k rule to the true pooled map. steps/accuracy.py call
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ from seerbench.models.hugging_face import for_each_layer
 def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], block: int) -> list[dict[str, Any]]:
     """Compare the blocks of each arm with the oracle's: one row per document, layer, arm and query head.
 
-    Raises MeasureError for a method without a requested sparsity.
+    Raises MeasureError for a method without a requested sparsity, and for a map or plan that is not a number.
 
     The column recall is |method & oracle| / |oracle| at the same requested sparsity. The column mass is the share
     of the row-normalised pooled map on the blocks that the method keeps.
@@ -59,6 +60,11 @@ def recall(model: Any, windows: Mapping[str, np.ndarray], arms: Iterable[Arm], b
                 kept = plan.to_dense()
                 recalls = ((kept & best).sum((-1, -2)) / best.sum((-1, -2)))[0].tolist()
                 masses = ((target * kept).sum((-1, -2)) / target.shape[-1])[0].tolist()
+                if not all(map(math.isfinite, [*sparsities, *recalls, *masses])):
+                    raise MeasureError(
+                        f"{document}, layer {layer.index}, {arm.method.name}: the attention map is not a number, "
+                        "so the model overflows; load it in float32 or choose another"
+                    )
                 for head, values in enumerate(zip(sparsities, recalls, masses, strict=True)):
                     rows.append(
                         {

@@ -18,6 +18,8 @@ from seerbench.errors import ModelError, Refused
 from seerbench.measure.arm import Arm
 from seerbench.models.hugging_face import attention_method
 
+NOT_A_NUMBER = "the model's output is not a number"
+
 
 @torch.no_grad()
 def retrieval(
@@ -28,6 +30,8 @@ def retrieval(
     progress: tqdm | None = None,
 ) -> list[dict[str, Any]]:
     """Score look-ups under each arm: correct if every answer token, given those before it, has the highest logit.
+
+    Where a method refuses, or the model's output is not a number, the row has the reason and no mark.
 
     Args:
         model: a Hugging Face model.
@@ -45,22 +49,31 @@ def retrieval(
         for start in range(0, len(examples), batch):
             batched = examples[start : start + batch]
             tokens = torch.from_numpy(np.stack([example.tokens for example in batched])).long().to(device)
-            with attention_method(model, arm.method) as record:
-                hidden = model.model(tokens, use_cache=False).last_hidden_state
+            reason = None
+            try:
+                with attention_method(model, arm.method) as record:
+                    hidden = model.model(tokens, use_cache=False).last_hidden_state
+            except Refused as refusal:
+                reason = str(refusal)
             for place, example in enumerate(batched):
+                row = {
+                    **arm.labels(),
+                    "task": example.task,
+                    "context": example.context,
+                    "example": start + place,
+                    "distance": example.distance,
+                    "reason": reason,
+                }
+                rows.append(row)
+                if reason is not None:
+                    continue
                 first, end = example.answer_start, example.answer_start + example.answer_length
-                predicted = model.lm_head(hidden[place, first - 1 : end - 1]).argmax(-1)
-                rows.append(
-                    {
-                        **arm.labels(),
-                        "task": example.task,
-                        "context": example.context,
-                        "example": start + place,
-                        "distance": example.distance,
-                        "sparsity_realised": record.mean_sparsity(),
-                        "correct": bool((predicted == tokens[place, first:end]).all()),
-                    }
-                )
+                logits = model.lm_head(hidden[place, first - 1 : end - 1])
+                row["sparsity_realised"] = record.mean_sparsity()
+                if logits.isnan().any():
+                    row["reason"] = NOT_A_NUMBER
+                else:
+                    row["correct"] = bool((logits.argmax(-1) == tokens[place, first:end]).all())
             if progress is not None:
                 progress.update(len(batched))
     return rows
@@ -77,7 +90,8 @@ def answers(
     """Answer each LongBench question under each arm, greedily and at batch 1, and mark the answer from 0 to 1.
 
     The prompt runs through the method; the tokens of the answer attend densely, as in the paper. Where a method
-    refuses a prompt, the row has the reason and no mark. Raises ModelError for a model with too few positions.
+    refuses a prompt, or the model's output is not a number, the row has the reason and no mark. Raises ModelError
+    for a model with too few positions.
 
     Args:
         model: a Hugging Face model.
@@ -110,8 +124,11 @@ def answers(
             try:
                 with attention_method(model, arm.method) as record:
                     answer = _greedy(model, tokenizer, prompt, question.task)
-                row |= {"prediction": answer, "score": longbench.score(question, answer)}
                 row["sparsity_realised"] = record.mean_sparsity()
+                if answer is None:
+                    row["reason"] = NOT_A_NUMBER
+                else:
+                    row |= {"prediction": answer, "score": longbench.score(question, answer)}
             except Refused as refusal:
                 row["reason"] = str(refusal)
             rows.append(row)
@@ -120,8 +137,8 @@ def answers(
     return rows
 
 
-def _greedy(model: Any, tokenizer: Any, prompt: Tensor, task: str) -> str:
-    """Return the model's greedy continuation of a prompt [1, N], without special tokens."""
+def _greedy(model: Any, tokenizer: Any, prompt: Tensor, task: str) -> str | None:
+    """Return the model's greedy continuation of a prompt [1, N], without special tokens; None if a logit is NaN."""
     output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -131,9 +148,13 @@ def _greedy(model: Any, tokenizer: Any, prompt: Tensor, task: str) -> str:
         temperature=None,  # an instruct model's own sampling settings, which have no effect here
         top_p=None,
         pad_token_id=tokenizer.eos_token_id,
+        output_logits=True,
+        return_dict_in_generate=True,
         **longbench.stops(task, tokenizer),
     )
-    return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
+    if any(logits.isnan().any() for logits in output.logits):
+        return None
+    return tokenizer.decode(output.sequences[0, prompt.shape[1] :], skip_special_tokens=True)
 
 
 def bucket_of(contexts: list[int], context: int) -> str:

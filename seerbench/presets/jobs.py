@@ -188,6 +188,11 @@ class RunsArms:
     groups: tuple[ModelArms, ...]
 
     @property
+    def arm_files(self) -> list[Path]:
+        """Return the files that earlier steps write for the arms: models, gates, plans and patterns."""
+        return [*self.model_files, *self.gate_files, *self.plan_files]
+
+    @property
     def model_files(self) -> list[Path]:
         """Return the files of the models that this run trains."""
         return _once(file for group in self.groups for file in group.model.files)

@@ -9,6 +9,7 @@ disagree. Imports no torch.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -176,6 +177,25 @@ class Preset:
                 f"{published} is not there; published runs are part of a checkout of the repository"
             )
         return published
+
+    def step_that_makes(self, file: Path) -> str | None:
+        """Return the command of the step that writes a file which other steps read; None if no step does."""
+        paths, models = self.paths, self.file.model_names
+        steps = {
+            paths.tokenizer / "tokenizer.json": ["tokenizer"],
+            **{paths.tokens(name): ["corpus", name] for name in self.file.corpora},
+            **{paths.model(name) / "config.json": ["train", name] for name in self.trained_models()},
+            **{paths.model(name) / "config.json": ["finetune", name] for name in self.finetuned_models()},
+            **{paths.joint_gates(name): ["finetune", name] for name in self.finetuned_models()},
+            **{paths.gates(name): ["distill", name] for name in self.trained_gates()},
+            **{paths.gates(name): ["import-gates", name] for name in self.released_gates()},
+            **{paths.moa_plan(name, each): ["profile", name] for name in models for each in self.moa_sparsities()},
+            **{paths.minference_patterns(name): ["patterns", name] for name in models},
+        }
+        if file not in steps:
+            return None
+        name, *arguments = steps[file]
+        return shlex.join(["seerbench", name, self.reference, *arguments])
 
     # Settings as plain data: a rule runs again when they change
 

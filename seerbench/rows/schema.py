@@ -88,10 +88,10 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?sparsity_requested": NUMBER,
         "?sparsity_realised": NUMBER,  # The mean over layers and heads.
         "document": TEXT,  # The identifier of the document in its corpus.
-        "?nll": NUMBER,  # The mean negative log-likelihood in nats per token; empty where the method refused.
+        "?nll": NUMBER,  # The mean negative log-likelihood in nats per token; empty where there is a reason.
         "tokens": INTEGER,  # The number of tokens that the mean is over.
-        "status": TEXT,  # One of measured, refused.
-        "?reason": TEXT,  # Why the method refused; empty if it did not.
+        "status": TEXT,  # One of measured, refused, failed.
+        "?reason": TEXT,  # Why there is no loss; empty if there is one.
     },
     # Each row is one answered example: a look-up, scored with the correct answer given (`correct`), or a LongBench
     # question, answered greedily and marked (`score`).
@@ -110,11 +110,11 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "example": INTEGER,  # The number of the example within its task and bucket (LongBench: within its task).
         "?distance": INTEGER,  # The tokens between the fact and the question; empty for LongBench.
         "?correct": FLAG,  # Whether every token of the answer had the highest logit; empty for LongBench.
-        "?score": NUMBER,  # LongBench: the mark, from 0 to 1; empty where the method refused.
+        "?score": NUMBER,  # LongBench: the mark, from 0 to 1; empty where there is a reason.
         "?prediction": TEXT,  # LongBench: the generated answer.
         "?cut": FLAG,  # LongBench: whether the middle of the prompt was removed to fit the model.
         "?definition": TEXT,  # LongBench: the edition of its prompts and scorer; empty for look-ups.
-        "?reason": TEXT,  # Why the method refused; empty if it did not.
+        "?reason": TEXT,  # Why the example has no mark: the method refused, or the model gave no number.
     },
     # Each row is one logged training step.
     "training": {

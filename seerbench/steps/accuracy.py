@@ -15,12 +15,13 @@ from seerbench.methods.gate_files import load_gates
 from seerbench.presets.jobs import LongBenchJob, RetrievalJob
 from seerbench.presets.preset import Preset
 from seerbench.steps.arms import make_arms
-from seerbench.steps.common import load_model, save, start, tokenizer_of, windows_of
+from seerbench.steps.common import load_model, require, save, start, tokenizer_of, windows_of
 
 
 def measure_perplexity(preset: Preset, experiment: str) -> None:
     """Measure one perplexity experiment: every context, arm and document."""
     job = preset.perplexity(experiment)
+    require(preset, [job.tokens.file, *job.arm_files], [job.rows])
     run = start(job.setup, f"perplexity {experiment}", job.tokens, "test")
     rows: list[dict[str, Any]] = []
     with tqdm(total=0, desc=f"perplexity {experiment}", unit="doc", mininterval=1) as bar:
@@ -47,6 +48,7 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
 def measure_tasks(preset: Preset, experiment: str) -> None:
     """Measure one experiment of tasks: look-ups at given lengths, or LongBench-E."""
     job = preset.tasks(experiment)
+    require(preset, [*job.token_files, *job.tokenizer_files, *job.arm_files], [job.rows])
     if isinstance(job, LongBenchJob):
         _measure_longbench(job)
     else:
@@ -103,6 +105,7 @@ def _measure_retrieval(job: RetrievalJob) -> None:
 def measure_recall(preset: Preset, experiment: str) -> None:
     """Measure the block recall of every arm against the oracle's blocks."""
     job = preset.recall(experiment)
+    require(preset, [job.tokens.file, *job.arm_files], [job.rows])
     run = start(job.setup, f"recall {experiment}", job.tokens, "test")
     rows: list[dict[str, Any]] = []
     for group in job.groups:
@@ -118,6 +121,7 @@ def measure_recall(preset: Preset, experiment: str) -> None:
 def measure_maps(preset: Preset) -> None:
     """Record true and predicted maps of five heads on the first test document that is long enough."""
     job = preset.maps()
+    require(preset, [job.tokens.file, *job.model.files, job.gates], [job.rows])
     run = start(job.setup, "maps", job.tokens, "test")
     model = load_model(job.model, job.setup, job.tokens)
     document, window = next(iter(windows_of(job.tokens, job.context, 1, model).items()))

@@ -12,12 +12,29 @@ import numpy as np
 
 from seerbench.data.tokens import load_tokenizer, read_card, read_tokens, require_vocabulary
 from seerbench.data.windows import evaluation_windows, with_bos
+from seerbench.errors import MissingInput
 from seerbench.models import sources
 from seerbench.models.model_source import ModelSource
 from seerbench.models.random_weights import random_model
 from seerbench.presets.jobs import Setup, Tokens
+from seerbench.presets.preset import Preset
 from seerbench.rows.provenance import finish, provenance
 from seerbench.rows.store import write_rows
+from seerbench.writing import require_writable
+
+
+def require(preset: Preset, inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Check a step's files before its work.
+
+    Raises MissingInput, which names the step to run first, for an input that does not exist, and OSError for an
+    output that cannot be written.
+    """
+    for file in inputs:
+        if not file.exists():
+            step = preset.step_that_makes(file)
+            first = f"run `{step}` first, or `make figures`, which runs all steps in order" if step else "add it"
+            raise MissingInput(f"{file} does not exist; {first}")
+    require_writable(*outputs)
 
 
 def start(setup: Setup, step: str, tokens: Tokens | None = None, split: str | None = None) -> dict[str, Any]:

@@ -10,21 +10,26 @@ from seerbench.data.corpora import TextSource
 from seerbench.data.texts import read_texts, union_of
 from seerbench.data.tokens import load_tokenizer, tokenize, train_tokenizer
 from seerbench.presets.preset import Preset
+from seerbench.steps.common import require
+from seerbench.writing import atomically
 
 
 def make_tokenizer(preset: Preset) -> None:
     """Train the preset's tokenizer on the train split of a corpus, or fetch the one that the preset names."""
     job = preset.tokenizer()
+    require(preset, [], [job.out])
     if job.source is not None:
-        load_tokenizer(job.source.location, job.source.revision).save_pretrained(job.out)
-        return
-    texts = _texts(job.texts, job.is_union)
-    train_tokenizer(texts[texts.split == "train"].text.tolist(), job.vocab, job.out)
+        tokenizer = load_tokenizer(job.source.location, job.source.revision)
+    else:
+        texts = _texts(job.texts, job.is_union)
+        tokenizer = train_tokenizer(texts[texts.split == "train"].text.tolist(), job.vocab)
+    atomically(job.out, lambda part: tokenizer.save_pretrained(part))
 
 
 def make_corpus(preset: Preset, name: str) -> None:
     """Turn the texts of one corpus into tokens."""
     job = preset.corpus(name)
+    require(preset, job.tokenizer_files, [job.out])
     tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
     tokenize(_texts(job.texts, job.is_union), tokenizer, job.out, name=name, source=job.card)
 

@@ -33,7 +33,7 @@ from seerbench.presets.preset import Preset
 from seerbench.presets.types import Shape
 from seerbench.rows.gate_ref import PAPER_GATE
 from seerbench.steps.arms import make_arms, random_arms
-from seerbench.steps.common import load_model, save, start
+from seerbench.steps.common import load_model, require, save, start
 
 
 def measure_latency(preset: Preset, sweep: str, contexts: Iterable[int]) -> None:
@@ -41,6 +41,7 @@ def measure_latency(preset: Preset, sweep: str, contexts: Iterable[int]) -> None
     model = None
     for context in contexts:
         job = preset.latency(sweep, context)
+        require(preset, [*job.token_files, *job.arm_files], [job.cells, job.samples])
         if model is None and job.groups:
             model = load_model(job.groups[0].model, job.setup, job.text)
         run = start(job.setup, f"latency {sweep} {context}", job.text, "test" if job.text else None)

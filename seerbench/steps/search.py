@@ -14,13 +14,14 @@ from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.data.windows import evaluation_windows
 from seerbench.presets.preset import Preset
 from seerbench.search import minference, moa
-from seerbench.steps.common import load_model
+from seerbench.steps.common import load_model, require
 from seerbench.writing import atomically
 
 
 def profile_model(preset: Preset, name: str) -> None:
     """Search MoA's plans of a model, one for each sparsity that the preset asks for."""
     job = preset.profile(name)
+    require(preset, [job.tokens.file, *job.model.files], job.plans.values())
     model = load_model(job.model, job.setup, job.tokens)
     longest = job.context
     # The first documents are profiled; the plans are validated on the next ones that are long enough.
@@ -50,6 +51,7 @@ def profile_model(preset: Preset, name: str) -> None:
 def search_patterns(preset: Preset, name: str) -> None:
     """Search MInference's patterns of a model's heads on one key-value look-up (upstream's is InfiniteBench's)."""
     job = preset.patterns(name)
+    require(preset, [job.tokens.file, job.tokenizer / "tokenizer.json", *job.model.files], [job.out])
     model = load_model(job.model, job.setup, job.tokens)
     documents = read_tokens(job.tokens.file, job.split)
     tokenizer = load_tokenizer(job.tokenizer)

@@ -9,7 +9,7 @@ from seerbench.models.released_gates import read_released
 from seerbench.models.sources import check_gates
 from seerbench.presets.jobs import Tokens
 from seerbench.presets.preset import Preset
-from seerbench.steps.common import save, start
+from seerbench.steps.common import require, save, start
 from seerbench.training import fsdp
 from seerbench.training.checkpoint import drop_checkpoint
 from seerbench.training.distill import distill
@@ -21,6 +21,7 @@ from seerbench.writing import atomically
 def train_model(preset: Preset, name: str) -> None:
     """Pre-train a model of the preset."""
     job = preset.pretrain(name)
+    require(preset, [job.tokens, job.tokenizer / "tokenizer.json", *job.init_files], [job.out, job.rows])
     run = start(preset.setup, f"train {name}", Tokens(job.corpus, job.tokens), "train")
     steps = pretrain(job).to_dict("records")
     rows = [
@@ -43,6 +44,7 @@ def train_model(preset: Preset, name: str) -> None:
 def distill_gates(preset: Preset, name: str) -> None:
     """Train the gate sets of one gate job."""
     job = preset.distill(name)
+    require(preset, [job.tokens, *job.model.files], [job.out, job.rows])
     run = start(preset.setup, f"distill {name}", Tokens(job.corpus, job.tokens), "train")
     with fsdp.processes(job.device) as device:
         rows = distill(dataclasses.replace(job, device=device))
@@ -55,6 +57,7 @@ def distill_gates(preset: Preset, name: str) -> None:
 def import_gates(preset: Preset, name: str) -> None:
     """Read gates that their authors released; write them as one gate set named after its recipe (v1 or v2)."""
     job = preset.import_gates(name)
+    require(preset, job.model.files, [job.out])
     gates = read_released(job.source, job.revision)
     check_gates(gates, job.model.weights, job.model.revision)
     recipe = gates[0].config.recipe
@@ -64,6 +67,8 @@ def import_gates(preset: Preset, name: str) -> None:
 def finetune_model(preset: Preset, name: str) -> None:
     """Extend a model's context: `yarn` dense, or `joint-<sparsity>` with its gates."""
     job = preset.finetune(name)
+    gates = [] if job.gates is None else [job.gates]
+    require(preset, [job.tokens, *job.model.files, *gates], [job.out, job.rows])
     run = start(preset.setup, f"finetune {name}", Tokens(job.corpus, job.tokens), "train")
     with fsdp.processes(job.device) as device:
         rows = finetune(dataclasses.replace(job, device=device))
