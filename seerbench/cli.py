@@ -381,27 +381,34 @@ def compare(
 def advise(
     context: Annotated[int, typer.Option(help="tokens of the prompt, such as 32768 or 32k", parser=_tokens)],
     gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H100, Xeon")] = None,
+    loss: Annotated[float, typer.Option(help="largest loss accepted, in nats per token over dense", min=0)] = 0.02,
+    everything: Annotated[bool, typer.Option("--all", help="list every measured sparsity instead")] = False,
     results: Results = FRESH,
     published: Published = PUBLISHED,
 ) -> None:
-    """Say which method pays off at a context, where dense wins, and what it costs, from measured rows alone.
+    """Recommend a method for a length on each machine, with its speed and its loss, from measured rows alone.
 
-    "Pays off" means that the whole interval of the speed-up over the machine's *fastest* dense kernel is above 1;
-    "dense wins" means that all of it is below 1. The speed-up over FlashAttention-2, as in the paper, is given too.
-    Losses depend on the model: if the machine's own runs have none, those of other machines follow.
+    It is the fastest method whose whole loss interval is within `--loss` and whose whole speed-up interval over the
+    machine's *fastest* dense kernel is above 1. A faster one that loses more is named too. Losses depend on the
+    model: they come from the strongest run that has any, which the answer names. `--all` lists every measured
+    sparsity.
 
     Each answer names its machine, date, commit and scale. Nothing is extrapolated: for a context that was not
     measured, the nearest measured ones are shown.
 
-    Example: `seerbench advise --context 32768 --gpu H100`
+    Example: `seerbench advise --context 32k --gpu H100 --loss 0.05`
     """
     from seerbench.report import advise as advice
+    from seerbench.report import advise_tables
 
-    runs = advice.runs_in(published, results)
-    if not runs:
+    folders = advice.runs_in(published, results)
+    if not folders:
         hint = "measure first, or name the folder of published runs with --published"
         raise ResultsError(f"no runs in {published} or {results}; {hint} ({IN_CHECKOUT_ONLY})")
-    for line in advice.advise(context, gpu, runs):
+    lines = (
+        advise_tables.tables(context, gpu, folders) if everything else advice.advise(context, gpu, folders, loss)
+    )
+    for line in lines:
         typer.echo(line)
 
 
@@ -558,12 +565,17 @@ def list_methods(
 def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", results: Results = FRESH) -> None:
     """Show what this machine can measure, what is missing, and which artefacts cannot be drawn without it.
 
+    The exit code is 1 if the preset needs something that is missing.
+
     Example: `seerbench doctor gpu`
     """
     from seerbench.report import doctor as checks
 
-    for line in checks.report(load_preset(preset, results)):
+    lines, missing = checks.report(load_preset(preset, results))
+    for line in [*lines, *(f"missing    {what}" for what in missing or ["nothing"])]:
         typer.echo(line)
+    if missing:
+        raise typer.Exit(1)
 
 
 def main() -> None:

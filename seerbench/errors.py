@@ -41,7 +41,7 @@ class MissingRows(ResultsError):
 
     def __init__(self, table: str, what: str, step: str | None = None, folder: Path | None = None) -> None:
         self.table, self.what, self.step, self.folder = table, what, step, folder
-        hint = f"; measure them with the step `seerbench {step}`" if step else ""
+        hint = f"; `seerbench {step}` measures them if PRESET has them" if step else ""
         super().__init__(f"{folder or 'the run'} has no {what}{hint}")
 
 

@@ -168,6 +168,17 @@ def test_doctor_says_what_there_is_and_what_is_missing(seerbench, edited):
     done = seerbench("doctor", edited(change))
     assert "artefact   table2: not from this preset (tasks/longbench|retrieval)" in done.out
     assert "books.parquet does not exist" in done.out
+    assert done.code == 1
+
+
+@pytest.mark.parametrize(("preset", "published"), [("speed", "h100-speed"), ("gpu", "h100-gpu"), ("paper", None)])
+def test_doctor_says_what_is_drawn_where_a_preset_cannot_measure(seerbench, monkeypatch, preset, published):
+    monkeypatch.setattr("seerbench.report.doctor.has_gpu", lambda: False)
+    done = seerbench("doctor", preset)
+    assert done.code == 1
+    assert "missing    an NVIDIA GPU" in done.out
+    drawn = f"make figures PRESET={preset} draws the published run {published} here"
+    assert (drawn in done.out) == (published is not None)
 
 
 def test_list_shows_methods_and_artefacts(seerbench):

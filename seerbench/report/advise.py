@@ -1,27 +1,82 @@
-"""`seerbench advise`: what pays off at a context on a machine, read from rows. Nothing is measured or extrapolated.
+"""`seerbench advise`: the method to take at a length, per machine, with its speed and its loss.
 
-Speed comes from timed cells: time to first token if a run has it, else whole methods, else kernels alone. Loss
-comes from perplexity rows. The two may come from different runs; each block of advice names its run.
+    timed cells of a machine -> speed-up over its fastest dense kernel  \
+                                                                         joined by method, block size and sparsity
+    strongest perplexity rows of any machine -> loss against dense      /
+
+A method is recommended if it is the fastest whose whole loss interval is within the reader's tolerance and whose
+whole speed-up interval is above 1. Bounds (the oracle, random blocks) and gates without training are left out, and
+so are the timings of `seerbench compare`. Nothing is measured or extrapolated. advise_tables.py lists all that was
+measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from seerbench.artefacts import aggregates, labels
+from seerbench.artefacts import aggregates, colors, frames, gate_sets, labels, style
+from seerbench.errors import ConfigError, MissingRows, ResultsError
+from seerbench.presets.load import load_preset
+from seerbench.presets.types import TrainedGates
+from seerbench.rows.gate_ref import PAPER_GATE, UNTRAINED
+from seerbench.rows.manifest import MANIFEST
+from seerbench.rows.schema import DISTURBED, SCALE_KINDS
 from seerbench.rows.store import Run
-from seerbench.rows.timings import timings
 
-# sweep -> (stage, what its time includes), the most informative first.
-SWEEPS = {
-    "ttft": ("ttft", "time to first token, planning included"),
-    "methods": ("total", "one layer's attention, planning included"),
-    "kernel": ("attend", "the attention kernel alone, random mask, no planning"),
-}
-KEY = ["context", "method", "sparsity_requested"]
+TOLERANCE = 0.02  # nats per token by default: 2% of perplexity
+WORTH_NAMING = 0.1  # A faster method is named if it loses at most this many nats per token, 10% of perplexity.
+COMPARED = "compare"  # the preset in the rows of `seerbench compare`
+LINES = 25  # An answer has at most this many lines.
+# sweep -> (stage, its name in an answer)
+TIMES = {"methods": ("total", "attention"), "ttft": ("ttft", "time to first token")}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The timings of one sweep on one machine.
+
+    Attributes:
+        run: the run that they are from.
+        sweep: a key of TIMES.
+        lines: one line per method, block size and sparsity at each context: the speed-up over the fastest dense
+            kernel (value, low, high, base), with the columns `name` (the method without its block size), `method`
+            (in the losses), `gate_set` and `block`.
+        disturbed: how many cells are left out, because other processes disturbed them.
+        label: where the numbers come from.
+        rank: scale and date; of several runs of a machine, the largest counts.
+    """
+
+    run: Run
+    sweep: str
+    lines: pd.DataFrame
+    disturbed: int
+    label: labels.Label
+    rank: tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The losses of one run.
+
+    Attributes:
+        run: the run that they are from.
+        lines: one line per context, method, gate and sparsity: the loss against dense (delta, delta_low,
+            delta_high) in nats per token, with the columns `gate_set` and `block`.
+        label: where the numbers come from.
+    """
+
+    run: Run
+    lines: pd.DataFrame
+    label: labels.Label
+
+    def context(self, wanted: int) -> int:
+        """Return the longest measured context up to `wanted`, or else the shortest: losses fall with the length."""
+        contexts = sorted(int(context) for context in self.lines.context.unique())
+        return max((context for context in contexts if context <= wanted), default=contexts[0])
 
 
 def runs_in(published: Path, fresh: Path) -> list[Path]:
@@ -40,110 +95,245 @@ def nearest(contexts: Iterable[int], wanted: int) -> list[int]:
     return [*below[-1:], *above[:1]]
 
 
-def verdict(line: pd.Series) -> str:
-    """Return what the interval (low, high) of a speed-up allows to say."""
-    if line.low > 1:
-        return "pays off"
-    return "dense wins" if line.high < 1 else "undecided: the interval contains 1"
+def runs_of(gpu: str | None, folders: Iterable[Path]) -> list[Run]:
+    """Return the runs of the folders. Raises ResultsError if none is from a machine called `gpu`."""
+    runs = [Run(folder) for folder in folders]
+    devices = sorted({device for run in runs for device in run.table("runs").device})
+    if gpu is not None and not any(gpu.lower() in device.lower() for device in devices):
+        raise ResultsError(f"no rows from a machine called {gpu!r}; there are rows from {', '.join(devices)}")
+    return runs
 
 
-def advise(context: int, gpu: str | None, folders: Iterable[Path]) -> list[str]:
-    """Return lines of advice for a person.
+def advise(context: int, gpu: str | None, folders: Sequence[Path], tolerance: float = TOLERANCE) -> list[str]:
+    """Return lines of advice for a person, at most LINES of them.
 
-    gpu: a part of the device's name in any case; None takes every machine. Loss depends on the model and not on the
-    machine, so if the runs of that machine have no loss, that of other runs follows.
+    Raises ResultsError if no rows are from a machine called `gpu`.
+
+    Args:
+        context: the tokens of the prompt.
+        gpu: a part of the machine's name in any case; None takes every machine.
+        folders: the folders of the runs.
+        tolerance: the largest loss that is accepted, in nats per token over dense attention.
     """
-    lines, losses_elsewhere, matched, has_loss = [], [], False, False
-    for folder in folders:
-        run = Run(folder)
-        steps = run.table("runs")
-        steps = steps[steps.device.str.contains(gpu or "", case=False, regex=False)]
-        perplexities = run.table("perplexity")
-        if steps.empty:
-            losses_elsewhere += _loss(run, perplexities, context)
-            continue
-        matched = True
-        cells, samples = timings(run)
-        cells = cells[cells.run_id.isin(steps.run_id)]
-        loss = _loss(run, perplexities[perplexities.run_id.isin(steps.run_id)], context)
-        has_loss |= bool(loss)
-        lines += ["", f"{folder}"]
-        lines += _speed(run, cells, samples, context)
-        lines += loss or ["  loss: no perplexity rows in this run; the speed above says nothing about quality"]
-    if not matched:
-        return [f"no rows from a machine called {gpu!r}; measure there, or leave out --gpu to see all machines"]
-    if not has_loss and losses_elsewhere:
-        lines += ["", "loss was measured on other machines, perhaps of other models than yours:", *losses_elsewhere]
-    return lines
+    runs = runs_of(gpu, folders)
+    compared = [run for run in runs if set(run.table("runs").preset) == {COMPARED}]
+    measured = [run for run in runs if run not in compared]
+    quality = strongest_quality(measured)
+    machines = _machines(measured, gpu)
+    exact_first = sorted(machines, key=lambda device: not _has(machines[device], context))
+    accepted = f"a loss of up to {tolerance:g} nats per token over dense attention is accepted (--loss)"
+    head = [f"Prompts of {style.size(context)} tokens; {accepted}."]
+    foot = _footer(quality, compared, measured)
+    room = LINES - len(head) - len(foot) - 1
+    body: list[str] = []
+    left_out: list[str] = []
+    for device in exact_first:
+        block = ["", *_machine(device, machines[device], quality, context, tolerance)]
+        if len(body) + len(block) <= room:
+            body += block
+        else:
+            left_out.append(device)
+    if not machines:
+        body = ["", "No run here has timings of whole methods; measure them: make figures"]
+    rest = [f"Left out for space: {', '.join(left_out)}; name one with --gpu."] if left_out else []
+    return [*head, *body, *foot, *rest]
 
 
-def _contexts(rows: pd.DataFrame, context: int) -> tuple[list[int], str]:
-    """Return the contexts to show, and a note if they are not the one that was requested."""
-    contexts = nearest(rows.context, context)
-    note = "" if contexts == [context] else f"; {context} was not measured, the nearest are {contexts}"
-    return contexts, note
+def _machines(runs: Sequence[Run], gpu: str | None) -> dict[str, dict[str, Timed]]:
+    """Return device -> sweep -> its timings, those of the strongest run."""
+    machines: dict[str, dict[str, Timed]] = {}
+    for run in runs:
+        for sweep in TIMES:
+            try:
+                cells, samples = frames.timings(run, sweep)
+            except MissingRows:
+                continue
+            for device, of_device in cells.groupby("device", sort=False):
+                if gpu is not None and gpu.lower() not in device.lower():
+                    continue
+                found = _timed(run, sweep, of_device, samples)
+                known = machines.setdefault(device, {})
+                if sweep not in known or known[sweep].rank < found.rank:
+                    known[sweep] = found
+    return machines
 
 
-def _speed(run: Run, cells: pd.DataFrame, samples: pd.DataFrame, context: int) -> list[str]:
-    """Return the lines on speed, from the first of SWEEPS that the cells have."""
-    for sweep, (stage, meaning) in SWEEPS.items():
-        rows = cells[cells.sweep == sweep]
+def _timed(run: Run, sweep: str, cells: pd.DataFrame, samples: pd.DataFrame) -> Timed:
+    """Return the timings of one sweep on one machine."""
+    stage, _ = TIMES[sweep]
+    steps = run.table("runs")
+    steps = steps[steps.run_id.isin(cells.run_id)]
+    lines = aggregates.speedups(cells, samples, stage, "fastest")
+    key = ["method", "context", "sparsity_requested"]
+    facts = cells[[*key, "block_k", "gate", "mask"]].drop_duplicates(key, keep="last")
+    lines = lines[(lines.status == "measured") & lines.sparsity_requested.notna()].merge(facts, on=key)
+    lines["gate_set"] = lines.gate.map(gate_sets.set_of).fillna(PAPER_GATE).where(lines["mask"] == "gate", None)
+    lines["name"] = [name.removesuffix(f"-{block}") for name, block in zip(lines.method, lines.block_k)]
+    lines["method"] = [
+        name.replace("+fa4", "").removesuffix(f"-{gate_set}") for name, gate_set in zip(lines.name, lines.gate_set)
+    ]
+    lines = lines[~lines.method.isin(aggregates.BOUNDS) & (lines.gate_set != UNTRAINED)]
+    lines = lines.rename(columns={"block_k": "block"})
+    rank = min(_scale(scale) for scale in steps.scale_kind), steps.started.max()
+    disturbed = int((cells.status == DISTURBED).sum())
+    return Timed(run, sweep, lines, disturbed, labels.label(run, cells, timed=True), rank)
+
+
+def _scale(kind: object) -> int:
+    return SCALE_KINDS.index(kind) if kind in SCALE_KINDS else -1
+
+
+def strongest_quality(runs: Iterable[Run]) -> Quality | None:
+    """Return the losses of the run of the largest scale, then the longest context, then the latest, if any."""
+    best: tuple[tuple[int, int, str], Run] | None = None
+    for run in runs:
+        rows = run.table("perplexity")
+        rows = rows[(rows.experiment == "contexts") & (rows.status == "measured")]
         if rows.empty:
             continue
-        contexts, note = _contexts(rows, context)
-        rows = rows[rows.context.isin(contexts)]
-        timed = samples[samples.run_id.isin(rows.run_id)]
-        lines = [f"  speed: {meaning}{note}", f"    {labels.label(run, rows, timed=True)}"]
-        faster = aggregates.speedups(rows, timed, stage, "fastest")
-        over_reference = aggregates.speedups(rows, timed, stage).set_index(KEY)  # The paper's FlashAttention-2.
-        faster = faster[faster.sparsity_requested.notna()]
-        kernel = rows.drop_duplicates("method").set_index("method").implementation
-        for (at, method), group in faster.groupby(["context", "method"], sort=False):
-            group = group.sort_values("sparsity_requested")
-            lines.append(f"    {at}, {method}: {in_short(group)}")
-            for line in group.itertuples():
-                if line.status != "measured":
-                    lines.append(f"      {line.sparsity_requested:.0%}: {line.status} ({line.reason})")
-                    continue
-                reference = over_reference.loc[tuple(getattr(line, name) for name in KEY)]
-                base = reference.base
-                also = "" if base == line.base else f"; {reference.value:.2f}x {base} ({kernel[base]})"
-                lines.append(
-                    f"      {line.sparsity_requested:.0%} requested, {line.sparsity_realised:.0%} skipped: "
-                    f"{line.value:.2f}x {line.base} [{line.low:.2f}, {line.high:.2f}]{also}, {verdict(line)}"
-                )
-        return lines
-    return ["  speed: no timed rows in this run"]
+        steps = run.table("runs")
+        steps = steps[steps.run_id.isin(rows.run_id)]
+        rank = min(_scale(scale) for scale in steps.scale_kind), int(rows.context.max()), steps.started.max()
+        if best is None or best[0] < rank:
+            best = rank, run
+    return _quality(best[1]) if best else None
 
 
-def in_short(group: pd.DataFrame) -> str:
-    """Return where one method at one context pays off over the fastest dense kernel, and where dense wins."""
-    measured = group[group.status == "measured"]
-    if measured.empty:
-        return "not measured"
-    pays, loses = measured[measured.low > 1], measured[measured.high < 1]
-    parts = [f"pays off from {pays.sparsity_requested.min():.0%}" if len(pays) else "never seen to pay off"]
-    if len(loses):
-        parts.append(f"dense wins up to {loses.sparsity_requested.max():.0%}")
-    return ", ".join(parts)
+def _quality(run: Run) -> Quality:
+    """Return the losses of one run, from the experiments `contexts` and `gates` of one model."""
+    rows = run.table("perplexity")
+    model = rows.model[rows.experiment == "contexts"].iloc[0]
+    rows = rows[rows.experiment.isin(["contexts", "gates"]) & (rows.model == model)]
+    parts = [aggregates.perplexities(part) for _, part in rows.groupby("experiment", sort=False)]
+    lines = pd.concat(parts).drop_duplicates(["context", "method", "gate", "sparsity_requested"])
+    lines = lines[lines.delta.notna()]
+    default, blocks = _blocks(run)
+    lines = lines.assign(
+        gate_set=lines.gate.map(gate_sets.set_of),
+        block=[blocks.get(gate_sets.job_of(gate), default) for gate in lines.gate],
+    )
+    return Quality(run, lines, labels.label(run, rows))
 
 
-def _loss(run: Run, rows: pd.DataFrame, context: int) -> list[str]:
-    """Return the lines on loss, from the experiment `contexts`; none if the rows do not have it."""
-    rows = rows[rows.experiment == "contexts"]
-    if rows.empty:
-        return []
-    contexts, note = _contexts(rows, context)
-    rows = rows[rows.context.isin(contexts)]
-    lines = [f"  loss: nats per token over dense, same documents{note}", f"    {labels.label(run, rows)}"]
-    cells = aggregates.perplexities(rows)
-    cells = cells[(cells.method != "dense") & cells.delta.notna()]
-    for (at, method, gate), group in cells.groupby(["context", "method", "gate"], sort=False, dropna=False):
-        name = f"{method} ({gate})" if isinstance(gate, str) else method
-        lines.append(f"    {at}, {name}")
-        for line in group.sort_values("sparsity_requested").itertuples():
-            interval = f"[{line.delta_low:+.3f}, {line.delta_high:+.3f}]"
-            own = pd.isna(line.sparsity_requested)
-            sparsity = f"own, {line.sparsity_realised:.0%}" if own else f"{line.sparsity_requested:.0%}"
-            lines.append(f"      {sparsity}: {line.delta:+.3f} {interval}")
-    return lines
+def _blocks(run: Run) -> tuple[int | None, dict[str | None, int]]:
+    """Return (block size of the run's preset, gate job -> its block size), as far as the preset is known here."""
+    try:
+        file = load_preset(run.table("runs").preset.iloc[-1]).file
+    except ConfigError:
+        return None, {}
+    jobs = {name: job.block for name, job in file.gates.items() if isinstance(job, TrainedGates)}
+    return file.block, {name: block for name, block in jobs.items() if block is not None}
+
+
+def with_loss(timed: pd.DataFrame, quality: Quality | None, context: int) -> pd.DataFrame:
+    """Return the timed lines at one context that have a loss, with its columns, `loss_context` and `loss_block`.
+
+    The loss is that of the same method, gate set, requested sparsity and block size. Where the run of the losses
+    has no gate of that block size at all, it is that of its own block size; `loss_block` says which.
+    """
+    columns = ["delta", "delta_low", "delta_high", "loss_context", "loss_block"]
+    lines = timed[timed.context == context]
+    if quality is None:
+        return lines.iloc[:0].reindex(columns=[*lines.columns, *columns])
+    known = quality.lines[quality.lines.context == quality.context(context)]
+    found = []
+    for line in lines.to_dict("records"):
+        same = known[known.method == line["method"]]
+        if line["gate_set"] is not None:
+            same = same[same.gate_set == line["gate_set"]]
+        of_block = same[same.block == line["block"]]
+        same = of_block if len(of_block) else same
+        same = same[(same.sparsity_requested - line["sparsity_requested"]).abs() < 1e-9]
+        if len(same):
+            loss = same.iloc[0]
+            numbers = {name: loss[name] for name in columns[:3]}
+            found.append({**line, **numbers, "loss_context": loss.context, "loss_block": loss.block})
+    return pd.DataFrame(found, columns=[*lines.columns, *columns])
+
+
+def recommended(lines: pd.DataFrame, tolerance: float) -> tuple[pd.Series | None, pd.Series | None]:
+    """Return (the fastest line within the tolerance, a faster one beyond it); None where there is none.
+
+    Only a line whose whole speed-up interval is above 1 counts, and beyond the tolerance only one that loses at
+    most WORTH_NAMING.
+    """
+    faster = lines[lines.low > 1].sort_values("value", ascending=False, kind="stable")
+    within = faster[faster.delta_high <= tolerance]
+    best = None if within.empty else within.iloc[0]
+    beyond = faster[(faster.delta_high > tolerance) & (faster.delta_high <= WORTH_NAMING)]
+    more = None if beyond.empty else beyond.iloc[0]
+    return best, more if more is None or best is None or more.value > best.value else None
+
+
+def _has(timed: dict[str, Timed], context: int) -> bool:
+    return any((each.lines.context == context).any() for each in timed.values())
+
+
+def _machine(
+    device: str, timed: dict[str, Timed], quality: Quality | None, context: int, tolerance: float
+) -> list[str]:
+    """Return the advice for one machine."""
+    lines = [f"{device}:"]
+    for sweep, (_, meaning) in TIMES.items():
+        if sweep not in timed or timed[sweep].lines.empty:
+            continue
+        here = timed[sweep]
+        at = nearest(here.lines.context, context)
+        if at != [context]:
+            lengths = " and ".join(map(style.size, at))
+            lines.append(f"  {meaning}: {style.size(context)} was not measured; the nearest measured: {lengths}")
+        for length in at:
+            best, more = recommended(with_loss(here.lines, quality, length), tolerance)
+            prefix = f"  {meaning} at {style.size(length)}: "
+            if best is not None:
+                lines.append(prefix + _in_words(best))
+            else:
+                fastest = here.lines[here.lines.context == length].base.iloc[0]
+                lines.append(f"{prefix}dense ({colors.display(fastest)}); no method is faster within this loss")
+            if more is not None:
+                lines.append(f"    with more loss: {_in_words(more)}")
+    disturbed = sum(each.disturbed for each in timed.values())
+    if disturbed:
+        lines.append(
+            f"  left out: {disturbed} timings that other processes disturbed; measure them on an idle machine"
+        )
+    return lines + list(dict.fromkeys(f"  timed: {_origin(each.run, each.label)}" for each in timed.values()))
+
+
+def _origin(run: Run, label: labels.Label) -> str:
+    """Return the folder, dates, commits and scales of measured numbers, without the machine."""
+    folder = run.folder.resolve()
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return "; ".join((str(shown), " to ".join(label.dates), *label.commits, *label.scales, *label.remarks))
+
+
+def _in_words(line: pd.Series) -> str:
+    """Return a recommendation: method, block size, sparsity, speed-up and loss, each with its interval."""
+    other_block = (
+        "" if line.loss_block in (line.block, None) else f", measured with blocks of {line.loss_block:.0f}"
+    )
+    return (
+        f"{colors.display(line['name'])}, blocks of {line.block}, {line.sparsity_requested:.0%}: "
+        f"{line.value:.2f}x [{line.low:.2f}, {line.high:.2f}] over {colors.display(line.base)}; "
+        f"loss at {style.size(line.loss_context)} {line.delta:+.3f} "
+        f"[{line.delta_low:+.3f}, {line.delta_high:+.3f}]{other_block}"
+    )
+
+
+def _footer(quality: Quality | None, compared: Sequence[Run], measured: Sequence[Run]) -> list[str]:
+    """Return where the losses come from, and which runs were left out."""
+    lines = [""]
+    if quality is None:
+        lines.append(
+            "Loss: no run here has perplexities, so nothing can be recommended; measure them: make figures"
+        )
+    else:
+        lines.append("Loss: nats per token over dense on the same documents; another model may lose more or less.")
+        lines.append(f"  measured: {_origin(quality.run, quality.label)}")
+    lines += [f"{run.folder} is not used: it has timings of `seerbench compare`." for run in compared]
+    lines += [
+        f"{run.folder} has no timings yet: its run is not finished, or its preset times nothing."
+        for run in measured
+        if run.table("cells").empty and not (run.folder / MANIFEST).is_file()
+    ]
+    return [*lines, "Every measured sparsity: seerbench advise --all"]

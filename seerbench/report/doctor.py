@@ -21,20 +21,21 @@ from seerbench.presets.preset import Preset
 from seerbench.presets.types import LongBench, ReleasedGates, SourceModel, SourceTokenizer
 from seerbench.rows.machine import cpu_name, gpu_facts
 
-# purpose -> packages. All groups but the first are optional.
+LONGBENCH = "LongBench's scores"
+# purpose -> packages. The last group is needed only by a preset with LongBench.
 PACKAGES = {
     "measuring": ("torch", "triton", "transformers", "safetensors"),
     "the workflow": ("snakemake",),
     "tables and figures": ("matplotlib", "tabulate"),
-    "LongBench's scores": ("rouge",),
+    LONGBENCH: ("rouge",),
 }
 INSTALL = "pip install -e '.[workflow,longbench]'" if IS_CHECKOUT else "pip install 'seerbench[workflow,longbench]'"
 # A run of the cpu preset writes about 0.1 GiB; the rest is for torch's compile cache.
 DISK_GIB = 2
 
 
-def report(preset: Preset) -> list[str]:
-    """Return lines for a person on machine, packages, sources, methods and artefacts, then on what is missing."""
+def report(preset: Preset) -> tuple[list[str], list[str]]:
+    """Return (lines on machine, packages, sources, methods and artefacts, what the preset needs and is missing)."""
     gpu = gpu_facts().get("name")
     memory = psutil.virtual_memory().total / 2**30
     lines = [
@@ -42,14 +43,17 @@ def report(preset: Preset) -> list[str]:
         f"preset     {preset.name}: {preset.file.scale}",
     ]
     missing = []
+    with_longbench = any(isinstance(tasks, LongBench) for tasks in preset.file.tasks.values())
     for purpose, names in PACKAGES.items():
         for name in names:
-            if importlib.util.find_spec(name) is None:
-                missing.append(f"{name} is not installed ({purpose}): {INSTALL}")
-            else:
+            if importlib.util.find_spec(name) is not None:
                 lines.append(f"package    {name} {metadata.version(name)}")
+            elif purpose == LONGBENCH and not with_longbench:
+                lines.append(f"package    {name}: not installed, and not needed by this preset")
+            else:
+                missing.append(f"{name} is not installed ({purpose}): {INSTALL}")
     if preset.file.device == "cuda" and not has_gpu():
-        missing.append("the preset measures on an NVIDIA GPU, and this machine has none: use the cpu preset")
+        missing.append("an NVIDIA GPU, on which the preset measures; the cpu preset needs none")
         published = preset.file.published and PUBLISHED / preset.file.published
         if published and published.is_dir():
             drawn = f"make figures PRESET={preset.reference} draws the published run {published.name} here"
@@ -74,8 +78,7 @@ def report(preset: Preset) -> list[str]:
         unmet = preset.rows_for(artefact.needs)[1]
         answer = f"not from this preset ({', '.join(unmet)})" if unmet else "yes"
         lines.append(f"artefact   {name}: {answer}")
-    lines += [f"missing    {what}" for what in missing] or ["missing    nothing"]
-    return lines
+    return lines, missing
 
 
 def _sources(preset: Preset) -> list[str]:

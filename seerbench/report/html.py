@@ -16,8 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from seerbench import paths
-from seerbench.artefacts import ARTEFACTS, colors, labels, paper_numbers, style, table_format
-from seerbench.errors import MissingRows, ResultsError
+from seerbench.artefacts import ARTEFACTS, Artefact, colors, labels, paper_numbers, style, table_format
+from seerbench.errors import ConfigError, MissingRows, ResultsError
+from seerbench.presets.load import load_preset
 from seerbench.report import claims_section, oddities, verdicts
 from seerbench.rows.store import Run
 
@@ -86,7 +87,7 @@ def _artefact(name: str, run: Run, paper: pd.DataFrame) -> str:
     try:
         frame = module.collect(run, paper)
     except MissingRows as missing:
-        return f'{head}<p class="missing">{escape(str(missing))}</p></section>'
+        return f'{head}<p class="missing">{escape(_why_missing(entry, run, missing))}</p></section>'
     if entry.kind == "table":
         blocks = {source: frame[frame.source == source] for source in ("measured", "paper")}
         body = "".join(_table(module.render(block), source) for source, block in blocks.items() if len(block))
@@ -100,6 +101,19 @@ def _artefact(name: str, run: Run, paper: pd.DataFrame) -> str:
         notes = [f"{text}." for text in frame.label.dropna().unique()]
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f'{head}{body}<ul class="label">{items}</ul><p>{_data(name, frame)}</p></section>'
+
+
+def _why_missing(entry: Artefact, run: Run, missing: MissingRows) -> str:
+    """Return why an artefact has no rows: its preset measures none, or the run is not finished."""
+    text = f"This run has no {missing.what}."
+    try:
+        preset = load_preset(run.table("runs").preset.iloc[-1])
+    except ConfigError:
+        return text  # a preset that is not known here, or the rows of `seerbench compare`
+    unmet = preset.rows_for(entry.needs)[1]
+    if unmet:
+        return f"{text} The preset {preset.name} does not measure this: it has no {', '.join(unmet)}."
+    return f"{text} The preset measures them; to finish its run: make figures PRESET={preset.reference}"
 
 
 def _table(cells: pd.DataFrame, title: str) -> str:

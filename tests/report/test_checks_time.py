@@ -75,6 +75,21 @@ def test_the_training_kernel_must_reach_the_papers_longest_context(tmp_path):
     assert "64k" in evidence.missing
 
 
+@pytest.mark.parametrize("method", ["pooled", "fa2"])
+def test_a_disturbed_timing_of_the_training_kernel_is_missing(tmp_path, method):
+    run = training_run(tmp_path, 50.0, 1001.0, contexts=(8192, 16384, 65536))
+    cells = run.table("cells")
+    other = origin("latency", "training-16384", driver="600.1")
+    at_16k = cells[cells.context == 16384]
+    busy = at_16k.method == method
+    at_16k = at_16k.assign(status=at_16k.status.where(~busy, "disturbed"), reason="a test")
+    write_rows(tmp_path / "cells" / "16384.parquet", "cells", at_16k, other)
+    evidence = checks_time.training_kernel(run, paper_values())
+    assert list(evidence.missing) == ["undisturbed timings at 16k"]
+    assert decide(evidence)[0] == UNDECIDED
+    assert not any("time" in comparison.what and "16k" in comparison.what for comparison in evidence.comparisons)
+
+
 @pytest.mark.parametrize(("plan", "verdict"), [(1.0, REPRODUCED), (10.0, CONTRADICTED)])
 def test_the_gates_share_is_that_of_its_own_time_and_dense_is_a_remark(tmp_path, plan, verdict):
     run = origin("latency methods", driver="600.1")

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from synthetic_rows import origin
+from synthetic_rows import DENSE, origin, perplexity
 
 from seerbench import artefacts
 from seerbench.artefacts import ARTEFACTS
@@ -72,6 +72,22 @@ def test_a_run_with_one_table_names_what_it_lacks(tmp_path):
     text = html.html(Run(tmp_path))
     assert text.count('<p class="missing">') == len(ARTEFACTS)
     assert "<b>x</b>" not in text
+    assert "PRESET" not in text  # no command that cannot work
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [
+        ("cpu", "The preset cpu does not measure this: it has no perplexity/gates."),  # of the artefact `ablation`
+        ("cpu", "The preset measures them; to finish its run: make figures PRESET=cpu"),  # of the others
+        ("gone.yaml", "This run has no perplexity rows of the experiment &#x27;gates&#x27;.</p>"),
+    ],
+)
+def test_a_missing_artefact_says_whether_the_preset_measures_it(tmp_path, preset, said):
+    run = origin("perplexity use", preset=preset)
+    rows = perplexity(run["run_id"], "use", [DENSE], (1024,))
+    write_rows(tmp_path / "perplexity" / "use.parquet", "perplexity", rows, run)
+    assert said in html.html(Run(tmp_path))
 
 
 def test_a_run_without_rows_is_refused(tmp_path):
