@@ -44,7 +44,7 @@ from seerbench.methods.registry import register
 
 # Blocks of room in every span: upstream plans for 1024 tokens to be generated, and its blocks have 64 tokens.
 RESERVED_BLOCKS = 16
-CURE = "search it again with `seerbench profile`, or give another file"
+CURE = "make it with `seerbench profile PRESET MODEL`, or give another file"
 # Blocks of the shortest span: the sink and the diagonal.
 MIN_SPAN_BLOCKS = 2
 
@@ -69,7 +69,7 @@ class MoA(BlockSparse):
         """
         self.sparsity, self.block = sparsity, block
         self.alphas, self.betas = load_plan(plan)
-        self.configuration = Path(plan).stem
+        self.configuration, self.model_layers = Path(plan).stem, len(self.alphas)
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         if layer.index >= len(self.alphas) or len(self.alphas[layer.index]) != q.shape[1]:

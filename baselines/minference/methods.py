@@ -93,6 +93,7 @@ class _Patterned(Method[PlanT]):
                 self.layers, self.configuration = load_patterns(file), "v1 (mix)"
         else:
             self.layers, self.configuration = load_patterns(patterns), Path(patterns).stem
+        self.model_layers = None if self.layers is None else len(self.layers)
 
     def patterns(self, layer: int, heads: int) -> list[Pattern]:
         """Return the pattern of each head of a layer.

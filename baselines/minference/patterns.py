@@ -20,7 +20,7 @@ KINDS = ("vertical_and_slash", "stream_llm", "block_sparse")
 VERTICAL, SLASH = 512, 2048
 # Upstream's first file for that model, in baselines/configs, with its scores rounded.
 V1_FILE = "minference-llama-3.1-8b-v1.json"
-CURE = "search it again with `seerbench patterns`, or give another file"
+CURE = "make it with `seerbench patterns PRESET MODEL`, or give another file"
 # Tokens per block for which upstream's budgets are meant.
 UPSTREAM_BLOCK = 64
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
-CURE = "delete it and make it again with `seerbench corpus`"
+CURE = "make it with `seerbench corpus PRESET CORPUS`"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-TOKENIZER_CURE = "fetch or make this tokenizer again"
+TOKENIZER_CURE = "fetch this tokenizer again, or make it with `seerbench tokenizer PRESET`"
 DOCUMENTS_AT_ONCE = 64  # Documents that are tokenized and written together.
 TOKEN_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("tokens", pa.list_(pa.int32()))])
 
@@ -110,6 +110,19 @@ def bos_of(tokenizer: PreTrainedTokenizerFast) -> int:
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
+def bos_and_eos(config: Any) -> tuple[int, int]:
+    """Return the ids of the tokens that open a window and that end a document, by a model's config.
+
+    They are BOS, or EOS for models without BOS, and EOS, the first one of chat models that list several. Raises
+    CorpusError for a config without EOS.
+    """
+    ends = config.eos_token_id
+    eos = ends[0] if isinstance(ends, list) and ends else ends
+    if not isinstance(eos, int):
+        raise CorpusError("the model's config.json names no eos_token_id, with which documents end; add it")
+    return eos if config.bos_token_id is None else config.bos_token_id, eos
+
+
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the sha256 of the tokenizer's definition, as 64 hex digits."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
@@ -150,7 +163,23 @@ def require_vocabulary(tokens: Path, tokenizer: PreTrainedTokenizerFast, model: 
     if card.vocabulary != vocabulary_hash(tokenizer):
         raise CorpusError(
             f"corpus {card.name} was tokenized with another vocabulary than that of the model {model}; in the"
-            f" preset, give that model a corpus with `tokenizer: {model}`"
+            f" preset, give that model a corpus with `tokenizer: {model}`, or train it again if it is trained here"
+        )
+
+
+def require_embeddings(tokenizer: PreTrainedTokenizerFast, embeddings: int, model: str) -> None:
+    """Raise CorpusError unless a model embeds every token that text can give.
+
+    Args:
+        tokenizer: the model's own.
+        embeddings: the number of tokens that the model embeds.
+        model: its name in the preset, for the message.
+    """
+    largest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values())
+    if largest >= embeddings:
+        raise CorpusError(
+            f"the tokenizer of the model {model} has tokens up to id {largest}, and the model embeds {embeddings} "
+            "tokens; its tokenizer files are of another model"
         )
 
 

@@ -21,7 +21,7 @@ from seerbench.methods.gate_config import GateConfig
 # The arguments of AttnGate after its config, as a file's metadata names them.
 SHAPE = ("q_heads", "kv_heads", "head_dim")
 METADATA = "gates"  # the field of a file's metadata that describes its gate sets
-CURE = "delete it and distill or import these gates again"
+CURE = "make it with `seerbench distill PRESET GATES` or `seerbench import-gates PRESET GATES`"
 
 
 def save_gates(path: Path, sets: Mapping[str, Sequence[AttnGate]]) -> None:

@@ -73,6 +73,7 @@ class Method(Generic[PlanT]):
         block: keys per block, and queries per block unless `block_q` differs; None without blocks of its own.
         block_q: queries per block where they are not `block`.
         configuration: name of the plan file or configuration that decides the plan; rows record it.
+        model_layers: number of layers of the model that the gates, plan or patterns are for; None for any model.
         variant: suffix of the method's name in timings, for a configuration other than the usual one.
         settings: names of the constructor's other arguments that a preset may set.
         corrects_skipped: whether `attend` also adds something for skipped keys; `exact` then says what.
@@ -93,6 +94,7 @@ class Method(Generic[PlanT]):
     block: int | None = None
     block_q: int | None = None
     configuration: str | None = None
+    model_layers: int | None = None
     variant: str | None = None
     settings: tuple[str, ...] = ()
 

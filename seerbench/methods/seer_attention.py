@@ -56,7 +56,7 @@ class SeerAttention(BlockSparse):
         if (sparsity is None) == (threshold is None):
             raise ValueError("SeerAttention takes a sparsity (top-k) or a threshold, and not both")
         self.gates, self.sparsity, self.threshold = gates, sparsity, threshold
-        self.last_rows_dense = last_rows_dense
+        self.last_rows_dense, self.model_layers = last_rows_dense, len(gates)
         self.block, self.block_q = gates[0].config.block, gates[0].config.query_block
 
     def refuses(self, problem: AttentionProblem) -> str | None:

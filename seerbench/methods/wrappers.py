@@ -45,6 +45,7 @@ class _Wrapped(Method[PlanT]):
     def __init__(self, method: Method[Any]) -> None:
         self.method, self.sparsity, self.block, self.block_q = method, method.sparsity, method.block, method.block_q
         self.configuration, self.variant = method.configuration, method.variant
+        self.model_layers = method.model_layers
 
     def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> Method[PlanT]:
         wrapper = copy.copy(self)

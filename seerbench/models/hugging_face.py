@@ -33,8 +33,10 @@ import torch
 from torch import Tensor, nn
 
 from seerbench.core.problem import AttentionProblem, LayerContext
+from seerbench.errors import Refused
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.methods.protocol import Method
+from seerbench.models.architectures import attention_layers
 from seerbench.models.attention_function import Record, method_in_layers
 from seerbench.models.self_check import check_model
 
@@ -64,11 +66,18 @@ def attention_method(
     Raises:
         ModelError: the model is not supported, has a method already, or shares its config with a model that has.
             From a forward pass: another thread runs it, it is a copy, or its attention implementation was changed.
-        Refused: from a forward pass that the method cannot run. From the end of the block, if layers ran in
+        Refused: the method's gates, plan or patterns are for a model of another depth. From a forward pass that the
+            method cannot run. From the end of the block, if layers ran in
             re-entrant checkpoints and their backward pass would come after the block, without the method.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     check_model(model)
+    layers = len(attention_layers(model))
+    if method.model_layers not in (None, layers):
+        raise Refused(
+            f"{method.name} has gates, a plan or patterns for a model of {method.model_layers} layers; "
+            f"{type(model).__name__} has {layers}"
+        )
     with method_in_layers(model, method, count, part) as record:
         yield record
 

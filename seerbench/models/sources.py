@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # Files of a model folder that transformers reads, if they exist.
 JSON_FILES = ("generation_config.json", "model.safetensors.index.json")
 WEIGHT_FILES = "model*.safetensors"
-CURE = "fetch or train this model again"
+CURE = "fetch this model again, or make it with `seerbench train PRESET MODEL` or `seerbench finetune PRESET MODEL`"
 # Part of the names of gates, which the folders of SeerAttention's first code hold among the model's weights.
 GATE_WEIGHT = ".attn_gate."
 NAMES_SHOWN = 3  # weights that a message names; it counts the others

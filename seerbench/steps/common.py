@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from seerbench.data.tokens import load_tokenizer, read_card, read_tokens, require_vocabulary
+from seerbench.data.tokens import (
+    bos_and_eos,
+    load_tokenizer,
+    read_card,
+    read_tokens,
+    require_embeddings,
+    require_vocabulary,
+)
 from seerbench.data.windows import evaluation_windows, with_bos
 from seerbench.errors import MissingInput
 from seerbench.models import sources
@@ -66,13 +73,17 @@ def save(table: str, file: Path, rows: Iterable[Mapping[str, Any]], run: dict[st
 def load_model(source: ModelSource, setup: Setup, tokens: Tokens | None = None) -> Any:
     """Load a model onto the preset's device.
 
-    Raises CorpusError if the model was not trained here and `tokens` come from another tokenizer than its own.
+    Raises CorpusError if `tokens` come from another tokenizer than the model's own, or if the model does not embed
+    all of its tokenizer's tokens.
     """
     if source.geometry is not None:
         return random_model(source.geometry, setup.device, setup.dtype, setup.seed)
-    if not source.trained_here and tokens is not None:
-        require_vocabulary(tokens.file, tokenizer_of(source), source.name)
-    return sources.load(source.weights, setup.device, setup.dtype, source.revision, source.yarn)
+    model = sources.load(source.weights, setup.device, setup.dtype, source.revision, source.yarn)
+    if tokens is not None:
+        tokenizer = tokenizer_of(source)
+        require_vocabulary(tokens.file, tokenizer, source.name)
+        require_embeddings(tokenizer, model.config.vocab_size, source.name)
+    return model
 
 
 def tokenizer_of(source: ModelSource) -> Any:
@@ -94,7 +105,7 @@ def windows_of(
     aligned: whether each window is BOS and the last tokens of the longest window; all contexts then end alike.
     """
     split = read_tokens(tokens.file, "test")
-    bos = model.config.bos_token_id
+    bos, _ = bos_and_eos(model.config)
     longest = longest or context
     cut = functools.partial(
         evaluation_windows, split, documents=documents, longest=longest, bos=bos, min_tokens=reaching

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from seerbench.core.problem import AttentionProblem
-from seerbench.data.tokens import read_tokens
+from seerbench.data.tokens import bos_and_eos, read_tokens
 from seerbench.data.windows import packed, training_windows
 from seerbench.measure import inputs, sweeps
 from seerbench.measure.arm import Arm
@@ -113,9 +113,8 @@ def _captured(group: ModelArms, context: int, model: Any) -> inputs.InputSource:
 def _text(tokens: Tokens, context: int, model: Any, device: str) -> torch.Tensor:
     """Return token ids [1, context] of held-out documents, joined since one may be too short."""
     documents = read_tokens(tokens.file, "test")
-    ends = model.config.eos_token_id  # a list in the configs of chat models
-    stream = packed(documents, ends[0] if isinstance(ends, list) else ends)
-    window = training_windows(stream, context, 1, np.random.default_rng(0), bos=model.config.bos_token_id)
+    bos, eos = bos_and_eos(model.config)
+    window = training_windows(packed(documents, eos), context, 1, np.random.default_rng(0), bos=bos)
     return torch.from_numpy(window).long().to(device)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from seerbench.baselines.minference.patterns import save_patterns
 from seerbench.baselines.moa import save_plan
 from seerbench.data.lookups import TASKS
-from seerbench.data.tokens import load_tokenizer, read_tokens
+from seerbench.data.tokens import bos_and_eos, load_tokenizer, read_tokens
 from seerbench.data.windows import evaluation_windows
 from seerbench.presets.preset import Preset
 from seerbench.search import minference, moa
@@ -26,7 +26,7 @@ def profile_model(preset: Preset, name: str) -> None:
     longest = job.context
     # The first documents are profiled; the plans are validated on the next ones that are long enough.
     text = read_tokens(job.tokens.file, job.split)
-    bos = model.config.bos_token_id
+    bos, _ = bos_and_eos(model.config)
     reach = min(int(moa.VALIDATION * longest), model.config.max_position_embeddings)
 
     def windows(documents: Mapping[str, np.ndarray], context: int) -> dict[str, np.ndarray]:

@@ -115,7 +115,7 @@ def test_a_damaged_card_is_refused(tmp_path, content, words):
 def test_a_cut_file_of_tokens_is_refused(tokenized, tmp_path, share):
     content = (tokenized[0] / "tokens.parquet").read_bytes()
     (tmp_path / "t.parquet").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CorpusError, match=r"t\.parquet is .*; delete it and make it again"):
+    with pytest.raises(CorpusError, match=r"t\.parquet is .*; make it with"):
         read_tokens(tmp_path / "t.parquet", "train")
 
 
@@ -152,3 +152,9 @@ def test_a_tokenizer_that_is_not_there_or_not_fast_is_refused(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}', encoding="utf-8")
     with pytest.raises(CorpusError, match=r"has no tokenizer.json"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(tokenized):
+    require_embeddings(tokenized[1], 300, "own")
+    with pytest.raises(CorpusError, match="tokens up to id 2[0-9]{2}, and the model embeds 200 tokens"):
+        require_embeddings(tokenized[1], 200, "small")

@@ -1,6 +1,7 @@
 """Test methods inside Hugging Face models (Llama, Mistral, Qwen): padding, decoding, and the gate's inputs."""
 
 import pytest
+import standins
 import torch
 import transformers
 
@@ -11,8 +12,10 @@ from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_losses import gate_target
 from seerbench.methods.registry import create
+from seerbench.methods.wrappers import variant
 from seerbench.models.architectures import attention_layers, rope_of
 from seerbench.models.attention_function import layer_state
+from seerbench.models.sources import load
 from seerbench.models.hugging_face import attention_method, chunked_mlps, for_each_layer
 
 SHAPE = {
@@ -198,3 +201,11 @@ def test_the_gate_s_rotations_are_made_once_for_all_layers(tokens):
             model(tokens[:, :length])
             assert len(calls) == wanted
     hook.remove()
+
+
+def test_gates_for_a_model_of_another_depth_are_refused(tmp_path):
+    model = load(standins.make_llama_checkpoint(tmp_path))
+    gates = [AttnGate(GateConfig(block=16), 4, 2, 16) for _ in range(5)]
+    with pytest.raises(Refused, match="for a model of 5 layers; LlamaForCausalLM has 2"):
+        with attention_method(model, variant(create("seer", gates=gates), kernel="flex-sparse")):
+            pass

@@ -5,7 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from seerbench.data.tokens import bos_and_eos
+from seerbench.errors import CorpusError
 from seerbench.paths import ROOT
 from seerbench.presets.jobs import Tokens
 from seerbench.presets.load import load_preset
@@ -16,7 +19,7 @@ def test_aligned_windows_end_alike_and_short_ones_hold_less(monkeypatch):
     tokens = {"long": np.arange(100, 200, dtype=np.int32), "short": np.arange(30, dtype=np.int32)}
     monkeypatch.setattr(common, "read_tokens", lambda file, split: tokens)
     toy = Tokens("toy", Path("tokens.parquet"))
-    model = SimpleNamespace(config=SimpleNamespace(bos_token_id=1))
+    model = SimpleNamespace(config=SimpleNamespace(bos_token_id=1, eos_token_id=2))
     few, many = (
         common.windows_of(toy, context, 4, model, longest=64, aligned=True)["long"] for context in (16, 64)
     )
@@ -49,3 +52,11 @@ def test_a_path_with_a_space_is_quoted_in_the_command(tmp_path):
     path.write_bytes((ROOT / "tests" / "smoke.yaml").read_bytes())
     command = common.start(load_preset(str(path)).setup, "maps")["command"]
     assert shlex.split(command) == ["seerbench", "maps", str(path)]
+
+
+def test_a_model_without_bos_opens_windows_with_eos():
+    assert bos_and_eos(SimpleNamespace(bos_token_id=None, eos_token_id=[5, 6])) == (5, 5)
+    assert bos_and_eos(SimpleNamespace(bos_token_id=1, eos_token_id=2)) == (1, 2)
+    for none in (None, []):
+        with pytest.raises(CorpusError, match="names no eos_token_id"):
+            bos_and_eos(SimpleNamespace(bos_token_id=1, eos_token_id=none))
