@@ -15,8 +15,8 @@ from seerbench.methods.registry import create
 from seerbench.methods.wrappers import variant
 from seerbench.models.architectures import attention_layers, rope_of
 from seerbench.models.attention_function import layer_state
-from seerbench.models.sources import load
 from seerbench.models.hugging_face import attention_method, chunked_mlps, for_each_layer
+from seerbench.models.sources import load
 
 SHAPE = {
     "hidden_size": 64,
