@@ -3,7 +3,7 @@
 # Snakemake deletes the outputs of a rule before the rule runs. So a rule writes into the hidden folder NEW, and a rule
 # show_... puts its finished files in the place of the last ones. A step that fails leaves those as they are.
 NEW = f"{FIGURES}/.new"
-PAPER = [ROOT / "results/paper" / name for name in ("values.csv", "claims.csv")]
+PAPER = [near(ROOT / f"results/paper/{name}.csv") for name in ("values", "claims")]
 REPLACE = "ln -f -- {input:q} {params.folder:q} 2> {log:q} || cp -- {input:q} {params.folder:q} 2> {log:q}"
 
 
@@ -79,7 +79,7 @@ rule write_report:
     input:
         rows=rows_of_all,
         published=lambda wildcards: sorted(
-            (ROOT / "results/published").glob("*/MANIFEST.json")
+            map(near, (ROOT / "results/published").glob("*/MANIFEST.json"))
         ),
         paper=lambda wildcards: PAPER,
     output:
@@ -109,10 +109,10 @@ use rule show_figure as show_report with:
 
 rule execute_notebook:
     input:
-        source=lambda wildcards: ROOT / f"notebooks/{wildcards.notebook}.py",
+        source=lambda wildcards: near(ROOT / f"notebooks/{wildcards.notebook}.py"),
         rows=rows_of_all,
         published=lambda wildcards: sorted(
-            (ROOT / "results/published").glob("*/MANIFEST.json")
+            map(near, (ROOT / "results/published").glob("*/MANIFEST.json"))
         ),
         paper=lambda wildcards: PAPER,
     output:

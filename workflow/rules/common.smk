@@ -37,6 +37,15 @@ wildcard_constraints:
     context=r"\d+",
 
 
+def near(path):
+    """Return a path below the current folder relative to it, and any other path as it is.
+
+    The checkout can then be moved without a step running again, and be below a folder whose name has braces, in
+    which Snakemake sees a wildcard.
+    """
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def one_of(names):
     """Return a pattern that restricts a wildcard to these names; without names, the rule never applies."""
     return "|".join(names) or "none"
@@ -124,7 +133,7 @@ def rows_of(wildcards):
     """Return the rows files that an artefact reads; a published run is source, no rule makes it."""
     if DRAWN == RUN:
         return PRESET.rows_for(ARTEFACTS[wildcards.artefact].needs)[0]
-    return sorted(DRAWN.glob("*/*.parquet"))
+    return sorted(map(near, DRAWN.glob("*/*.parquet")))
 
 
 def rows_of_all(wildcards):
