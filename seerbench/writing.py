@@ -5,6 +5,7 @@ Every module that writes results uses `atomically`: whatever ends the process, a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -65,11 +66,12 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder if it exists."""
+    """Remove a file or folder if it exists and can be removed."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -84,14 +86,23 @@ def require_writable(*paths: Path) -> None:
     where the folder of a path does not exist yet, a temporary file is tried in the nearest one that does.
     """
     for path in paths:
-        folder = path.parent
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        folder = _nearest_folder(path)
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             error.filename, error.filename2 = str(path), None
             raise
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Return the nearest folder above a path that exists; raise OSError where none can be made below it."""
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()  # raises for a name that is too long, and for a file in the place of a folder
+    for folder in path.absolute().parents:
+        if not folder.exists() and not folder.is_symlink():
+            continue
+        if folder.is_dir():
+            return folder
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))

@@ -77,15 +77,20 @@ def frames_of(error: BaseException, files: Sequence[str]) -> str:
     """
     own = [Path(file).resolve() for file in files]
     every = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in every if any(_is_own(Path(frame.filename), file) for file in own)]
+    frames = [frame for frame in every if any(_is_own(frame.filename, file) for file in own)]
     lines = traceback.format_list(frames[-SHOWN:])
     if isinstance(error, SyntaxError):
         lines += traceback.format_exception_only(error)[:-1]
     return "\n" + "".join(lines).rstrip() if lines else ""
 
 
-def _is_own(path: Path, file: Path) -> bool:
-    """Return whether a file is the user's: `file` itself, or one below its folder that is no library's."""
-    path = path.resolve()
+def _is_own(name: str, file: Path) -> bool:
+    """Return whether code is the user's: of `file` itself, or of a file below its folder that is no library's.
+
+    name: the file of the code, as tracebacks name it; <frozen ...> for parts of Python.
+    """
+    path = Path(name).resolve()
+    if name.startswith("<"):
+        return False
     beside = path.is_relative_to(file.parent) and "site-packages" not in path.parts
     return path == file or (beside and not any(path.is_relative_to(folder) for folder in OTHERS))

@@ -21,11 +21,12 @@ import pandas as pd
 
 from seerbench.artefacts import style
 from seerbench.errors import MissingRows, NotebookError
+from seerbench.files import first_line, reading
 from seerbench.paths import PUBLISHED, ROOT
 from seerbench.report.html import CSS
 from seerbench.report.verdicts import published_runs
 from seerbench.rows.store import Run
-from seerbench.writing import write_bytes
+from seerbench.writing import require_writable, write_bytes
 
 RUN = "SEERBENCH_RUN"  # The environment variable with the folder of rows that a notebook is executed for.
 SECONDS = 300  # The time limit of one notebook cell.
@@ -93,7 +94,11 @@ def execute(source: Path, out: Path, run: Path | None = None) -> list[Path]:
 
     if not source.is_file():
         raise NotebookError(f"no notebook {source}; there are {', '.join(map(str, sources())) or 'none here'}")
-    notebook = jupytext.read(source)
+    with reading(source, NotebookError, "give a Python file in the percent format"):
+        notebook = jupytext.read(source)
+    if run is not None:
+        Run(run)  # without the folder, every cell would fail
+    require_writable(*(out / f"{source.stem}{suffix}" for suffix in (".ipynb", ".html")))
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # jupytext draws random ones, and equal rows must give equal files.
@@ -110,8 +115,12 @@ def execute(source: Path, out: Path, run: Path | None = None) -> list[Path]:
                 # Sockets in their own folder: no port is opened, and notebooks can run at the same time.
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             ).execute(env=environment)
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        raise NotebookError(f"{source}: {re.sub(TERMINAL_COLORS, '', str(error))}") from None
+    except CellExecutionError as error:
+        code = next((cell.source for cell in notebook.cells if _failed(cell)), "")
+        text = re.sub(TERMINAL_COLORS, "", f"{error.ename}: {error.evalue}")
+        raise NotebookError(f"{source}: {text}, in this cell:\n{code}") from None
+    except (CellTimeoutError, DeadKernelError) as error:
+        raise NotebookError(f"{source}: {first_line(error)}") from None
     contents = {".ipynb": f"{nbformat.writes(notebook)}\n", ".html": html(notebook, source, run)}
     written = []
     for suffix, content in contents.items():
@@ -119,6 +128,11 @@ def execute(source: Path, out: Path, run: Path | None = None) -> list[Path]:
         write_bytes(path, content.encode())
         written.append(path)
     return written
+
+
+def _failed(cell: Any) -> bool:
+    """Return whether a notebook cell raised an error."""
+    return any(output.output_type == "error" for output in cell.get("outputs", []))
 
 
 def html(notebook: Any, source: Path, run: Path | None) -> str:
