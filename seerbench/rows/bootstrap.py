@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from seerbench.errors import MissingRows
+
 Interval = tuple[float, float, float]  # estimate, low, high
 Array: TypeAlias = np.ndarray[Any, Any]
 Values: TypeAlias = Sequence[float] | pd.Series | Array  # one value per unit; a Series has the unit in its index
@@ -118,7 +120,8 @@ def _paired(first: Values, second: Values, unit: str) -> tuple[Array, Array]:
         raise ValueError(f"the {unit} to be paired are not unique")
     shared = left.index.intersection(right.index)
     if shared.empty:
-        raise ValueError(f"no {unit} in common, nothing to compare")
+        table = "samples" if unit == "rounds" else "perplexity"
+        raise MissingRows(table, f"{unit} that both were measured on, so there is nothing in common to compare")
     return left[shared].to_numpy(), right[shared].to_numpy()
 
 
