@@ -3,17 +3,23 @@
 import errno
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from typing import NamedTuple
 
 import pytest
+import torch
 import typer
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from seerbench import cli
+from seerbench import __version__, cli
 from seerbench.cli import app
 from seerbench.paths import ROOT
+from seerbench.presets.load import load_preset
+from seerbench.rows.manifest import Manifest
 from seerbench.rows.provenance import finish, provenance
 from seerbench.rows.store import write_rows
 
@@ -217,3 +223,172 @@ def test_the_shell_completes_names(typed, offered, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         typer.main.get_command(app)(prog_name="seerbench")
     assert offered in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(errno.EACCES, "x", "results/x"), "results/x: no permission"),
+        (OSError(errno.EROFS, "x", "figures"), "figures: the file system is read-only"),
+        (IsADirectoryError(errno.EISDIR, "x", "a"), "a: this is a folder"),
+        (OSError(errno.ENAMETOOLONG, "x", "a"), "the name is too long"),
+        (OSError(errno.EMFILE, "x"), "too many files are open"),
+        (OSError(errno.ESTALE, "x", "a"), "a: "),
+        (MemoryError(), "memory"),
+        (ModuleNotFoundError("x", name="matplotlib.pyplot"), "seerbench[plots]"),
+        (torch.OutOfMemoryError("x"), "the memory of the GPU"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(fails_with, monkeypatch, error, text):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "load_preset", fails)
+    fails_with(text, "maps", "cpu")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("ours"), OSError("no errno"), RuntimeError("x"), ModuleNotFoundError("x", name="ours")]
+)
+def test_a_fault_of_ours_is_not_hidden(monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "load_preset", fails)
+    monkeypatch.setattr(sys, "argv", ["seerbench", "maps", "cpu"])
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(seerbench, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(cli.typer, "echo", closed)
+    done = seerbench("list")
+    assert (done.code, done.err) == (1, "")
+
+
+def test_debugging_shows_the_traceback_first(seerbench, monkeypatch):
+    monkeypatch.setenv("SEERBENCH_DEBUG", "1")
+    done = seerbench("tokenizer", "gpux")
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert done.err.splitlines()[-1].startswith("seerbench: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("latency cpu kernel 0", "expected a number of tokens"),
+        ("latency cpu kernel -- -5", "expected a number of tokens"),
+        ("latency cpu kernel", "Missing argument"),
+        ("draw", "Missing argument"),
+        ("nope", "nope"),
+        ("list --bogus", "--bogus"),
+        ("compare x.py --rounds many", "--rounds"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(seerbench, words, text):
+    done = seerbench(*words.split())
+    assert done.code == 2
+    (line,) = done.err.strip().splitlines()
+    assert text in line
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("compare x.py --fail-below nan", "--fail-below"),
+        ("compare x.py --fail-below -1", "--fail-below"),
+        ("compare x.py --fail-below inf", "--fail-below"),
+        ("compare x.py --device tpu", "no device 'tpu'"),
+        ("compare x.py --device cuda:0", "no device 'cuda:0'"),
+        ("compare x.py --name ../x", "--name"),
+        ("compare x.py --seed -1", "--seed"),
+        ("compare x.py --cap nan", "--cap"),
+        ("compare x.py --heads 0", "at least 1"),
+        ("compare x.py", "no file x.py"),
+        ("latency cpu kernl 8192", "did you mean 'kernel'"),
+        ("publish cpu ../x", "'../x'"),
+    ],
+)
+def test_a_wrong_value_is_one_line(fails_with, words, text):
+    fails_with(text, *words.split())
+
+
+def test_the_version(seerbench):
+    assert seerbench("--version").out == f"seerbench {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        ("corpus cpu stdlib", "tokenizer cpu"),
+        ("perplexity cpu contexts", "corpus cpu stdlib"),
+        ("train cpu long", "corpus cpu stdlib"),
+        ("latency cpu methods 2048", "corpus cpu stdlib"),
+        ("maps cpu", "corpus cpu stdlib"),
+    ],
+)
+def test_a_step_without_its_inputs_names_the_step_to_run_first(fails_with, tmp_path, words, step):
+    fails_with(f"run `seerbench {step}` first", *words.split(), "--results", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_input_that_is_missing_has_a_step_that_makes_it(fails_with, tmp_path):
+    """Make the inputs of a measurement one by one, as empty files, and follow the advice."""
+    preset = load_preset("cpu", tmp_path)
+    job = preset.perplexity("contexts")
+    steps = []
+    for file in dict.fromkeys([job.tokens.file, *job.arm_files]):
+        step = preset.step_that_makes(file)
+        fails_with(f"run `{step}` first", "perplexity", "cpu", "contexts", "--results", tmp_path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+        steps.append(step.split()[1])
+    assert {"corpus", "train", "distill", "profile"} <= set(steps)
+
+
+DAMAGED = st.one_of(st.just(b""), st.binary(max_size=64), st.integers(0, 10**6))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["rows", "manifest", "preset", "kernel", "notebook"]), DAMAGED, st.data())
+def test_a_damaged_file_gives_an_answer_or_one_line(seerbench, tmp_path, kind, damage, data):
+    """Replace, cut or change a file that a command reads; nothing that is raised may come through."""
+    folder = tmp_path / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    run = finish(provenance("test", preset="x", scale="x", seed=0, device="cpu")) | {"dirty": False, "commit": "0"}
+    row = {"model": "m", "gate": "g:v1", "document": "d", "context": 128, "block": 64, "layer": 0, "head": 0}
+    rows = [row | {"row": 0, "column": 0, "target": 1.0, "predicted": 1.0, "run_id": run["run_id"]}]
+    write_rows(folder / "maps" / "all.parquet", "maps", rows, run)
+    Manifest.write(folder, ["maps/all.parquet"])
+    (folder / "preset.yaml").write_text(SMOKE.read_text())
+    (folder / "kernel.py").write_text("def kernel(q, k, v, mask):\n    return q\n")
+    out = ["--out", folder / "out"]
+    file, words = {
+        "rows": ("maps/all.parquet", ["draw", "fig7", "--run", folder, *out]),
+        "manifest": ("MANIFEST.json", ["draw", "fig7", "--run", folder, *out]),
+        "preset": ("preset.yaml", ["doctor", folder / "preset.yaml"]),
+        "kernel": (
+            "kernel.py",
+            ["compare", folder / "kernel.py", "--device", "cpu", "--heads", 2, "--kv-heads", 3],
+        ),
+        "values": ("kernel.py", ["notebook", folder / "preset.yaml", *out]),
+    }[kind]
+    path = folder / file
+    content = path.read_bytes()
+    if isinstance(damage, bytes):
+        content = damage
+    elif data.draw(st.booleans()):
+        content = content[: damage % len(content)]
+    else:
+        place = damage % len(content)
+        content = content[:place] + bytes([content[place] ^ (1 + damage % 255)]) + content[place + 1 :]
+    path.write_bytes(content)
+    done = seerbench(*words)
+    assert done.code in (0, 1)
+    if done.code:
+        assert done.err.splitlines()[0].startswith("seerbench: ") or "Warning" in done.err
+        assert "Traceback" not in done.err
