@@ -12,6 +12,12 @@ from html import escape
 from seerbench.report.evidence import Judgement, Verdict
 from seerbench.report.verdicts import by_scale, headline
 
+LEGEND = (
+    "Numbers are followed by their 95% interval in brackets. A loss in nats per token is the change of log "
+    "perplexity: 0.01 nats are 1%. Contradicted: the interval excludes what the paper says. Undecided: it does "
+    "not, or a part of what the claim speaks of was not measured."
+)
+
 
 def section(judgements: Sequence[Judgement]) -> str:
     """Return the tally, a list of all claims at a glance, and one article per claim with its evidence."""
@@ -22,7 +28,7 @@ def section(judgements: Sequence[Judgement]) -> str:
     )
     parts = [
         f"<p><strong>{escape(headline(judgements))}.</strong> {escape(by_scale(judgements))}</p>",
-        f"<p>{escape(_own_run(judgements))}</p>",
+        f"<p>{escape(_own_run(judgements))} {LEGEND}</p>",
         f'<ul class="glance">{"".join(links)}</ul>',
     ]
     return "".join([*parts, *map(_article, judgements)])

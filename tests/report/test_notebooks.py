@@ -1,6 +1,7 @@
 """Notebooks: each runs on the published rows, shows its figures, and its page needs no network."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -58,6 +59,9 @@ def test_it_runs_on_the_published_rows(name, tmp_path, monkeypatch):
     for word in words:
         assert word in text, word
     assert "<script" not in text
+    if name == "results":
+        tally = re.search(r"\*\*(\d+ claims: .*?)\.\*\*", (ROOT / "CLAIMS.md").read_text(encoding="utf-8")).group(1)
+        assert tally in text
 
 
 def test_it_reads_the_run_that_it_is_executed_for_first(monkeypatch):
