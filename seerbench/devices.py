@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO
 
-_claimed: list[IO[str]] = []  # open for as long as the process lives: closing one gives its GPU back
+_claimed: list[IO[bytes]] = []  # open for as long as the process lives: closing one gives its GPU back
 
 
 def has_gpu() -> bool:
@@ -36,14 +36,14 @@ def claim_gpu(device: str) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = uuid
 
 
-def _least_claimed(uuids: Sequence[str]) -> tuple[str, IO[str]]:
+def _least_claimed(uuids: Sequence[str]) -> tuple[str, IO[bytes]]:
     """Return the GPU with the fewest claims, and the open file that holds the new claim."""
     for claims in count():
         for uuid in uuids:
             path = Path(tempfile.gettempdir()) / f"seerbench-step-{uuid}-{claims}.lock"
             if not path.exists():
                 path.touch(0o666)
-            lock = path.open()  # for reading: another user's file may not be opened for writing
+            lock = path.open("rb")  # for reading: another user's file may not be opened for writing
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

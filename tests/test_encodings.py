@@ -5,7 +5,8 @@ import ast
 from seerbench.paths import ROOT
 
 NAMES = ("read_text", "write_text", "open")
-FOLDERS = ("seerbench", "kernels", "baselines", "notebooks")
+OTHER_OPEN = ("gzip", "os", "tarfile", "webbrowser")  # their `open` opens no text unless its mode has a "t"
+FOLDERS = ("seerbench", "kernels", "baselines", "examples", "notebooks", "tools")
 FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
 
@@ -18,8 +19,10 @@ def without_encoding(source: str) -> list[int]:
         if not isinstance(node, ast.Call):
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", None))
-        modes = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
-        text = name in NAMES and (name != "open" or (modes and "b" not in modes[-1]))
+        words = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        binary = getattr(getattr(node.func, "value", None), "id", None) in OTHER_OPEN
+        mode = next((word for word in reversed(words) if set(word) <= set("rwaxbt+")), "rb" if binary else "r")
+        text = name in NAMES and (name != "open" or ("t" in mode if binary else "b" not in mode))
         if text and not any(keyword.arg == "encoding" for keyword in node.keywords):
             lines.append(node.lineno)
     return lines
@@ -31,7 +34,6 @@ def test_text_files_are_read_and_written_as_utf_8():
 
 
 def test_a_missing_encoding_is_seen():
-    assert without_encoding('a.read_text()\nopen(b, "w")\nopen(b, "rb")\na.write_text(c, encoding="utf-8")') == [
-        1,
-        2,
-    ]
+    seen = ["a.read_text()", 'open(b, "w")', "a.write_text(b)", "open(a)", "a.open()", 'gzip.open(a, "rt")']
+    fine = ['open("b", "rb")', 'a.write_text(c, encoding="utf-8")', "gzip.open(a)", 'a.open("ab")', "os.open(a, 1)"]
+    assert without_encoding("\n".join([*seen, *fine])) == [1, 2, 3, 4, 5, 6]

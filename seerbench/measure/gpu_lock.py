@@ -28,7 +28,7 @@ def exclusive(device: str) -> Iterator[None]:
     if not path.exists():
         path.touch(0o666)
     # The file is opened for reading, since flock needs no more and another user's file may not be writable.
-    with path.open() as file:
+    with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
