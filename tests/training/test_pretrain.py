@@ -16,6 +16,7 @@ from tiny_jobs import MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seerbench.data import tokens as data_tokens
+from seerbench.errors import TrainingDiverged
 from seerbench.training import checkpoint as training_checkpoint
 from seerbench.training import pretrain
 from seerbench.training.jobs import Architecture, Mix, Optimizer, PretrainJob, Stage
@@ -155,3 +156,11 @@ def test_init_continues_a_model(setting, undisturbed):
     start, end = weights(undisturbed[0]), weights(out)
     moved = max((end[name] - start[name]).abs().max().item() for name in start)
     assert 0 < moved < 0.1
+
+
+def test_a_training_that_diverges_stops_with_its_step(setting, monkeypatch):
+    fast = OPTIMIZER.model_copy(update={"muon_lr": None, "adam_lr": 1e30, "embed_lr": 1e30})
+    monkeypatch.setattr(sys.modules[__name__], "OPTIMIZER", fast)
+    with pytest.raises(TrainingDiverged, match=r"wild diverged: the loss is \w+ at step [2-9];"):
+        train(setting, "wild")
+    assert not (setting / "wild").exists()
