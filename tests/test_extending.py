@@ -18,8 +18,7 @@ from seerbench.methods.cards import read_cards
 from seerbench.paths import ROOT
 from seerbench.rows.source_digest import definitions, definitions_here, sources_on_disk
 
-COPIED = ("baselines", "config", "docs", "examples", "kernels", "results/paper", "seerbench", "tests")
-COPIED_FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "figures/README.md")
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "fresh", "published", "logs", "*.png", "*.svg")
 FILE = re.compile(r"<!-- file: (\S+) -->\n```python\n(.*?)```", re.S)
 LINE = re.compile(r"<!-- line: (\S+), (.+) -->\n```text\n(.*?\n)```", re.S)
 # The tests that know every method, kernel, card, color or file.
@@ -44,13 +43,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """Return a copy of the tree in which both pages were followed."""
-    tree = tmp_path_factory.mktemp("extended")
-    for folder in COPIED:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / folder, tree / folder, symlinks=True, ignore=ignored)
-    (tree / "figures").mkdir()
-    for name in COPIED_FILES:
-        shutil.copy(ROOT / name, tree / name)
+    tree = shutil.copytree(ROOT, tmp_path_factory.mktemp("extended") / "tree", symlinks=True, ignore=LEFT_OUT)
     for page in ("add-a-method.md", "add-a-kernel.md"):
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         for name, content in FILE.findall(text):
