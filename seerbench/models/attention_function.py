@@ -89,6 +89,10 @@ class LayerState:
 # By attention module, and by decoder for its `block`. Not attributes, which a copy of a model would have too.
 _STATES: WeakKeyDictionary[nn.Module, LayerState] = WeakKeyDictionary()
 _ENTRY = threading.Lock()
+# torch.compile runs these functions as they are: what they do depends on state that it does not see.
+_uncompiled = functools.partial(
+    torch.compiler.disable, reason="SeerBench's methods run uncompiled; compile the model without fullgraph=True"
+)
 
 
 @contextmanager
@@ -176,13 +180,13 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-@torch.compiler.disable
+@_uncompiled
 def _before_model(decoder: nn.Module, _inputs: tuple) -> None:
     """Note whether a forward pass has gradients: a hook."""
     layer_state(decoder).block.with_gradients = torch.is_grad_enabled()
 
 
-@torch.compiler.disable
+@_uncompiled
 def _before_layer(layer: nn.Module, _inputs: tuple, options: dict[str, Any]) -> None:
     """Note what the cache of an attention module holds before this call: a hook.
 
@@ -197,7 +201,7 @@ def _before_layer(layer: nn.Module, _inputs: tuple, options: dict[str, Any]) -> 
     state.attended = False
 
 
-@torch.compiler.disable
+@_uncompiled
 def _after_layer(layer: nn.Module, _inputs: tuple, _output: Any) -> None:
     """Raise ModelError if an attention module did not call our attention function: a hook."""
     if not layer_state(layer).attended:
@@ -207,13 +211,13 @@ def _after_layer(layer: nn.Module, _inputs: tuple, _output: Any) -> None:
         )
 
 
-@torch.compiler.disable
+@_uncompiled
 def _store_projection(layer: nn.Module, name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
     """Store a projection [B, N, H * D] or [B, N, H, D] as [B, H, N, D] in the layer's state: a hook."""
     setattr(layer_state(layer), name, output.view(*output.shape[:2], -1, layer.head_dim).transpose(1, 2))
 
 
-@torch.compiler.disable
+@_uncompiled
 def _attention(
     module: nn.Module,
     query: Tensor,

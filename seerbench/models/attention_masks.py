@@ -78,7 +78,7 @@ def planned_pairs(
             "prompt), since it computes more than attention over its blocks"
         )
     sequences = causal_sequences(visible.expand(q.shape[0], -1, -1, -1))
-    if not sequences:
+    if sequences is None:
         if method.plan(q, k, layer) is None:
             return visible, None
         raise Refused(
@@ -100,21 +100,21 @@ def planned_pairs(
         pairs[row, :, start:end, start:end] = planned[0]
         weight = (end - start) * (end - start + 1) / 2
         skipped, total = skipped + weight * realised_sparsity(plan), total + weight
-    return pairs, skipped / total
+    return pairs, skipped / max(total, 1.0)  # 0 in a batch of padding alone
 
 
-def causal_sequences(visible: Tensor) -> list[tuple[int, int, int]]:
+def causal_sequences(visible: Tensor) -> list[tuple[int, int, int]] | None:
     """Split a masked batch into sequences, each with plain causal attention to itself and to nothing else.
 
     Args:
         visible: bool [B, 1, N, N], where more than one head means that the heads differ.
 
     Returns:
-        (row of the batch, first token, end) of each sequence; empty if the mask is of another form. A token that
+        (row of the batch, first token, end) of each sequence; None if the mask is of another form. A token that
         does not see itself is padding and in no sequence.
     """
     if visible.shape[1] != 1:
-        return []
+        return None
     visible = visible[:, 0]
     real = visible.diagonal(dim1=-2, dim2=-1)  # [B, N]
     first = visible.to(torch.uint8).argmax(-1)  # [B, N], the first key that each query sees
@@ -126,7 +126,7 @@ def causal_sequences(visible: Tensor) -> list[tuple[int, int, int]]:
             sequences.append((row, start, start + length))
             squares[row, start : start + length, start : start + length] = True
     same = torch.equal(squares.tril()[real], visible[real])
-    return sequences if same else []
+    return sequences if same else None
 
 
 def _part(tensor: Tensor | None, part: tuple[slice, ...]) -> Tensor | None:

@@ -3,13 +3,11 @@
 import pytest
 import standins
 import torch
-import transformers
 
+from models.toy import OPTIONS, TOKENS, WITHOUT_EXPERTS, gates_for, make
 from seerbench.core.block_mask import BlockMask
 from seerbench.errors import Refused
 from seerbench.methods.block_selection import select_top_k
-from seerbench.methods.gate import AttnGate
-from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_losses import gate_target
 from seerbench.methods.registry import create
 from seerbench.methods.wrappers import variant
@@ -18,38 +16,13 @@ from seerbench.models.attention_function import layer_state
 from seerbench.models.hugging_face import attention_method, chunked_mlps, for_each_layer
 from seerbench.models.sources import load
 
-SHAPE = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 97,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-}
-ARCHITECTURES = ["Llama", "Mistral", "Qwen2", "Qwen3"]
-
-
-def make(architecture: str, **options):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{architecture}Config")(
-        **SHAPE, **({"head_dim": 16} if architecture == "Qwen3" else {}), **options
-    )
-    return getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
-
-
-def gates_for(model, **options):
-    config = GateConfig(block=16, **options)
-    return [AttnGate(config, 4, 2, layer.head_dim) for layer in attention_layers(model)]
-
 
 @pytest.fixture
 def tokens():
-    return torch.randint(1, 97, (2, 100), generator=torch.Generator().manual_seed(1))
+    return TOKENS
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", WITHOUT_EXPERTS)
 @torch.no_grad()
 def test_sparsity_zero_equals_the_model_alone(architecture, tokens):
     model = make(architecture)
@@ -63,7 +36,7 @@ def test_sparsity_zero_equals_the_model_alone(architecture, tokens):
         assert (inside.double() - exact).abs().max() <= budget
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", WITHOUT_EXPERTS)
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_padding_masks_are_honoured(architecture, side, tokens):
@@ -96,7 +69,7 @@ def test_padding_masks_are_honoured_by_a_sparse_method(tokens):
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OPTIONS)
 @torch.no_grad()
 def test_the_gate_sees_q_and_k_before_rope(architecture, tokens):
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -205,7 +178,19 @@ def test_the_gate_s_rotations_are_made_once_for_all_layers(tokens):
 
 def test_gates_for_a_model_of_another_depth_are_refused(tmp_path):
     model = load(standins.make_llama_checkpoint(tmp_path))
-    gates = [AttnGate(GateConfig(block=16), 4, 2, 16) for _ in range(5)]
+    gates = [gates_for(model)[0] for _ in range(5)]
     with pytest.raises(Refused, match="for a model of 5 layers; LlamaForCausalLM has 2"):
         with attention_method(model, variant(create("seer", gates=gates), kernel="flex-sparse")):
             pass
+
+
+@pytest.mark.parametrize("architecture", ["Mixtral", "Qwen2Moe", "Qwen3Moe"])
+@torch.no_grad()
+def test_mixtures_of_experts_run_with_chunked_mlps(architecture, tokens):
+    """Check that chunks hold tokens, also in a shared expert, whose input has no batch dimension."""
+    model = make(architecture)
+    alone = model(tokens).logits
+    with chunked_mlps(model, chunk=33), attention_method(model, create("dense")) as record:
+        assert torch.allclose(model(tokens).logits, alone, atol=1e-5)
+    assert record.sparsity == [0.0, 0.0]
+    assert not any("forward" in vars(module) for module in model.modules())
