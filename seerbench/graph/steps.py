@@ -9,7 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seerbench.rows.store import RUNS_KEY
+from seerbench.errors import ResultsError
+from seerbench.rows.store import RUNS_KEY, Run
+from seerbench.rows.timings import disturbed_steps
 
 # Rule -> what its step does, with the rule's wildcards. A rule that is not here runs without a word: it only
 # collects files, or moves finished ones to where the reader looks for them.
@@ -65,3 +67,23 @@ def measured_durations(preset: str, folders: Iterable[Path]) -> dict[str, float]
                 continue
             found.update({run["step"]: run["wall_s"] for run in runs if run.get("preset") == preset})
     return found
+
+
+def disturbed_timings(folder: Path) -> list[str]:
+    """Return lines on the timings that other work disturbed, with the commands that repeat them; often none.
+
+    Rows that cannot be read give no lines: the step that needs them says what is wrong with them.
+
+    Args:
+        folder: the folder of a run, which need not exist.
+    """
+    try:
+        commands = disturbed_steps(Run(folder))
+    except ResultsError:
+        return []
+    if not commands:
+        return []
+    return [
+        "timings that other work disturbed are left out; repeat them on a quiet machine, then run this again:",
+        *(f"    {command}" for command in commands),
+    ]

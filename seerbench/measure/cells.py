@@ -8,6 +8,7 @@ when they stop, or else its rows get the status disturbed (load.py).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -141,9 +142,13 @@ class CellTimer:
             disturbance = load.disturbance(device)
             if disturbance is None:
                 break
-            print(f"this machine is busy: {disturbance} while {cell} was timed", flush=True)
+            print(f"this machine is busy: {disturbance} while {cell} was timed", file=sys.stderr, flush=True)
             if attempt == ATTEMPTS or not self.patience.wait(device):
-                print(f"{cell} is marked as disturbed: nothing is concluded from its timings", flush=True)
+                print(
+                    f"{cell} is marked as disturbed: nothing is concluded from its timings",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 break
         return samples, load
 

@@ -17,6 +17,7 @@ bound. Systems that do not count idle time (gVisor, for example) give no load, a
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,7 +200,7 @@ class LoadMeter:
 
 
 class Patience:
-    """Wait for a quiet machine, for a limited time in all, and say so on the terminal.
+    """Wait for a quiet machine, for a limited time in all, and say so on stderr.
 
     Attributes:
         left_s: the seconds that are left to wait.
@@ -216,7 +217,7 @@ class Patience:
     def wait(self, device: str) -> bool:
         """Wait until other processes stay below the limit for PROBE_S; return whether that happened in time."""
         if self.left_s >= PROBE_S:
-            print(f"waiting up to {self.left_s:.0f} s for a quiet machine", flush=True)
+            print(f"waiting up to {self.left_s:.0f} s for a quiet machine", file=sys.stderr, flush=True)
         while self.left_s >= PROBE_S:
             meter = LoadMeter(device, self._read)
             meter.observe()

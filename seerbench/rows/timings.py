@@ -44,6 +44,14 @@ def timings(run: Run, sweep: str | None = None) -> tuple[pd.DataFrame, pd.DataFr
     return judged(cells.reset_index(drop=True), samples[samples.run_id.isin(cells.run_id.unique())])
 
 
+def disturbed_steps(run: Run) -> list[str]:
+    """Return the commands of the steps whose timings are set apart, in the order of their names."""
+    cells, _ = timings(run)
+    apart = cells[cells.status == DISTURBED]
+    runs = run.table("runs")
+    return sorted(runs[runs.run_id.isin(apart.run_id)].command.unique())
+
+
 def judged(cells: pd.DataFrame, samples: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the cells with disturbed and impossible ones marked, and the samples of the measured ones.
 

@@ -106,7 +106,7 @@ def test_beside_other_work_nothing_is_judged(tmp_path, monkeypatch):
     arguments = ["compare", EXAMPLES / "gather_attention.py", *common, *places]
     unjudged = CliRunner().invoke(app, [*map(str, arguments), "--fail-below", "1e-9"])
     assert unjudged.exit_code == 5, unjudged.output
-    assert "this machine is busy: other processes used" in unjudged.stdout
+    assert "this machine is busy: other processes used" in unjudged.stderr
     assert "gather_attention      disturbed: other processes used" in unjudged.stdout
     assert "context 512, 50%: not judged, since the machine was busy: other processes used" in unjudged.stdout
     assert "x [" not in unjudged.stdout  # no speed-up is shown

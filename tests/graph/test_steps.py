@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from synthetic_rows import origin
+from synthetic_rows import origin, write_timings
 
-from seerbench.graph.steps import WORDS, in_words, measured_durations, step_name
+from seerbench.graph.steps import WORDS, disturbed_timings, in_words, measured_durations, step_name
 from seerbench.paths import PUBLISHED, ROOT
-from seerbench.rows.store import write_rows
+from seerbench.rows.store import Run, write_rows
 
 RULES = "".join(path.read_text() for path in [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")])
 WILDCARDS = {name: name.upper() for name in ("corpus", "model", "gates", "experiment", "sweep", "context")}
@@ -66,3 +66,20 @@ def test_the_last_folder_counts_and_damaged_files_do_not(tmp_path):
     (tmp_path / "own" / "training" / "empty.parquet").touch()
     found = measured_durations("test", [tmp_path / "published", tmp_path / "own", tmp_path / "none"])
     assert found == {"train a": 10.0, "train b": 50.0}
+
+
+def test_disturbed_timings_are_named_with_the_commands_that_repeat_them(tmp_path):
+    assert disturbed_timings(tmp_path / "none") == []
+    for context in (1024, 2048):
+        write_timings(tmp_path, "kernel", context, [("dense", None, {"attend": context / 100}, 1.0)])
+    assert disturbed_timings(tmp_path) == []
+    run = origin("latency", "kernel-1024", command="seerbench latency cpu kernel 1024")
+    cells = Run(tmp_path).table("cells", "kernel-1024")
+    rows = cells.assign(status="disturbed", reason="other processes used 1.7 of 2 cores")
+    write_rows(tmp_path / "cells" / "kernel-1024.parquet", "cells", rows, run)
+    (tmp_path / "samples" / "kernel-1024.parquet").unlink()
+    first, *commands = disturbed_timings(tmp_path)
+    assert "on a quiet machine" in first
+    assert commands == ["    seerbench latency cpu kernel 1024"]
+    (tmp_path / "cells" / "kernel-2048.parquet").write_bytes(b"PAR1")
+    assert disturbed_timings(tmp_path) == []

@@ -106,7 +106,7 @@ def test_a_quiet_cell_is_timed_once_and_says_nothing(monkeypatch, capsys):
     assert cells.gpu_others.isna().all()
     assert len(samples) == QUICK.rounds
     assert calls == QUICK.rounds + QUICK.warmup
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_a_disturbed_cell_is_timed_again_when_the_machine_is_quiet(monkeypatch, capsys):
@@ -116,7 +116,7 @@ def test_a_disturbed_cell_is_timed_again_when_the_machine_is_quiet(monkeypatch, 
     assert cells.cores_others["mine"] == 0.0
     assert len(samples) == QUICK.rounds  # those of the second time alone
     assert calls == 2 * (QUICK.rounds + QUICK.warmup)
-    assert capsys.readouterr().out == (
+    assert capsys.readouterr().err == (
         "this machine is busy: other processes used 1.7 of 2 cores while kernel-500-0.50 was timed\n"
         "waiting up to 5 s for a quiet machine\n"
     )
@@ -129,8 +129,8 @@ def test_a_cell_on_a_machine_that_stays_busy_is_marked_and_its_samples_are_kept(
     assert cells.cores_others["mine"] == pytest.approx(1.698)
     assert len(samples) == QUICK.rounds
     assert calls == QUICK.rounds + QUICK.warmup
-    said = capsys.readouterr().out
-    assert said.endswith("kernel-500-0.50 is marked as disturbed: nothing is concluded from its timings\n")
+    said = capsys.readouterr().err
+    assert said.endswith("kernel-500-0.50 is marked as disturbed: its timings prove nothing\n")
 
 
 def test_a_machine_that_is_quiet_only_between_cells_is_not_tried_for_ever(monkeypatch):

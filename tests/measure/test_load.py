@@ -155,7 +155,7 @@ def test_waiting_ends_when_the_machine_is_quiet_and_what_is_left_serves_the_next
     assert patience.wait("cpu")
     assert machine.wall == 6.0
     assert patience.left_s == 14.0
-    assert capsys.readouterr().out == "waiting up to 20 s for a quiet machine\n"
+    assert capsys.readouterr().err == "waiting up to 20 s for a quiet machine\n"
 
 
 def test_waiting_ends_on_a_machine_that_stays_busy_and_is_not_repeated(capsys):
@@ -164,7 +164,7 @@ def test_waiting_ends_on_a_machine_that_stays_busy_and_is_not_repeated(capsys):
     assert not patience.wait("cpu")
     assert not patience.wait("cpu")
     assert machine.wall == 20.0
-    assert capsys.readouterr().out.count("waiting") == 1
+    assert capsys.readouterr().err.count("waiting") == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import shlex
 from pathlib import Path
 
 from seerbench.errors import ConfigError
+from seerbench.graph.steps import disturbed_timings
 from seerbench.paths import ROOT
 from seerbench.presets.types import SWEEPS
 from seerbench.rows.schema import TABLES
@@ -153,9 +154,9 @@ def drawing_code(artefact):
 
 
 def what_to_open():
-    """Return the lines that end a run: where its results are."""
+    """Return the lines that end a run: which timings to repeat, and where its results are."""
     page = Path(FIGURES) / "report.html"
-    return [f"open {page}"] if page.is_file() else []
+    return disturbed_timings(RUN) + ([f"open {page}"] if page.is_file() else [])
 
 
 def compare_options():
