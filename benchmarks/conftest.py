@@ -5,11 +5,14 @@ are not interleaved, and pytest-benchmark reads the host's clock. Numbers for a 
 latency`.
 """
 
+import warnings
+
 import pytest
 import torch
 
 from seerbench.core.problem import AttentionProblem
 from seerbench.measure.inputs import random_inputs
+from seerbench.measure.load import LoadMeter
 
 CASE = (
     AttentionProblem("cuda", "bfloat16", batch=1, q_heads=32, kv_heads=8, head_dim=128, context=8192)
@@ -29,6 +32,7 @@ def timed(benchmark):
 
     def run(call, sparsity):
         benchmark.extra_info.update(vars(CASE) | {"sparsity": sparsity})
+        meter = LoadMeter(CASE.device)
 
         def finished():
             call()
@@ -36,6 +40,11 @@ def timed(benchmark):
                 torch.cuda.synchronize()
 
         with torch.no_grad():
-            benchmark.pedantic(finished, rounds=10, warmup_rounds=2)
+            benchmark.pedantic(finished, rounds=10, warmup_rounds=2, setup=meter.observe)
+        load = meter.load()
+        benchmark.extra_info.update(load.columns())
+        disturbance = load.disturbance(CASE.device)
+        if disturbance:
+            warnings.warn(f"this machine is busy: {disturbance}; the time says little", stacklevel=2)
 
     return run

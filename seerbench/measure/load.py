@@ -30,8 +30,9 @@ import torch
 from seerbench.errors import MeasureError
 from seerbench.rows.machine import gpu_used_by_others
 
-# Cores that other processes may use, on average, while a cell is timed on the CPU. A quiet machine, Snakemake's own
-# process included, shows at most 0.1; one busy process takes half a core or more (docs/timing.md has the numbers).
+# Cores that other processes may use, on average, while a cell is timed on the CPU. On a machine of two cores that did
+# nothing else, Snakemake used 0.03 cores beside the timings, and the system 0.02; one busy process takes half a core
+# or more, and then ratios are wrong (docs/timing.md).
 # The limit does not grow with the number of cores: a parallel loop waits for its slowest thread, so that a single
 # core that is taken away slows it down on any machine.
 CPU_LIMIT = 0.25

@@ -33,9 +33,9 @@ def median_iqr(values: Values) -> Interval:
 def paired_speedup(base_ms: Values, new_ms: Values, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Return how many times faster `new` is: the median over rounds of base / new, with its interval.
 
-    Pairing removes what both have in common in a round: clocks, temperature, other processes. Calls within a round
-    are not independent, so rounds are resampled. "Faster" needs a low end above 1. Raises ValueError where nothing
-    can be paired.
+    Pairing removes what both have in common in a round: clocks and temperature, not other processes. Calls within a
+    round are not independent, so rounds are resampled. "Faster" needs a low end above 1. Raises ValueError where
+    nothing can be paired.
 
     Args:
         base_ms: milliseconds of the base, matched by index (the round) if both are Series, else by position.

@@ -130,7 +130,7 @@ def test_a_cell_on_a_machine_that_stays_busy_is_marked_and_its_samples_are_kept(
     assert len(samples) == QUICK.rounds
     assert calls == QUICK.rounds + QUICK.warmup
     said = capsys.readouterr().err
-    assert said.endswith("kernel-500-0.50 is marked as disturbed: its timings prove nothing\n")
+    assert said.endswith("kernel-500-0.50 is marked as disturbed: nothing is concluded from its timings\n")
 
 
 def test_a_machine_that_is_quiet_only_between_cells_is_not_tried_for_ever(monkeypatch):
