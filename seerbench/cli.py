@@ -38,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 # The error of a wrong command line. Typer exports this subclass of it alone.
-UsageError = typer.BadParameter.__base__
+UsageError: Any = typer.BadParameter.__base__
 # Headings of `seerbench --help`.
 USE, STEP, KEEP = "For a person", "Steps of the graph (the rules call these)", "Results that are kept"
 # Optional package -> the extra of pyproject.toml that installs it.

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from measure.toy import TOKENS, Refuses
+from measure.toy import CONFIG, TOKENS, Refuses
 from seerbench.errors import Refused
 from seerbench.measure.arm import Arm
 from seerbench.measure.perplexity import perplexity
 from seerbench.methods.registry import create
+from seerbench.models.random_weights import random_model
 
 WINDOWS = {"a": TOKENS[0, :200].numpy(), "b": TOKENS[0, 200:400].numpy()}
 
@@ -42,3 +43,13 @@ class RefusesAll(Refuses):
 def test_a_refusal_becomes_a_row_per_document(model):
     rows = perplexity(model, WINDOWS, [Arm(RefusesAll())])
     assert [(row["status"], row["reason"], row["nll"]) for row in rows] == [("refused", "needs a GPU", None)] * 2
+
+
+@pytest.mark.parametrize("weight", [torch.inf, torch.nan])
+def test_a_loss_that_is_no_number_is_a_failed_row(weight):
+    broken = random_model(CONFIG, "cpu", "float32")
+    broken.model.layers[1].mlp.down_proj.weight.data.fill_(weight)
+    rows = perplexity(broken, WINDOWS, [Arm(create("dense")), Arm(create("streaming", sparsity=0.5, block=16))])
+    assert [row["status"] for row in rows] == ["failed"] * 4
+    assert {row["nll"] for row in rows} == {None}
+    assert all("not a number" in row["reason"] for row in rows)
