@@ -77,8 +77,8 @@ class Method(Generic[PlanT]):
         variant: suffix of the method's name in timings, for a configuration other than the usual one.
         settings: names of the constructor's other arguments that a preset may set.
         corrects_skipped: whether `attend` also adds something for skipped keys; `exact` then says what.
-        takes_padding: whether `attend` honours a padding mask. Without it, a model with padding runs the plan's
-            BlockMask as masked dense attention, which skips nothing.
+        takes_padding: whether `attend` honours a padding mask. Without it, a model with padding plans each sequence
+            by itself and runs masked dense attention over the plans' pairs, which skips nothing.
         takes_query_offset: whether the queries may be the last of N keys instead of all of them.
         decodes: whether one query per sequence may be attended with a cache of keys and values.
         takes_forced_blocks: whether `plan` can be told blocks that must be kept.

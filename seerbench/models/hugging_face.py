@@ -67,8 +67,8 @@ def attention_method(
         ModelError: the model is not supported, has a method already, or shares its config with a model that has.
             From a forward pass: another thread runs it, it is a copy, or its attention implementation was changed.
         Refused: the method's gates, plan or patterns are for a model of another depth. From a forward pass that the
-            method cannot run. From the end of the block, if layers ran in
-            re-entrant checkpoints and their backward pass would come after the block, without the method.
+            method cannot run. From the end of the block, if layers ran in re-entrant checkpoints and their backward
+            pass would come after the block, without the method.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     check_model(model)

@@ -1,6 +1,7 @@
 """Test calls of layers with a method: caches, arguments, nesting, copies, threads, gradients, compilation."""
 
 import copy
+import inspect
 import threading
 
 import pytest
@@ -57,8 +58,8 @@ CACHES = {
 
 def _cache_argument(model):
     """Return the name of the argument for a cache, which transformers has renamed."""
-    layer = type(model.model.layers[0]).forward
-    return "cache" if "cache" in layer.__wrapped__.__annotations__ else "past_key_values"
+    parameters = inspect.signature(type(model.model.layers[0]).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 def run(model, tokens, cache, **options):
