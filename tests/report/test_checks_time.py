@@ -101,3 +101,18 @@ def test_the_gates_share_is_that_of_its_own_time_and_dense_is_a_remark(tmp_path,
     evidence = checks_time.gate_share(Run(tmp_path), paper_values())
     assert decide(evidence)[0] == verdict
     assert "Of FlashAttention-2's time" in evidence.note
+
+
+def disturb(run, context):
+    """Mark the cells of a context as disturbed, and return the run."""
+    path = run.folder / "cells" / f"{context}.parquet"
+    cells = run.table("cells", path.stem).assign(status="disturbed", reason="other processes used 1.7 of 2 cores")
+    write_rows(path, "cells", cells, origin("latency", context, driver="600.1"))
+    return Run(run.folder)
+
+
+def test_a_disturbed_context_is_missing_and_its_times_prove_nothing(tmp_path):
+    run = disturb(first_token_run(tmp_path, TABLE_4_CONTEXTS, 4.0), 131072)
+    evidence = checks_time.first_token_dense(run, paper_values())
+    assert list(evidence.missing) == ["128k"]
+    assert len(evidence.comparisons) == len(TABLE_4_CONTEXTS) - 1
