@@ -5,9 +5,11 @@ Imports are inside the commands, so that `--help`, `list`, `doctor` and the grap
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
+import locale
 import math
 import os
 import re
@@ -578,6 +580,15 @@ def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", r
         raise typer.Exit(1)
 
 
+def _start_in_utf8_mode() -> None:
+    """Start this process again in Python's UTF-8 mode, where the locale has another encoding.
+
+    torch reads files of its own in the locale's encoding, which fails in ASCII when FlexAttention is compiled.
+    """
+    if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def main() -> None:
     """Run the command line.
 
@@ -586,6 +597,7 @@ def main() -> None:
     With SEERBENCH_DEBUG set, the traceback comes first. Any other exception is a fault of SeerBench itself and is
     not caught.
     """
+    _start_in_utf8_mode()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal cannot show every scale of a preset

@@ -1,6 +1,7 @@
 """Tests of the command line: each mistake gives one clear line and exit code 1, and changes no results."""
 
 import errno
+import os
 import re
 import shlex
 import shutil
@@ -392,3 +393,16 @@ def test_a_damaged_file_gives_an_answer_or_one_line(seerbench, tmp_path, kind, d
     if done.code:
         assert done.err.splitlines()[0].startswith("seerbench: ") or "Warning" in done.err
         assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_files_are_read_as_utf_8_in_every_locale(locale):
+    code = (
+        "import sys\nfrom seerbench import cli\ncli.app = lambda **_: print(open(sys.argv[1]).read())\ncli.main()"
+    )
+    page = ROOT / "docs" / "LOG.md"  # it has letters that ASCII lacks
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code, page], capture_output=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("utf-8").strip() == page.read_text(encoding="utf-8").strip()
+    assert not done.stdout.isascii()
