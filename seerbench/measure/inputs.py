@@ -17,6 +17,7 @@ from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.rope import plain_rope, rotate
 from seerbench.errors import MeasureError
+from seerbench.measure.memory import available_mib
 from seerbench.measure.names import MASKS
 from seerbench.methods.block_selection import select_top_k
 from seerbench.models.architectures import attention_layers
@@ -75,7 +76,20 @@ def random_weights_of(model: str) -> InputSource:
 
 
 def random_inputs(problem: AttentionProblem, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return normally distributed q [B, Hq, N, D], k and v [B, Hk, N, D] in the problem's dtype, on its device."""
+    """Return normally distributed q [B, Hq, N, D], k and v [B, Hk, N, D] in the problem's dtype, on its device.
+
+    Raises MeasureError on a CPU whose memory does not hold them, the output and a map of the blocks.
+    """
+    if problem.device == "cpu":
+        rows = problem.batch * problem.context * problem.head_dim * 2 * (problem.q_heads + problem.kv_heads)
+        blocks = block_count(problem.context, problem.block_q) * block_count(problem.context, problem.block_k)
+        item = getattr(torch, problem.dtype).itemsize
+        needed = (rows * item + problem.batch * problem.q_heads * blocks) / 2**20
+        if needed > available_mib():
+            raise MeasureError(
+                f"{problem.context} tokens need {needed / 1024:.0f} GiB of memory for their inputs, and "
+                f"{available_mib() / 1024:.0f} GiB are free; take a shorter context"
+            )
     generator = torch.Generator(problem.device).manual_seed(seed)
 
     def draw(heads: int) -> Tensor:

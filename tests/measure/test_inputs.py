@@ -1,9 +1,11 @@
 """Test the inputs of timings, captured and random, and the masks of kernels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from measure.toy import TOKENS
+from measure.toy import SMALL, TOKENS
 from seerbench.core import rope
 from seerbench.core.problem import AttentionProblem
 from seerbench.errors import MeasureError
@@ -35,3 +37,8 @@ def test_captured_layer_is_the_middle_one_unless_said(model):
     assert measure_inputs.capture(model, TOKENS, 2)[3].index == 2
     with pytest.raises(MeasureError, match="7"):
         measure_inputs.capture(model, TOKENS, 7)
+
+
+def test_inputs_beyond_the_memory_are_refused():
+    with pytest.raises(MeasureError, match="shorter context"):
+        random_inputs(replace(SMALL, context=2**27), 0)
