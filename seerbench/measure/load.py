@@ -32,10 +32,9 @@ from seerbench.rows.machine import gpu_used_by_others
 
 # Cores that other processes may use, on average, while a cell is timed on the CPU. On a machine of two cores that
 # did nothing else, others used 0.01 cores, and Snakemake 0.03 beside a graph. Two busy processes used 1.4, and
-# every ratio was wrong (docs/timing.md). The limit does not grow with the number of cores: a parallel loop waits for
-# its slowest thread, so a single core that is taken away slows it down on any machine.
-CPU_LIMIT
- = 0.25
+# every ratio was wrong (docs/timing.md). The limit does not grow with the number of cores: a parallel loop waits
+# for its slowest thread, so a single core that is taken away slows it down on any machine.
+CPU_LIMIT = 0.25
 # The same for a cell on a GPU, as a share of the cores: one thread launches kernels, and the scheduler finds a free
 # core for it while half of them are idle.
 HOST_SHARE = 0.5
