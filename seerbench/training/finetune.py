@@ -184,7 +184,8 @@ class JointAttention(Method[BlockMask]):
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
             scores = gate_scores(gate, q.detach(), k.detach(), detached)
             self.loss = self.loss + gate_loss(scores, target, gate.config.recipe)
-        self.plans[layer.index] = select_top_k(scores.detach(), self.sparsity, q.shape[2], self.block)
+        # Under autocast the scores are in bf16, and selection takes float32, which changes none of them.
+        self.plans[layer.index] = select_top_k(scores.detach().float(), self.sparsity, q.shape[2], self.block)
         return self.plans[layer.index]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:
