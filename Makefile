@@ -13,7 +13,7 @@ TORCH := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 # The programs of the environment come first, for the rules' commands too.
 ENTER := PATH="$$(cd -- "$$VENV/bin" && pwd):$$PATH"; export PATH
 
-.PHONY: figures tables report notebooks test test-slurm lint bench doctor install help
+.PHONY: figures tables report notebooks test test-matrix test-slurm lint bench doctor install help
 figures tables report notebooks: install
 	@hint=""; command -v seerbench > /dev/null || hint="to call seerbench yourself: source $$VENV/bin/activate"; \
 	$(ENTER); snakemake --cores "$$CORES" --config preset="$$PRESET" -- $@ || exit; \
@@ -29,6 +29,12 @@ lint: install
 	$(ENTER); mypy
 	$(ENTER); snakefmt --check Snakefile workflow/rules
 	$(ENTER); snakemake --lint
+
+# Runs the suite on Python 3.12 with the lowest versions that pyproject.toml allows, and on 3.13 with the newest.
+test-matrix:
+	"$$PYTHON" -m venv .tox/tox
+	.tox/tox/bin/python -m pip install --quiet --disable-pip-version-check "tox>=4.21" "tox-uv>=1.20"
+	.tox/tox/bin/tox run
 
 # Runs the smoke preset with --executor slurm on its own Slurm daemons (apt-get install slurm-wlm munge).
 test-slurm: install
@@ -64,5 +70,6 @@ help:
 	@echo "make doctor      what this machine can measure, and what is missing"
 	@echo "make install     install into VENV (.venv) and do nothing else"
 	@echo "make test        linters and all tests; make lint: the linters alone; make test-slurm: the Slurm profile"
+	@echo "make test-matrix the tests with the lowest and with the newest versions of Python and packages"
 	@echo "make bench       time the kernels with pytest-benchmark (BENCH=options)"
 	@echo "Variables: PRESET, CORES (all), VENV (.venv), PYTHON (python3)."
