@@ -44,10 +44,12 @@ def checkout(tmp_path):
 
 def make(folder, *arguments, **environment):
     told = folder / "told"
+    # `make test` leaves variables for the makes below it, which would name their folders.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
         ["make", *arguments],
         cwd=folder,
-        env={**os.environ, "PATH": "/usr/local/bin:/usr/bin:/bin", "TOLD": str(told), **environment},
+        env={**inherited, "PATH": "/usr/local/bin:/usr/bin:/bin", "TOLD": str(told), **environment},
         capture_output=True,
         text=True,
     )
