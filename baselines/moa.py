@@ -38,9 +38,9 @@ from torch import Tensor
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import LayerContext
 from seerbench.errors import MaskError, ModelError, Refused
-from seerbench.files import read_json
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
+from seerbench.reading import read_json
 
 # Blocks of room in every span: upstream plans for 1024 tokens to be generated, and its blocks have 64 tokens.
 RESERVED_BLOCKS = 16

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seerbench.errors import ModelError
-from seerbench.files import read_json
+from seerbench.reading import read_json
 
 # The kinds of patterns, as upstream's files name them.
 KINDS = ("vertical_and_slash", "stream_llm", "block_sparse")

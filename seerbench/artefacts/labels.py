@@ -42,7 +42,7 @@ def label(run: Run, *rows: pd.DataFrame, timed: bool = False) -> Label:
     """Return the label of the executions that `rows` name in their column `run_id`.
 
     timed: the rows are timings. The label then says if the kernels that were timed differ from this tree's, and how
-    many timings are left out because other work disturbed them.
+    many timings are left out as disturbed.
     """
     names = {name for frame in rows for name in frame.run_id.unique()}
     runs = run.table("runs")
@@ -75,9 +75,7 @@ def _disturbance_remarks(rows: Sequence[pd.DataFrame]) -> tuple[str, ...]:
     """Return a remark if cells among the rows were disturbed."""
     statuses = [status for frame in rows if "status" in frame for status in frame.status]
     disturbed = statuses.count(DISTURBED)
-    return (f"{disturbed} of {len(statuses)} timings are left out, since other work disturbed them",) * bool(
-        disturbed
-    )
+    return (f"{disturbed} of {len(statuses)} timings are left out as disturbed",) * bool(disturbed)
 
 
 def _commit(commit: str | None, dirty: bool | None) -> str:

@@ -164,7 +164,7 @@ def below(frame: pd.DataFrame, name: str, limit: float) -> pd.DataFrame:
 
 
 def not_judged(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return the lines of a method that have no speed-up because other work disturbed it or the reference.
+    """Return the lines of a method that have no speed-up because it or the reference was disturbed.
 
     The column `reason` says by what.
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seerbench.errors import CorpusError
-from seerbench.files import first_line, read_utf8, reading
+from seerbench.reading import first_line, read_utf8, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -20,7 +20,7 @@ import pandas as pd
 
 from seerbench.data.corpora import SPLITS, FolderCorpus, HubCorpus, ParquetCorpus, StdlibCorpus, TextSource
 from seerbench.errors import CorpusError
-from seerbench.files import first_line, read_utf8, reading
+from seerbench.reading import first_line, read_utf8, reading
 from seerbench.rows import parquet
 
 COLUMNS = ("id", "text", "split")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from seerbench.data.corpora import SPLITS
 from seerbench.errors import CorpusError
-from seerbench.files import first_line, read_json, reading
+from seerbench.reading import first_line, read_json, reading
 from seerbench.rows import parquet
 
 if TYPE_CHECKING:

@@ -28,8 +28,6 @@ SECONDS_BETWEEN_LINES = 60  # without a terminal; a log that is followed should 
 LINES_OF_A_FAILED_LOG = 15  # a typed error is one line; the end of a traceback with its cause fits too
 CODES_OF_CTRL_C = (130, -2)  # of a command: its shell's exit code, or minus the signal that ended it
 BYTES_OF_A_LOG = 20_000  # read from the end of a log, which may be long
-
-
 NOTHING_TO_DO = "nothing to do: all files are up to date"
 Kind = TypeVar("Kind", bound=BaseException)
 

@@ -70,7 +70,7 @@ def measured_durations(preset: str, folders: Iterable[Path]) -> dict[str, float]
 
 
 def disturbed_timings(folder: Path) -> list[str]:
-    """Return lines on the timings that other work disturbed, with the commands that repeat them; often none.
+    """Return lines on the timings that are left out as disturbed, with the commands that repeat them; often none.
 
     Rows that cannot be read give no lines: the step that needs them says what is wrong with them.
 
@@ -84,6 +84,6 @@ def disturbed_timings(folder: Path) -> list[str]:
     if not commands:
         return []
     return [
-        "timings that other work disturbed are left out; repeat them on a quiet machine, then run this again:",
+        "disturbed timings are left out (docs/faq.md); repeat them on a quiet machine, then run this again:",
         *(f"    {command}" for command in commands),
     ]

@@ -165,13 +165,6 @@ def capture(model: Any, tokens: Tensor, layer: int | None = None) -> tuple[Tenso
     return captured[0]
 
 
-def problem_of(q: Tensor, k: Tensor, block: int) -> AttentionProblem:
-    """Return the problem of tensors q [B, Hq, N, D] and k [B, Hk, N, D] with square blocks."""
-    batch, q_heads, context, head_dim = q.shape
-    dtype = str(q.dtype).removeprefix("torch.")
-    return AttentionProblem(q.device.type, dtype, batch, q_heads, k.shape[1], head_dim, context, block, block)
-
-
 def problem_of_model(model: Any, context: int, block: int, batch: int = 1) -> AttentionProblem:
     """Return the problem of the attention in one layer of a model, at `context` tokens and with square blocks."""
     first, weight, q_heads = attention_layers(model)[0], next(model.parameters()), model.config.num_attention_heads

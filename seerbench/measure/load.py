@@ -1,10 +1,9 @@
 """Measure what else the machine does while a cell is timed, and wait until it is quiet.
 
 Pairing within a round protects a ratio against what slows all methods alike. Another process that takes a core does
-not: a method of many small parallel calls loses far more than one with a single large call. cells.py therefore
-reads the load between the rounds of every cell (`LoadMeter`). A cell that was timed beside other work is timed
-again once the machine is quiet (`Patience`), or it is marked as disturbed in its row, and nothing is concluded from
-it (rows/timings.py).
+not slow them alike, so it changes ratios. cells.py therefore reads the load between the rounds of every cell
+(`LoadMeter`). A cell that was timed beside other work is timed again once the machine is quiet (`Patience`), or it
+is marked as disturbed in its row, and nothing is concluded from it (rows/timings.py).
 
 What is counted: the time during which the CPUs that this process may use were not idle, minus the CPU time of this
 process. The rest belongs to other processes, child processes of this one among them, to the kernel, and to the
@@ -31,9 +30,9 @@ from seerbench.errors import MeasureError
 from seerbench.rows.machine import gpu_used_by_others
 
 # Cores that other processes may use, on average, while a cell is timed on the CPU. On a machine of two cores that
-# did nothing else, others used 0.01 cores, and Snakemake 0.03 beside a graph. Two busy processes used 1.4, and
-# every ratio was wrong (docs/timing.md). The limit does not grow with the number of cores: a parallel loop waits
-# for its slowest thread, so a single core that is taken away slows it down on any machine.
+# did nothing else, others used 0.01 cores, and Snakemake 0.03 beside a graph. Two busy processes used 1.0, and
+# ratios moved by up to a quarter (docs/timing.md). The limit does not grow with the number of cores: a parallel
+# loop waits for its slowest thread, so a single core that is taken away slows it down on any machine.
 CPU_LIMIT = 0.25
 # The same for a cell on a GPU, as a share of the cores: one thread launches kernels, and the scheduler finds a free
 # core for it while half of them are idle.

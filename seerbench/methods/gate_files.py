@@ -14,9 +14,9 @@ from torch import Tensor
 
 from seerbench.core.finite import require_finite
 from seerbench.errors import ModelError
-from seerbench.files import reading
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
+from seerbench.reading import reading
 
 # The arguments of AttnGate after its config, as a file's metadata names them.
 SHAPE = ("q_heads", "kv_heads", "head_dim")

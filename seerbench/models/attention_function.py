@@ -45,7 +45,7 @@ WITHOUT_EFFECT = {
     "output_router_logits",
 }
 # Arguments that are honoured at one value.
-HONOURED = {"dropout": 0.0, "is_causal": True, "output_attentions": False}
+AT_ONE_VALUE = {"dropout": 0.0, "is_causal": True, "output_attentions": False}
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Record:
 
 
 @dataclass
-class _Block:
+class _Shared:
     """What the layers share while a method is in the model."""
 
     method: Method
@@ -79,14 +79,14 @@ class _Block:
 class LayerState:
     """State of one layer while a method is in the model."""
 
-    block: _Block
+    shared: _Shared
     seen: int = 0  # tokens in the layer's cache before this call
     attended: bool = False  # whether this call of the layer has reached the attention function
     q_unrotated: Tensor | None = None  # [B, Hq, N, D], from the projection until the layer's plan is made
     k_unrotated: Tensor | None = None  # [B, Hk, N, D]
 
 
-# By attention module, and by decoder for its `block`. Not attributes, which a copy of a model would have too.
+# By attention module, and by decoder for its `shared`. Not attributes, which a copy of a model would have too.
 _STATES: WeakKeyDictionary[nn.Module, LayerState] = WeakKeyDictionary()
 _ENTRY = threading.Lock()
 # torch.compile runs these functions as they are: what they do depends on state that it does not see.
@@ -102,17 +102,20 @@ def method_in_layers(
     count: bool = True,
     part: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> Iterator[Record]:
-    """Put `method` into every attention layer of a supported model: `hugging_face.attention_method` unchecked."""
+    """Put `method` into every attention layer of a model that has been checked (`hugging_face.attention_method`).
+
+    The arguments, the result and the errors of forward passes are those of `attention_method`.
+    """
     _register()
     layers, record = attention_layers(model), Record()
-    block = _Block(method, rope_of(model), record if count else None, part)
+    shared = _Shared(method, rope_of(model), record if count else None, part)
     with ExitStack() as stack:
         with _ENTRY:
             before = _own_implementation(model, layers)
             stack.callback(model.set_attn_implementation, before)
             model.set_attn_implementation(NAME)
         for module in (model.model, *layers):
-            _STATES[module] = LayerState(block)
+            _STATES[module] = LayerState(shared)
             stack.callback(_STATES.pop, module)
         stack.enter_context(_hook(model.model.register_forward_pre_hook(_before_model)))
         for layer in layers:
@@ -123,9 +126,9 @@ def method_in_layers(
                 store = functools.partial(_store_projection, layer, f"{name}_unrotated")
                 stack.enter_context(_hook(projection.register_forward_hook(store)))
         yield record
-    if block.to_recompute:
+    if shared.to_recompute:
         raise Refused(
-            f"{block.to_recompute} layer calls ran in re-entrant checkpoints, and would be computed again without "
+            f"{shared.to_recompute} layer calls ran in re-entrant checkpoints, and would be computed again without "
             "the method by a backward pass after the block; call backward inside the block, or enable gradient "
             "checkpointing with use_reentrant=False, or run without gradients"
         )
@@ -183,7 +186,7 @@ def _in_backward() -> bool:
 @_uncompiled
 def _before_model(decoder: nn.Module, _inputs: tuple) -> None:
     """Note whether a forward pass has gradients: a hook."""
-    layer_state(decoder).block.with_gradients = torch.is_grad_enabled()
+    layer_state(decoder).shared.with_gradients = torch.is_grad_enabled()
 
 
 @_uncompiled
@@ -194,7 +197,7 @@ def _before_layer(layer: nn.Module, _inputs: tuple, options: dict[str, Any]) -> 
         ModelError: another thread runs the model, or there is no method in it (`layer_state`).
     """
     state = layer_state(layer)
-    if threading.get_ident() != state.block.thread and not _in_backward():
+    if threading.get_ident() != state.shared.thread and not _in_backward():
         raise ModelError("another thread has put a method into this model; give each thread a model of its own")
     cache = options.get("cache", options.get("past_key_values"))  # transformers has renamed it
     state.seen = 0 if cache is None else int(cache.get_seq_length(layer.layer_idx))
@@ -267,11 +270,11 @@ def _require_plain_attention(query: Tensor, scaling: float | None, options: dict
     if scaling is not None and abs(scaling - query.shape[-1] ** -0.5) > 1e-9:
         raise Refused(f"the model scales scores by {scaling}, SeerBench's kernels by 1/sqrt(head_dim)")
     for name, value in options.items():
-        if value is None or name in WITHOUT_EFFECT or (name in HONOURED and value == HONOURED[name]):
+        if value is None or name in WITHOUT_EFFECT or (name in AT_ONE_VALUE and value == AT_ONE_VALUE[name]):
             continue
         raise Refused(
-            f"the model asks for attention with {name}{f'={value}' if name in HONOURED else ''}, which SeerBench's "
-            "kernels do not compute"
+            f"the model asks for attention with {name}{f'={value}' if name in AT_ONE_VALUE else ''}, which "
+            "SeerBench's kernels do not compute"
         )
 
 
@@ -279,35 +282,35 @@ def _prefill(
     module: nn.Module, state: LayerState, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
     """Return the method's attention over a prompt, [B, Hq, N, D]; the arguments are those of `_attention`."""
-    block, tokens = state.block, q.shape[2]
+    shared, tokens = state.shared, q.shape[2]
     if k.shape[2] != tokens:  # a static cache, which has the prompt's keys first
         k, v = k[:, :, :tokens].contiguous(), v[:, :, :tokens].contiguous()
     visible = visible_pairs(attention_mask, tokens)
-    with block.part("plan"):
-        layer = LayerContext(module.layer_idx, state.q_unrotated, state.k_unrotated, block.rope)
+    with shared.part("plan"):
+        layer = LayerContext(module.layer_idx, state.q_unrotated, state.k_unrotated, shared.rope)
         # The state drops q and k, which would otherwise outlive the layer and take 1.25 GiB per layer at 128k
         # tokens with 32 query and 8 key heads of dimension 128.
         state.q_unrotated = state.k_unrotated = None
         if visible is None:
-            plan = block.method.plan(q, k, layer)
+            plan = shared.method.plan(q, k, layer)
         else:
-            pairs, sparsity = planned_pairs(block.method, q, k, layer, visible)
-    with block.part("attend"):
+            pairs, sparsity = planned_pairs(shared.method, q, k, layer, visible)
+    with shared.part("attend"):
         if visible is None:
-            _check_once(block, q, k, plan)
-            out = block.method.attend(q, k, v, plan)
-            _require_backward(block.method, q, k, v, out)
+            _check_once(shared, q, k, plan)
+            out = shared.method.attend(q, k, v, plan)
+            _require_backward(shared.method, q, k, v, out)
         else:
             out = masked_attention(q, k, v, None, pairs)
-    if block.record is not None:
+    if shared.record is not None:
         if visible is None:
             sparsity = None if plan is None else realised_sparsity(plan)
-        block.record.sparsity.append(sparsity or 0.0)
-        block.record.planned |= sparsity is not None
+        shared.record.sparsity.append(sparsity or 0.0)
+        shared.record.planned |= sparsity is not None
     if _in_backward():
-        block.to_recompute = max(0, block.to_recompute - 1)
-    elif block.with_gradients and not torch.is_grad_enabled():
-        block.to_recompute += 1
+        shared.to_recompute = max(0, shared.to_recompute - 1)
+    elif shared.with_gradients and not torch.is_grad_enabled():
+        shared.to_recompute += 1
     return out
 
 
@@ -316,28 +319,25 @@ def _decode(state: LayerState, q: Tensor, k: Tensor, v: Tensor, attention_mask: 
     state.q_unrotated = state.k_unrotated = None
     if attention_mask is None:  # every token is visible; a static cache has room behind them
         k, v = k[:, :, : state.seen + 1], v[:, :, : state.seen + 1]
-    if state.block.record is not None:
-        state.block.record.decoded += 1
+    if state.shared.record is not None:
+        state.shared.record.decoded += 1
     k, v = repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1])
     return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
 
 
-def _check_once(block: _Block, q: Tensor, k: Tensor, plan: Any) -> None:
+def _check_once(shared: _Shared, q: Tensor, k: Tensor, plan: Any) -> None:
     """Raise Refused if the method cannot run q and k under this plan; ask it once per shape."""
     if isinstance(plan, BlockMask):
         block_q, block_k = plan.block_q, plan.block_k
     else:
-        block_k = block.method.block or 64
-        block_q = block.method.block_q or block_k
-    dtype = str(q.dtype).removeprefix("torch.")
-    problem = AttentionProblem(
-        q.device.type, dtype, q.shape[0], q.shape[1], k.shape[1], q.shape[3], q.shape[2], block_q, block_k
-    )
-    if problem not in block.accepted:
-        reason = block.method.refuses(problem)
+        block_k = shared.method.block or 64
+        block_q = shared.method.block_q or block_k
+    problem = AttentionProblem.of(q, k, block_q, block_k)
+    if problem not in shared.accepted:
+        reason = shared.method.refuses(problem)
         if reason:
             raise Refused(reason)
-        block.accepted.add(problem)
+        shared.accepted.add(problem)
 
 
 def _require_backward(method: Method, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:

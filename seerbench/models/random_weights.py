@@ -23,7 +23,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seerbench.errors import ModelError, UserError
-from seerbench.files import first_line
+from seerbench.reading import first_line
 
 # Entries that transformers accepts in place of `rope_parameters`.
 ROPE_ENTRIES = ("rope_theta", "rope_scaling")

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from seerbench.core.finite import require_finite
 from seerbench.errors import ModelError
-from seerbench.files import first_line, read_json, reading
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import POOLINGS, GateConfig
+from seerbench.reading import first_line, read_json, reading
 
 CURE = "fetch these gates again, or give another folder or hub id"
 MODEL_KEYS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size")  # of config.json

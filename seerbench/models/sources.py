@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from seerbench.core.finite import require_finite
 from seerbench.errors import ModelError, UserError
-from seerbench.files import first_line, read_json, reading
 from seerbench.methods.gate import AttnGate
 from seerbench.models.yarn import with_yarn
+from seerbench.reading import first_line, read_json, reading
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Files of a model folder that transformers reads, if they exist.

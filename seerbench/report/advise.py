@@ -294,9 +294,7 @@ def _machine(
                 lines.append(f"    with more loss: {_in_words(more)}")
     disturbed = sum(each.disturbed for each in timed.values())
     if disturbed:
-        lines.append(
-            f"  left out: {disturbed} timings that other processes disturbed; measure them on an idle machine"
-        )
+        lines.append(f"  left out as disturbed: {disturbed} of the timings; measure them on an idle machine")
     return lines + list(dict.fromkeys(f"  timed: {_origin(each.run, each.label)}" for each in timed.values()))
 
 

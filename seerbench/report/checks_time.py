@@ -147,7 +147,7 @@ def training_kernel(run: Run, paper: pd.DataFrame) -> Evidence:
 
 
 def _disturbed(cells: pd.DataFrame) -> list[str]:
-    """Return what is missing because other work disturbed cells: no entry, or one with their contexts."""
+    """Return what is missing because cells were disturbed: no entry, or one with their contexts."""
     contexts = sorted(cells[cells.status == DISTURBED].context.unique())
     return [f"undisturbed timings at {', '.join(map(style.size, contexts))}"] if contexts else []
 

@@ -21,8 +21,8 @@ import pandas as pd
 
 from seerbench.artefacts import style
 from seerbench.errors import MissingRows, NotebookError
-from seerbench.files import first_line, reading
 from seerbench.paths import PUBLISHED, ROOT
+from seerbench.reading import first_line, reading
 from seerbench.report.html import CSS
 from seerbench.report.verdicts import published_runs
 from seerbench.rows.store import Run

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seerbench.errors import UserError
-from seerbench.files import reading
+from seerbench.reading import reading
 
 
 def write(table: pa.Table, path: Path) -> None:

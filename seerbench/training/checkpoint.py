@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from seerbench.core.finite import require_finite
 from seerbench.errors import ModelError
-from seerbench.files import reading
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_files import save_gates
+from seerbench.reading import reading
 from seerbench.training.fsdp import full_tensor, rank_and_world_size, shard_like
 
 CURE = "delete it and run again; the training then starts from its beginning"

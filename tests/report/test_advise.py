@@ -147,11 +147,11 @@ def test_a_disturbed_timing_is_never_recommended(tmp_path):
     text = "\n".join(advise.advise(8192, None, [quality, speed], tolerance=1.0))
     assert "attention at 8k: SeerAttention" in text
     assert "MoA" not in text
-    assert "left out: 1 timings" in text
+    assert "left out as disturbed: 1 of the timings" in text
     all_of_it = write_times(tmp_path / "busy", {"seer": 20.0}, disturbed=("seer", "dense"), device="Other GPU")
     text = "\n".join(advise.advise(8192, "other", [quality, all_of_it]))
     assert "SeerAttention" not in text
-    assert "left out: 2 timings" in text
+    assert "left out as disturbed: 2 of the timings" in text
 
 
 def test_a_run_in_progress_is_spoken_of_as_one(tmp_path):

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seerbench.core.problem import LayerContext
+from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.measure.cells import CellTimer, Entry, Prepared, Rows, joined
 from seerbench.measure.correctness import check_method
 from seerbench.measure.gpu_lock import exclusive
-from seerbench.measure.inputs import InputSource, problem_of
+from seerbench.measure.inputs import InputSource
 from seerbench.measure.sampler import Call, Timing
 from seerbench.measure.sweeps.entries import by_sparsity, flops, method_entry
 from seerbench.methods.protocol import Method, realised_sparsity
@@ -42,7 +42,7 @@ def methods_sweep(
         block: the block size of methods without one of their own.
     """
     q, k, v, layer = attention
-    problem = problem_of(q, k, block)
+    problem = AttentionProblem.of(q, k, block, block)
 
     def entries(group: Mapping[str, Method]) -> Iterable[Entry]:
         for name, method in group.items():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seerbench.errors import CorpusError, ModelError
-from seerbench.files import read_json, read_utf8, reading
+from seerbench.reading import read_json, read_utf8, reading
 
 CURE = "make it again"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
