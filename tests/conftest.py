@@ -10,6 +10,7 @@ import torch
 import torch._dynamo
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 # Timings of tests mean nothing, and the machine may be busy: tests and the steps that they start do not wait.
 os.environ["SEERBENCH_LOAD_LIMIT"] = "inf"
 # One process of tests compiles FlexAttention for more kinds of shapes than a step ever does; past the limit (8)

@@ -21,8 +21,7 @@ from seerbench.paths import PAPER, ROOT
 from seerbench.presets.load import load_preset
 from seerbench.rows.store import Run
 
-# One thread per process: two jobs run side by side, and waiting threads would occupy the other job's core.
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
