@@ -27,6 +27,7 @@ from seerbench.core.reference import reference_attention, repeat_kv
 from seerbench.core.tolerance import error_and_budget
 from seerbench.paths import ROOT
 from seerbench.report import notebooks
+from seerbench.rows import requests
 from seerbench.rows.timings import timings
 
 torch.manual_seed(0)
@@ -149,8 +150,8 @@ card("kernels/block_sparse/hopper.py")
 # time as in the dense kernel, and only skipping more blocks makes the kernel faster.
 
 # %%
-timed = [run for run in runs if (run.table("cells").sweep == "kernel").any()]
-on_gpu = [run for run in timed if run.table("cells").implementation.isin(["sdpa-flash", "triton"]).any()]
+timed = [run for run in runs if (requests.rows(run, "cells").sweep == "kernel").any()]
+on_gpu = [run for run in timed if requests.rows(run, "cells").implementation.isin(["sdpa-flash", "triton"]).any()]
 run = (on_gpu or timed)[0]
 cells, samples = timings(run, "kernel")
 cells = cells[cells.status == "measured"]
@@ -242,7 +243,7 @@ display(table.map("{:.2f}x".format).reset_index().style.hide().set_caption(f"spe
 # map in memory. The pooled-map kernel takes the maximum of each block during FlashAttention's loop.
 
 # %% tags=["hide-input"]
-candidates = [each for each in runs if (each.table("cells").sweep == "training_kernel").any()]
+candidates = [each for each in runs if (requests.rows(each, "cells").sweep == "training_kernel").any()]
 if candidates:
     training_run = next((each for each in candidates if each.folder == run.folder), candidates[0])
     of_training, samples_of_training = timings(training_run, "training_kernel")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from seerbench.artefacts import aggregates, frames, labels, style, table_format
-from seerbench.rows import bootstrap
+from seerbench.rows import bootstrap, requests
 from seerbench.rows.store import Run
 
 LOSS, LOOKUPS = "delta NLL", "correct"  # the metrics of the frame
@@ -24,7 +24,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     losses = aggregates.perplexities(rows, aggregates.dense_rows(run, rows)).assign(metric=LOSS)
     losses = losses.assign(value=losses.delta, low=losses.delta_low, high=losses.delta_high, unit="nats")
     losses = losses[losses.method != "dense"].assign(label=str(labels.label(run, rows)))
-    tasks = run.table("tasks")
+    tasks = requests.rows(run, "tasks")
     tasks = tasks[(tasks.experiment == "retrieval") & tasks.gate.isin(losses.gate.unique())]
     lookups = [] if tasks.empty else [_lookups(tasks).assign(label=str(labels.label(run, tasks)))]
     return table_format.ordered(frames.tidy(losses, *lookups), "metric", "sparsity_requested")
@@ -34,7 +34,10 @@ def _lookups(tasks: pd.DataFrame) -> pd.DataFrame:
     """Return the share of right look-ups per gate and sparsity, as unweighted mean over tasks and contexts."""
     lines = []
     for key, cell in tasks.groupby(CELL, dropna=False, sort=False):
-        counts = [(int(part.correct.sum()), len(part)) for _, part in cell.groupby(["task", "context"])]
+        answered = cell[cell.correct.notna()]
+        if answered.empty:
+            continue
+        counts = [(int(part.correct.sum()), len(part)) for _, part in answered.groupby(["task", "context"])]
         line: dict[str, Any] = dict(zip(CELL, key)) | dict(
             zip(aggregates.NUMBERS, bootstrap.mean_proportion(counts))
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from seerbench.rows import bootstrap
+from seerbench.rows import bootstrap, requests
 from seerbench.rows.schema import DISTURBED
 from seerbench.rows.store import Run
 
@@ -72,7 +72,7 @@ def dense_rows(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     own = rows[rows.method == "dense"]
     if len(own):
         return own
-    every = run.table("perplexity")
+    every = requests.rows(run, "perplexity")
     same = every.model.isin(rows.model.unique()) & every.corpus.isin(rows.corpus.unique())
     return every[(every.method == "dense") & same]
 

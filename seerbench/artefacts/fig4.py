@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from seerbench.artefacts import aggregates, colors, frames, gate_sets, labels, style
 from seerbench.errors import MissingRows
+from seerbench.rows import requests
 from seerbench.rows.gate_ref import UNTRAINED
 from seerbench.rows.store import Run
 
@@ -24,7 +25,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
     The rows are those of the experiment on mathematics where a run has it.
     """
-    every = run.table("perplexity")
+    every = requests.rows(run, "perplexity")
     name = ON_MATHEMATICS if (every.experiment == ON_MATHEMATICS).any() else EXPERIMENT
     rows = frames.experiments(run, "perplexity", name, "perplexity")
     # Model by model, since the loss is measured against dense attention in the same model.
@@ -49,7 +50,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
 def _methods(run: Run) -> pd.DataFrame:
     """Return every sparse method at the longest context, or nothing if the run has only SeerAttention."""
-    rows = run.table("perplexity")
+    rows = requests.rows(run, "perplexity")
     rows = rows[rows.experiment == EXPERIMENT]
     rows = rows[rows.context == rows.context.max()]
     cells = aggregates.perplexities(rows, aggregates.dense_rows(run, rows)) if len(rows) else pd.DataFrame()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from seerbench.errors import MissingRows
+from seerbench.rows import requests
 from seerbench.rows.store import Run
 from seerbench.rows.timings import timings as judged_timings
 
@@ -70,7 +71,7 @@ def experiments(run: Run, table: str, name: str, step: str) -> pd.DataFrame:
 
     Raises MissingRows, which names `step`, if there are none.
     """
-    names = run.table(table).experiment.unique()
+    names = requests.rows(run, table).experiment.unique()
     parts = [part for part in names if part == name or part.startswith(f"{name}-")]
     return pd.concat([experiment(run, table, part, step) for part in parts or [name]], ignore_index=True)
 
@@ -81,9 +82,9 @@ def experiment(run: Run, table: str, name: str, step: str) -> pd.DataFrame:
     A fresh run has one file per experiment, a published run one file per table. Raises MissingRows, which names
     `step`, if there are none.
     """
-    rows = run.table(table, name)
+    rows = requests.rows(run, table, name)
     if rows.empty:
-        rows = run.table(table)
+        rows = requests.rows(run, table)
         if "experiment" in rows:
             rows = rows[rows.experiment == name]
     if rows.empty:

@@ -27,11 +27,12 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     rows = frames.experiment(run, "recall", "gates", "recall")
     lines = []
     for key, cell in rows.groupby(CELL, dropna=False, sort=False):
-        line: dict[str, Any] = dict(zip(CELL, key)) | {"source": "measured", "status": "measured", "reason": None}
-        line |= {"sparsity_realised": cell.sparsity_realised.mean(), "unit": "share"}
+        line: dict[str, Any] = dict(zip(CELL, key)) | {"source": "measured", "unit": "share"}
+        line |= {"status": cell.status.iloc[0], "reason": cell.reason.iloc[0]}
+        line |= {"sparsity_realised": cell.sparsity_realised.mean()}
         for metric in METRICS:
-            documents = cell.groupby("document")[metric].mean()
-            numbers = dict(zip(aggregates.NUMBERS, bootstrap.mean(documents)))
+            documents = cell.groupby("document")[metric].mean().dropna()  # none for a refused method
+            numbers = dict(zip(aggregates.NUMBERS, bootstrap.mean(documents))) if len(documents) else {}
             lines.append(line | numbers | {"metric": metric, "count": len(documents)})
     frame = frames.tidy(pd.DataFrame(lines).assign(label=str(labels.label(run, rows))))
     return table_format.ordered(frame, "context", "metric", "sparsity_requested")

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from seerbench.artefacts import aggregates, frames, labels, paper_numbers, table_format
-from seerbench.rows import bootstrap
+from seerbench.rows import bootstrap, requests
+from seerbench.rows.schema import REFUSED
 from seerbench.rows.store import Run
 
 CELL = ["model", "corpus", "method", "gate", "sparsity_requested", "bucket", "context"]
@@ -20,7 +21,7 @@ SOLVED = (
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """Return one line per cell and task, and one per cell for the unweighted mean over tasks, in percent."""
-    every = run.table("tasks")
+    every = requests.rows(run, "tasks")
     name = next((name for name in EXPERIMENTS if (every.experiment == name).any()), EXPERIMENTS[-1])
     rows = frames.experiment(run, "tasks", name, "tasks")
     printed = paper_numbers.printed(paper, "table2").assign(task=MEAN)
@@ -36,11 +37,15 @@ def _lookups(rows: pd.DataFrame) -> list[dict[str, Any]]:
     lines = []
     for key, cell in rows.groupby(CELL, dropna=False, sort=False):
         line = _line(key, cell)
-        counts = {task: (int(part.correct.sum()), len(part)) for task, part in cell.groupby("task")}
+        answered = cell[cell.correct.notna()]
+        if answered.empty:
+            lines.append(line | _refused(cell))
+            continue
+        counts = {task: (int(part.correct.sum()), len(part)) for task, part in answered.groupby("task")}
         for task, count in counts.items():
             lines.append(line | {"task": task, "count": count[1]} | _percent(bootstrap.proportion(*count)))
         mean = bootstrap.mean_proportion(list(counts.values()))
-        lines.append(line | {"task": MEAN, "count": len(cell)} | _percent(mean))
+        lines.append(line | {"task": MEAN, "count": len(answered)} | _percent(mean))
     return lines
 
 
@@ -51,8 +56,7 @@ def _longbench(rows: pd.DataFrame) -> list[dict[str, Any]]:
         line = _line(key, cell)
         scored = cell[cell.score.notna()]
         if scored.empty:
-            refused = {"status": "refused", "reason": cell.reason.iloc[0], "task": MEAN, "count": 0}
-            lines.append(line | refused | _percent((float("nan"),) * 3))
+            lines.append(line | _refused(cell))
             continue
         scores = {task: part.score.to_numpy() for task, part in scored.groupby("task")}
         for task, values in scores.items():
@@ -67,6 +71,12 @@ def _longbench(rows: pd.DataFrame) -> list[dict[str, Any]]:
 def _line(key: tuple, cell: pd.DataFrame) -> dict[str, Any]:
     line: dict[str, Any] = dict(zip(CELL, key)) | {"source": "measured", "metric": "accuracy", "unit": "%"}
     return line | {"sparsity_realised": cell.sparsity_realised.mean(), "status": "measured", "reason": None}
+
+
+def _refused(cell: pd.DataFrame) -> dict[str, Any]:
+    """Return what a line says of a cell without any answer."""
+    refused = {"status": REFUSED, "reason": cell.reason.iloc[0], "task": MEAN, "count": 0}
+    return refused | _percent((float("nan"),) * 3)
 
 
 def _percent(interval: bootstrap.Interval) -> dict[str, float]:

@@ -22,6 +22,7 @@ from seerbench.artefacts import aggregates, colors, frames, gate_sets, labels, s
 from seerbench.errors import ConfigError, MissingRows, ResultsError
 from seerbench.presets.load import load_preset
 from seerbench.presets.types import TrainedGates
+from seerbench.rows import requests
 from seerbench.rows.gate_ref import PAPER_GATE, UNTRAINED
 from seerbench.rows.manifest import MANIFEST
 from seerbench.rows.schema import DISTURBED, SCALE_KINDS
@@ -187,7 +188,7 @@ def strongest_quality(runs: Iterable[Run]) -> Quality | None:
     """Return the losses of the run of the largest scale, then the longest context, then the latest, if any."""
     best: tuple[tuple[int, int, str], Run] | None = None
     for run in runs:
-        rows = run.table("perplexity")
+        rows = requests.rows(run, "perplexity")
         rows = rows[(rows.experiment == "contexts") & (rows.status == "measured")]
         if rows.empty:
             continue
@@ -201,7 +202,7 @@ def strongest_quality(runs: Iterable[Run]) -> Quality | None:
 
 def _quality(run: Run) -> Quality:
     """Return the losses of one run, from the experiments `contexts` and `gates` of one model."""
-    rows = run.table("perplexity")
+    rows = requests.rows(run, "perplexity")
     model = rows.model[rows.experiment == "contexts"].iloc[0]
     rows = rows[rows.experiment.isin(["contexts", "gates"]) & (rows.model == model)]
     parts = [aggregates.perplexities(part) for _, part in rows.groupby("experiment", sort=False)]
@@ -332,6 +333,6 @@ def _footer(quality: Quality | None, compared: Sequence[Run], measured: Sequence
     lines += [
         f"{run.folder} has no timings yet: its run is not finished, or its preset times nothing."
         for run in measured
-        if run.table("cells").empty and not (run.folder / MANIFEST).is_file()
+        if requests.rows(run, "cells").empty and not (run.folder / MANIFEST).is_file()
     ]
     return [*lines, "Every measured sparsity: seerbench advise --all"]

@@ -14,6 +14,7 @@ import pandas as pd
 from seerbench.artefacts import aggregates, frames, labels
 from seerbench.errors import MissingRows
 from seerbench.report.advise import COMPARED, nearest, runs_of
+from seerbench.rows import requests
 from seerbench.rows.store import Run
 
 # sweep -> (stage, what its time includes), the most informative first.
@@ -43,7 +44,7 @@ def tables(context: int, gpu: str | None, folders: Iterable[Path]) -> list[str]:
     for run in runs_of(gpu, folders):
         steps = run.table("runs")
         steps = steps[steps.device.str.contains(gpu or "", case=False, regex=False)]
-        perplexities = run.table("perplexity")
+        perplexities = requests.rows(run, "perplexity")
         if steps.empty:
             losses_elsewhere += _loss(run, perplexities, context)
             continue

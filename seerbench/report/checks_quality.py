@@ -13,24 +13,23 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from seerbench.artefacts import frames, gate_sets, style
+from seerbench.artefacts import colors, frames, gate_sets, style
 from seerbench.artefacts.paper_numbers import (
     BEST_POOLING,
     LONGBENCH_BUCKETS,
     TABLE_1_COMPARED,
-    TABLE_1_LARGEST_MARGIN,
     TABLE_1_LAST,
     TABLE_3_CONTEXT,
 )
 from seerbench.errors import MissingRows
 from seerbench.report.evidence import Comparison, Evidence
-from seerbench.rows import bootstrap
+from seerbench.rows import bootstrap, requests
+from seerbench.rows.equal_sparsity import nll_at, realised, settings
 from seerbench.rows.gate_ref import PAPER_GATE, WITHOUT_ROPE
 from seerbench.rows.schema import SCALE_KINDS
 from seerbench.rows.store import Run
 
 POOLINGS = 49  # Figure 10 compares this many.
-EQUAL = 0.005  # Two realised sparsities that differ by less count as equal: blocks cannot be split.
 HALF_A_DIGIT = 0.005  # The paper prints perplexities with two decimals.
 RESOLUTION = HALF_A_DIGIT / 10  # in nats: half of the last decimal of a perplexity of 10, as in Table 1
 # The experiments that the claims are about. Those on the paper's second kind of text, mathematics, end in "-math".
@@ -183,85 +182,94 @@ def post_half(run: Run, paper: pd.DataFrame) -> Evidence:
     return Evidence(comparisons, rows[rows.context.isin(contexts)], missing)
 
 
-Pairs = list[tuple[pd.DataFrame, pd.DataFrame]]
+def _against(run: Run, method: str, choose: Callable[[pd.DataFrame], pd.DataFrame]) -> Evidence:
+    """Compare SeerAttention with `method` at equal realised sparsity, at the contexts of Table 1 up to 64k.
 
+    SeerAttention is interpolated to the realised sparsity of each setting of `method` (rows/equal_sparsity.py). A
+    setting outside its measured range says nothing.
 
-def _against(run: Run, method: str, choose: Callable[[Pairs], Pairs]) -> Evidence:
-    """Compare SeerAttention with `method` at equal or higher sparsity, at the contexts of Table 1 up to 64k.
-
-    Each setting of `method`, by ascending realised sparsity, is compared with SeerAttention at the lowest sparsity
-    that is not lower and at most TABLE_1_LARGEST_MARGIN higher. choose: returns those pairs, of all at one context,
-    that the claim is about.
+    Args:
+        run: the run.
+        method: the name of the other method.
+        choose: returns those rows of `method` at one context, refused ones among them, that the claim is about.
     """
-    rows, seer = _paper_gate(run, _documents(run, CONTEXTS))
+    every = frames.experiment(run, "perplexity", CONTEXTS, "perplexity")
+    rows, seer = _paper_gate(run, _measured(every))
+    others = every[(every.method == method) & (every.model == seer.model.iloc[0])]
+    others = others.assign(document=others.corpus + "/" + others.document)
     contexts, missing = _lengths(run, seer, TABLE_1_COMPARED)
     comparisons = []
     for context in contexts:
-        settings = _by_sparsity(rows[(rows.method == method) & (rows.context == context)])
-        ours = _by_sparsity(seer[seer.context == context])
-        every = [(other, _next_above(ours, other)) for other in settings]
-        pairs = [(other, of_seer) for other, of_seer in every if of_seer is not None]
-        if not pairs:
-            missing.append(f"{style.size(context)} at comparable sparsities")
-        for other, of_seer in choose(pairs):
-            skipped = f"{of_seer.sparsity_realised.mean():.2f} against {other.sparsity_realised.mean():.2f} skipped"
-            comparisons.append(_lower(f"{style.size(context)}, {skipped}", _nll(other), _nll(of_seer)))
+        ours, chosen = seer[seer.context == context], choose(others[others.context == context])
+        compared = [_at_equal_sparsity(style.size(context), other, ours) for other in settings(chosen)]
+        found = [comparison for comparison in compared if comparison is not None]
+        comparisons += found
+        if not found:
+            missing.append(f"{style.size(context)} ({_why_not(chosen)})")
     if not comparisons:
-        raise _missing(run, f"SeerAttention and {method} at comparable sparsities", CONTEXTS)
-    note = "Sparsities are realised ones."
+        what = f"SeerAttention and {colors.display(method)} at equal sparsity ({', '.join(missing)})"
+        raise _missing(run, what, CONTEXTS)
+    note = "Sparsities are realised ones; SeerAttention is interpolated between its measured ones."
     return Evidence(comparisons, rows[rows.context.isin(contexts)], missing, note)
 
 
-def _by_sparsity(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the rows of each setting of one method at one context, in the order of their realised sparsity."""
-    groups = [group for _, group in rows.groupby(["gate", "sparsity_requested"], dropna=False)]
-    return sorted(groups, key=lambda group: group.sparsity_realised.mean())
+def _at_equal_sparsity(what: str, other: pd.DataFrame, ours: pd.DataFrame) -> Comparison | None:
+    """Compare one setting of a method with `ours` at its realised sparsity; None outside our measured range."""
+    nll = nll_at(ours, realised(other))
+    return None if nll is None else _lower(f"{what}, both {realised(other):.2f} skipped", _nll(other), nll)
 
 
-def _next_above(ours: Sequence[pd.DataFrame], other: pd.DataFrame) -> pd.DataFrame | None:
-    """Return the first of `ours` that skips no less than `other` and at most Table 1's largest margin more."""
-    skipped = other.sparsity_realised.mean()
-    above = (each for each in ours if each.sparsity_realised.mean() >= skipped - EQUAL)
-    found = next(above, None)
-    near = found is not None and found.sparsity_realised.mean() <= skipped + TABLE_1_LARGEST_MARGIN + EQUAL
-    return found if near else None
+def _why_not(chosen: pd.DataFrame) -> str:
+    """Return why no setting of a method can be compared with SeerAttention at one context."""
+    reasons = [f"{realised(setting):.2f} skipped is outside SeerAttention's range" for setting in settings(chosen)]
+    reasons += list(chosen.reason[chosen.status != "measured"].dropna().unique())
+    return "; ".join(reasons) or "not measured"
+
+
+def _own(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a method at its own sparsity."""
+    return rows[rows.sparsity_requested.isna()]
 
 
 def below_moa(run: Run, paper: pd.DataFrame) -> Evidence:
-    """Check C7: SeerAttention has a lower perplexity than MoA at its lowest sparsity, where the paper has it."""
-    return _against(run, "moa", lambda pairs: pairs[:1])
+    """Check C7: SeerAttention has a lower perplexity than MoA at equal sparsity.
+
+    MoA is taken where the paper has it: at its own sparsity, and at the lowest requested one.
+    """
+
+    def choose(rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[rows.sparsity_requested.isna() | (rows.sparsity_requested == rows.sparsity_requested.min())]
+
+    return _against(run, "moa", choose)
 
 
 def below_minference(run: Run, paper: pd.DataFrame) -> Evidence:
-    """Check C8: SeerAttention has a lower perplexity than each setting of MInference.
+    """Check C8: SeerAttention has a lower perplexity than MInference at equal sparsity.
 
-    MInference is taken at its own sparsity, as in the paper, or at requested ones where there is no such pair.
+    MInference is taken at its own sparsity, as in the paper, or at each requested one if that was not measured.
     """
-
-    def choose(pairs: Pairs) -> Pairs:
-        return [pair for pair in pairs if pair[0].sparsity_requested.isna().all()] or pairs
-
-    return _against(run, "minference", choose)
+    return _against(run, "minference", lambda rows: _own(rows) if len(_own(rows)) else rows)
 
 
 def minference_at_128k(run: Run, paper: pd.DataFrame) -> Evidence:
     """Check C9: MInference has a lower perplexity than SeerAttention at 128k and 90%.
 
-    MInference is taken at its own sparsity, as in the paper, or at 90% if that was not measured.
+    MInference is taken at its own sparsity, as in the paper, or at 90% if that was not measured. SeerAttention is
+    interpolated to its realised sparsity.
     """
     rows = _documents(run, CONTEXTS)
     rows = rows[rows.context == TABLE_1_LAST]
-    settings = _by_sparsity(rows[rows.method == "minference"])
-    own = [setting for setting in settings if setting.sparsity_requested.isna().all()]
-    requested = [_at(setting, 0.9) for setting in settings if len(_at(setting, 0.9))]
-    minference = (own or requested or [rows[:0]])[-1]
+    minference = rows[rows.method == "minference"]
+    minference = _own(minference) if len(_own(minference)) else _at(minference, 0.9)
     if minference.empty:
         raise _missing(run, "SeerAttention and MInference at 128k and 90%", CONTEXTS)
     _, seer = _paper_gate(run, rows)
-    if _at(seer, 0.9).empty:
-        raise _missing(run, "SeerAttention and MInference at 128k and 90%", CONTEXTS)
-    what = f"MInference, {minference.sparsity_realised.mean():.2f} skipped, against SeerAttention"
-    return Evidence([_lower(what, _nll(_at(seer, 0.9)), _nll(minference))], rows)
+    other = settings(minference)[-1]
+    nll = nll_at(seer, realised(other))
+    if nll is None:
+        raise _missing(run, f"SeerAttention at 128k and MInference's {realised(other):.2f}", CONTEXTS)
+    what = f"MInference against SeerAttention, both {realised(other):.2f} skipped"
+    return Evidence([_lower(what, nll, _nll(other))], rows)
 
 
 def longer_is_sparser(run: Run, paper: pd.DataFrame) -> Evidence:
@@ -269,7 +277,7 @@ def longer_is_sparser(run: Run, paper: pd.DataFrame) -> Evidence:
 
     Figure 4 has mathematics, with two models; a run without that text is judged on its own.
     """
-    names = run.table("perplexity").experiment.unique()
+    names = requests.rows(run, "perplexity").experiment.unique()
     math_parts = [name for name in names if name == CONTEXTS_MATH or name.startswith(f"{CONTEXTS_MATH}-")]
     every = pd.concat([_documents(run, name) for name in math_parts or [CONTEXTS]])
     comparisons, parts = [], []
@@ -278,8 +286,11 @@ def longer_is_sparser(run: Run, paper: pd.DataFrame) -> Evidence:
             continue
         rows, seer = _paper_gate(run, rows)
         parts.append(rows)
-        shortest, longest = seer.context.min(), seer.context.max()
-        for sparsity in _sparsities(seer) if shortest < longest else []:
+        for sparsity in _sparsities(seer):
+            contexts = _at(seer, sparsity).context
+            shortest, longest = contexts.min(), contexts.max()
+            if shortest == longest:
+                continue
             short_loss, long_loss = (
                 _nll(seer, context=context, sparsity_requested=sparsity)
                 - _nll(rows, context=context, method="dense")
@@ -344,7 +355,7 @@ def tasks_at_or_above(run: Run, paper: pd.DataFrame) -> Evidence:
     Scores are paired by example, in percentage points, and averaged over tasks without weights. Other tasks, such
     as look-ups, cannot judge the claim.
     """
-    rows = run.table("tasks")
+    rows = requests.rows(run, "tasks")
     rows = rows[rows.definition.notna() & rows.score.notna()]
     rows = rows.assign(bucket=rows.bucket.astype(str))
     at_tenth = rows[np.isclose(rows.sparsity_requested.astype(float), 0.1)]

@@ -25,6 +25,7 @@ from seerbench.paths import PUBLISHED, ROOT
 from seerbench.reading import first_line, reading
 from seerbench.report.html import CSS
 from seerbench.report.verdicts import published_runs
+from seerbench.rows import requests
 from seerbench.rows.store import Run
 from seerbench.writing import require_writable, write_bytes
 
@@ -196,7 +197,7 @@ def with_rows(runs: Sequence[Run], table: str, **where: Any) -> tuple[Run, pd.Da
     Raises MissingRows if no run has any.
     """
     for run in runs:
-        rows = run.table(table)
+        rows = requests.rows(run, table)
         for column, value in where.items():
             rows = rows[rows[column] == value]
         if len(rows):

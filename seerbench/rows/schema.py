@@ -18,8 +18,9 @@ TEXT, NUMBER, INTEGER, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
 # Values of cells.inputs_kind.
 RANDOM, CAPTURED, RANDOM_WEIGHTS = "random", "captured", "random_weights"
-# A value of cells.status that code decides by: the method was timed, but its numbers cannot be trusted.
-DISTURBED = "disturbed"
+# Values of status that code decides by: the method was timed, but its numbers cannot be trusted; the method cannot
+# do what was requested.
+DISTURBED, REFUSED = "disturbed", "refused"
 # Values of runs.scale_kind, smallest first.
 SCALE_KINDS = ("toy", "small", "paper")
 

@@ -7,6 +7,7 @@ Everything that concludes something from timings (artefacts, claims, advice, com
 - its numbers are impossible (`impossible`), which happens where the load was not seen.
 
 Rows that are set apart have the status disturbed and a reason, and their samples are left out. The files keep both.
+Cells that skip another share than was requested are refused (requests.py); their samples are left out too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from seerbench.rows import requests
 from seerbench.rows.schema import DISTURBED
 from seerbench.rows.store import Run
 
@@ -37,8 +39,11 @@ MAX_SPREAD = 2.0
 
 
 def timings(run: Run, sweep: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return (cells, samples) of one sweep of a run, or of all, as `judged` returns them."""
-    cells, samples = run.table("cells"), run.table("samples")
+    """Return (cells, samples) of one sweep of a run, or of all, as `judged` returns them.
+
+    Cells that break their request are refused before.
+    """
+    cells, samples = requests.rows(run, "cells"), run.table("samples")
     if sweep is not None:
         cells = cells[cells.sweep == sweep]
     return judged(cells.reset_index(drop=True), samples[samples.run_id.isin(cells.run_id.unique())])

@@ -24,20 +24,35 @@ def write_perplexity(folder, experiment, cells, contexts, scale_kind="small", re
     return Run(folder)
 
 
+def rewritten(run, rows):
+    """Write other perplexity rows into a run and return it."""
+    origins = run.table("runs")
+    origins = origins.astype(object).where(origins.notna(), None).to_dict("records")
+    write_rows(run.folder / "perplexity" / "contexts.parquet", "perplexity", rows, origins)
+    return Run(run.folder)
+
+
 @pytest.mark.parametrize(
-    ("realised", "compared"), [(0.66, "0.68 against 0.66"), (0.68, "0.68 against 0.68"), (0.6, None), (0.7, None)]
+    ("realised", "loss"),
+    [(0.88, 0.7**3 / 2 + 0.9**3 / 2), (0.8, 0.7**3), (0.804, 0.7**3), (0.74, None), (0.97, None)],
 )
-def test_minference_meets_the_next_gate_that_skips_as_much_and_little_more(tmp_path, realised, compared):
-    """The gates realise 0.38, 0.48, 0.68 and 0.88; Table 1 compares at up to 0.05 more."""
-    cells = [DENSE, ("minference", "searched", "none", None, 0.0), *SEER]
+def test_minference_meets_the_gate_at_its_own_sparsity(tmp_path, realised, loss):
+    """The gates realise 0.8 and 0.96; between them their loss is interpolated, and outside nothing is said."""
+    cells = [DENSE, ("minference", "searched", "none", None, 0.0), *SEER[2:]]
     run = write_perplexity(tmp_path, "contexts", cells, (1024,), realised={"minference": realised})
-    if compared is None:
-        with pytest.raises(MissingRows, match="comparable"):
+    rows = run.table("perplexity")
+    skipped = rows.sparsity_requested.map({0.7: 0.8, 0.9: 0.96}).fillna(rows.sparsity_realised)
+    rows = rows.assign(sparsity_realised=skipped, sparsity_requested=rows.sparsity_requested.replace(0.7, 0.8))
+    rows["sparsity_requested"] = rows.sparsity_requested.replace(0.9, 0.96)
+    run = rewritten(run, rows)
+    if loss is None:
+        with pytest.raises(MissingRows, match=rf"{realised} skipped is outside SeerAttention's range"):
             checks_quality.below_minference(run, None)
         return
     (comparison,) = checks_quality.below_minference(run, None).comparisons
-    assert compared in comparison.what
-    assert comparison.contradicts  # the gate loses 0.7 ** 3 nats, MInference here nothing
+    assert f"both {realised:.2f} skipped" in comparison.what
+    assert comparison.interval[0] == pytest.approx(loss, abs=0.01)
+    assert comparison.contradicts  # MInference loses nothing here
 
 
 def test_minference_counts_at_its_own_sparsity_before_requested_ones(tmp_path):
@@ -46,9 +61,23 @@ def test_minference_counts_at_its_own_sparsity_before_requested_ones(tmp_path):
     (comparison,) = checks_quality.below_minference(run, None).comparisons
     assert comparison.holds
     cells = [DENSE, own, requested, *SEER]
-    run = write_perplexity(tmp_path, "contexts", cells, (1024,), realised={"minference": 0.46})
+    run = write_perplexity(tmp_path, "contexts", cells, (1024,), realised={"minference": 0.48})
     (comparison,) = checks_quality.below_minference(run, None).comparisons
     assert comparison.contradicts
+
+
+def test_moa_is_taken_where_the_paper_has_it(tmp_path):
+    """At its own sparsity and at the lowest requested one; a refused plan is no reason to take a sparser one."""
+    plans = [("moa", f"moa-{sparsity}", "none", sparsity, loss) for sparsity, loss in ((0.4, 9.0), (0.9, 0.0))]
+    cells = [DENSE, *SEER, *plans, ("moa", "moa-kv", "none", None, 0.0)]
+    run = write_perplexity(tmp_path, "contexts", cells, (1024,))
+    (comparison,) = checks_quality.below_moa(run, None).comparisons
+    assert "both 0.38 skipped" in comparison.what
+    assert comparison.holds
+    rows = run.table("perplexity")
+    rows.loc[rows.gate == "moa-0.4", "sparsity_realised"] = 0.5
+    with pytest.raises(MissingRows, match=r"skips 50\.0% where 40% was requested: more than 2 points above"):
+        checks_quality.below_moa(rewritten(run, rows), None)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +133,9 @@ def test_of_several_gates_with_the_papers_set_the_first_counts(tmp_path):
 @pytest.mark.parametrize("sparsity", [None, 0.9])
 def test_minference_at_128k_is_at_its_own_sparsity_or_at_90(tmp_path, sparsity):
     cells = [DENSE, ("minference", "v2", "none", sparsity, 0.0), *SEER]
-    run = write_perplexity(tmp_path, "contexts", cells, (8192, 131072), realised={"minference": 0.9})
+    run = write_perplexity(tmp_path, "contexts", cells, (8192, 131072), realised={"minference": 0.88})
     (comparison,) = checks_quality.minference_at_128k(run, None).comparisons
-    assert "0.90 skipped" in comparison.what
+    assert "both 0.88 skipped" in comparison.what
     assert comparison.holds
 
 
