@@ -3,22 +3,22 @@
     passkey, kv, cloze                    examples for evaluation, from held-out documents
     training_lookups, training_repeats    windows for training, from train text and with other codes
 
+far_lookups.py has tasks that ask more of the rows in the middle of the text, lookup_tasks.py all of them by name.
 measure/tasks.py scores the examples. training/batches.py mixes the windows into pre-training, because skipped
 blocks cannot harm a small model that has not learned to use its context.
 
-An example has exactly `context` tokens and ends with its answer. It is scored with teacher forcing, in one forward
-pass over all tokens: it is correct if the argmax at positions `answer_start - 1` to `context - 2` equals every
-token of the answer. The place of the answer's first occurrence is random, so the distances cover the window.
+An example of this module has exactly `context` tokens, prompt and answer together, and ends with its answer. The
+place of the answer's first occurrence is random, so the distances cover the window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from seerbench.data.lookup_parts import EVALUATION, KV_PAIRS, Example, Pieces, insert_facts, pieces_of, random_text
 from seerbench.data.tokens import bos_of
 from seerbench.data.windows import packed
 from seerbench.errors import CorpusError
@@ -27,71 +27,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CODE_DIGITS = 5  # digits of a pass-key
-KV_PAIRS = 8  # key-value pairs in a window
 CLOZE_CUE, CLOZE_ANSWER = 10, 2  # Tokens of a repeated span: the cue is shown and the answer is predicted.
 CLOZE_PER_DOCUMENT = 4  # A document gives at most this many cloze examples.
-WORD_LETTERS = 4  # Keys and values are words of at least this many letters.
 TRAINING_QUESTIONS = 4  # A key-value window for training asks this many times, if it is long enough.
-# Evaluation and training draw from different random streams, also with one seed.
-EVALUATION, TRAINING = 1, 2
-
-
-@dataclass(frozen=True)
-class Example:
-    """One question with its answer."""
-
-    task: str
-    context: int
-    tokens: np.ndarray  # int32 [context]: BOS first, the answer at the end
-    answer_start: int
-    answer_length: int
-    distance: int  # tokens from the answer's first occurrence to its place at the end
-
-    @property
-    def answer(self) -> np.ndarray:
-        """Return the tokens to predict, int32 [answer_length]."""
-        return self.tokens[self.answer_start : self.answer_start + self.answer_length]
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """The parts of look-ups as token ids of one tokenizer, each int32."""
-
-    bos: int
-    digits: np.ndarray  # [10], 0 to 9
-    words: np.ndarray  # words that are one token: a space and at least WORD_LETTERS letters
-    passkey: np.ndarray  # "\n# the pass key is ", which precedes a code
-    kv: np.ndarray  # "\n# set", which precedes a key and its value
-    end: np.ndarray  # "\n"
-
-
-def pieces_of(tokenizer: PreTrainedTokenizerFast) -> Pieces:
-    """Return the parts of look-ups in the tokens of a tokenizer.
-
-    Raises:
-        CorpusError: a digit is not one token, or too few words are.
-    """
-
-    def ids(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    digits = [ids(str(digit))[-1] for digit in range(10)]
-    if any(tokenizer.decode([token]).strip() != str(digit) for digit, token in enumerate(digits)):
-        raise CorpusError("the tokenizer has no single tokens for digits; pass-keys need them")
-    vocab = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    words = [
-        token
-        for token, text in enumerate(vocab)
-        if text and text[0] in "Ġ▁" and len(text) > WORD_LETTERS and text[1:].isascii() and text[1:].isalpha()
-    ]
-    if len(words) < 4 * KV_PAIRS:
-        raise CorpusError(
-            f"the tokenizer has {len(words)} words of one token; key-value look-ups need {4 * KV_PAIRS}: raise"
-            " tokenizer.vocab"
-        )
-    as_ids = [np.array(part, dtype=np.int32) for part in (digits, words)]
-    texts = [np.array(ids(text), dtype=np.int32) for text in ("\n# the pass key is ", "\n# set", "\n")]
-    return Pieces(bos_of(tokenizer), *as_ids, *texts)
 
 
 def passkey(
@@ -185,7 +123,7 @@ def cloze(
             taken.append(end)
             window = np.concatenate([[bos], document[end - (context - 1) : end]]).astype(np.int32)
             start = context - CLOZE_ANSWER
-            examples.append(Example("cloze", context, window, start, CLOZE_ANSWER, int(second - first)))
+            examples.append(Example("cloze", context, window, start, CLOZE_ANSWER, int(second - first), start))
     if len(examples) < count:
         raise CorpusError(
             f"the corpus holds {len(examples)} places for cloze at {context} tokens, and {count} examples are"
@@ -228,34 +166,6 @@ def repeated_spans(hashes: np.ndarray, shared: np.ndarray, span: int, context: i
     return np.stack([first[usable], second[usable]], axis=1)
 
 
-TASKS: dict[str, Callable[..., list[Example]]] = {"passkey": passkey, "kv": kv, "cloze": cloze}
-
-
-def random_text(stream: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `length` consecutive tokens from a random place of a packed stream, int32 [length].
-
-    Raises:
-        CorpusError: the stream is too short.
-    """
-    if len(stream) < length + 1:
-        raise CorpusError(
-            f"a look-up needs {length + 1} tokens of text, and the split has {len(stream)}; lower the context, or"
-            " choose a corpus with longer documents"
-        )
-    start = rng.integers(0, len(stream) - length)
-    return stream[start : start + length]
-
-
-def insert_facts(text: np.ndarray, facts: list[np.ndarray], places: np.ndarray) -> np.ndarray:
-    """Insert each fact into the text before the token at its place; the places ascend."""
-    parts: list[np.ndarray] = []
-    last = 0
-    for fact, place in zip(facts, places, strict=True):
-        parts += [text[last:place], fact]
-        last = place
-    return np.concatenate([*parts, text[last:]])
-
-
 def passkey_example(pieces: Pieces, stream: np.ndarray, context: int, rng: np.random.Generator) -> Example:
     """Return one pass-key example, with the code at a uniformly random place of the text.
 
@@ -279,7 +189,7 @@ def passkey_example(pieces: Pieces, stream: np.ndarray, context: int, rng: np.ra
     tokens = np.concatenate([[pieces.bos], text, question]).astype(np.int32)
     start = context - CODE_DIGITS
     distance = start - (1 + place + len(pieces.passkey))
-    return Example("passkey", context, tokens, start, CODE_DIGITS, distance)
+    return Example("passkey", context, tokens, start, CODE_DIGITS, distance, start)
 
 
 def kv_example(
@@ -315,7 +225,7 @@ def kv_example(
     tokens = np.concatenate([[pieces.bos], text, *ends]).astype(np.int32)
     last = int(chosen[-1])
     distance = (context - 1) - (1 + int(places[last]) + last * fact_length + len(pieces.kv) + 1)
-    return Example("kv", context, tokens, context - 1, 1, distance)
+    return Example("kv", context, tokens, context - 1, 1, distance, context - 1)
 
 
 def training_lookups(

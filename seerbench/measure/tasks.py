@@ -1,6 +1,6 @@
-"""Score tasks: look-ups with teacher forcing, and LongBench questions answered greedily (Table 2).
+"""Score tasks: look-ups and LongBench questions, answered greedily with dense decoding (Table 2).
 
-data/lookups.py and data/longbench.py make the examples; steps/accuracy.py calls the functions here.
+data/lookup_tasks.py and data/longbench.py make the examples; steps/accuracy.py calls the functions here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import DynamicCache
 
-from seerbench.data import longbench, lookups
+from seerbench.data import longbench, lookup_parts
 from seerbench.errors import ModelError, Refused
 from seerbench.measure.arm import Arm
 from seerbench.models.hugging_face import attention_method
@@ -24,17 +25,21 @@ NOT_A_NUMBER = "the model's output is not a number"
 @torch.no_grad()
 def retrieval(
     model: Any,
-    examples: list[lookups.Example],
+    tokenizer: Any,
+    examples: list[lookup_parts.Example],
     arms: Iterable[Arm],
     batch: int,
     progress: tqdm | None = None,
 ) -> list[dict[str, Any]]:
-    """Score look-ups under each arm: correct if every answer token, given those before it, has the highest logit.
+    """Let every arm answer look-ups: correct if every token of the answer is right.
 
-    Where a method refuses, or the model's output is not a number, the row has the reason and no mark.
+    The prompt runs through the method and the answer is decoded greedily, with dense attention. An answer that is
+    in the prompt is scored there: each of its tokens must have the highest logit, given those before it. Where a
+    method refuses, or the model's output is not a number, the row has the reason and no mark.
 
     Args:
         model: a Hugging Face model.
+        tokenizer: the model's own tokenizer.
         examples: look-ups of one task and one length.
         arms: the methods with their labels.
         batch: the number of examples in one forward pass. Realised sparsity is the mean over them.
@@ -44,39 +49,90 @@ def retrieval(
         Rows of the table `tasks`, without run_id, experiment, model, corpus and bucket.
     """
     rows = []
-    device = next(model.parameters()).device
     for arm in arms:
         for start in range(0, len(examples), batch):
             batched = examples[start : start + batch]
-            tokens = torch.from_numpy(np.stack([example.tokens for example in batched])).long().to(device)
-            reason = None
+            outcomes: list[dict[str, Any]]
             try:
                 with attention_method(model, arm.method) as record:
-                    hidden = model.model(tokens, use_cache=False).last_hidden_state
+                    predicted = predictions(model, batched)
+                sparsity = {"sparsity_realised": record.mean_sparsity()}
+                outcomes = [
+                    sparsity | _outcome(tokenizer, example, answer)
+                    for example, answer in zip(batched, predicted, strict=True)
+                ]
             except Refused as refusal:
-                reason = str(refusal)
-            for place, example in enumerate(batched):
+                outcomes = [{"reason": str(refusal)}] * len(batched)
+            for place, (example, outcome) in enumerate(zip(batched, outcomes, strict=True)):
                 row = {
                     **arm.labels(),
                     "task": example.task,
                     "context": example.context,
                     "example": start + place,
                     "distance": example.distance,
-                    "reason": reason,
                 }
-                rows.append(row)
-                if reason is not None:
-                    continue
-                first, end = example.answer_start, example.answer_start + example.answer_length
-                logits = model.lm_head(hidden[place, first - 1 : end - 1])
-                row["sparsity_realised"] = record.mean_sparsity()
-                if logits.isnan().any():
-                    row["reason"] = NOT_A_NUMBER
-                else:
-                    row["correct"] = bool((logits.argmax(-1) == tokens[place, first:end]).all())
+                rows.append(row | outcome)
             if progress is not None:
                 progress.update(len(batched))
     return rows
+
+
+def _outcome(tokenizer: Any, example: lookup_parts.Example, predicted: np.ndarray | None) -> dict[str, Any]:
+    """Return the prediction with its mark, or the reason why there is none."""
+    if predicted is None:
+        return {"reason": NOT_A_NUMBER}
+    text = tokenizer.decode(predicted.tolist())
+    return {"correct": bool((predicted == example.answer).all()), "prediction": text}
+
+
+def predictions(model: Any, examples: list[lookup_parts.Example]) -> list[np.ndarray | None]:
+    """Return the tokens that a model gives as the answer of each example, int64 [answer_length].
+
+    None stands for an answer with a logit that is not a number. Raises Refused as the method in the model does.
+
+    Args:
+        model: a Hugging Face model.
+        examples: of one task and one length.
+    """
+    device = next(model.parameters()).device
+    one = examples[0]
+    tokens = torch.from_numpy(np.stack([example.tokens for example in examples])).long().to(device)
+    if one.answer_start >= one.prefilled:
+        logits = _generated(model, tokens, one.prefilled, one.answer_start, one.answer_length)
+    else:
+        # Examples of one window have the same tokens, which run once.
+        windows, window = tokens.unique(dim=0, return_inverse=True)
+        hidden = model.model(windows, use_cache=False).last_hidden_state
+        places = torch.tensor([[example.answer_start - 1] for example in examples], device=device)
+        places = places + torch.arange(one.answer_length, device=device)
+        logits = model.lm_head(hidden[window[:, None], places])
+    wrong = logits.isnan().any(-1).any(-1).tolist()
+    answers = logits.argmax(-1).cpu().numpy()
+    return [None if is_wrong else answer for is_wrong, answer in zip(wrong, answers, strict=True)]
+
+
+def _generated(model: Any, tokens: Tensor, prefilled: int, start: int, length: int) -> Tensor:
+    """Return the logits of the greedy continuation of a prompt, [B, length, vocabulary].
+
+    Args:
+        model: a Hugging Face model.
+        tokens: int64 [B, N], of which no token from `start` on is read.
+        prefilled: the first tokens, which run in one forward pass.
+        start: the place of the first generated token. Tokens between the prompt and it are fed one by one.
+        length: number of tokens to generate.
+    """
+    cache = DynamicCache(config=model.config)
+
+    def last_logits(fed: Tensor) -> Tensor:
+        # The cache is the fourth argument in all versions of transformers; its name differs between them.
+        return model(fed, None, None, cache, use_cache=True, logits_to_keep=1).logits
+
+    logits = [last_logits(tokens[:, :prefilled])]
+    for place in range(prefilled, start):
+        logits = [last_logits(tokens[:, place : place + 1])]
+    while len(logits) < length:
+        logits.append(last_logits(logits[-1].argmax(-1)))
+    return torch.cat(logits, 1)
 
 
 @torch.no_grad()

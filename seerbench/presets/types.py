@@ -26,7 +26,7 @@ from pydantic import (
 
 from seerbench.data.corpora import SPLITS
 from seerbench.data.longbench import TASKS as LONGBENCH_TASKS
-from seerbench.data.lookups import TASKS as LOOKUPS
+from seerbench.data.lookup_tasks import TASKS as LOOKUPS
 from seerbench.errors import ConfigError
 from seerbench.measure.names import MASKS
 from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS

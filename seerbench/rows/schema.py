@@ -94,14 +94,15 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "status": TEXT,  # One of measured, refused, failed.
         "?reason": TEXT,  # Why there is no loss; empty if there is one.
     },
-    # Each row is one answered example: a look-up, scored with the correct answer given (`correct`), or a LongBench
-    # question, answered greedily and marked (`score`).
+    # Each row is one answered example: a look-up, right or wrong (`correct`), or a LongBench question, which is
+    # marked (`score`). Answers are decoded greedily with dense attention; those of rows before version 4 that are
+    # right or wrong had the correct answer given, in one sparse forward pass.
     "tasks": {
         "run_id": TEXT,
         "experiment": TEXT,
         "model": TEXT,
         "corpus": TEXT,
-        "task": TEXT,  # One of passkey, kv, cloze, or a key of longbench.TASKS.
+        "task": TEXT,  # A key of lookup_tasks.TASKS or of longbench.TASKS.
         "context": INTEGER,  # Look-ups: the upper end of the length bucket. LongBench: the tokens of the prompt.
         "bucket": TEXT,  # Look-ups: e.g. "256-512" tokens. LongBench: 0-4k, 4-8k or 8k+ words.
         "method": TEXT,
@@ -110,9 +111,9 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?sparsity_realised": NUMBER,
         "example": INTEGER,  # The number of the example within its task and bucket (LongBench: within its task).
         "?distance": INTEGER,  # The tokens between the fact and the question; empty for LongBench.
-        "?correct": FLAG,  # Whether every token of the answer had the highest logit; empty for LongBench.
+        "?correct": FLAG,  # Whether every token of the answer is right; empty for LongBench.
         "?score": NUMBER,  # LongBench: the mark, from 0 to 1; empty where there is a reason.
-        "?prediction": TEXT,  # LongBench: the generated answer.
+        "?prediction": TEXT,  # The generated answer.
         "?cut": FLAG,  # LongBench: whether the middle of the prompt was removed to fit the model.
         "?definition": TEXT,  # LongBench: the edition of its prompts and scorer; empty for look-ups.
         "?reason": TEXT,  # Why the example has no mark: the method refused, or the model gave no number.

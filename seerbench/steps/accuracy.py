@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from seerbench.data import longbench
-from seerbench.data.lookups import TASKS
+from seerbench.data.lookup_tasks import TASKS
 from seerbench.data.texts import dataset_folder
 from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.measure import maps, perplexity, recall, tasks
@@ -80,12 +80,12 @@ def _measure_retrieval(job: RetrievalJob) -> None:
     rows: list[dict[str, Any]] = []
     documents = read_tokens(job.tokens.file, "test")
     tokenizer = load_tokenizer(job.tokenizer)
-    total = len(job.tasks) * len(job.contexts) * sum(len(group.arms) for group in job.groups) * job.examples
     examples = {
         (task, context): TASKS[task](documents, tokenizer, context, job.examples, job.setup.seed)
         for task in job.tasks
         for context in job.contexts
     }
+    total = sum(map(len, examples.values())) * sum(len(group.arms) for group in job.groups)
     with tqdm(total=total, desc=f"tasks {job.experiment}", unit="example", mininterval=1) as bar:
         for group in job.groups:
             model = load_model(group.model, job.setup, job.tokens)
@@ -97,7 +97,7 @@ def _measure_retrieval(job: RetrievalJob) -> None:
                     "corpus": job.tokens.corpus,
                     "bucket": tasks.bucket_of(list(job.contexts), context),
                 }
-                found = tasks.retrieval(model, asked, arms, job.batch, bar)
+                found = tasks.retrieval(model, tokenizer, asked, arms, job.batch, bar)
                 rows += [fixed | row for row in found]
     save("tasks", job.rows, rows, run)
 

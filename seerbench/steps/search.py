@@ -9,7 +9,7 @@ import numpy as np
 
 from seerbench.baselines.minference.patterns import save_patterns
 from seerbench.baselines.moa import save_plan
-from seerbench.data.lookups import TASKS
+from seerbench.data.lookup_tasks import TASKS
 from seerbench.data.tokens import bos_and_eos, load_tokenizer, read_tokens
 from seerbench.data.windows import evaluation_windows
 from seerbench.presets.preset import Preset

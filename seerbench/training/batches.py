@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seerbench.data.lookups import TRAINING, Pieces, pieces_of, training_lookups, training_repeats
+from seerbench.data.lookup_parts import TRAINING, Pieces, pieces_of
+from seerbench.data.lookups import training_lookups, training_repeats
 from seerbench.data.tokens import bos_of
 from seerbench.data.windows import packed, packed_rows, rows_of_step, training_windows
 from seerbench.training.jobs import DistillJob, FinetuneJob, Mix, MixChange, PretrainJob, Stage

@@ -2,6 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from seerbench.data.corpora import StdlibCorpus
+from seerbench.data.texts import read_texts
 from seerbench.data.tokens import tokenize, train_tokenizer
 
 
@@ -23,3 +25,19 @@ def tokenized(texts, tmp_path_factory):
     tokenizer = train_tokenizer(train, 300, folder / "tokenizer")
     summary = tokenize(texts, tokenizer, folder / "tokens.parquet", name="toy", source={"kind": "toy"})
     return folder, tokenizer, summary
+
+
+@pytest.fixture(scope="session")
+def setting():
+    """Return a tokenizer and tokens of train and test documents, from a part of the standard library."""
+    frame = read_texts(StdlibCorpus(kind="stdlib"))
+    frame = frame[frame["text"].str.len().between(15_000, 60_000)]
+    frame = pd.concat([part.head(25) for _, part in frame.groupby("split")])
+    train = frame[frame["split"] == "train"]["text"].tolist()
+    tokenizer = train_tokenizer(train, 1024)
+    encode = tokenizer.backend_tokenizer.encode
+    documents = {
+        split: {row.id: np.array(encode(row.text).ids, np.int32) for row in part.itertuples()}
+        for split, part in frame.groupby("split")
+    }
+    return tokenizer, documents

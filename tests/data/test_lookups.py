@@ -1,42 +1,24 @@
 """Test look-ups: the answer is where the example says, only in the context, and never in training."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from seerbench.data import lookups, texts
-from seerbench.data import tokens as data_tokens
+from seerbench.data import lookup_parts, lookup_tasks, lookups
 from seerbench.data import windows as data_windows
-from seerbench.data.corpora import StdlibCorpus
 from seerbench.errors import CorpusError
-
-
-@pytest.fixture(scope="module")
-def setting():
-    """Return a tokenizer and tokens of train and test documents, from a part of the standard library."""
-    frame = texts.read_texts(StdlibCorpus(kind="stdlib"))
-    frame = frame[frame["text"].str.len().between(15_000, 60_000)]
-    frame = pd.concat([part.head(25) for _, part in frame.groupby("split")])
-    train = frame[frame["split"] == "train"]["text"].tolist()
-    tokenizer = data_tokens.train_tokenizer(train, 1024)
-    encode = tokenizer.backend_tokenizer.encode
-    documents = {
-        split: {row.id: np.array(encode(row.text).ids, np.int32) for row in part.itertuples()}
-        for split, part in frame.groupby("split")
-    }
-    return tokenizer, documents
 
 
 @pytest.mark.parametrize("task", ["passkey", "kv", "cloze"])
 def test_examples_hold_their_answer_where_they_say(setting, task):
     tokenizer, documents = setting
-    examples = lookups.TASKS[task](documents["test"], tokenizer, 512, 12, 3)
+    examples = lookup_tasks.TASKS[task](documents["test"], tokenizer, 512, 12, 3)
     assert len(examples) == 12
     for example in examples:
         assert example.tokens.shape == (512,)
         assert example.tokens.dtype == np.int32
         assert example.tokens[0] == tokenizer.bos_token_id
         assert example.answer_start + example.answer_length == 512
+        assert example.prefilled == example.answer_start  # the method sees the question and not the answer
         source = example.answer_start - example.distance
         assert source > 0
         np.testing.assert_array_equal(example.tokens[source : source + example.answer_length], example.answer)
@@ -44,10 +26,10 @@ def test_examples_hold_their_answer_where_they_say(setting, task):
         np.testing.assert_array_equal(example.tokens[source - 3 : source], cue)
 
 
-@pytest.mark.parametrize("task", ["passkey", "kv", "cloze"])
+@pytest.mark.parametrize("task", lookup_tasks.TASKS)
 def test_same_seed_same_examples(setting, task):
     tokenizer, documents = setting
-    build, test = lookups.TASKS[task], documents["test"]
+    build, test = lookup_tasks.TASKS[task], documents["test"]
     first, again, other = (build(test, tokenizer, 256, 4, seed) for seed in (1, 1, 2))
     assert all((a.tokens == b.tokens).all() for a, b in zip(first, again, strict=True))
     assert any((a.tokens != b.tokens).any() for a, b in zip(first, other, strict=True))
@@ -66,13 +48,13 @@ def test_passkey_is_five_different_digits_anywhere(setting):
 
 def test_kv_keys_are_unambiguous(setting):
     tokenizer, documents = setting
-    pieces = lookups.pieces_of(tokenizer)
+    pieces = lookup_parts.pieces_of(tokenizer)
     for example in lookups.kv(documents["test"], tokenizer, 512, 20, 0):
         text = example.tokens.tolist()
         cue = [*pieces.kv.tolist(), int(example.tokens[-2])]
         places = [at for at in range(len(text) - 2) if text[at : at + len(cue)] == cue]
         assert len(places) == 2  # the pair, and the question
-        assert sum(text[at : at + 3] == pieces.kv.tolist() for at in range(len(text))) >= lookups.KV_PAIRS + 1
+        assert sum(text[at : at + 3] == pieces.kv.tolist() for at in range(len(text))) >= lookup_parts.KV_PAIRS + 1
 
 
 def test_cloze_spans_occur_twice_in_the_window_and_in_no_other_document(setting):
@@ -104,7 +86,7 @@ def test_too_little_text_is_refused(setting):
 
 def test_training_lookups_weigh_answers_and_not_what_nothing_predicts(setting):
     tokenizer, documents = setting
-    pieces = lookups.pieces_of(tokenizer)
+    pieces = lookup_parts.pieces_of(tokenizer)
     stream = data_windows.packed(documents["train"], tokenizer.eos_token_id)
     rng = np.random.default_rng(0)
     for task, answers in (("passkey", 5), ("kv", 4)):
@@ -122,7 +104,7 @@ def test_training_lookups_weigh_answers_and_not_what_nothing_predicts(setting):
 
 def test_training_repeats_count_only_what_can_be_copied(setting):
     tokenizer, documents = setting
-    pieces = lookups.pieces_of(tokenizer)
+    pieces = lookup_parts.pieces_of(tokenizer)
     stream = data_windows.packed(documents["train"], tokenizer.eos_token_id)
     for apart in (0.0, 1.0):
         tokens, weights = lookups.training_repeats(
@@ -139,10 +121,10 @@ def test_training_repeats_count_only_what_can_be_copied(setting):
 def test_evaluation_codes_are_not_those_of_training(setting):
     """Check that evaluation and training draw from different random streams, even with one seed and one text."""
     tokenizer, documents = setting
-    pieces = lookups.pieces_of(tokenizer)
+    pieces = lookup_parts.pieces_of(tokenizer)
     stream = data_windows.packed(documents["test"], tokenizer.eos_token_id)
     evaluated = {e.tokens.tobytes() for e in lookups.passkey(documents["test"], tokenizer, 256, 20, 0)}
     for step in range(20):
-        rng = np.random.default_rng([0, lookups.TRAINING, step])
+        rng = np.random.default_rng([0, lookup_parts.TRAINING, step])
         trained, _ = lookups.training_lookups(stream, pieces, 256, 4, rng, task="passkey", answer_weight=1.0)
         assert not evaluated & {row.tobytes() for row in trained}

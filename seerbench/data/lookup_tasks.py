@@ -1,0 +1,18 @@
+"""Name the look-up tasks that presets may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from seerbench.data import far_lookups, lookups
+from seerbench.data.lookup_parts import Example
+
+TASKS: dict[str, Callable[..., list[Example]]] = {
+    "passkey": lookups.passkey,
+    "kv": lookups.kv,
+    "cloze": lookups.cloze,
+    "midtext": far_lookups.midtext,
+    "tracking": far_lookups.tracking,
+    "question-first": far_lookups.question_first,
+    "two-questions": far_lookups.two_questions,
+}
