@@ -1,7 +1,7 @@
 """StreamingLLM keeps the first tokens (attention sinks) and a sliding window, whatever the input.
 
-What it is  every head keeps block 0 and the nearest k - 1 blocks; k is that of the top-k rule (core/top_k.py), so
-            a requested sparsity means as many blocks as for SeerAttention
+What it is  every head keeps, in each row, block 0 and the nearest blocks, together as many as the top-k rule keeps
+            (core/top_k.py), so a requested sparsity means as many blocks as for SeerAttention
 Paper       arXiv:2309.17453, section 3.2
 Upstream    mit-han-lab/streaming-llm (MIT). It is written for decoding, so the mask is ours.
 Fidelity    our port to prefill blocks: sinks and window are whole blocks
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import LayerContext
-from seerbench.core.top_k import top_k_count
+from seerbench.core.top_k import blocks_per_row
 from seerbench.methods.block_selection import mask_from_flags
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
@@ -26,6 +26,7 @@ class StreamingLLM(BlockSparse):
     """Attention sinks and a sliding window, static: the floor that any learned choice must beat."""
 
     sparsity: float
+    takes_last_rows = True
 
     def __init__(self, sparsity: float = 0.9, block: int = 64) -> None:
         """Make the method for a requested sparsity, in [0, 1), and a block size in tokens."""
@@ -33,10 +34,10 @@ class StreamingLLM(BlockSparse):
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         n = block_count(q.shape[2], self.block)
-        budget = top_k_count(n, self.sparsity)
+        count = blocks_per_row(n, self.sparsity, self.last_rows_dense).to(q.device)[:, None]
         rows = torch.arange(n, device=q.device)
-        distance = rows[:, None] - rows[None, :]
-        window = distance < max(1, budget - 1)
-        sink = (rows[None, :] == 0).expand(n, n) if budget > 1 else torch.zeros_like(window)
+        distance = rows[:, None] - rows
+        window = distance < (count - 1).clamp_min(1)
+        sink = (rows == 0) & (count > 1)
         kept = (window | sink).expand(q.shape[0], q.shape[1], n, n)
         return mask_from_flags(kept, q.shape[2], self.block, self.block)

@@ -29,21 +29,25 @@ MAX_BLOCKS = 32768  # a program holds a row of scores in registers: 2M tokens in
 COLUMNS_PER_WARP = 2048  # scores of a row that one warp holds, 64 per thread
 
 
-def select_top_k(scores: Tensor, k: int, tokens: int, block: int, last_rows_dense: int = 0) -> BlockMask:
+def select_top_k(
+    scores: Tensor, k: int, tokens: int, block: int, last_rows_dense: int = 0, longer: int = 0
+) -> BlockMask:
     """Select the k best blocks of each row, or all in a row of fewer than k; ties go to the lower index.
 
     scores: fp32 [B, Hq, n, n], not read above the diagonal; tokens: N; block: tokens per block; last_rows_dense:
-    block rows at the end that keep every block. A score of NaN or -inf ranks last. Raises KernelError for scores of
-    another shape, dtype or device, for more than MAX_BLOCKS blocks, and for k < 1.
+    block rows at the end that keep every block; longer: rows before these that keep k + 1. A score of NaN or -inf
+    ranks last. Raises KernelError for scores of another shape, dtype or device, for more than MAX_BLOCKS blocks,
+    and for k < 1.
     """
     batch, heads, n, columns = *scores.shape[:3], _columns(scores, tokens, block, last_rows_dense)
     if k < 1:
         raise KernelError(f"top-k keeps at least one block of each row, not {k}")
-    width = n if last_rows_dense else min(k, n)
+    width = n if last_rows_dense else min(k + (longer > 0), n)
+    first_longer = n - last_rows_dense - longer
     counts = torch.empty(batch, heads, n, dtype=torch.int32, device=scores.device)
     indices = torch.empty(batch, heads, n, width, dtype=torch.int32, device=scores.device)  # filled by the kernel
     _select_top_k[(heads * batch, n)](
-        scores.contiguous(), counts, indices, n, k, width, last_rows_dense,
+        scores.contiguous(), counts, indices, n, k, width, last_rows_dense, first_longer,
         COLUMNS=columns, TILE=SCORE_TILE, VECTOR=vector_width(n), num_warps=max(1, columns // COLUMNS_PER_WARP),
     )  # fmt: skip
     return BlockMask.unchecked(counts, indices, tokens, block, block)
@@ -108,14 +112,15 @@ def _write_list(kept, columns, list_ptr):
     tl.store(list_ptr + (tl.cumsum(kept.to(tl.int32), 0) - 1), columns, mask=kept)
 
 
-@triton.jit(do_not_specialize=["n", "k", "width", "dense_rows"])
+@triton.jit(do_not_specialize=["n", "k", "width", "dense_rows", "first_longer"])
 def _select_top_k(
-    scores_ptr, counts_ptr, indices_ptr, n, k, width, dense_rows,
+    scores_ptr, counts_ptr, indices_ptr, n, k, width, dense_rows, first_longer,
     COLUMNS: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     i = n - 1 - tl.program_id(1)  # the longest rows of all heads first
     row = tl.program_id(0).to(tl.int64) * n + i
-    want = tl.where(i >= n - dense_rows, i + 1, tl.minimum(k, i + 1))
+    wanted = tl.where(i >= first_longer, k + 1, k)
+    want = tl.where(i >= n - dense_rows, i + 1, tl.minimum(wanted, i + 1))
     tl.store(counts_ptr + row, want)
     list_ptr = indices_ptr + row * width
     if want == i + 1:  # the row keeps all its blocks: its scores need not be read
@@ -131,7 +136,7 @@ def _select_top_k(
             _top_k_of_row(row_ptr, list_ptr, i, want, n, 2 * SHORT, TILE, VECTOR)
         else:
             _top_k_of_row(row_ptr, list_ptr, i, want, n, COLUMNS, TILE, VECTOR)
-        if want < width:  # only where other rows are dense
+        if want < width:  # only where other rows are dense or longer
             columns = tl.arange(0, COLUMNS)
             tl.store(list_ptr + columns, 0, mask=(columns >= want) & (columns < width))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from seerbench.methods.protocol import Method
+from seerbench.core.top_k import require_budget
+from seerbench.methods.protocol import Method, selection_columns
 from seerbench.rows.gate_ref import GateRef
 
 
@@ -24,6 +25,17 @@ class Arm:
     recipe: str = "none"
 
     def labels(self) -> dict[str, Any]:
-        """Return the columns method, gate (without a gate: the method's configuration) and sparsity_requested."""
+        """Return the columns that say which method it is, with which gate and selection.
+
+        They are method, gate (without a gate: the method's configuration), sparsity_requested, and those of
+        `selection_columns`.
+        """
         gate = self.method.configuration if self.gate is None else str(self.gate)
-        return {"method": self.method.name, "gate": gate, "sparsity_requested": self.method.sparsity}
+        fixed = {"method": self.method.name, "gate": gate, "sparsity_requested": self.method.sparsity}
+        return fixed | selection_columns(self.method)
+
+    def require_request(self, realised: float) -> None:
+        """Raise Refused where a realised sparsity is not the requested one (core.top_k.require_budget)."""
+        if self.method.sparsity is not None:
+            why = "its plans keep more blocks" if realised < self.method.sparsity else "its plans keep fewer blocks"
+            require_budget(1 - realised, self.method.sparsity, f"{why} in this model at this length")

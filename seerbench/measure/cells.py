@@ -11,12 +11,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from seerbench.core.problem import AttentionProblem
+from seerbench.core.top_k import require_budget
 from seerbench.errors import Refused
 from seerbench.measure.correctness import Check
 from seerbench.measure.inputs import InputSource
@@ -78,6 +79,7 @@ class Entry:
         problem: the problem with the method's own block size.
         gate: the gate, plan file or configuration that decides the plan, if there is one.
         dynamic: whether the plan depends on the values of q and k.
+        selection: the columns that say how the method selects (methods.protocol.selection_columns).
     """
 
     name: str
@@ -89,6 +91,7 @@ class Entry:
     problem: AttentionProblem
     gate: str | None = None
     dynamic: bool = False
+    selection: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ class CellTimer:
             **self.inputs.columns(entry.dynamic),
             "mask": entry.mask,
             "gate": entry.gate,
+            **entry.selection,
             "sparsity_requested": entry.requested,
             "seed": self.timing.seed,
             "source_digest": source_digest(),
@@ -185,6 +189,8 @@ def _try(entry: Entry, device: str) -> tuple[dict[str, Any], Candidate | None]:
         return {"status": "refused", "reason": entry.refusal}, None
     try:
         prepared = entry.prepare()
+        if entry.requested is not None and not prepared.dense:
+            require_budget(1 - prepared.sparsity, entry.requested, "its plan for this input")
         check = prepared.check
         outcome: dict[str, Any] = {
             "sparsity_realised": prepared.sparsity,

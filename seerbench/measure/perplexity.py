@@ -61,6 +61,7 @@ def perplexity(
             try:
                 with attention_method(model, arm.method) as record:
                     nll = window_nll(model, tokens, scored=scored)
+                arm.require_request(record.mean_sparsity())
                 row["sparsity_realised"] = record.mean_sparsity()
                 if math.isfinite(nll):
                     row |= {"nll": nll, "status": "measured"}

@@ -56,6 +56,7 @@ def retrieval(
             try:
                 with attention_method(model, arm.method) as record:
                     predicted = predictions(model, batched)
+                arm.require_request(record.mean_sparsity())
                 sparsity = {"sparsity_realised": record.mean_sparsity()}
                 outcomes = [
                     sparsity | _outcome(tokenizer, example, answer)
@@ -180,6 +181,7 @@ def answers(
             try:
                 with attention_method(model, arm.method) as record:
                     answer = _greedy(model, tokenizer, prompt, question.task)
+                arm.require_request(record.mean_sparsity())
                 row["sparsity_realised"] = record.mean_sparsity()
                 if answer is None:
                     row["reason"] = NOT_A_NUMBER

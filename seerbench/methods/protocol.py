@@ -13,7 +13,7 @@ queries and keys.
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -82,7 +82,14 @@ class Method(Generic[PlanT]):
         takes_query_offset: whether the queries may be the last of N keys instead of all of them.
         decodes: whether one query per sequence may be attended with a cache of keys and values.
         takes_forced_blocks: whether `plan` can be told blocks that must be kept.
-        takes_last_rows: whether `plan` can be told to keep the last rows of queries dense.
+        last_rows_dense: number of block rows at the end that read every key. `LastRowsDense` (wrappers.py) sets it;
+            a method that keeps dense rows by itself sets its own number.
+        takes_last_rows: whether `plan` keeps these rows dense, within the budget of a requested sparsity. For other
+            methods the wrapper adds them to the plan.
+        threshold: smallest score of a block that is kept, for a method that takes it in place of a sparsity.
+        spread: how a requested sparsity is spread over a layer: "row" gives every row of every head as many blocks,
+            "layer" takes one threshold for all of them; None for a method that does not have the choice.
+        forced: whether block 0 and the diagonal are kept for certain, inside the budget; None as for `spread`.
     """
 
     name: str
@@ -103,7 +110,11 @@ class Method(Generic[PlanT]):
     takes_query_offset: bool = False
     decodes: bool = False
     takes_forced_blocks: bool = False
+    last_rows_dense: int = 0
     takes_last_rows: bool = False
+    threshold: float | None = None
+    spread: str | None = None
+    forced: bool | None = None
 
     def implementation(self, problem: AttentionProblem) -> str:
         """Return the name under which rows record the kernel that `attend` runs for `problem`."""
@@ -187,6 +198,12 @@ class BlockSparse(BlockSparseKernel, Method[BlockMask]):
     """
 
     block: int
+
+
+def selection_columns(method: Method[Any]) -> dict[str, Any]:
+    """Return the columns of rows that say how a method selects: last_rows_dense, threshold, spread, forced."""
+    names = ("last_rows_dense", "threshold", "spread", "forced")
+    return {name: getattr(method, name) for name in names}
 
 
 def realised_sparsity(plan: Plan | None) -> float:

@@ -60,6 +60,12 @@ GPU_BLOCKS, GPU_HEAD_DIMS = (32, 64, 128), (16, 32, 64, 128)
 CHANGEABLE = {"positions", "first_weights"}
 
 
+def _choice(arm: Arm) -> tuple[Any, ...]:
+    """Return what tells an arm from others of its method, apart from gates, patterns, blocks and sparsities."""
+    selection = (arm.last_rows_dense, arm.threshold, arm.spread, arm.forced)
+    return (arm.method, arm.kernel, arm.mean_correction, *selection, *sorted((arm.options or {}).items()))
+
+
 def _wrong(place: str, text: str) -> PydanticCustomError:
     return PydanticCustomError("preset", "{text}", {"place": place, "text": text})
 
@@ -362,7 +368,7 @@ class PresetFile(Settings):
         """Return what tells the rows of an arm from those of another one, for each of its gate sets."""
         arm = each.arm
         patterns = None if arm.patterns == DEFAULT_PATTERNS else arm.patterns
-        fixed = (model, arm.method, arm.kernel, arm.mean_correction, patterns, each.sparsity)
+        fixed = (model, *_choice(arm), patterns, each.sparsity)
         return [(*fixed, each.gate and each.gate.job, name) for name in self._set_names(each.gate)]
 
     def _set_names(self, gate: GateRef | None) -> list[str | None]:
@@ -382,9 +388,7 @@ class PresetFile(Settings):
             shown = None if arm.method in DENSE or size in (None, block) else size
             patterns = None if arm.patterns in (None, DEFAULT_PATTERNS) else PurePath(arm.patterns).stem
             key = (
-                arm.method,
-                arm.kernel,
-                arm.mean_correction,
+                *_choice(arm),
                 patterns,
                 each.sparsity,
                 shown,

@@ -6,8 +6,8 @@ the rules of the graph show by name. The jobs of trainings are in `seerbench.tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,11 @@ class ArmJob:
         kernel: name of another block-sparse kernel than ours; None: ours.
         mean_correction: whether a skipped block counts as its mean key and value.
         recipe: how model and gates were trained, for the rows.
+        last_rows_dense: block rows at the end that read every key.
+        threshold: of a gate's softmax, in place of a sparsity.
+        spread: row or layer: how a budget is spread.
+        forced: whether block 0 and the diagonal are kept for certain.
+        options: further arguments of the method.
     """
 
     method: str
@@ -167,6 +172,11 @@ class ArmJob:
     kernel: str | None = None
     mean_correction: bool = False
     recipe: str = "none"
+    last_rows_dense: int = 0
+    threshold: float | None = None
+    spread: str = "row"
+    forced: bool = False
+    options: Mapping[str, int | float] = field(default_factory=dict)
 
     @property
     def plan_files(self) -> list[Path]:

@@ -602,6 +602,11 @@ class Preset:
             kernel=arm.kernel,
             mean_correction=arm.mean_correction,
             recipe=arm.recipe,
+            last_rows_dense=arm.last_rows_dense,
+            threshold=arm.threshold,
+            spread=arm.spread,
+            forced=arm.forced,
+            options=arm.options or {},
         )
 
 

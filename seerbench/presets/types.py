@@ -33,6 +33,7 @@ from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS
 from seerbench.methods.gate_config import GateConfig, all_poolings
 from seerbench.methods.registry import card_of
 from seerbench.rows.gate_ref import GateRef
+from seerbench.rows.schema import SPREADS
 from seerbench.settings import (
     BLOCKS,
     Block,
@@ -62,6 +63,8 @@ ALL_POOLINGS = "all poolings"  # one gate set per pooling: the 49 combinations o
 OWN_PATTERNS = ("v1", "v2")  # MInference's patterns by name
 DEFAULT_PATTERNS = "v2"  # MInference's patterns by default; timings with other patterns say so in the method's name
 SEARCHED = "searched"  # MInference's patterns as `seerbench patterns` found them for the model
+# Arguments of methods that an arm has keys for, or that a step makes: no `options`.
+OWN_KEYS = ("sparsity", "block", "gates", "plan", "patterns", "threshold", "spread", "forced", "last_rows_dense")
 PLACEHOLDER = "{sparsity}"  # in an arm's model and gate: stands for the arm's sparsity
 MIN_PROFILE = 64  # tokens: MoA's answer is a thirty-second of it, MInference's look-up needs some text
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -111,6 +114,8 @@ def _other_kernel(name: str) -> str:
     return name
 
 
+OptionValue = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""A number that a method takes as a setting."""
 Factor = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=1, le=1e6)]
 Contexts = Annotated[tuple[Context, ...], Field(min_length=1), AfterValidator(_ascending)]
 Sparsities = Annotated[tuple[Share, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -427,6 +432,16 @@ class Arm(Settings):
     """another kernel than ours for the method's block mask"""
     mean_correction: Flag = False
     """count a skipped block as its mean key and value (FlashPrefill V2)"""
+    last_rows_dense: Index = 0
+    """block rows at the end that read every key, paid from the budget of a requested sparsity"""
+    threshold: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, lt=1)] | None = None
+    """instead of sparsities, for gates: smallest softmax of a score that is kept (version 2 of the paper)"""
+    spread: Annotated[str, OneOf(SPREADS)] = SPREADS[0]
+    """row: every row of every head keeps as many blocks; layer: one threshold for all of a layer"""
+    forced: Flag = False
+    """keep block 0 and the diagonal for certain, inside the same number of blocks"""
+    options: dict[Name, OptionValue] | None = None
+    """further arguments of the method, such as {tau: 0.8, stride: 16}"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Arm:
@@ -434,6 +449,10 @@ class Arm(Settings):
             raise ValueError(f"{self.method}: an arm has another kernel or the mean correction, not both")
         if self.gate and self.block:
             raise ValueError(f"{self.method}: an arm with a gate has the gate's block; give none")
+        if self.threshold is not None and (self.sparsities or self.sparsity_by_context):
+            raise ValueError(f"{self.method}: give sparsities or a threshold, not both")
+        if self.threshold is not None and (self.spread != SPREADS[0] or self.forced):
+            raise ValueError(f"{self.method}: a threshold has no budget to spread or to keep forced blocks in")
         if self.sparsities and self.sparsity_by_context:
             raise ValueError(f"{self.method}: give sparsities or sparsity_by_context, not both")
         return self
@@ -447,10 +466,20 @@ class Arm(Settings):
             "block": ("block", "gates"),  # untrained gates are made for a block
             "patterns": ("patterns",),
             "gate": ("gates",),
+            "threshold": ("threshold",),
         }
         for key, names in options.items():
             if getattr(self, key) is not None and not any(card.takes(name) for name in names):
                 raise ValueError(f"the method {self.method} takes no {key}")
+        for key, given in (("spread", self.spread != SPREADS[0]), ("forced", self.forced)):
+            if given and not card.takes(key):
+                raise ValueError(f"the method {self.method} takes no {key}")
+        if self.last_rows_dense and self.method in DENSE:
+            raise ValueError(f"last_rows_dense: the method {self.method} skips nothing in any row")
+        for name in self.options or ():
+            if name in OWN_KEYS or not card.takes(name):
+                known = [option for option in card.options or () if option not in OWN_KEYS]
+                raise ValueError(f"options: the method {self.method} takes no {name!r}; {advice(name, known)}")
         if (self.kernel or self.mean_correction) and card.plans_blocks is False:
             key = "kernel" if self.kernel else "mean_correction"
             raise ValueError(f"{key}: the method {self.method} plans no block mask, so only its own kernel runs it")

@@ -12,8 +12,9 @@ import pyarrow as pa
 from seerbench.errors import ResultsError
 
 # Stored in each file. Version 2 added the columns that migration.py fills for files of version 1. Version 3 added
-# the load of the machine while a cell was timed, which is empty in older rows.
-SCHEMA_VERSION = 3
+# the load of the machine while a cell was timed, version 4 how a method selects blocks (last_rows_dense, threshold,
+# spread, forced). Both are empty in older rows.
+SCHEMA_VERSION = 4
 TEXT, NUMBER, INTEGER, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
 # Values of cells.inputs_kind.
@@ -21,6 +22,8 @@ RANDOM, CAPTURED, RANDOM_WEIGHTS = "random", "captured", "random_weights"
 # Values of status that code decides by: the method was timed, but its numbers cannot be trusted; the method cannot
 # do what was requested.
 DISTURBED, REFUSED = "disturbed", "refused"
+# Values of the column spread: how a requested sparsity is spread over the rows and heads of a layer.
+SPREADS = ("row", "layer")
 # Values of runs.scale_kind, smallest first.
 SCALE_KINDS = ("toy", "small", "paper")
 
@@ -61,6 +64,10 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "mask": TEXT,  # One of gate, random, gate-shaped, pattern, dense: how the blocks were chosen.
         "?gate": TEXT,  # The gate reference, plan file or configuration that decides the plan, if there is one.
         "?sparsity_requested": NUMBER,  # Empty for methods that take no sparsity.
+        "?last_rows_dense": INTEGER,  # The block rows at the end that read every key.
+        "?threshold": NUMBER,  # Of a gate's softmax, in place of a requested sparsity.
+        "?spread": TEXT,  # row: as many blocks in every row of every head. layer: one threshold for all of them.
+        "?forced": FLAG,  # Whether block 0 and the diagonal were kept for certain, inside the budget.
         "?sparsity_realised": NUMBER,  # The share of the causal blocks that the plan skips.
         "seed": INTEGER,  # The seed of inputs, masks and the order of rounds.
         "status": TEXT,  # One of measured, refused, failed, out_of_memory, disturbed. The samples of a
@@ -87,6 +94,10 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?gate": TEXT,  # The gate reference "job:set", or what else decides the plan (as in `cells`).
         "recipe": TEXT,  # One of none, post, yarn, joint: how model and gates were trained.
         "?sparsity_requested": NUMBER,
+        "?last_rows_dense": INTEGER,  # The block rows at the end that read every key.
+        "?threshold": NUMBER,  # Of a gate's softmax, in place of a requested sparsity.
+        "?spread": TEXT,  # row: as many blocks in every row of every head. layer: one threshold for all of them.
+        "?forced": FLAG,  # Whether block 0 and the diagonal were kept for certain, inside the budget.
         "?sparsity_realised": NUMBER,  # The mean over layers and heads.
         "document": TEXT,  # The identifier of the document in its corpus.
         "?nll": NUMBER,  # The mean negative log-likelihood in nats per token; empty where there is a reason.
@@ -108,6 +119,10 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "method": TEXT,
         "?gate": TEXT,
         "?sparsity_requested": NUMBER,
+        "?last_rows_dense": INTEGER,  # The block rows at the end that read every key.
+        "?threshold": NUMBER,  # Of a gate's softmax, in place of a requested sparsity.
+        "?spread": TEXT,  # row: as many blocks in every row of every head. layer: one threshold for all of them.
+        "?forced": FLAG,  # Whether block 0 and the diagonal were kept for certain, inside the budget.
         "?sparsity_realised": NUMBER,
         "example": INTEGER,  # The number of the example within its task and bucket (LongBench: within its task).
         "?distance": INTEGER,  # The tokens between the fact and the question; empty for LongBench.
@@ -145,6 +160,10 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "head": INTEGER,  # The query head.
         "document": TEXT,
         "sparsity_requested": NUMBER,
+        "?last_rows_dense": INTEGER,  # The block rows at the end that read every key.
+        "?threshold": NUMBER,  # Of a gate's softmax, in place of a requested sparsity.
+        "?spread": TEXT,  # row: as many blocks in every row of every head. layer: one threshold for all of them.
+        "?forced": FLAG,  # Whether block 0 and the diagonal were kept for certain, inside the budget.
         "sparsity_realised": NUMBER,  # The sparsity of this head.
         "recall": NUMBER,  # The share of the oracle's blocks, at its own sparsity, that the method keeps as well.
         "mass": NUMBER,  # The share of the row-normalised pooled map on the blocks that the method keeps.

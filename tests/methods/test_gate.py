@@ -18,7 +18,7 @@ def rope(positions, dim=16, base=10_000.0):
     return torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
 
 
-@pytest.mark.parametrize("tokens", [1, 16, 33, 100])
+@pytest.mark.parametrize("tokens", [1, 16, 33, 112])
 def test_query_blocks_taller_than_key_blocks(tokens):
     """Check a gate of 32 x 16: each row of its scores and target covers 32 queries, each column 16 keys."""
     gate = AttnGate(GateConfig(block=16, block_q=32), 4, 2, 16)
@@ -31,7 +31,7 @@ def test_query_blocks_taller_than_key_blocks(tokens):
     # The projected queries equal those of a gate of 32 x 32.
     of_square = square.project(pool_blocks(q, 32), pool_blocks(k, 32), rope)[0]
     assert torch.equal(gate.project(pool_blocks(q, 32), pool_blocks(k, 16), rope)[0], of_square)
-    mask = select_top_k(scores, 0.5, tokens, 16, block_q=32)
+    mask = select_top_k(scores, 0.42, tokens, 16, block_q=32)
     best = scores.masked_fill(~mask.to_dense(), torch.inf).amin(-1)
     left = scores.masked_fill(mask.to_dense(), -torch.inf).amax(-1)
     assert (best >= left).all()

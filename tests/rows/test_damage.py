@@ -12,6 +12,7 @@ from seerbench.paths import PUBLISHED
 from seerbench.rows import parquet
 from seerbench.rows.manifest import MANIFEST, Manifest
 from seerbench.rows.publish import publish
+from seerbench.rows.schema import schema
 from seerbench.rows.store import Run, read_rows, write_rows
 
 
@@ -61,7 +62,8 @@ def test_pages_have_checksums(file, monkeypatch):
     assert [options["page_checksum_verification"] for options in asked] == [True]
     # Without a checksum the damage of a data page goes unnoticed by the format.
     data = file.read_bytes()
-    start = pq.ParquetFile(file).metadata.row_group(0).column(11).dictionary_page_offset
+    nll = schema("perplexity").names.index("nll")
+    start = pq.ParquetFile(file).metadata.row_group(0).column(nll).dictionary_page_offset
     damaged = data[: start + 40] + bytes([data[start + 40] ^ 1]) + data[start + 41 :]
     with pytest.raises(ResultsError):
         parquet.read(file, ResultsError, "measure again", damaged)

@@ -10,7 +10,7 @@ from seerbench.core.problem import AttentionProblem
 from seerbench.errors import MeasureError
 from seerbench.measure.cells import Entry, Prepared
 from seerbench.methods.block_sparse_kernels import DENSE
-from seerbench.methods.protocol import Method, Plan, realised_sparsity
+from seerbench.methods.protocol import Method, Plan, realised_sparsity, selection_columns
 
 # Dense methods that are timed in every cell, because speed-ups are given over one of them or over the fastest.
 # Other dense methods are timed in the first cell only.
@@ -20,7 +20,7 @@ MASKS = dict.fromkeys(DENSE, "dense") | {"seer": "gate", "random": "random"}
 # Methods whose choice of blocks depends on the values of q and k, so it means nothing on random inputs.
 DYNAMIC = (
     *("minference", "minference-aligned", "minference-upstream"),
-    *("flexprefill", "xattention", "flashprefill", "oracle"),
+    *("flexprefill", "xattention", "flashprefill", "flashprefill-v2", "oracle", "oracle-mass"),
 )
 
 
@@ -45,6 +45,7 @@ def method_entry(name: str, method: Method, problem: AttentionProblem, prepare: 
         problem,
         method.configuration,
         base_name(method) in DYNAMIC,
+        selection_columns(method),
     )
 
 
