@@ -116,8 +116,8 @@ def test_one_threshold_for_a_layer(name, forced, qk):
         free &= ~torch.eye(32, dtype=torch.bool)
         free[..., 0] = False
     assert weights[free].min() >= weights[~kept & visible].max()
-    rows = kept.sum(-1)[0]
-    assert len({*rows[:, -1].tolist()}) > 1  # heads get different numbers of blocks
+    counts = kept.sum(-1)[0]
+    assert (counts.amax(0) > counts.amin(0)).any()  # heads get different numbers of blocks in some row
 
 
 @pytest.mark.parametrize("name", ["seer", "oracle"])

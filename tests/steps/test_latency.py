@@ -45,6 +45,8 @@ def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch):
     attention = measure_inputs.random_attention(case, 0)
     cells, samples = frames(methods_sweep(RANDOM_INPUTS, attention, named, Timing(rounds=1, min_rounds=1), "run"))
     refused = cells[cells.status == "refused"]
+    # At this length the highest sparsities leave fewer blocks than rows.
+    refused = refused[~refused.reason.str.match(r"skips .* where 9.\.0% was requested|skips .* where 80\.0%")]
     assert set(refused.method) == {
         *("fa2", "cudnn", "fa4", "flash-attn", "minference-upstream", "seer+fa4-128"),
         "minference-v1",  # its patterns are for 32 heads
