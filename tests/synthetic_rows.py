@@ -76,7 +76,7 @@ def perplexity(
                 "gate": gate,
                 "recipe": recipe,
                 "sparsity_requested": sparsity,
-                "sparsity_realised": 0.0 if sparsity is None else sparsity - 0.02,
+                "sparsity_realised": 0.0 if sparsity is None else sparsity - 0.01,
                 "document": f"d{document}",
                 "nll": nll,
                 "tokens": context - 1,

@@ -11,7 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from seerbench.artefacts import colors
 from seerbench.rows import bootstrap, requests
+from seerbench.rows.equal_sparsity import nll_at
 from seerbench.rows.schema import DISTURBED
 from seerbench.rows.store import Run
 
@@ -24,8 +26,9 @@ TIMING = ["model", "method", "inputs_kind", "implementation", "context", "sparsi
 CELL = ["model", "corpus", "context", "method", "gate", "recipe", "sparsity_requested"]
 # The paper's baseline is FlashAttention-2. Where that does not run (a CPU), it is torch's own dense kernel.
 REFERENCES = ("fa2", "dense")
-# Bounds, which do not compete: the best choice and a random one. Figures 5 and 6 leave them to the table `methods`.
-BOUNDS = ("oracle", "random")
+# Methods that nobody would run and that do not compete: blocks chosen by the gate's target, known exactly, and at
+# random. Figures 5 and 6 leave them to the table `methods`.
+CONTROLS = ("oracle", "oracle-mass", "random")
 # A dense method chooses no blocks, so its attend and its total are the same measurement.
 DENSE_STAGES = ("attend", "total", "forward", "ttft")
 
@@ -56,6 +59,22 @@ def perplexities(rows: pd.DataFrame, dense: pd.DataFrame | None = None) -> pd.Da
                 line |= dict(zip(DELTAS, bootstrap.paired_delta(base, nll)))
         lines.append(line)
     return _frame(lines, [*CELL, *OUTCOME, *NUMBERS, *DELTAS])
+
+
+def loss_at(rows: pd.DataFrame, dense: pd.DataFrame, sparsity: float) -> bootstrap.Interval | None:
+    """Return the loss of one method at a realised sparsity: nats per token above dense, with its interval.
+
+    Args:
+        rows: perplexity rows of one method (and one gate) in one model, text and context, at any sparsities.
+        dense: rows of dense attention on the same documents.
+        sparsity: the realised sparsity.
+
+    Returns:
+        None outside the measured range of the method (rows/equal_sparsity.py), and without dense rows.
+    """
+    dense = dense[(dense.method == "dense") & (dense.status == "measured")]
+    nll, base = nll_at(rows, sparsity), dense.drop_duplicates("document").set_index("document").nll
+    return None if nll is None or base.empty else bootstrap.paired_delta(base, nll)
 
 
 def _reason_of_loss(lost: pd.DataFrame, documents: int) -> str:
@@ -163,6 +182,11 @@ def dense_base(cells: pd.DataFrame, stages_of: dict[str, dict], stage: str, agai
     if against == "fastest":
         return min(medians, key=lambda method: medians[method], default=None)
     return next((method for method in REFERENCES if method in medians), None)
+
+
+def is_control(methods: pd.Series) -> pd.Series:
+    """Return, for each name in a column `method`, whether it is one of CONTROLS or a variant of one."""
+    return methods.map(colors.base_of).isin(CONTROLS)
 
 
 def is_dense(cell: Mapping[Hashable, Any] | pd.Series) -> bool:

@@ -35,8 +35,9 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "xattention": ("XAttention", "#117733", ">"),
     "flashprefill": ("FlashPrefill", "#AA3377", "H"),
     "streaming": ("StreamingLLM", "#56B4E9", "v"),
-    "oracle": ("Oracle top-k (upper bound)", "#CC79A7", "D"),
-    "random": ("Random blocks (lower bound)", "#999999", "X"),
+    "oracle": ("Oracle by maximum", "#CC79A7", "D"),
+    "oracle-mass": ("Oracle by mass", "#8F3F71", "D"),
+    "random": ("Random blocks", "#999999", "X"),
     "block_sparse": ("Block-sparse kernel", "#E69F00", "P"),
     "block_sparse-128": ("Block-sparse kernel, 128", "#8C6D1F", "P"),
     "fa4-sparse": ("FlashAttention-4 sparse", "#6A3D9A", "*"),
@@ -47,27 +48,39 @@ METHODS: dict[str, tuple[str, str, str]] = {
 # For methods that are not in METHODS, such as those of third parties.
 OTHER_COLORS = ("#332288", "#117733", "#44AA99", "#AA4499", "#661100", "#6699CC")
 OTHER_MARKERS = (">", "H", "p", "8")
-# How a timed method is named that differs from its base method (steps/latency.py), and what its display name adds.
-SUFFIXES = (("+mean", " with means"), ("+fa4", " on FlashAttention-4"))
+# Suffix of a variant's name in rows (methods/wrappers.py) -> what its display name adds, and its marker. The words
+# of the last one come first.
+SUFFIXES = {
+    r"\+last(\d+)": (r", last \1 rows dense", "P"),
+    r"\+fa4": (" on FlashAttention-4", "*"),
+    r"\+mean": (" with means", "d"),
+    r"\+forced": (", sink and diagonal forced (ours)", "X"),
+    r"\+layer": (", one threshold per layer", "s"),
+}
 
 
 def entry_of(method: str) -> tuple[str, str, str] | None:
     """Return (name, color, marker) of a method, or None if it is unknown.
 
-    A variant has the color and marker of its method: "flexprefill-128" is FlexPrefill with blocks of 128,
-    "seer+mean" is SeerAttention with block means for skipped blocks.
+    A variant has the color of its method: "flexprefill-128" is FlexPrefill with blocks of 128, "seer+layer" is
+    SeerAttention with one threshold for all heads of a layer. A suffix with a plus has its own marker.
     """
     if method in METHODS:
         return METHODS[method]
-    for suffix, words in SUFFIXES:
-        base_entry = entry_of(method.replace(suffix, "")) if suffix in method else None
-        if base_entry is not None:
-            name, color, shape = base_entry
-            return name + words, color, shape
+    for suffix, (words, shape) in SUFFIXES.items():
+        found = re.search(suffix, method)
+        base_entry = entry_of(method.replace(found[0], "", 1)) if found else None
+        if found and base_entry is not None:
+            return base_entry[0] + found.expand(words), base_entry[1], shape
     base, _, block = method.rpartition("-")
     if base in METHODS and block.isdigit():
         return f"{METHODS[base][0]}, {block}", *METHODS[base][1:]
     return None
+
+
+def base_of(method: str) -> str:
+    """Return the method of which `method` is a variant: "seer" for "seer+last2", and itself for "oracle-mass"."""
+    return method.partition("+")[0]
 
 
 def display(method: str, gate: str | None = None) -> str:
@@ -103,7 +116,7 @@ def marker(method: str) -> str:
 def rank(method: str) -> int:
     """Return the place of a method in legends and tables: variants with their method, unknown ones last."""
     names = list(METHODS)
-    base = method.partition("+")[0]
+    base = base_of(method)
     for name in (method, base, base.rpartition("-")[0]):
         if name in METHODS:
             return names.index(name)

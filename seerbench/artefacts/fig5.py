@@ -51,7 +51,8 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
 def _others(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """Return the stages of every other sparse method in its cell of the highest requested sparsity."""
-    rest = cells[~cells.apply(aggregates.is_dense, axis=1) & ~cells.method.isin(["seer", *aggregates.BOUNDS])]
+    rest = cells[~cells.apply(aggregates.is_dense, axis=1) & ~aggregates.is_control(cells.method)]
+    rest = rest[rest.method != "seer"]
     rest = rest[rest.status == "measured"]
     last = rest.sort_values("sparsity_requested", na_position="first").drop_duplicates("method", keep="last")
     times = aggregates.latencies(last, samples)

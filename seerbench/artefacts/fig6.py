@@ -19,7 +19,7 @@ MARKERS = {
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """Return speed-ups of the sweep `methods` (total and attend) and, for random masks, of the sweep `kernel`."""
     cells, samples = frames.timings(run, "methods")
-    cells = cells[~cells.method.isin(aggregates.BOUNDS)]
+    cells = cells[~aggregates.is_control(cells.method)]
     methods = set(cells.method)
     label = str(labels.label(run, cells, timed=True))
     parts = [aggregates.speedups(cells, samples, stage).assign(label=label) for stage in style.STAGE_LINES]

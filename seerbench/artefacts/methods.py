@@ -1,7 +1,7 @@
 """Table beyond the paper: the time that every method of the timing sweep takes to plan, to attend, and for both.
 
-A method that refused or failed keeps its line, with the reason. Figures 5 and 6 draw the same rows without the two
-bounds, which are random blocks and the oracle, whose plan computes the whole attention.
+A method that refused or failed keeps its line, with the reason. Figures 5 and 6 draw the same rows without random
+blocks and the oracles, whose plans compute the whole attention.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def remarks(frame: pd.DataFrame) -> list[str]:
         "Times: medians in ms of planning, of attention alone, and of both in one call, which is not their sum "
         "(realised sparsity). Speed-ups: medians over rounds of dense time / method time, planning included; "
         f"dense is {bases}.",
-        "A dense method plans nothing: its attention is all of its time. The oracle and random blocks are bounds "
-        "and do not compete; the oracle's plan computes the whole attention with its pooled map.",
+        "A dense method plans nothing: its attention is all of its time. The oracles and random blocks do "
+        "not compete: an oracle's plan computes the whole attention with its pooled map.",
         f"Inputs q, k and v: {inputs_text}.",
         "The paper has no such table; its Figures 5 and 6 draw parts of it.",
     ]

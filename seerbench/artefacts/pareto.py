@@ -1,11 +1,16 @@
 """Figure beyond the paper: the loss of each method against its speed-up, on the same model and text.
 
 The loss is the paired delta NLL of the experiment `contexts`. The speed-up is that of the sweep `methods` on q, k
-and v that were captured in the same model, so the masks that cause the loss are the masks that are timed. Points
-further right (faster) and lower (less loss) are better.
+and v that were captured in the same model, so the masks that cause the loss are the masks that are timed. The loss
+of a point is that at the realised sparsity of its timed cell, interpolated along the losses of its method
+(rows/equal_sparsity.py). Points further right (faster) and lower (less loss) are better.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,7 +21,7 @@ from seerbench.rows.gate_ref import PAPER_GATE
 from seerbench.rows.schema import CAPTURED
 from seerbench.rows.store import Run
 
-KEY = ["method", "sparsity_requested"]
+NO_LOSS = "no loss was measured at its realised sparsity"
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
@@ -26,32 +31,44 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     sweep times one gate per block size. Raises MissingRows if no context has both.
     """
     rows = frames.experiment(run, "perplexity", "contexts", "perplexity")
-    losses = aggregates.perplexities(rows, aggregates.dense_rows(run, rows))
-    losses = losses[(losses.method != "seer") | gate_sets.is_set(losses.gate, PAPER_GATE)]
     cells, samples = frames.timings(run, "methods")
     # Captured in a model of these losses, at a context that the model was trained for.
-    of_model = (cells.inputs_kind == CAPTURED) & cells.inputs_model.isin(losses.model.unique())
+    of_model = (cells.inputs_kind == CAPTURED) & cells.inputs_model.isin(rows.model.unique())
     of_model &= cells.inputs_trained_context.isna()
-    both = sorted(set(losses.context) & set(cells[of_model].context))
+    both = sorted(set(rows.context) & set(cells[of_model].context))
     if not both:
         what = "timings of the sweep 'methods' on the model and at a context of the experiment 'contexts'"
         raise MissingRows("cells", what, "latency PRESET methods CONTEXT", run.folder)
-    losses, cells = losses[losses.context == both[-1]], cells[of_model & (cells.context == both[-1])]
-    losses = losses.drop(columns=["low", "high"])  # the interval of the perplexity
-    losses = losses.rename(columns={"delta": "y", "delta_low": "low", "delta_high": "high"})
-    losses = losses[["model", "corpus", "context", "gate", *KEY, "y", "low", "high"]]
-    parts = []
+    cells = cells[of_model & (cells.context == both[-1])]
+    dense = aggregates.dense_rows(run, rows)
+    at_context = rows[(rows.context == both[-1]) & rows.sparsity_requested.notna()]
+    gated = at_context.gate.map(gate_sets.set_of)
+    at_context = at_context[gated.isna() | (gated == PAPER_GATE)]
+    lines = []
     for stage in style.STAGE_LINES:
         faster = aggregates.speedups(cells, samples, stage)
-        faster = faster[faster.sparsity_requested.notna()].drop(columns=["model", "context"])
+        faster = faster[faster.sparsity_requested.notna() & faster.method.isin(at_context.method)]
         faster = faster.rename(columns={"value": "x", "low": "x_low", "high": "x_high"})
-        parts.append(losses.merge(faster, on=KEY).assign(panel=stage))
-    frame = pd.concat(parts).assign(label=str(labels.label(run, rows, cells, timed=True)))
+        lines += [line | {"panel": stage} | _loss(at_context, dense, line) for line in faster.to_dict("records")]
+    frame = pd.DataFrame(lines).assign(label=str(labels.label(run, rows, cells, timed=True)))
     frame["rank"] = frame.method.map(colors.rank)
     frame = frame.sort_values(
         ["panel", "rank", "method", "sparsity_requested"], ascending=[False, True, True, True]
     )
     return frames.tidy(frame, extra=("x_low", "x_high"))
+
+
+def _loss(rows: pd.DataFrame, dense: pd.DataFrame, line: dict[Hashable, Any]) -> dict[str, Any]:
+    """Return y, low and high of a timed line: the loss of its method at its realised sparsity."""
+    rows = rows[rows.method == line["method"]]
+    place = {"model": rows.model.iloc[0], "corpus": rows.corpus.iloc[0], **dict.fromkeys(("y", "low", "high"), math.nan)}
+    if line["status"] != "measured":
+        return place
+    dense = dense[(dense.context == line["context"]) & (dense.corpus == place["corpus"])]
+    loss = aggregates.loss_at(rows, dense, line["sparsity_realised"])
+    if loss is None:
+        return place | {"status": "missing", "reason": NO_LOSS}
+    return place | dict(zip(("y", "low", "high"), loss)) | {"gate": rows.gate.iloc[0]}
 
 
 @style.styled

@@ -5,9 +5,10 @@
     strongest perplexity rows of any machine -> loss against dense      /
 
 A method is recommended if it is the fastest whose whole loss interval is within the reader's tolerance and whose
-whole speed-up interval is above 1. Bounds (the oracle, random blocks) and gates without training are left out, and
-so are the timings of `seerbench compare`. Nothing is measured or extrapolated. advise_tables.py lists all that was
-measured.
+whole speed-up interval is above 1. The loss is that at the realised sparsity of the timed cell, interpolated along
+the method's own losses (rows/equal_sparsity.py); a cell beyond their range has none and is not recommended.
+Oracles, random blocks and gates without training are left out, and so are the timings of `seerbench compare`.
+Nothing is measured or extrapolated. advise_tables.py lists all that was measured.
 """
 
 from __future__ import annotations
@@ -65,18 +66,17 @@ class Quality:
 
     Attributes:
         run: the run that they are from.
-        lines: one line per context, method, gate and sparsity: the loss against dense (delta, delta_low,
-            delta_high) in nats per token, with the columns `gate_set` and `block`.
+        rows: measured rows of the table `perplexity` of one model, with the columns `gate_set` and `block`.
         label: where the numbers come from.
     """
 
     run: Run
-    lines: pd.DataFrame
+    rows: pd.DataFrame
     label: labels.Label
 
     def context(self, wanted: int) -> int:
         """Return the longest measured context up to `wanted`, or else the shortest: losses fall with the length."""
-        contexts = sorted(int(context) for context in self.lines.context.unique())
+        contexts = sorted(int(context) for context in self.rows.context.unique())
         return max((context for context in contexts if context <= wanted), default=contexts[0])
 
 
@@ -173,7 +173,7 @@ def _timed(run: Run, sweep: str, cells: pd.DataFrame, samples: pd.DataFrame) -> 
     lines["method"] = [
         name.replace("+fa4", "").removesuffix(f"-{gate_set}") for name, gate_set in zip(lines.name, lines.gate_set)
     ]
-    lines = lines[~lines.method.isin(aggregates.BOUNDS) & (lines.gate_set != UNTRAINED)]
+    lines = lines[~aggregates.is_control(lines.method) & (lines.gate_set != UNTRAINED)]
     lines = lines.rename(columns={"block_k": "block"})
     rank = min(_scale(scale) for scale in steps.scale_kind), steps.started.max()
     disturbed = int((cells.status == DISTURBED).sum())
@@ -205,15 +205,13 @@ def _quality(run: Run) -> Quality:
     rows = requests.rows(run, "perplexity")
     model = rows.model[rows.experiment == "contexts"].iloc[0]
     rows = rows[rows.experiment.isin(["contexts", "gates"]) & (rows.model == model)]
-    parts = [aggregates.perplexities(part) for _, part in rows.groupby("experiment", sort=False)]
-    lines = pd.concat(parts).drop_duplicates(["context", "method", "gate", "sparsity_requested"])
-    lines = lines[lines.delta.notna()]
+    measured = rows[rows.status == "measured"].sort_values("experiment", kind="stable")
     default, blocks = _blocks(run)
-    lines = lines.assign(
-        gate_set=lines.gate.map(gate_sets.set_of),
-        block=[blocks.get(gate_sets.job_of(gate), default) for gate in lines.gate],
+    measured = measured.assign(
+        gate_set=measured.gate.map(gate_sets.set_of),
+        block=[blocks.get(gate_sets.job_of(gate), default) for gate in measured.gate],
     )
-    return Quality(run, lines, labels.label(run, rows))
+    return Quality(run, measured, labels.label(run, rows))
 
 
 def _blocks(run: Run) -> tuple[int | None, dict[str | None, int]]:
@@ -229,14 +227,16 @@ def _blocks(run: Run) -> tuple[int | None, dict[str | None, int]]:
 def with_loss(timed: pd.DataFrame, quality: Quality | None, context: int) -> pd.DataFrame:
     """Return the timed lines at one context that have a loss, with its columns, `loss_context` and `loss_block`.
 
-    The loss is that of the same method, gate set, requested sparsity and block size. Where the run of the losses
-    has no gate of that block size at all, it is that of its own block size; `loss_block` says which.
+    The loss is that of the same method, gate set and block size at the realised sparsity of the timed line. Where
+    the run of the losses has no gate of that block size at all, it is that of its own block size; `loss_block` says
+    which. Lines beyond the range of the measured losses are left out.
     """
     columns = ["delta", "delta_low", "delta_high", "loss_context", "loss_block"]
     lines = timed[timed.context == context]
     if quality is None:
         return lines.iloc[:0].reindex(columns=[*lines.columns, *columns])
-    known = quality.lines[quality.lines.context == quality.context(context)]
+    rows = quality.rows[quality.rows.context == quality.context(context)]
+    known = rows[rows.sparsity_requested.notna()]
     found = []
     for line in lines.to_dict("records"):
         same = known[known.method == line["method"]]
@@ -244,11 +244,12 @@ def with_loss(timed: pd.DataFrame, quality: Quality | None, context: int) -> pd.
             same = same[same.gate_set == line["gate_set"]]
         of_block = same[same.block == line["block"]]
         same = of_block if len(of_block) else same
-        same = same[(same.sparsity_requested - line["sparsity_requested"]).abs() < 1e-9]
-        if len(same):
-            loss = same.iloc[0]
-            numbers = {name: loss[name] for name in columns[:3]}
-            found.append({**line, **numbers, "loss_context": loss.context, "loss_block": loss.block})
+        if line["gate_set"] is not None:  # Several gate jobs may have this set and block size.
+            same = same[same.gate.isin(same.gate.head(1))]
+        loss = aggregates.loss_at(same, rows, line["sparsity_realised"])
+        if loss is not None:
+            numbers = dict(zip(columns, (*loss, same.context.iloc[0], same.block.iloc[0])))
+            found.append({**line, **numbers})
     return pd.DataFrame(found, columns=[*lines.columns, *columns])
 
 

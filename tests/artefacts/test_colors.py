@@ -32,3 +32,18 @@ def test_the_budget_of_a_moa_plan_is_not_shown():
     assert colors.display("moa", "moa-long-0.50") == "MoA (moa-long)"
     assert colors.display("moa", "moa-long-kv0.50") == "MoA (moa-long)"
     assert colors.display("seer", "long:v1") == "SeerAttention (long:v1)"
+
+
+def test_variants_say_in_words_what_differs_and_have_their_own_marker():
+    names = {
+        "seer+layer": "SeerAttention, one threshold per layer",
+        "seer+forced": "SeerAttention, sink and diagonal forced (ours)",
+        "streaming+last2": "StreamingLLM, last 2 rows dense",
+        "seer+layer+last2": "SeerAttention, one threshold per layer, last 2 rows dense",
+        "oracle-mass+layer": "Oracle by mass, one threshold per layer",
+    }
+    assert {name: colors.display(name) for name in names} == names
+    looks = [(colors.color(name), colors.marker(name)) for name in [*names, *colors.METHODS]]
+    assert len(set(looks)) == len(looks)
+    assert colors.base_of("oracle-mass+layer") == "oracle-mass"
+    assert colors.rank("oracle-mass+layer") == colors.rank("oracle-mass")

@@ -1,4 +1,4 @@
-"""Figure 5: the stages of SeerAttention, the bounds left out, and a run in which everything was refused."""
+"""Figure 5: the stages of SeerAttention, the controls left out, and a run in which everything was refused."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""The table of methods has the two bounds, which no figure of speed has."""
+"""The table of methods has the oracle and random blocks, which no figure of speed has."""
 
 import pytest
 from synthetic_rows import write_timings
@@ -7,7 +7,7 @@ from seerbench.artefacts import methods, table_format
 
 
 @pytest.fixture
-def with_bounds(tmp_path):
+def with_controls(tmp_path):
     stages = {"plan": 0.5, "attend": 1.0, "total": 1.5}
     timed = [
         ("fa2", None, {"attend": 6.0}, 1.0),
@@ -22,10 +22,10 @@ def with_bounds(tmp_path):
     return tmp_path
 
 
-def test_bounds_and_refused_methods_are_in_the_table(with_bounds, collect):
-    frame = collect("methods", with_bounds)
+def test_controls_and_refused_methods_are_in_the_table(with_controls, collect):
+    frame = collect("methods", with_controls)
     cells = methods.render(frame)
-    times, speedups = cells[cells.method == "Oracle top-k (upper bound)"]["2k"]
+    times, speedups = cells[cells.method == "Oracle by maximum"]["2k"]
     assert float(times.split(" + ")[0]) == pytest.approx(7, rel=0.2)
     assert times.endswith("(0.89)")
     assert float(speedups.split("x; ")[0]) == pytest.approx(6 / 8, rel=0.1)
@@ -36,7 +36,7 @@ def test_bounds_and_refused_methods_are_in_the_table(with_bounds, collect):
 
 
 @pytest.mark.parametrize("name", ["fig5", "fig6"])
-def test_bounds_are_in_no_figure_of_speed(name, with_bounds, collect):
-    drawn = set(collect(name, with_bounds).method)
+def test_controls_are_in_no_figure_of_speed(name, with_controls, collect):
+    drawn = set(collect(name, with_controls).method)
     assert "seer" in drawn
     assert not {"oracle", "random"} & drawn

@@ -49,20 +49,20 @@ LOSSES = {"seer": CHEAP, "moa": DEAR, "oracle": 0.0, "random": 0.0}
 
 @pytest.fixture
 def folders(tmp_path):
-    """Return a run of losses and one of timings: the bounds are the fastest and lose the least."""
+    """Return a run of losses and one of timings: oracle and random blocks are the fastest and lose the least."""
     times = {"seer": 20.0, "moa": 10.0, "oracle": 1.0, "random": 1.0}
     return [write_losses(tmp_path / "quality", LOSSES), write_times(tmp_path / "speed", times)]
 
 
-def test_speed_and_loss_are_joined_and_bounds_are_never_named(folders):
+def test_speed_and_loss_are_joined_and_controls_are_never_named(folders):
     text = "\n".join(advise.advise(8192, None, folders))
     (chosen,) = [line for line in text.splitlines() if "attention at 8k" in line]
     assert "SeerAttention, blocks of 64, 60%: 4.98x" in chosen
     assert "over Dense; loss at 8k +0.01" in chosen
     assert "with more loss: MoA" in text
     assert "small of quality" in text  # what the losses are about
-    for bound in ("Oracle", "Random"):
-        assert bound not in text
+    for control in ("Oracle", "Random"):
+        assert control not in text
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_the_loss_is_that_of_a_gate_with_the_same_block_size(tmp_path):
     speed = write_times(tmp_path / "speed", {"seer": 20.0})
     found = advise.strongest_quality([Run(quality)])
     lines = pd.DataFrame(
-        {"context": 8192, "method": "seer", "gate_set": "v1", "sparsity_requested": 0.6}, index=[0]
+        {"context": 8192, "method": "seer", "gate_set": "v1", "sparsity_realised": 0.59}, index=[0]
     )
     for block, loss_block, least in ((64, 64, -0.01), (128, 128, 0.005), (32, 64, -0.01)):
         line = advise.with_loss(lines.assign(block=block), found, 8192).iloc[0]
