@@ -61,7 +61,8 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 def _loss(rows: pd.DataFrame, dense: pd.DataFrame, line: dict[Hashable, Any]) -> dict[str, Any]:
     """Return y, low and high of a timed line: the loss of its method at its realised sparsity."""
     rows = rows[rows.method == line["method"]]
-    place = {"model": rows.model.iloc[0], "corpus": rows.corpus.iloc[0], **dict.fromkeys(("y", "low", "high"), math.nan)}
+    place = {"model": rows.model.iloc[0], "corpus": rows.corpus.iloc[0]}
+    place |= dict.fromkeys(("y", "low", "high"), math.nan)
     if line["status"] != "measured":
         return place
     dense = dense[(dense.context == line["context"]) & (dense.corpus == place["corpus"])]
