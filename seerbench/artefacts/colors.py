@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "flexprefill": ("FlexPrefill", "#AA4499", "<"),
     "xattention": ("XAttention", "#117733", ">"),
     "flashprefill": ("FlashPrefill", "#AA3377", "H"),
+    "flashprefill-v2": ("FlashPrefill V2", "#7A1F4D", "H"),
     "streaming": ("StreamingLLM", "#56B4E9", "v"),
     "oracle": ("Oracle by maximum", "#CC79A7", "D"),
     "oracle-mass": ("Oracle by mass", "#8F3F71", "D"),

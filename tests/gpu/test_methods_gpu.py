@@ -38,12 +38,13 @@ def test_lists(n, chance):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize("n", [1, 129, 1000, 8192])
-def test_pooled_scores(n, block, dtype):
+@pytest.mark.parametrize("from_first", [False, True])
+def test_pooled_scores(n, block, dtype, from_first):
     q, k, _ = draw(n, 4, 2, 128, dtype, "cuda", 1)
     pooled = pool_blocks(k, block)["avg"]
-    exact = scores_reference.scores_of_means(q.double(), pooled.double(), block)
-    rounded = scores_reference.scores_of_means(q, pooled, block)
-    assert_no_worse_than_rounding(scores_kernel.pooled_scores(q, pooled, block), exact, rounded)
+    exact = scores_reference.scores_of_means(q.double(), pooled.double(), block, from_first)
+    rounded = scores_reference.scores_of_means(q, pooled, block, from_first)
+    assert_no_worse_than_rounding(scores_kernel.pooled_scores(q, pooled, block, from_first), exact, rounded)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -67,7 +68,7 @@ def test_attention_over_the_plan(name, n, tmp_path):
     method = create(name, sparsity=0.5, **options)
     plan = method.plan(q, k, LayerContext())
     plan.check()  # a plan is made without it, so that no plan waits for the GPU
-    exact, rounded = reference_attention(q, k, v, plan)[0], reference_attention(q, k, v, plan, q.dtype)[0]
+    exact, rounded = (method.exact(q, k, v, plan, dtype) for dtype in (torch.float64, q.dtype))
     assert_no_worse_than_rounding(method.attend(q, k, v, plan), exact, rounded)
     fixed = method.with_threshold_for(q, k, LayerContext()).plan(q, k, LayerContext())
     assert abs(fixed.density() - plan.density()) < 1e-3

@@ -17,12 +17,13 @@ else:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
     @pytest.mark.parametrize("n", [1, 16, 17, 200])
-    def test_scores_are_those_of_the_definition(n, dtype):
+    @pytest.mark.parametrize("from_first", [False, True])
+    def test_scores_are_those_of_the_definition(n, dtype, from_first):
         q, k, _ = draw(n, 4, 2, 16, dtype, batch=2)
-        found = triton.pooled_scores(q, pool_blocks(k, 16)["avg"], 16)
-        exact = reference.pooled_scores(q.double(), k.double(), 16)
+        found = triton.pooled_scores(q, pool_blocks(k, 16)["avg"], 16, from_first)
+        exact = reference.pooled_scores(q.double(), k.double(), 16, from_first)
         # The method pools in q's dtype, so the kernel may make the rounding errors that plain torch makes there.
-        assert_no_worse_than_rounding(found, exact, reference.pooled_scores(q, k, 16))
+        assert_no_worse_than_rounding(found, exact, reference.pooled_scores(q, k, 16, from_first))
         assert (found == -torch.inf).equal(exact == -torch.inf)
 
     @pytest.mark.parametrize(("dimension", "step"), [(0, 2**31 + 64), (1, 2**31 + 64), (2, 2**24)])
