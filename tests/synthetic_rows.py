@@ -77,6 +77,7 @@ def perplexity(
                 "recipe": recipe,
                 "sparsity_requested": sparsity,
                 "sparsity_realised": 0.0 if sparsity is None else sparsity - 0.01,
+                "threshold": None,
                 "document": f"d{document}",
                 "nll": nll,
                 "tokens": context - 1,

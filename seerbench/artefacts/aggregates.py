@@ -23,12 +23,13 @@ DELTAS = ["delta", "delta_low", "delta_high"]
 OUTCOME = ["source", "metric", "unit", "count", "sparsity_realised", "status", "reason"]
 # The key of a timing, and the key of a perplexity.
 TIMING = ["model", "method", "inputs_kind", "implementation", "context", "sparsity_requested", "stage", "base"]
-CELL = ["model", "corpus", "context", "method", "gate", "recipe", "sparsity_requested"]
+CELL = ["model", "corpus", "context", "method", "gate", "recipe", "sparsity_requested", "threshold"]
 # The paper's baseline is FlashAttention-2. Where that does not run (a CPU), it is torch's own dense kernel.
 REFERENCES = ("fa2", "dense")
 # Methods that nobody would run and that do not compete: blocks chosen by the gate's target, known exactly, and at
 # random. Figures 5 and 6 leave them to the table `methods`.
-CONTROLS = ("oracle", "oracle-mass", "random")
+ORACLES = ("oracle", "oracle-mass")
+CONTROLS = (*ORACLES, "random")
 # A dense method chooses no blocks, so its attend and its total are the same measurement.
 DENSE_STAGES = ("attend", "total", "forward", "ttft")
 

@@ -56,6 +56,7 @@ SUFFIXES = {
     r"\+fa4": (" on FlashAttention-4", "*"),
     r"\+mean": (" with means", "d"),
     r"\+forced": (", sink and diagonal forced (ours)", "X"),
+    r"\+threshold": (", threshold rule", "p"),
     r"\+layer": (", one threshold per layer", "s"),
 }
 

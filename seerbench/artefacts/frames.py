@@ -30,6 +30,7 @@ COLUMNS = (
     "bucket",
     "context",
     "sparsity_requested",
+    "threshold",  # of a gate that selects by the softmax of its scores, in place of a requested sparsity
     "sparsity_realised",
     "inputs_kind",
     "implementation",
@@ -54,6 +55,7 @@ TEXTS = {"panel", "source", "series", "method", "gate", "recipe", "model", "corp
 TEXTS |= {
     "document",
     "definition",
+    "protocol",
     "inputs_kind",
     "implementation",
     "stage",

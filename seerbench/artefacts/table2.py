@@ -11,7 +11,7 @@ from seerbench.rows import bootstrap, requests
 from seerbench.rows.schema import REFUSED
 from seerbench.rows.store import Run
 
-CELL = ["model", "corpus", "method", "gate", "sparsity_requested", "bucket", "context"]
+CELL = ["model", "corpus", "method", "gate", "sparsity_requested", "threshold", "bucket", "context"]
 MEAN = "mean over tasks"
 EXPERIMENTS = ("longbench", "retrieval")  # The table shows the first of these that the run has.
 SOLVED = (

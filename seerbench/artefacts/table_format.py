@@ -35,10 +35,13 @@ def in_brackets(share: float) -> str:
 def requested(entry: pd.Series) -> str:
     """Return the requested sparsity of a line of a frame.
 
-    It is "own" for a method that takes none, and empty for a method that was not measured.
+    It is "own" for a method that takes none, the threshold of a gate that selects by it, and empty for a method
+    that was not measured.
     """
     if entry.method == "dense":
         return "0.00"
+    if pd.notna(entry.get("threshold")):
+        return f"threshold {entry.threshold:g}"
     if math.isnan(entry.sparsity_requested):
         return "" if entry.status == "missing" else "own"
     return f"{entry.sparsity_requested:.2f}"

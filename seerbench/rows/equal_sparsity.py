@@ -16,7 +16,7 @@ from __future__ import annotations
 import pandas as pd
 
 EQUAL = 0.005  # Sparsities that differ by at most this count as equal, since blocks cannot be split.
-SETTING = ["gate", "sparsity_requested"]  # what tells the settings of one method apart
+SETTING = ["gate", "sparsity_requested", "threshold"]  # what tells the settings of one method apart
 
 
 def settings(rows: pd.DataFrame) -> list[pd.DataFrame]:

@@ -15,6 +15,7 @@ def rows(*points, gate="g:v1", status="measured"):
             {
                 "gate": gate,
                 "sparsity_requested": requested,
+                "threshold": None,
                 "sparsity_realised": skipped,
                 "document": f"d{document}",
                 "nll": nll,
