@@ -353,6 +353,18 @@ def _write_recall(folder: Path) -> None:
         for layer, head, document in itertools.product(range(2), range(2), range(5))
     ]
     write_rows(folder / "recall" / "gates.parquet", "recall", recall, run)
+    # The first head looks up the answer, and gates find its block in as many documents as their share says.
+    asked = [
+        {
+            **row,
+            "experiment": "gates-kv",
+            "task": "kv",
+            "asked_mass": 0.6 if row["head"] == 0 else 0.1,
+            "asked_kept": row["head"] == 0 and int(row["document"][1:]) < 5 * shares[row["method"], row["gate"]],
+        }
+        for row in recall
+    ]
+    write_rows(folder / "recall" / "gates-kv.parquet", "recall", asked, run)
 
 
 def _write_maps(folder: Path) -> None:

@@ -16,3 +16,5 @@ TASKS: dict[str, Callable[..., list[Example]]] = {
     "question-first": far_lookups.question_first,
     "two-questions": far_lookups.two_questions,
 }
+# The tasks whose question is in the prompt, where a method can see it.
+ASKED_IN_PROMPT = tuple(task for task in TASKS if task != "two-questions")

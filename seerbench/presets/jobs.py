@@ -304,8 +304,15 @@ class RecallJob(RunsArms):
     tokens: Tokens
     contexts: tuple[int, ...]
     documents: int
+    task: str | None
+    tokenizer: Path
     groups: tuple[ModelArms, ...]  # exactly one group
     rows: Path
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """Return the files of the preset's tokenizer if look-ups are made with it."""
+        return [self.tokenizer / "tokenizer.json"] if self.task else []
 
 
 @dataclass(frozen=True)

@@ -512,6 +512,8 @@ class Preset:
             tokens=self.tokens(section.corpus),
             contexts=section.contexts,
             documents=section.documents,
+            task=section.task,
+            tokenizer=self.paths.tokenizer,
             groups=self._groups(section.arms, section.model),
             rows=self.paths.rows("recall", name),
         )

@@ -26,6 +26,7 @@ from pydantic import (
 
 from seerbench.data.corpora import SPLITS
 from seerbench.data.longbench import TASKS as LONGBENCH_TASKS
+from seerbench.data.lookup_tasks import ASKED_IN_PROMPT
 from seerbench.data.lookup_tasks import TASKS as LOOKUPS
 from seerbench.errors import ConfigError
 from seerbench.measure.names import MASKS
@@ -579,6 +580,8 @@ class Recall(Experiment):
     corpus: Name
     contexts: Contexts
     documents: Count
+    task: Annotated[str, OneOf(ASKED_IN_PROMPT)] | None = None
+    """look-ups instead of text: `documents` of them, whose asking rows are compared too"""
 
     @model_validator(mode="after")
     def _asks_for_sparsities(self) -> Recall:

@@ -30,7 +30,7 @@ SETTINGS: dict[str, list[str]] = {
 NUMBERS = {
     "perplexity": ["nll"],
     "tasks": ["correct", "score"],
-    "recall": ["recall", "mass"],
+    "recall": ["recall", "mass", "asked_kept"],
     "cells": [],  # The samples hold the times, and timings.py leaves them out.
 }
 # Sweeps that time one layer. MoA has its budget over all layers of a model, so one of them may skip any share.

@@ -167,6 +167,9 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "sparsity_realised": NUMBER,  # The sparsity of this head.
         "recall": NUMBER,  # The share of the oracle's blocks, at its own sparsity, that the method keeps as well.
         "mass": NUMBER,  # The share of the row-normalised pooled map on the blocks that the method keeps.
+        "?task": TEXT,  # The look-up of which the windows are; empty for windows of text.
+        "?asked_mass": NUMBER,  # Look-ups: the share of the asking token's attention on the answer's block.
+        "?asked_kept": FLAG,  # Look-ups: whether the method keeps the answer's block in the asking block row.
     },
     # Each row is one causal block of the pooled map of one head, true and predicted (Figure 7).
     "maps": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from seerbench.data import longbench
@@ -12,7 +13,7 @@ from seerbench.data.texts import dataset_folder
 from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.measure import maps, perplexity, recall, tasks
 from seerbench.methods.gate_files import load_gates
-from seerbench.presets.jobs import LongBenchJob, RetrievalJob
+from seerbench.presets.jobs import LongBenchJob, RecallJob, RetrievalJob
 from seerbench.presets.preset import Preset
 from seerbench.steps.arms import make_arms
 from seerbench.steps.common import load_model, require, save, start, tokenizer_of, windows_of
@@ -105,17 +106,36 @@ def _measure_retrieval(job: RetrievalJob) -> None:
 def measure_recall(preset: Preset, experiment: str) -> None:
     """Measure the block recall of every arm against the oracle's blocks."""
     job = preset.recall(experiment)
-    require(preset, [job.tokens.file, *job.arm_files], [job.rows])
+    require(preset, [job.tokens.file, *job.tokenizer_files, *job.arm_files], [job.rows])
     run = start(job.setup, f"recall {experiment}", job.tokens, "test")
     rows: list[dict[str, Any]] = []
     for group in job.groups:
         model = load_model(group.model, job.setup, job.tokens)
         arms = make_arms(group.arms, job.setup.device)
         for context in job.contexts:
-            windows = windows_of(job.tokens, context, job.documents, model, longest=max(job.contexts))
             fixed = {"experiment": experiment, "model": group.model.name, "corpus": job.tokens.corpus}
-            rows += [fixed | row for row in recall.recall(model, windows, arms, job.setup.block)]
+            if job.task is None:
+                windows = windows_of(job.tokens, context, job.documents, model, longest=max(job.contexts))
+                found = recall.recall(model, windows, arms, job.setup.block)
+            else:
+                windows, asked = _lookup_windows(job, job.task, context)
+                found = recall.recall(model, windows, arms, job.setup.block, asked)
+            rows += [fixed | {"task": job.task} | row for row in found]
     save("recall", job.rows, rows, run)
+
+
+def _lookup_windows(
+    job: RecallJob, task: str, context: int
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, int]]]:
+    """Return prompts of look-ups by name, and the tokens that ask and that have the answer in each."""
+    documents, tokenizer = read_tokens(job.tokens.file, "test"), load_tokenizer(job.tokenizer)
+    examples = TASKS[task](documents, tokenizer, context, job.documents, job.setup.seed)
+    windows, asked = {}, {}
+    for number, example in enumerate(examples):
+        name = f"{task} {number}"
+        windows[name] = example.tokens[: example.prefilled]
+        asked[name] = (example.answer_start - 1, example.answer_start - example.distance)
+    return windows, asked
 
 
 def measure_maps(preset: Preset) -> None:

@@ -51,6 +51,7 @@ rule tasks:
 rule recall:
     input:
         tokens=lambda wildcards: PRESET.recall(wildcards.experiment).tokens.file,
+        tokenizer=lambda wildcards: PRESET.recall(wildcards.experiment).tokenizer_files,
         models=lambda wildcards: PRESET.recall(wildcards.experiment).model_files,
         gates=lambda wildcards: PRESET.recall(wildcards.experiment).gate_files,
         plans=lambda wildcards: PRESET.recall(wildcards.experiment).plan_files,
