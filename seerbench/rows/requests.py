@@ -70,7 +70,7 @@ def refused(table: str, measured: pd.DataFrame) -> pd.DataFrame:
     facts["one_layer"] = marked.sweep[breaks].isin(SWEEPS_OF_ONE_LAYER) if "sweep" in marked else False
     marked.loc[breaks, "reason"] = [_reason(*row) for row in facts.itertuples(index=False)]
     marked.loc[breaks, "status"] = REFUSED
-    for column in NUMBERS[table]:
+    for column in [name for name in NUMBERS[table] if name in marked]:
         marked[column] = marked[column].where(~marked.index.isin(breaks), None)
     return marked
 
