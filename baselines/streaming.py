@@ -34,7 +34,7 @@ class StreamingLLM(BlockSparse):
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         n = block_count(q.shape[2], self.block)
-        count = blocks_per_row(n, self.sparsity, self.last_rows_dense).to(q.device)[:, None]
+        count = blocks_per_row(n, self.sparsity, self.last_rows_dense, device=q.device)[:, None]
         rows = torch.arange(n, device=q.device)
         distance = rows[:, None] - rows
         window = distance < (count - 1).clamp_min(1)

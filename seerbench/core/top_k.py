@@ -123,17 +123,21 @@ def top_k_rows(blocks: int, sparsity: float, last_rows_dense: int = 0, height: i
     return RowCounts(k, longer, kept)
 
 
-def blocks_per_row(blocks: int, sparsity: float, last_rows_dense: int = 0, height: int = 1) -> Tensor:
-    """Return how many blocks each row keeps, int64 [nq]; a row that sees fewer keeps them all.
+def blocks_per_row(
+    blocks: int,
+    sparsity: float,
+    last_rows_dense: int = 0,
+    height: int = 1,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return how many blocks each row keeps, int64 [nq] on a device; a row that sees fewer keeps them all.
 
-    The arguments are those of `top_k_rows`, which may raise Refused.
+    The other arguments are those of `top_k_rows`, which may raise Refused.
     """
     k, longer, _ = top_k_rows(blocks, sparsity, last_rows_dense, height)
-    counts = torch.full((-(-blocks // height),), k)
-    end = len(counts) - last_rows_dense
-    counts[max(0, end - longer) : max(0, end)] += 1
-    counts[max(0, end) :] = blocks
-    return counts
+    row = torch.arange(-(-blocks // height), device=device)
+    end = len(row) - last_rows_dense
+    return torch.where(row >= end, blocks, k + (row >= end - longer).long())
 
 
 def top_k_density(blocks: int, sparsity: float, last_rows_dense: int = 0) -> float:
@@ -158,7 +162,7 @@ def keep_top_k(scores: Tensor, sparsity: float, last_rows_dense: int = 0, height
         Refused: the rows cannot keep as few blocks as requested.
     """
     columns = scores.shape[-1]
-    wanted = blocks_per_row(columns, sparsity, last_rows_dense, height).to(scores.device)[:, None]
+    wanted = blocks_per_row(columns, sparsity, last_rows_dense, height, scores.device)[:, None]
     order = scores.masked_fill(scores.isnan(), -math.inf).sort(dim=-1, descending=True, stable=True).indices
     best = (torch.arange(columns, device=scores.device) < wanted).expand_as(scores)
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, best)

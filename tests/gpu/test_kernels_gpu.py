@@ -192,7 +192,8 @@ def test_lists_are_valid_whatever_the_scores(missing, share):
     scores = torch.randn(1, 4, 300, 300, device="cuda")
     scores = torch.where(torch.rand_like(scores) < share, missing, scores)
     scores = scores.masked_fill(torch.ones(300, 300, device="cuda").triu(1).bool(), -torch.inf)
-    ours = attn_gate_select.select_top_k(scores, top_k.top_k_count(300, 0.6), 300 * 64, 64)
+    k, longer, _ = top_k.top_k_rows(300, 0.6)
+    ours = attn_gate_select.select_top_k(scores, k, 300 * 64, 64, 0, longer)
     ours.check()
     assert torch.equal(ours.to_dense().cpu(), top_k.select_top_k(scores.cpu(), 0.6, 300 * 64, 64).to_dense())
     attn_gate_select.select_threshold(scores, 0.01, 300 * 64, 64).check()
@@ -284,12 +285,14 @@ def test_gate_scores(n):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("n", [1, 65, 300, 512, 1100])
-def test_gate_top_k(n, sparsity, ties):
+@pytest.mark.parametrize("dense_rows", [0, 2])
+def test_gate_top_k(n, sparsity, ties, dense_rows):
     scores = torch.randn(2, 3, n, n, device="cuda")
     scores = (scores * 2).round() / 2 if ties else scores
     scores = scores.masked_fill(torch.ones(n, n, device="cuda").triu(1).bool(), -torch.inf)
-    ours = attn_gate_select.select_top_k(scores, top_k.top_k_count(n, sparsity), n * 64, 64)
-    theirs = top_k.select_top_k(scores.cpu(), sparsity, n * 64, 64)
+    k, longer, _ = top_k.top_k_rows(n, sparsity, dense_rows)
+    ours = attn_gate_select.select_top_k(scores, k, n * 64, 64, dense_rows, longer)
+    theirs = top_k.select_top_k(scores.cpu(), sparsity, n * 64, 64, dense_rows)
     assert torch.equal(ours.kv_num_blocks.cpu(), theirs.kv_num_blocks)
     assert torch.equal(ours.kv_indices.cpu(), theirs.kv_indices)
 
