@@ -1,10 +1,10 @@
-"""Random blocks: the lower bound for any choice of blocks, and the mask of the kernel timings.
+"""Random blocks: the control for any choice of blocks, and the mask of the kernel timings.
 
 What it is  every head keeps, in each row, the diagonal block and visible blocks drawn at random, together as many
             as the top-k rule keeps
 Source      the authors' kernel benchmark uses random masks (microsoft/SeerAttention, eval/efficiency); there all
             heads have one mask, and the diagonal is not kept
-Fidelity    not a published method: lower bound
+Fidelity    not a published method: control
 Timed       plan (drawing the scores and top-k) and attend (our block-sparse kernel)
 """
 
@@ -20,7 +20,7 @@ from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
 
 
-@register("random", cites="none", fidelity="not a published method: lower bound")
+@register("random", cites="none", fidelity="not a published method: control")
 class RandomBlocks(BlockSparse):
     """Random blocks with the diagonal kept: what a choice that knows nothing costs."""
 
