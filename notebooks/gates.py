@@ -182,7 +182,7 @@ def heat(rows, value):
     return rows.pivot_table(index="layer", columns="head", values=value, aggfunc="mean")
 
 
-run_of_recall, recall = notebooks.with_rows(runs, "recall")
+run_of_recall, recall = notebooks.with_rows(runs, "recall", status="measured")
 at = min(recall.sparsity_requested.dropna().unique(), key=lambda sparsity: abs(sparsity - SPARSITY))
 here = recall[(recall.sparsity_requested == at) & (recall.context == recall.context.max())]
 names = {

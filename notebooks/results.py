@@ -100,14 +100,16 @@ for run, frame in measured("table1"):
     display(shares.style.hide().set_caption(title))
 
 # %% [markdown] Perplexity is an average over all tokens, and most tokens depend mainly on nearby ones. Look-up
-# tasks need one distant block, so they show losses that perplexity hides.
+# tasks need one distant block. Which rows are sparse decides what they show: where the last rows are dense, the
+# rows that ask read everything, and a simple look-up says little about the choice of blocks. Compare only methods
+# of one protocol; a name says so where the last rows are dense.
 
 # %%
 show("table2")
 # %% [markdown]
 # ## Are they the right blocks?
 #
-# *Recall* is the share of the oracle's blocks, those with the most attention, that a method keeps. *Kept mass* is
+# *Recall* is the share of the oracle's blocks, those with the largest weights, that a method keeps. *Kept mass* is
 # the share of the attention map in the blocks that it keeps. A method can have a low recall and still lose
 # little, if the blocks that it misses hold little attention. The notebook `gates` shows single heads.
 

@@ -355,8 +355,8 @@ def tasks_at_or_above(run: Run, paper: pd.DataFrame) -> Evidence:
     """Check C17: LongBench's score at 10% sparsity is at least that of dense, in every length bucket.
 
     Scores are paired by example, in percentage points, and averaged over tasks without weights. Other tasks, such
-    as look-ups, cannot judge the claim. Every row of a prompt is sparse, as in version 1 of the authors' code, whose
-    Table 2 this is; arms with dense last rows, as version 2 has them, do not count.
+    as look-ups, cannot judge the claim. Every row of a prompt is sparse, as in version 1 of the authors' code; arms
+    with dense last rows, as version 2 has them, do not count.
     """
     rows = requests.rows(run, "tasks")
     rows = rows[rows.definition.notna() & rows.score.notna()]
