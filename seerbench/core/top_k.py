@@ -22,10 +22,8 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, causal_blocks
 from seerbench.errors import MaskError, Refused
+from seerbench.rows.schema import TOLERANCE
 
-# Largest distance of a realised sparsity from the requested one. A plan beyond it is refused: it would be compared
-# with others at a sparsity that it does not have.
-TOLERANCE = 0.02
 # Prompts of fewer blocks are planned as the rule says, whatever that skips: they are cheap, and no number of whole
 # blocks may be near the request. A measured row is refused there too (measure/arm.py).
 MIN_BLOCKS = 4

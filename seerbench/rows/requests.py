@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from seerbench.rows.schema import REFUSED
+from seerbench.rows.schema import REFUSED, TOLERANCE
 from seerbench.rows.store import Run
 
-MAX_DIFFERENCE = 0.02  # between the realised and the requested sparsity of a setting
 ROUNDING = 1e-9  # of the difference of two numbers with few decimals
 # table -> the columns that name one setting. Its realised sparsity is the mean over its rows: documents, examples,
 # or the heads of all layers. A bucket of LongBench has prompts of many lengths, so tasks are grouped by bucket.
@@ -65,7 +64,7 @@ def refused(table: str, measured: pd.DataFrame) -> pd.DataFrame:
     settings = marked[asked].groupby(SETTINGS[table], dropna=False, sort=False)
     realised = settings.sparsity_realised.transform("mean").astype(float)
     difference = realised - marked.sparsity_requested[asked].astype(float)
-    breaks = difference.index[difference.abs() > MAX_DIFFERENCE + ROUNDING]
+    breaks = difference.index[difference.abs() > TOLERANCE + ROUNDING]
     facts = marked.loc[breaks, ["method", "sparsity_requested"]].assign(realised=realised[breaks])
     facts["one_layer"] = marked.sweep[breaks].isin(SWEEPS_OF_ONE_LAYER) if "sweep" in marked else False
     marked.loc[breaks, "reason"] = [_reason(*row) for row in facts.itertuples(index=False)]
@@ -81,5 +80,5 @@ def _reason(method: str, requested: float, realised: float, one_layer: bool) -> 
     if one_layer and method.startswith("moa"):
         return f"{skips}: its plan has this budget over all layers, and this is one of them"
     if realised > requested:
-        return f"{skips}: more than {100 * MAX_DIFFERENCE:.0f} points above"
+        return f"{skips}: more than {100 * TOLERANCE:.0f} points above"
     return f"{skips}: blocks that it always keeps exceed the budget"
