@@ -47,7 +47,10 @@ ARTEFACTS: dict[str, Artefact] = {
     "fig1": Artefact(
         "Fine-tuning loss, perplexity against sparsity, kernel speed-up",
         "figure",
-        (("training", "finetune-*"), ("perplexity", "yarn*"), *_timings("kernel")),
+        (
+            *(("training", "finetune-*"), ("perplexity", "yarn*")),
+            *((table, "kernel-*|authors_kernel-*") for table in ("cells", "samples")),
+        ),
     ),
     "fig4": Artefact("Perplexity against sparsity", "figure", (("perplexity", "contexts*"),)),
     "fig5": Artefact("Where the time of sparse attention goes", "figure", _timings("methods")),

@@ -99,7 +99,7 @@ class CellTimer:
     """Settings that the cells of one sweep at one context share; `measure` times one of the cells.
 
     Attributes:
-        sweep: kernel, methods, training_kernel or ttft.
+        sweep: kernel, authors_kernel, methods, training_kernel or ttft.
         problem: gives context and device; the block size of an entry may differ.
         inputs: what q, k and v are.
         timing: the number of rounds and the seed.

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from seerbench.baselines.random_blocks import RandomBlocks
-from seerbench.core.block_mask import BlockMask, block_count
+from seerbench.core.block_mask import BlockMask, block_count, causal_blocks
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.rope import plain_rope, rotate
 from seerbench.errors import MeasureError
 from seerbench.measure.memory import available_mib
-from seerbench.measure.names import MASKS
-from seerbench.methods.block_selection import select_top_k
+from seerbench.measure.names import AUTHORS, MASKS
+from seerbench.methods.block_selection import mask_from_flags, select_top_k
 from seerbench.models.architectures import attention_layers
 from seerbench.models.hugging_face import for_each_layer
 from seerbench.rows.schema import CAPTURED, RANDOM, RANDOM_WEIGHTS
@@ -132,9 +132,30 @@ def gate_shaped_mask(q: Tensor, k: Tensor, sparsity: float, problem: AttentionPr
     return select_top_k(scores, sparsity, problem.context, problem.block_k)
 
 
+def authors_mask(q: Tensor, k: Tensor, sparsity: float, problem: AttentionProblem, seed: int) -> BlockMask:
+    """Return one mask of random blocks for all heads, of the same density in each row, as the authors time it.
+
+    Row i keeps floor((1 - sparsity) (i + 1)) of its i + 1 visible blocks, at least one; the diagonal block is kept
+    as often as the others. The arguments are those of `random_mask`.
+
+    Source: microsoft/SeerAttention, eval/efficiency, at aba03e3f.
+    """
+    n = block_count(problem.context, problem.block_k)
+    generator = torch.Generator(q.device).manual_seed(seed)
+    order = torch.rand(n, n, generator=generator, device=q.device)
+    order = order.masked_fill_(~causal_blocks(n, 1, 1, q.device), -1).sort(dim=-1, descending=True).indices
+    # Rounded, since 0.1 * 10 must not become 0.
+    counts = ((1 - sparsity) * torch.arange(1, n + 1, device=q.device).double()).round(decimals=9).floor()
+    first = torch.arange(n, device=q.device) < counts.clamp(min=1)[:, None]
+    kept = torch.zeros(n, n, dtype=torch.bool, device=q.device).scatter_(-1, order, first)
+    flags = kept.expand(problem.batch, problem.q_heads, n, n)
+    return mask_from_flags(flags, problem.context, problem.block_q, problem.block_k)
+
+
 # Mask generators by their name in the column `mask`.
 MaskMaker = Callable[[Tensor, Tensor, float, AttentionProblem, int], BlockMask]
 MASK_KINDS: dict[str, MaskMaker] = dict(zip(MASKS, (random_mask, gate_shaped_mask), strict=True))
+MASK_KINDS[AUTHORS] = authors_mask
 
 
 def random_attention(problem: AttentionProblem, seed: int) -> tuple[Tensor, Tensor, Tensor, LayerContext]:

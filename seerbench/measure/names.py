@@ -2,3 +2,5 @@
 
 # Kinds of block masks in the kernel sweep; `inputs.MASK_KINDS` makes them. The first is the default.
 MASKS = ("random", "gate-shaped")
+# The mask of the sweep `authors_kernel`, which times as SeerAttention's authors did.
+AUTHORS = "authors"

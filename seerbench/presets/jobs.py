@@ -382,6 +382,15 @@ class KernelLatencyJob(LatencyJob):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuthorsKernelLatencyJob(LatencyJob):
+    """Time our kernel under the conditions of the authors' kernel benchmark."""
+
+    sweep: str = "authors_kernel"
+    shape: Shape
+    sparsities: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingKernelLatencyJob(LatencyJob):
     """Time training kernels; the naive one is refused if it needs more than `naive_limit_mib` MiB."""
 
@@ -434,5 +443,10 @@ class FirstTokenLatencyJob(LatencyJob):
 
 
 AnyLatencyJob = (
-    KernelLatencyJob | TrainingKernelLatencyJob | RandomMethodsLatencyJob | MethodsLatencyJob | FirstTokenLatencyJob
+    KernelLatencyJob
+    | AuthorsKernelLatencyJob
+    | TrainingKernelLatencyJob
+    | RandomMethodsLatencyJob
+    | MethodsLatencyJob
+    | FirstTokenLatencyJob
 )

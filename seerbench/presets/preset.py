@@ -26,6 +26,7 @@ from seerbench.presets.file import PresetFile
 from seerbench.presets.jobs import (
     AnyLatencyJob,
     ArmJob,
+    AuthorsKernelLatencyJob,
     CorpusJob,
     FirstTokenLatencyJob,
     ImportGatesJob,
@@ -52,6 +53,7 @@ from seerbench.presets.types import (
     OWN_PATTERNS,
     SEARCHED,
     Arm,
+    AuthorsKernelSweep,
     FirstTokenSweep,
     KernelSweep,
     Latency,
@@ -554,6 +556,8 @@ class Preset:
                 blocks=section.blocks or (latency.shape.block,),
                 masks=section.masks,
             )
+        if isinstance(section, AuthorsKernelSweep):
+            return AuthorsKernelLatencyJob(*shared, shape=latency.shape, sparsities=section.sparsities)
         if not isinstance(section, MethodsSweep | FirstTokenSweep):
             return TrainingKernelLatencyJob(*shared, shape=latency.shape, naive_limit_mib=latency.naive_limit_mib)
         arms = section.at(context)

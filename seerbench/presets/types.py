@@ -637,6 +637,13 @@ class KernelSweep(Settings):
     """kinds of masks"""
 
 
+class AuthorsKernelSweep(Settings):
+    """Our kernel as the authors timed theirs: one mask for all heads, float16, as many key/value as query heads."""
+
+    contexts: Contexts
+    sparsities: Sparsities
+
+
 class TrainingKernelSweep(Settings):
     """Attention that also gives the pooled map, beside dense attention."""
 
@@ -711,6 +718,7 @@ class Sweeps(Settings):
     """The timing sweeps, by the names that rows and artefacts know them by."""
 
     kernel: KernelSweep | None = None
+    authors_kernel: AuthorsKernelSweep | None = None
     training_kernel: TrainingKernelSweep | None = None
     methods: MethodsSweep | None = None
     ttft: FirstTokenSweep | None = None
@@ -729,4 +737,4 @@ class Latency(Settings):
 
 
 SWEEPS = tuple(Sweeps.model_fields)
-AnySweep = KernelSweep | TrainingKernelSweep | MethodsSweep | FirstTokenSweep
+AnySweep = KernelSweep | AuthorsKernelSweep | TrainingKernelSweep | MethodsSweep | FirstTokenSweep

@@ -46,7 +46,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
     # Each row is one method in one cell: what was requested, on which inputs, and the outcome.
     "cells": {
         "run_id": TEXT,
-        "sweep": TEXT,  # One of kernel, methods, training_kernel, ttft.
+        "sweep": TEXT,  # One of kernel, authors_kernel, methods, training_kernel, ttft.
         "cell": TEXT,  # The name of the cell, as in `samples`.
         "method": TEXT,  # The name of the method in the cell, as in `samples`.
         "implementation": TEXT,  # The kernel that the method ran on, e.g. "gluon-hopper" or "sdpa-flash".
@@ -64,7 +64,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         # from a model with random weights.
         "?inputs_model": TEXT,  # The name of that model; empty for random inputs.
         "?inputs_trained_context": INTEGER,  # The model's training length where the context exceeds it, else empty.
-        "mask": TEXT,  # One of gate, random, gate-shaped, pattern, dense: how the blocks were chosen.
+        "mask": TEXT,  # One of gate, random, gate-shaped, authors, pattern, dense: how the blocks were chosen.
         "?gate": TEXT,  # The gate reference, plan file or configuration that decides the plan, if there is one.
         "?sparsity_requested": NUMBER,  # Empty for methods that take no sparsity.
         "?last_rows_dense": INTEGER,  # The block rows at the end that read every key.

@@ -18,6 +18,7 @@ from seerbench.measure.sampler import Timing
 from seerbench.methods.block_sparse_kernels import DENSE, sparse_kernel
 from seerbench.methods.registry import create
 from seerbench.presets.jobs import (
+    AuthorsKernelLatencyJob,
     FirstTokenLatencyJob,
     KernelLatencyJob,
     LatencyJob,
@@ -69,6 +70,9 @@ def _timed(job: LatencyJob, model: Any, timing: Timing, run_id: str) -> Rows:
             job.blocks,
             job.masks,
         )
+    if isinstance(job, AuthorsKernelLatencyJob):
+        problem = _problem(job.shape, setup, job.context)
+        return sweeps.authors_kernel_sweep(problem, job.sparsities, timing, run_id)
     if isinstance(job, TrainingKernelLatencyJob):
         problem = _problem(job.shape, setup, job.context)
         return sweeps.training_kernel_sweep(problem, timing, run_id, job.naive_limit_mib)

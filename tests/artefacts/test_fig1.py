@@ -16,6 +16,21 @@ def test_missing_panels_have_their_reason(collect, tmp_path):
     assert frame[(frame.panel == fig1.SPEED) & (frame.source == "paper")].y.tolist() == [5.67]
 
 
+def test_points_timed_as_the_authors_did_are_set_apart(collect, tmp_path):
+    for sweep, context, ms in (("kernel", 4096, 1.0), ("authors_kernel", 1024, 2.0), ("authors_kernel", 4096, 4.0)):
+        methods = [("dense", None, {"attend": 8.0}, 1.0), ("block_sparse", 0.9, {"attend": ms}, 1.0)]
+        write_timings(tmp_path, sweep, context, methods)
+    frame = collect("fig1", tmp_path)
+    apart = frame[frame.series == fig1.AUTHORS]
+    assert apart.context.tolist() == [1024, 4096]
+    assert apart.y.round().tolist() == [4, 2]
+    speed = fig1.draw(frame).axes[2]
+    lines = {line.get_label(): line.get_ydata() for line in speed.lines}
+    assert lines[f"{fig1.AUTHORS}, 4k"].round().tolist() == [2]
+    assert lines["Block-sparse kernel"].round().tolist() == [8]
+    assert any(fig1.AUTHORS_REMARK[:40] in text.get_text().replace("\n", " ") for text in speed.figure.texts)
+
+
 def test_the_dense_fine_tuning_is_drawn_in_black(collect):
     loss, *_ = fig1.draw(collect("fig1")).axes
     lines = {line.get_label(): line.get_color() for line in loss.lines}

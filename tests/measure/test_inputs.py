@@ -25,6 +25,24 @@ def test_gate_shaped_rows_share_more_blocks_than_random_ones():
     assert shared(measure_inputs.gate_shaped_mask) > 1.5 * shared(measure_inputs.random_mask)
 
 
+@pytest.mark.parametrize(
+    ("sparsity", "kept"), [(0.9, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]), (0.5, [1, 1, 1, 2, 2, 3, 3, 4])]
+)
+def test_the_authors_mask_keeps_a_share_of_each_row_in_all_heads(sparsity, kept):
+    case = AttentionProblem("cpu", "float32", batch=2, q_heads=3, kv_heads=3, head_dim=16, context=64 * 64)
+    q, k, _ = random_inputs(case, 0)
+    plan = measure_inputs.authors_mask(q, k, sparsity, case, 0)
+    plan.check()
+    flags = plan.to_dense()
+    assert flags.sum(-1)[0, 0, : len(kept)].tolist() == kept
+    assert flags.sum(-1)[0, 0, 59] == round(60 * (1 - sparsity))  # not one block fewer: 0.1 * 60 is a whole number
+    assert (flags == flags[:1, :1]).all()
+    diagonal = flags[0, 0].diagonal().float()[20:]
+    assert diagonal.mean() == pytest.approx(1 - sparsity, abs=0.2)  # neither forced nor left out
+    assert diagonal.any()
+    assert plan.density() == pytest.approx(1 - sparsity, abs=0.02)
+
+
 def test_rope_of_random_attention_is_the_model_s(model):
     theirs = rope_of(model)(torch.arange(9))
     ours = rope.plain_rope(32, model.config.rope_parameters["rope_theta"])(torch.arange(9))

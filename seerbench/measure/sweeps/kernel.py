@@ -16,6 +16,7 @@ from seerbench.measure.cells import CellTimer, Entry, Prepared, Rows, joined
 from seerbench.measure.correctness import MAX_CHECKED_CONTEXT, check_attend, check_tokens
 from seerbench.measure.gpu_lock import exclusive
 from seerbench.measure.inputs import MASK_KINDS, RANDOM_INPUTS, random_inputs, random_mask
+from seerbench.measure.names import AUTHORS
 from seerbench.measure.sampler import Timing
 from seerbench.measure.sweeps.entries import flops
 from seerbench.methods.block_sparse_kernels import laid_out, sparse_kernel
@@ -32,6 +33,7 @@ def kernel_sweep(
     dense: Mapping[str, Any] | None = None,
     blocks: Iterable[int] = (),
     masks: Iterable[str] = ("random",),
+    sweep: str = "kernel",
 ) -> Rows:
     """Time block-sparse kernels on random inputs, one cell per sparsity.
 
@@ -50,6 +52,7 @@ def kernel_sweep(
             name: "block_sparse-128".
         masks: kinds of masks, keys of MASK_KINDS. Kernels on another kind than the first carry it in their name:
             "block_sparse-gate-shaped".
+        sweep: name of the sweep in the rows.
     """
     kernels = kernels or {"block_sparse": sparse_kernel("block_sparse")}
     dense = {"dense": Dense(), **(dense or {})}
@@ -94,5 +97,24 @@ def kernel_sweep(
                 for name, kernel in kernels.items():
                     yield entry("-".join([name, *suffix]), kernel, blocked, kind, sparsity, mask, checked_mask)
 
-        timer = CellTimer("kernel", problem, RANDOM_INPUTS, timing, run_id)
+        timer = CellTimer(sweep, problem, RANDOM_INPUTS, timing, run_id)
         return joined(timer.measure(sparsity, entries(sparsity)) for sparsity in sparsities)
+
+
+def authors_kernel_sweep(
+    problem: AttentionProblem, sparsities: Iterable[float], timing: Timing, run_id: str
+) -> Rows:
+    """Time our kernel and FlashAttention-2 under the conditions of the authors' kernel benchmark.
+
+    All heads have one random mask (inputs.authors_mask), and there are as many key/value heads as query heads, in
+    float16. The clock is ours: the GPU's, and the lists of the mask are made before it starts (theirs: the host's,
+    which includes them).
+
+    Args:
+        problem: shape, context and device; its key/value heads and dtype are replaced.
+        sparsities: requested sparsities, one cell each.
+        timing: as for `kernel_sweep`.
+        run_id: the execution that the rows belong to.
+    """
+    problem = replace(problem, kv_heads=problem.q_heads, dtype="float16")
+    return kernel_sweep(problem, sparsities, timing, run_id, masks=(AUTHORS,), sweep="authors_kernel")

@@ -1,13 +1,14 @@
 """Test that each cell of the kernel sweep has every kernel, block size and kind of mask."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from measure.toy import QUICK, SMALL, frames
 from seerbench.core.problem import AttentionProblem
-from seerbench.measure.sweeps import (
-    kernel_sweep,
-)
+from seerbench.kernels import flex_attention
+from seerbench.measure.sweeps import authors_kernel_sweep, kernel_sweep
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import create
 
@@ -66,3 +67,16 @@ def test_a_cell_holds_every_dense_kernel_block_and_kind_of_mask(uncompiled):
     assert cells.block_k["mine-128-gate-shaped"] == 128
     assert cells["mask"]["mine-128-gate-shaped"] == "gate-shaped"
     assert cells.sparsity_realised["block_sparse"] == cells.sparsity_realised["mine"]
+
+
+def test_the_authors_cell_has_their_shape_and_mask(uncompiled, monkeypatch):
+    monkeypatch.setattr(flex_attention, "refuses", lambda problem: None)  # FlexAttention has no float16 on a CPU
+    case = replace(SMALL, context=1500)  # at fewer blocks, rounding down in every row would miss the request
+    cells, samples = frames(authors_kernel_sweep(case, [0.5], QUICK, "run"))
+    assert list(cells.sweep) == ["authors_kernel"] * 2
+    assert list(cells.method) == ["dense", "block_sparse"]
+    assert list(cells["mask"]) == ["dense", "authors"]
+    assert set(cells.status) == {"measured"}
+    assert set(cells.dtype) == {"float16"}
+    assert (cells.kv_heads == SMALL.q_heads).all()
+    assert set(samples.method) == {"dense", "block_sparse"}
