@@ -63,7 +63,7 @@ ARTEFACTS: dict[str, Artefact] = {
         "Loss against speed-up at the same masks", "figure", (("perplexity", "contexts"), *_timings("methods"))
     ),
     "methods": Artefact("Time of every method: plan, attention and both", "table", _timings("methods")),
-    "ablation": Artefact("Parts of a gate, ways to select blocks, and oracles", "table", (("perplexity", "gates"),)),
+    "ablation": Artefact("Parts of a gate, ways to select blocks, oracles", "table", (("perplexity", "gates"),)),
     "recall": Artefact("Block recall at equal sparsity", "table", (("recall", "gates*"),)),
 }
 

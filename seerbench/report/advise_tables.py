@@ -15,6 +15,7 @@ from seerbench.artefacts import aggregates, frames, labels
 from seerbench.errors import MissingRows
 from seerbench.report.advise import COMPARED, nearest, runs_of
 from seerbench.rows import requests
+from seerbench.rows.schema import REFUSED
 from seerbench.rows.store import Run
 
 # sweep -> (stage, what its time includes), the most informative first.
@@ -123,7 +124,7 @@ def _loss(run: Run, rows: pd.DataFrame, context: int) -> list[str]:
     rows = rows[rows.context.isin(contexts)]
     lines = [f"  loss: nats per token over dense, same documents{note}", f"    {labels.label(run, rows)}"]
     cells = aggregates.perplexities(rows)
-    cells = cells[(cells.method != "dense") & cells.delta.notna()]
+    cells = cells[(cells.method != "dense") & (cells.delta.notna() | (cells.status == REFUSED))]
     for (at, method, gate), group in cells.groupby(["context", "method", "gate"], sort=False, dropna=False):
         name = f"{method} ({gate})" if isinstance(gate, str) else method
         lines.append(f"    {at}, {name}")
@@ -131,5 +132,6 @@ def _loss(run: Run, rows: pd.DataFrame, context: int) -> list[str]:
             interval = f"[{line.delta_low:+.3f}, {line.delta_high:+.3f}]"
             own = pd.isna(line.sparsity_requested)
             sparsity = f"own, {line.sparsity_realised:.0%}" if own else f"{line.sparsity_requested:.0%}"
-            lines.append(f"      {sparsity}: {line.delta:+.3f} {interval}")
+            number = f"{line.status} ({line.reason})" if line.status == REFUSED else f"{line.delta:+.3f} {interval}"
+            lines.append(f"      {sparsity}: {number}")
     return lines
