@@ -1,6 +1,7 @@
 """Write files whole or not at all, check beforehand that they can be written, and put system errors into words.
 
 Every module that writes results uses `atomically`: whatever ends the process, a file is the old one or the new one.
+What the system refuses is raised as OSError, whichever library writes, and the command line shows it as one line.
 """
 
 from __future__ import annotations
@@ -8,12 +9,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+from seerbench.errors import UserError
+
+Result = TypeVar("Result")
 ELSEWHERE = "change the permissions or name another place"
 # errno -> what is wrong and what to do.
 CAUSES = {
@@ -43,35 +49,67 @@ def cause(error: OSError) -> str:
     return reason if place is None else f"{os.fsdecode(place)}: {reason}"
 
 
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`; rename the file or folder that it writes there to `path`.
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise OSError, with `path` as its filename, for what the system refuses in the block.
 
-    If `write` raises, the temporary path is removed and `path` is as before. Missing folders are made. Raises
-    OSError, with `path` as its filename, where the path cannot be written.
+    Libraries written in Rust (safetensors and tokenizers, also below transformers' `save_pretrained`) raise other
+    types, whose text holds the number of the error: "No space left on device (os error 28)".
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        if temporary.is_dir() and path.is_dir():
-            # A folder cannot replace one that is not empty, so the old one is moved out of the way first.
-            os.replace(path, temporary.with_name(f"{temporary.name}.old"))
-        os.replace(temporary, path)
+        yield
+    except UserError:
+        raise
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def atomically(path: Path, write: Callable[[Path], Result], temporary: Path | None = None) -> Result:
+    """Call `write` with a temporary path beside `path`; rename the file or folder that it writes there to `path`.
+
+    Returns what `write` returns. If it raises, the temporary path is removed and `path` is as before. Missing
+    folders are made.
+
+    Args:
+        path: the file or folder.
+        write: takes the temporary path.
+        temporary: a path beside `path` which no other process uses. Whatever is there is removed first, so that
+            processes that are killed leave one file at most. None: a new name each time.
+
+    Raises:
+        OSError: the path cannot be written; it is the error's filename.
+    """
+    temporary = temporary or path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    old = temporary.with_name(f"{temporary.name}.old")
+    _remove(temporary, old)
+    try:
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            result = write(temporary)
+            if temporary.is_dir() and path.is_dir():
+                # A folder cannot replace one that is not empty, so the old one is moved out of the way first.
+                os.replace(path, old)
+            os.replace(temporary, path)
     finally:
-        for rest in (temporary, temporary.with_name(f"{temporary.name}.old")):
-            _remove(rest)
+        _remove(temporary, old)
+    return result
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or folder if it exists and can be removed."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
+def _remove(*paths: Path) -> None:
+    """Remove files and folders that exist and can be removed."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

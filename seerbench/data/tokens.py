@@ -23,6 +23,7 @@ from seerbench.data.corpora import SPLITS
 from seerbench.errors import CorpusError
 from seerbench.reading import first_line, read_json, reading
 from seerbench.rows import parquet
+from seerbench.writing import atomically, write_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -208,14 +209,8 @@ def tokenize(
         split documents, tokens and longest (tokens of the longest document).
     """
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    try:
-        with tqdm(total=len(texts), desc=f"tokenize {name}", unit="doc", mininterval=1) as bar:
-            counts, sha256 = _write_tokens(texts, tokenizer, temporary, bar)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tqdm(total=len(texts), desc=f"tokenize {name}", unit="doc", mininterval=1) as bar:
+        counts, sha256 = atomically(out, lambda part: _write_tokens(texts, tokenizer, part, bar))
     card = {
         "name": name,
         "source": dict(source),
@@ -224,10 +219,7 @@ def tokenize(
         "vocabulary": vocabulary_hash(tokenizer),
         **{key: {split: counts[split][key] for split in SPLITS} for key in ("documents", "tokens", "longest")},
     }
-    file = out.with_suffix(".json")
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write_bytes(out.with_suffix(".json"), (json.dumps(card, indent=1, sort_keys=True) + "\n").encode())
     return card
 
 

@@ -25,6 +25,7 @@ from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_files import save_gates
 from seerbench.reading import reading
 from seerbench.training.fsdp import full_tensor, rank_and_world_size, shard_like
+from seerbench.writing import atomically
 
 CURE = "delete it and run again; the training then starts from its beginning"
 DIVERGED = "its training diverged; lower its learning rate in the preset, or give it a longer warm-up"
@@ -38,6 +39,11 @@ def digest_of(*parts: object) -> str:
 def checkpoint_file(out: Path) -> Path:
     """Return the checkpoint of the training that writes `out`."""
     return _checkpoint_folder(out) / "state.safetensors"
+
+
+def _temporary(out: Path) -> Path:
+    """Return where a training writes `out` first: one name only, so that a killed one leaves no second model."""
+    return out.with_name(out.name + ".tmp")
 
 
 def _checkpoint_folder(out: Path) -> Path:
@@ -72,10 +78,8 @@ def save_checkpoint(
     tensors = {name: full_tensor(tensor).contiguous().cpu() for name, tensor in tensors.items()}
     if rank_and_world_size()[0]:
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    save_file(tensors, temporary, metadata={"digest": digest, "step": str(step), "rows": json.dumps(rows)})
-    os.replace(temporary, file)
+    metadata = {"digest": digest, "step": str(step), "rows": json.dumps(rows)}
+    atomically(file, lambda part: save_file(tensors, part, metadata=metadata), _temporary(file))
 
 
 def load_checkpoint(
@@ -156,13 +160,13 @@ def save_model(model: nn.Module, out: Path, tokenizer: Any | None = None, dtype:
     require_finite(weights.items(), f"the trained model {out.name}", DIVERGED)
     if rank_and_world_size()[0]:
         return
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=weights)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(temporary)
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(temporary, out)
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=weights)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    atomically(out, write, _temporary(out))
 
 
 def save_gate_sets(out: Path, sets: Mapping[str, nn.ModuleList]) -> None:
@@ -176,10 +180,7 @@ def save_gate_sets(out: Path, sets: Mapping[str, nn.ModuleList]) -> None:
             require_finite(gate.named_parameters(), f"the trained gate set {name}, layer {layer}", DIVERGED)
     if rank_and_world_size()[0]:
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    save_gates(temporary, unsharded)
-    os.replace(temporary, out)
+    atomically(out, lambda part: save_gates(part, unsharded), _temporary(out))
 
 
 def _unsharded(gate: AttnGate) -> AttnGate:

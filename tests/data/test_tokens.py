@@ -45,7 +45,7 @@ def test_tokens_round_trip_and_are_counted(texts, tokenized):
             assert tokens.min() > 2  # "<eos>" in a text is no special token.
             assert tokenizer.decode(tokens.tolist()) == text
     assert json.loads((folder / "tokens.json").read_text()) == summary
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob(".*"))
 
 
 def test_hash_sees_every_field(texts, tokenized, tmp_path):

@@ -1,19 +1,24 @@
 """A damaged checkpoint is refused, that of another training is not used, and NaN is never saved."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seerbench.errors import ModelError
+from seerbench.methods import gate_files
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
+from seerbench.training import checkpoint as training_checkpoint
 from seerbench.training.checkpoint import load_checkpoint, save_checkpoint, save_gate_sets, save_model
+from seerbench.writing import cause
 
 
 def training():
@@ -90,3 +95,26 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, value):
     with pytest.raises(ModelError, match="the trained gate set v1, layer 0: the weight wk"):
         save_gate_sets(tmp_path / "gates.safetensors", {"v1": nn.ModuleList([gate])})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_names_what_could_not_be_written_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    file = saved(tmp_path)
+    before = file.read_bytes()
+
+    def full(tensors, path, metadata=None):
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(training_checkpoint, "save_file", full)
+    monkeypatch.setattr(gate_files, "save_file", full)
+    params, optimizers = training()
+    gates = {"v1": nn.ModuleList([AttnGate(GateConfig(block=16), 2, 1, 8)])}
+    for path, write in (
+        (file, lambda: save_checkpoint(file, params, optimizers, digest="d", step=8, rows=[])),
+        (tmp_path / "gates.safetensors", lambda: save_gate_sets(tmp_path / "gates.safetensors", gates)),
+    ):
+        with pytest.raises(OSError) as refusal:
+            write()
+        assert cause(refusal.value).startswith(f"{path}: the disk is full")
+    assert file.read_bytes() == before
+    assert list(tmp_path.rglob("*.tmp")) == []
