@@ -41,6 +41,8 @@ TAU = 0.9  # upstream's default share of a row's mass
 class XAttention(BlockSparse):
     """Blocks by their mass on antidiagonals, until a share of each row's mass is kept."""
 
+    takes_last_rows = True
+
     def __init__(
         self, sparsity: float | None = None, block: int = 128, tau: float = TAU, stride: int = STRIDE
     ) -> None:
@@ -62,14 +64,17 @@ class XAttention(BlockSparse):
     def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> XAttention:
         if self.sparsity is None:
             return self
-        limit = budget_limit(mass_before(antidiagonal_mass(q, k, self.block, self.stride)), self.sparsity)
+        before = mass_before(antidiagonal_mass(q, k, self.block, self.stride))
+        limit = budget_limit(before, self.sparsity, self.last_rows_dense)
         return XAttention(block=self.block, tau=math.nextafter(float(limit.max()), math.inf), stride=self.stride)
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         before = mass_before(antidiagonal_mass(q, k, self.block, self.stride))
         if self.sparsity is not None:
-            return select_budget(before, self.sparsity, q.shape[2], self.block)
-        return mask_from_flags(before.double() < self.tau, q.shape[2], self.block, self.block)
+            return select_budget(before, self.sparsity, q.shape[2], self.block, self.last_rows_dense)
+        kept = before.double() < self.tau
+        kept[:, :, kept.shape[2] - self.last_rows_dense :] = True
+        return mask_from_flags(kept, q.shape[2], self.block, self.block)
 
 
 def mass_before(mass: Tensor) -> Tensor:

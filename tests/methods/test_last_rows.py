@@ -16,7 +16,7 @@ from seerbench.methods.registry import create
 from seerbench.methods.wrappers import LastRowsDense, variant
 
 TOKENS, BLOCK = 512, 16
-METHODS = ("seer", "oracle", "oracle-mass", "streaming", "random")
+METHODS = ("seer", "oracle", "oracle-mass", "streaming", "random", "xattention")
 
 
 @pytest.fixture(scope="module")
