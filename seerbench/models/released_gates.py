@@ -66,7 +66,10 @@ def read_released(source: Path | str, revision: str | None = None) -> list[AttnG
 
 
 def _gate_options(model_config: Mapping[str, Any], source: Path | str) -> dict[str, Any]:
-    """Return options of GateConfig and the gate's hidden size, which v1 and v2 store under different keys."""
+    """Return options of GateConfig and the gate's hidden size, which v1 and v2 store under different keys.
+
+    The first code stored no hidden size: it was that of a head.
+    """
     recipe, prefix = ("v2", "seerattn_gate") if "seerattn_gate_type" in model_config else ("v1", "gate")
     gate_type = model_config.get("seerattn_gate_type") or model_config.get("attn_gate_type")
     pools = re.fullmatch(r"Q(\w+)_K(\w+)", str(gate_type))
@@ -76,9 +79,14 @@ def _gate_options(model_config: Mapping[str, Any], source: Path | str) -> dict[s
         "q_pool": pools[1],
         "k_pool": pools[2],
         "block": model_config[f"{prefix}_block_size"],
-        "hidden": model_config[f"{prefix}_hidden_size"],
+        "hidden": model_config.get(f"{prefix}_hidden_size", _head_dim(model_config)),
         "recipe": recipe,
     }
+
+
+def _head_dim(model_config: Mapping[str, Any]) -> int:
+    """Return the size of a head: as the config says, or else the hidden size over the number of heads."""
+    return model_config.get("head_dim") or model_config["hidden_size"] // model_config["num_attention_heads"]
 
 
 def _gate(
@@ -90,7 +98,7 @@ def _gate(
 ) -> AttnGate:
     """Return the gate of one layer; `weights` and `options` are from `_weights` and `_gate_options`."""
     heads, kv_heads = model_config["num_attention_heads"], model_config["num_key_value_heads"]
-    head_dim = model_config["hidden_size"] // heads
+    head_dim = _head_dim(model_config)
     if options["hidden"] != head_dim:
         raise ModelError(
             f"{source}: gates with a hidden size of {options['hidden']} on heads of {head_dim}; SeerBench supports "

@@ -57,6 +57,21 @@ def test_a_released_gate_is_read_and_runs(tmp_path, monkeypatch, recipe, project
     assert 0.3 < record.mean_sparsity() < 0.7
 
 
+def test_gates_of_the_first_code_have_the_hidden_size_of_a_head(tmp_path):
+    folder = standins.make_gate_file(tmp_path / "gates", "v1", block=32)
+    without(folder, "gate_hidden_size")
+    assert [gate.wk.shape[-1] for gate in read_released(folder)] == [standins.HEAD_DIM] * 2
+
+
+def test_the_config_may_give_another_size_of_a_head_than_hidden_over_heads(tmp_path):
+    folder = standins.make_gate_file(tmp_path / "gates", "v2", block=32)
+    change(folder, head_dim=standins.HEAD_DIM, hidden_size=3 * standins.SIZES["hidden_size"])
+    assert [gate.head_dim for gate in read_released(folder)] == [standins.HEAD_DIM] * 2
+    change(folder, head_dim=None)
+    with pytest.raises(ModelError, match=f"heads of {3 * standins.HEAD_DIM}"):
+        read_released(folder)
+
+
 @torch.no_grad()
 def test_its_scores_are_those_of_the_authors_formula(tmp_path):
     """Compare with their AttnGate as written out here: pool, concatenate, project, rotate by block, multiply."""

@@ -93,6 +93,15 @@ def test_released_gates_are_not_trained(tmp_path):
     assert paper.corpus("redpajama-mistral").tokenizer.location == "mistralai/Mistral-7B-v0.3"
 
 
+def test_released_gates_answer_as_their_authors_evaluate_them(tmp_path):
+    (group,) = load_preset("paper", tmp_path).tasks("longbench").groups
+    released = [arm for arm in group.arms if arm.gate and arm.gate.job == "released"]
+    assert [(arm.threshold, arm.last_rows_dense, arm.sparsity) for arm in released] == [
+        (0.002, 2, None),
+        (0.0005, 2, None),
+    ]
+
+
 def test_unknown_names_list_the_nearest(smoke):
     with pytest.raises(ConfigError, match="did you mean 'contexts'"):
         smoke.perplexity("context")
