@@ -22,8 +22,8 @@ RANDOM, CAPTURED, RANDOM_WEIGHTS = "random", "captured", "random_weights"
 # Values of status that code decides by: the method was timed, but its numbers cannot be trusted; the method cannot
 # do what was requested.
 DISTURBED, REFUSED = "disturbed", "refused"
-# Largest distance of a realised sparsity from the requested one. Beyond it a method is refused: it would be compared
-# with others at a sparsity that it does not have.
+# Largest distance of a realised sparsity from the requested one. Beyond it a method is refused: it would be
+# compared with others at a sparsity that it does not have.
 TOLERANCE = 0.02
 # Values of the column spread: how a requested sparsity is spread over the rows and heads of a layer.
 SPREADS = ("row", "layer")

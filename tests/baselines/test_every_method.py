@@ -53,7 +53,7 @@ def test_the_gpu_presets_time_every_method_of_the_palette(preset):
     text = (ROOT / "config" / f"{preset}.yaml").read_text(encoding="utf-8")
     arms = yaml.safe_load(text)["latency"]["sweeps"]["methods"]["arms"]
     ours = {name for name in OURS if name in colors.METHODS}
-    # The method `dense` is fa2 on a GPU; the second oracle plans as slowly as the first, and nobody would use either.
+    # The method `dense` is fa2 on a GPU. The second oracle plans as slowly as the first, and nobody would use it.
     assert ours - {arm["method"] for arm in arms} == {"dense", "oracle-mass"}
     assert any(arm.get("kernel") == "fa4-sparse" for arm in arms)
     gates = {arm["gate"] for arm in arms if "gate" in arm}
