@@ -62,10 +62,12 @@ def show(name):
         for source in ("measured", "paper"):
             if not (frame.source == source).any():
                 continue
-            block = module.render(frame[frame.source == source])
+            lines = frame[frame.source == source]
+            block = module.render(lines)
             filled = [column for column in block if not block[column].isin([table_format.ABSENT, ""]).all()]
             display(block[filled].style.hide().set_caption(f"{entry.title}: {source}"))
-        display(Markdown("\n".join(f"- {note}" for note in [*module.remarks(frame), *table_format.notes(frame)])))
+            display(Markdown("\n".join(f"- {note}" for note in table_format.notes(lines))))
+        display(Markdown("\n".join(f"- {note}" for note in module.remarks(frame))))
     if not measured(name):
         print(f"no run here has rows for {name}")
 

@@ -35,7 +35,9 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
     sparse = frame[(frame.source == "measured") & (frame.method != "dense")]
     if sparse.empty:
         return cells
-    losses = table_format.grid(sparse, lines, "context", _loss, lambda context: f"delta NLL, {style.size(context)}")
+    losses = table_format.grid(
+        sparse, lines, "context", _loss, lambda context: f"delta NLL, {style.size(context)}", frame
+    )
     return cells.merge(losses, how="left", on=list(lines.values())).fillna("")
 
 

@@ -53,14 +53,16 @@ def grid(
     column: str,
     cell: Callable[[pd.Series], str],
     heading: Callable[[Any], str] = str,
+    noted: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Return a frame of strings with one line per value of the columns `rows` and one column per value of `column`.
 
     rows: name of a column -> heading. cell, heading: how a line of the frame and a value of `column` are written.
+    noted: the frame for which `notes` are written, where `frame` is only a part of it.
     Lines keep the order of the frame; columns are sorted if they are numbers. A place without a line holds
     ABSENT. A place that was not measured holds its status and the number of the note with its reason.
     """
-    reasons = _reasons(frame)
+    reasons = _reasons(frame if noted is None else noted)
     values = list(dict.fromkeys(frame[column].dropna()))
     values = sorted(values) if frame[column].dtype.kind in "fi" else values
     lines = []
