@@ -123,14 +123,14 @@ def remarks(frame: pd.DataFrame) -> list[str]:
         f"{LOOKUPS}: the share of look-ups answered correctly, unweighted mean over tasks and contexts. "
         "[95% interval] (realised sparsity).",
         "Protocol: every row of blocks is sparse, except where a name says that the last rows are dense. "
-        + _answers(frame),
+        + answers(frame),
         *_best_oracles(frame),
         "Gates are named by gate job and gate set; the preset says what each is made of. The paper has no such "
         "table.",
     ]
 
 
-def _answers(frame: pd.DataFrame) -> str:
+def answers(frame: pd.DataFrame) -> str:
     """Return how the answers of look-ups were made, in a sentence; empty if the frame has none."""
     found = set(frame.protocol.dropna()) if "protocol" in frame else set()
     sentences = {

@@ -55,6 +55,7 @@ TEXTS = {"panel", "source", "series", "method", "gate", "recipe", "model", "corp
 TEXTS |= {
     "document",
     "definition",
+    "reach",
     "protocol",
     "inputs_kind",
     "implementation",

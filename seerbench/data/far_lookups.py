@@ -2,7 +2,7 @@
 
     midtext           questions with their answers in the middle of the text, scored during the sparse prefill
     tracking          a value passes from name to name through the text, and the last name's is asked for
-    question_first    the question stands before the text and its answer is asked for at the end
+    question_first    the question is before the text and its answer is asked for at the end
     two_questions     a second question after the prompt, which no method has seen when it chooses blocks
 
 A pass-key or key-value look-up is answered by the last rows of the prompt: a method that keeps them dense answers
@@ -87,7 +87,7 @@ def question_first(
     count: int,
     seed: int,
 ) -> list[Example]:
-    """Make key-value look-ups whose key stands before the pairs, and whose answer is asked for at the end.
+    """Make key-value look-ups whose key comes before the pairs, and whose answer is asked for at the end.
 
     `... \\n# wanted KEY\\n ... \\n# set KEY VALUE\\n ... \\n# answer` -> VALUE. The arguments and errors are those
     of `midtext`, and `count` is the number of examples.

@@ -30,7 +30,7 @@ class Example:
 
     The first `prefilled` tokens are the prompt, which runs through the method. If the answer is one of them, it is
     scored there, each of its tokens given those before it. Otherwise the answer is generated after the prompt and
-    after the tokens that stand between the two, with dense decoding.
+    after the tokens that are between the two, with dense decoding.
     """
 
     task: str
