@@ -90,7 +90,7 @@ def _losses(run: Run) -> pd.DataFrame:
 
 
 def _perplexities(run: Run) -> pd.DataFrame:
-    rows = frames.experiments(run, "perplexity", "yarn", "perplexity")
+    rows = frames.as_in_paper(frames.experiments(run, "perplexity", "yarn", "perplexity"))
     dense = rows[(rows.method == "dense") & (rows.recipe == "yarn")]
     cells = aggregates.perplexities(rows, dense)
     cells = cells[(cells.method != "dense") & (cells.context == aggregates.longest(cells))]

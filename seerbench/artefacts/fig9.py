@@ -14,7 +14,7 @@ WITH, WITHOUT = "gate with RoPE", "gate without RoPE"  # the panels
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """Return the perplexity of both gates and of dense; `trained_at` is the training length of the gate."""
-    rows = frames.experiment(run, "perplexity", "rope", "perplexity")
+    rows = frames.as_in_paper(frames.experiment(run, "perplexity", "rope", "perplexity"))
     dense = aggregates.dense_rows(run, rows)
     dense = dense[dense.context.isin(rows.context.unique())]
     if not len(rows[rows.method == "dense"]):

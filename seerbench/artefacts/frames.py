@@ -95,6 +95,14 @@ def experiment(run: Run, table: str, name: str, step: str) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
+def as_in_paper(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of dense attention and of SeerAttention with the paper's rule: the top k blocks in every row.
+
+    Variants such as "seer+last2" or "seer+layer" are methods of their own.
+    """
+    return rows[rows.method.isin(["dense", "seer"])].reset_index(drop=True)
+
+
 def timings(run: Run, sweep: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return (cells, samples) of one timing sweep; disturbed cells are marked and have no samples.
 

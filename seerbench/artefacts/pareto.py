@@ -112,7 +112,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         fig,
         frame,
         f"{place}, {', '.join(frame.corpus.unique())}. Numbers: blocks skipped (realised) in the layer that was "
-        f"timed. Speed-up over {bases} [95% interval over rounds]; left of 1, the method is slower. Delta NLL "
-        "[95% paired interval over documents]. The paper has no such figure.",
+        f"timed. Speed-up over {bases} [95% interval over rounds]; left of 1, the method is slower. Delta NLL at "
+        "that sparsity, interpolated between the measured ones [95% paired interval over documents]. The paper has "
+        "no such figure.",
     )
     return fig

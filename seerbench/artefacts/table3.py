@@ -12,7 +12,7 @@ RECIPES = {"yarn": "YaRN, dense", "post": "gates trained after YaRN", "joint": "
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """Return one line per corpus, recipe and sparsity; the delta of each is against the dense YaRN model."""
-    rows = frames.experiments(run, "perplexity", "yarn", "perplexity")
+    rows = frames.as_in_paper(frames.experiments(run, "perplexity", "yarn", "perplexity"))
     dense = rows[(rows.method == "dense") & (rows.recipe == "yarn")]
     measured = aggregates.perplexities(rows, dense).assign(label=str(labels.label(run, rows)))
     printed = paper_numbers.printed(paper, "table3")

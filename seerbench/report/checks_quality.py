@@ -123,7 +123,7 @@ def _loss_of(dense: float, sparse: float) -> tuple[float, float]:
 
 def _joint_loss(run: Run, paper: pd.DataFrame, sparsity: float) -> Evidence:
     """Compare the loss of joint fine-tuning at one sparsity with the loss that Table 3 prints."""
-    rows = _documents(run, YARN)
+    rows = frames.as_in_paper(_documents(run, YARN))
     _, missing = _lengths(run, rows, (TABLE_3_CONTEXT,))
     rows = _at_context(rows, TABLE_3_CONTEXT)
     dense, joint = _nll(rows, recipe="yarn"), _nll(rows, recipe="joint", sparsity_requested=sparsity)
@@ -147,7 +147,7 @@ def joint_most(run: Run, paper: pd.DataFrame) -> Evidence:
 
 def joint_beats_post(run: Run, paper: pd.DataFrame) -> Evidence:
     """Check C5: joint fine-tuning loses less than gates trained afterwards, at every sparsity, on both texts."""
-    every = _measured(frames.experiments(run, "perplexity", YARN, "perplexity"))
+    every = _measured(frames.as_in_paper(frames.experiments(run, "perplexity", YARN, "perplexity")))
     parts, comparisons = [], []
     for corpus, rows in every.groupby("corpus", sort=False):
         rows = _at_context(rows, TABLE_3_CONTEXT)
