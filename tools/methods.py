@@ -21,7 +21,6 @@ from torch import Tensor
 
 from seerbench.baselines.moa import save_plan
 from seerbench.core.problem import AttentionProblem, LayerContext
-from seerbench.core.reference import reference_attention
 from seerbench.core.tolerance import error_and_budget
 from seerbench.kernels.vertical_slash import api, convert
 from seerbench.measure.inputs import random_inputs
@@ -40,6 +39,7 @@ def arms(folder: Path) -> dict[str, Any]:
         ("flexprefill", 128),
         ("xattention", 128),
         ("flashprefill", 128),
+        ("flashprefill-v2", 128),
     ):
         made[f"{name}-{block}"] = create(name, block=block)
     return made | {"minference": create("minference"), "minference-v1": create("minference", patterns="v1")}
@@ -65,7 +65,7 @@ def check(methods: dict[str, Any]) -> None:
     q, k, v = draw(1000)
     for name, method in methods.items():
         plan = method.plan(q, k, LayerContext())
-        exact, rounded = reference_attention(q, k, v, plan)[0], reference_attention(q, k, v, plan, q.dtype)[0]
+        exact, rounded = (method.exact(q, k, v, plan, dtype) for dtype in (torch.float64, q.dtype))
         error, budget = error_and_budget(method.attend(q, k, v, plan), exact, rounded)
         print(f"{name:24} error {error:.2e} of {budget:.2e} {'ok' if error <= budget else 'WRONG'}", flush=True)
     for context in (1, 64, 333, 4096, 20_000):

@@ -4,7 +4,8 @@
 
 Paper     arXiv:2608.19758
 Fidelity  our own, in torch. It multiplies every query with all mean keys, so it is exact and not fast. It works
-          with the BlockMask of any method (wrappers.MeanCorrected).
+          with the BlockMask of any method (wrappers.MeanCorrected), and is part of flashprefill-v2. Upstream
+          (qhfan/FlashPrefillv2, read at b0ea5c72) leaves out the same blocks: those that a query does not see whole
 """
 
 from __future__ import annotations
