@@ -10,7 +10,9 @@ process. The rest belongs to other processes, child processes of this one among 
 other guests of a virtual machine (steal time). In a container these are the CPUs of the host, of which the
 container may use only a part (its CPU quota); other processes then count as far as they use more than the remaining
 CPUs. The kernel counts idle time in clock ticks, so one tick per CPU is subtracted: a reported load is a lower
-bound. Systems that do not count idle time (gVisor, for example) give no load, and their cells are not judged.
+bound. That leaves nothing of a cell that takes a few ticks, so every measurement lasts half a second at least
+(WINDOW_S); what other processes do right after a shorter cell is counted as its load. Systems that do not count
+idle time (gVisor, for example) give no load, and their cells are not judged.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ LIMIT_VARIABLE = "SEERBENCH_LOAD_LIMIT"  # replaces both limits, in cores, on a 
 WAIT_S = 60.0
 PROBE_S = 1.0  # the machine is quiet when other processes stay below the limit for this long
 ATTEMPTS = 3  # times that a cell is timed at most: a machine that is quiet only between two cells is not waited for
-# A peak is taken over at least this time: fifty ticks of the clock in which the kernel counts idle time.
+# A load is taken over at least this time: fifty ticks of the clock in which the kernel counts idle time.
 WINDOW_S = 0.5
 TICK_S = 0.01
 
@@ -152,8 +154,16 @@ def limit(device: str, cores: float) -> float:
     return chosen
 
 
+def is_limited(device: str) -> bool:
+    """Return whether a load can be too high for a cell on a device: not so where SEERBENCH_LOAD_LIMIT is inf.
+
+    Raises MeasureError as `limit` does.
+    """
+    return limit(device, cores=1.0) < float("inf")
+
+
 class LoadMeter:
-    """Measure the load between the first and the last call of `observe`, which the sampler makes between rounds.
+    """Measure the load from the first call of `observe`, which the sampler makes between rounds, to `load`.
 
     A call takes a microsecond, and about 100 microseconds once per WINDOW_S; no call falls into a timed one.
     """
@@ -163,8 +173,9 @@ class LoadMeter:
         device: str,
         read: Callable[[], Counters | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._device, self._read, self._clock = device, read or read_counters, clock
+        self._device, self._read, self._clock, self._sleep = device, read or read_counters, clock, sleep
         self._first: Counters | None = None
         self._last: Counters | None = None
         self._next = float("-inf")  # when the counters are read again
@@ -184,10 +195,18 @@ class LoadMeter:
         self._first, self._last = self._first or now, now
 
     def load(self) -> Load:
-        """End the measurement and return the load."""
+        """End the measurement and return the load.
+
+        If the load can be too high (`is_limited`), this waits until WINDOW_S has passed since the first `observe`.
+        """
         if self._next == float("-inf"):
             return Load()
         now = self._read()
+        if self._first is not None and now is not None and is_limited(self._device):
+            rest = WINDOW_S - (now.wall - self._first.wall)
+            if rest > 0:
+                self._sleep(rest)
+                now = self._read()
         gpu_others = None
         if self._device == "cuda":
             gpu_others = gpu_used_by_others(f"GPU-{torch.cuda.get_device_properties('cuda').uuid}", self._since)

@@ -41,7 +41,7 @@ def _limits(monkeypatch):
 
 def measured(machine, *phases):
     """Return the load over phases (seconds, others, own), observed ten times per phase."""
-    meter = LoadMeter("cpu", machine.read, machine.clock)
+    meter = LoadMeter("cpu", machine.read, machine.clock, machine.pass_by)
     meter.observe()
     for seconds, others, own in phases:
         machine.others, machine.own = others, own
@@ -82,8 +82,40 @@ def test_a_short_burst_shows_in_the_peak_alone():
 
 def test_a_cell_of_a_few_ticks_is_marked_only_if_no_rounding_of_ticks_explains_it():
     machine = FakeMachine(cpus=64)
-    assert measured(machine, (0.1, 6.0, 58.0)).others == 0.0
-    assert measured(machine, (0.1, 32.0, 32.0)).others == pytest.approx(32 - 6.4)
+    assert measured(machine, (0.5, 1.2, 58.0)).others == 0.0
+    assert measured(machine, (0.5, 32.0, 32.0)).others == pytest.approx(32 - 1.28)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.03, 0.4999])
+def test_a_short_cell_is_watched_for_half_a_second(seconds):
+    machine = FakeMachine()
+    busy = measured(machine, (seconds, 1.0, 1.0))  # others go on after the cell
+    assert machine.wall == pytest.approx(load.WINDOW_S)
+    assert busy.others == pytest.approx(1.0 - 2 * load.TICK_S / load.WINDOW_S)
+    assert busy.disturbance("cpu") is not None
+    assert measured(FakeMachine(), (seconds, 0.1, 1.0)).disturbance("cpu") is None
+
+
+def test_a_cell_of_half_a_second_is_not_watched_any_longer():
+    machine = FakeMachine()
+    meter = LoadMeter("cpu", machine.read, machine.clock, pytest.fail)
+    meter.observe()
+    machine.pass_by(load.WINDOW_S)
+    assert meter.load().others == 0.0
+
+
+def test_nobody_waits_where_any_load_is_accepted_or_none_is_counted(monkeypatch):
+    waits = []
+    silent = LoadMeter("cpu", lambda: None, sleep=waits.append)
+    silent.observe()
+    assert silent.load() == Load()
+    monkeypatch.setenv(load.LIMIT_VARIABLE, "inf")
+    machine = FakeMachine(others=2.0)
+    meter = LoadMeter("cpu", machine.read, machine.clock, waits.append)
+    meter.observe()
+    machine.pass_by(0.1)
+    assert meter.load().others == pytest.approx(1.8)
+    assert waits == []
 
 
 def test_one_busy_process_disturbs_a_machine_of_any_size():
