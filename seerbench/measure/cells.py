@@ -3,7 +3,8 @@
 The sweeps (sweeps/) describe the methods of a cell as entries; `CellTimer` turns entries into rows of the tables
 `cells` and `samples`. A method that refuses, runs out of memory or gives a wrong output becomes a row with that
 status and its reason, and is not timed. A cell that is timed while other processes use the machine is timed again
-when they stop, or else its rows get the status disturbed (load.py).
+when they stop, or else its rows get the status disturbed (load.py). A cell whose rounds differ impossibly from each
+other is timed again too: something used the machine and was not seen.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from seerbench.core.problem import AttentionProblem
@@ -21,12 +23,13 @@ from seerbench.core.top_k import require_budget
 from seerbench.errors import Refused
 from seerbench.measure.correctness import Check
 from seerbench.measure.inputs import InputSource
-from seerbench.measure.load import ATTEMPTS, PATIENCE, Load, LoadMeter, Patience
+from seerbench.measure.load import ATTEMPTS, PATIENCE, Load, LoadMeter, Patience, is_limited
 from seerbench.measure.memory import peak_mib
 from seerbench.measure.sampler import Call, Candidate, Sample, Timing, sample, timer_for
 from seerbench.rows.machine import cpu_name
 from seerbench.rows.schema import DISTURBED
 from seerbench.rows.source_digest import source_digest
+from seerbench.rows.timings import QUARTILES, impossible_spread
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
@@ -132,9 +135,10 @@ class CellTimer:
         return Rows(rows, [{"run_id": self.run_id, "cell": cell, **asdict(timed)} for timed in samples])
 
     def _sampled(self, cell: str, candidates: Mapping[str, Candidate]) -> tuple[list[Sample], Load]:
-        """Time the candidates; if other processes disturb it, wait for a quiet machine and time them again.
+        """Time the candidates; if the timings are disturbed or impossible, time them again, ATTEMPTS times at most.
 
-        Returns the samples and the load of the last attempt.
+        After a disturbance this waits for a quiet machine. Where SEERBENCH_LOAD_LIMIT is inf, nothing is repeated.
+        Returns the samples and the load of the last attempt; rows/timings.py judges the spread of its rounds.
         """
         device = self.problem.device
         timer = timer_for(device)
@@ -143,16 +147,17 @@ class CellTimer:
             samples = sample(candidates, self.timing, timer, between_rounds=meter.observe)
             load = meter.load() if candidates else Load()
             disturbance = load.disturbance(device)
-            if disturbance is None:
+            if disturbance is not None:
+                _say(f"this machine is busy: {disturbance} while {cell} was timed")
+                if attempt == ATTEMPTS or not self.patience.wait(device):
+                    _say(f"{cell} is marked as disturbed: nothing is concluded from its timings")
+                    break
+                continue
+            impossible = _impossible_spread(samples) if is_limited(device) else None
+            if impossible is None:
                 break
-            print(f"this machine is busy: {disturbance} while {cell} was timed", file=sys.stderr, flush=True)
-            if attempt == ATTEMPTS or not self.patience.wait(device):
-                print(
-                    f"{cell} is marked as disturbed: nothing is concluded from its timings",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                break
+            again = f"{cell} is timed again" if attempt < ATTEMPTS else f"nothing is concluded from it in {cell}"
+            _say(f"{impossible}; {again}")
         return samples, load
 
     def _row(self, cell: str, entry: Entry) -> dict[str, Any]:
@@ -181,6 +186,22 @@ def joined(cells: Iterable[Rows]) -> Rows:
         rows.cells.extend(cell.cells)
         rows.samples.extend(cell.samples)
     return rows
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _impossible_spread(samples: Iterable[Sample]) -> str | None:
+    """Return the first method whose rounds differ impossibly from each other, and how; None where none does."""
+    times: dict[str, dict[str, list[float]]] = {}
+    for timed in samples:
+        times.setdefault(timed.method, {}).setdefault(timed.stage, []).append(timed.ms)
+    for method, stages in times.items():
+        reason = impossible_spread({stage: np.quantile(ms, QUARTILES) for stage, ms in stages.items()})
+        if reason is not None:
+            return f"{method}: {reason}"
+    return None
 
 
 def _try(entry: Entry, device: str) -> tuple[dict[str, Any], Candidate | None]:

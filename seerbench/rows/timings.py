@@ -12,7 +12,7 @@ Cells that skip another share than was requested are refused (requests.py); thei
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ KEY = ["run_id", "cell", "method"]  # one row of the table `cells`
 SERIES = ["sweep", "method", "implementation", "device", "dtype", "batch", "q_heads", "kv_heads", "head_dim"]
 SERIES += ["block_q", "block_k", "inputs_kind", "inputs_model", "mask", "gate", "sparsity_requested"]
 WHOLE = ("total", "ttft", "forward", "attend")  # the stage that is a method's whole work: the first that it has
+QUARTILES = (0.25, 0.5, 0.75)
 # The three limits are higher than what quiet machines show (69 CPU cells of two cores, 357 of an H100) and lower
 # than what a busy one did. On the quiet ones no method was slower at the shorter context, also where launches take
 # most of the time and both contexts take as long.
@@ -87,10 +88,21 @@ def impossible(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.Series:
     measured = cells[cells.status == "measured"]
     stages = {index: quartiles.get(tuple(row), {}) for index, *row in measured[KEY].itertuples()}
     for index, of_cell in stages.items():
-        reasons[index] = _spread(of_cell) or _parts(of_cell)
+        reasons[index] = impossible_spread(of_cell) or _parts(of_cell)
     for index, reason in _slower_when_shorter(measured, stages):
         reasons[index] = reasons[index] or reason
     return reasons
+
+
+def impossible_spread(stages: Mapping[str, np.ndarray]) -> str | None:
+    """Return why the rounds of a method differ too much from each other; None if they do not.
+
+    stages: (first quartile, median, third quartile) over the rounds, in milliseconds, by stage.
+    """
+    for stage, (low, _, high) in stages.items():
+        if high > MAX_SPREAD * low:
+            return f"impossible spread: half of the rounds outside {low:.3g} to {high:.3g} ms ({stage})"
+    return None
 
 
 def _quartiles(samples: pd.DataFrame) -> dict[tuple[Hashable, ...], dict[str, np.ndarray]]:
@@ -98,18 +110,10 @@ def _quartiles(samples: pd.DataFrame) -> dict[tuple[Hashable, ...], dict[str, np
     by_stage: dict[tuple[Hashable, ...], dict[str, np.ndarray]] = {}
     if samples.empty:
         return by_stage
-    table = samples.groupby([*KEY, "stage"], sort=False).ms.quantile([0.25, 0.5, 0.75]).unstack()
+    table = samples.groupby([*KEY, "stage"], sort=False).ms.quantile(list(QUARTILES)).unstack()
     for (*key, stage), numbers in zip(table.index, table.to_numpy(), strict=True):
         by_stage.setdefault(tuple(key), {})[stage] = numbers
     return by_stage
-
-
-def _spread(stages: dict[str, np.ndarray]) -> str | None:
-    """Return why the rounds of a method differ too much from each other; None if they do not."""
-    for stage, (low, _, high) in stages.items():
-        if high > MAX_SPREAD * low:
-            return f"impossible spread: half of the rounds outside {low:.3g} to {high:.3g} ms ({stage})"
-    return None
 
 
 def _parts(stages: dict[str, np.ndarray]) -> str | None:

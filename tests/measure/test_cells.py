@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from measure.toy import QUICK, SMALL, NeverRuns, Refuses, frames
+from seerbench.measure import cells as measure_cells
 from seerbench.measure import load
 from seerbench.measure.cells import CellTimer, Entry, Prepared
 from seerbench.measure.inputs import RANDOM_INPUTS
@@ -12,6 +13,8 @@ from seerbench.measure.load import Counters, Patience
 from seerbench.measure.sweeps import kernel_sweep
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import create
+from seerbench.rows.schema import DISTURBED
+from seerbench.rows.timings import judged
 
 
 class Wrong(BlockSparse):
@@ -82,8 +85,18 @@ class Machine:
         return Counters(self.wall, self.idle, 0.0, 2, 2)
 
 
-def timed_on(machine, monkeypatch, left_s=5.0):
-    monkeypatch.delenv(load.LIMIT_VARIABLE, raising=False)
+def timed_on(machine, monkeypatch, left_s=5.0, spreads=(1.0,), limit=load.CPU_LIMIT):
+    """Time two entries; half of the rounds of a cell take 1 ms and the others as many as `spreads` says in turn."""
+    monkeypatch.setenv(load.LIMIT_VARIABLE, str(limit))
+    rounds, spreads = [], list(spreads)
+
+    def stopwatch(call):
+        call()
+        place = len(rounds) % (QUICK.rounds + QUICK.warmup)
+        rounds.append(spreads[min(len(rounds) // (QUICK.rounds + QUICK.warmup), len(spreads) - 1)])
+        return rounds[-1] if place % 2 else 1.0
+
+    monkeypatch.setattr(measure_cells, "timer_for", lambda device: stopwatch)
     monkeypatch.setattr(load, "read_counters", machine.read)
     patience = Patience(left_s, sleep=lambda _: None)
     calls = []
@@ -137,3 +150,37 @@ def test_a_machine_that_is_quiet_only_between_cells_is_not_tried_for_ever(monkey
     cells, _, calls = timed_on(Machine(*[1.0, 0.0] * 10), monkeypatch, left_s=1000.0)
     assert cells.status["mine"] == "disturbed"
     assert calls == load.ATTEMPTS * (QUICK.rounds + QUICK.warmup)
+
+
+def test_a_cell_of_an_impossible_spread_is_timed_again_at_once(monkeypatch, capsys):
+    cells, samples, calls = timed_on(Machine(0.05), monkeypatch, left_s=0.0, spreads=[9.0, 1.0])
+    assert cells.status["mine"] == "measured"
+    assert samples.ms.tolist() == [1.0] * QUICK.rounds  # those of the second time alone
+    assert calls == 2 * (QUICK.rounds + QUICK.warmup)
+    said = capsys.readouterr().err
+    assert said.startswith("mine: impossible spread: half of the rounds outside")
+    assert said.endswith("ms (attend); kernel-500-0.50 is timed again\n")
+    assert said.count("\n") == 1
+
+
+def test_a_spread_that_stays_impossible_is_judged_by_its_rows(monkeypatch, capsys):
+    cells, samples, calls = timed_on(Machine(0.05), monkeypatch, left_s=0.0, spreads=[9.0])
+    assert calls == load.ATTEMPTS * (QUICK.rounds + QUICK.warmup)
+    assert cells.status["mine"] == "measured"
+    assert capsys.readouterr().err.count("is timed again") == load.ATTEMPTS - 1
+    apart, kept = judged(cells.reset_index(), samples)
+    assert apart.set_index("method").status["mine"] == DISTURBED
+    assert kept.empty
+
+
+def test_a_spread_counts_as_an_attempt_on_a_busy_machine_too(monkeypatch):
+    loads = [0.0, 1.7, 0.0, 0.0]  # a cell, a cell, a probe, a cell
+    cells, _, calls = timed_on(Machine(*loads), monkeypatch, spreads=[9.0, 1.0, 9.0])
+    assert calls == load.ATTEMPTS * (QUICK.rounds + QUICK.warmup)
+    assert cells.status["mine"] == "measured"
+
+
+def test_nothing_is_timed_again_where_any_load_is_accepted(monkeypatch, capsys):
+    _, _, calls = timed_on(Machine(1.7), monkeypatch, spreads=[9.0], limit="inf")
+    assert calls == QUICK.rounds + QUICK.warmup
+    assert capsys.readouterr().err == ""
