@@ -1,7 +1,7 @@
 """Checks of time: first tokens at each context of Table 4, the training kernel, and the share of the gate."""
 
 import pytest
-from synthetic_rows import origin, timings
+from synthetic_rows import origin, timings, write_kernel_run
 
 from seerbench.artefacts.paper_numbers import TABLE_4_CONTEXTS, paper_values
 from seerbench.report import checks_time
@@ -35,6 +35,20 @@ def test_contexts_that_were_not_timed_are_missing(tmp_path):
     evidence = checks_time.first_token_dense(first_token_run(tmp_path, (8192, 32768), 2.0), paper_values())
     assert list(evidence.missing) == ["16k", "64k", "128k"]
     assert len(evidence.comparisons) == 2
+
+
+def test_the_kernel_under_the_authors_conditions_is_noted(tmp_path):
+    run = write_kernel_run(tmp_path, 5.0)
+    assert "authors" not in checks_time.kernel_speedup(run, paper_values()).note
+    extra = origin("latency", "authors", driver="600.1")
+    methods = [("fa2", None, {"attend": 60.0}, 1.0), ("block_sparse", 0.9, {"attend": 10.0}, 1.0)]
+    cells, samples = timings(extra["run_id"], "authors_kernel", 32768, methods)
+    write_rows(tmp_path / "cells" / "b.parquet", "cells", cells, extra)
+    write_rows(tmp_path / "samples" / "b.parquet", "samples", samples, extra)
+    evidence = checks_time.kernel_speedup(Run(tmp_path), paper_values())
+    (comparison,) = evidence.comparisons
+    assert comparison.interval[0] == pytest.approx(12, rel=0.1)
+    assert "query heads): 6." in evidence.note or "query heads): 5." in evidence.note
 
 
 def training_run(folder, ms, peak, naive="out_of_memory", contexts=(8192, 65536)):
