@@ -27,6 +27,7 @@ Timed       plan (making the lists from the rules) and attend (our block-sparse 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,6 +38,7 @@ from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import LayerContext
+from seerbench.core.top_k import require_budget
 from seerbench.errors import MaskError, ModelError, Refused
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import register
@@ -47,6 +49,7 @@ RESERVED_BLOCKS = 16
 CURE = "make it with `seerbench profile PRESET MODEL`, or give another file"
 # Blocks of the shortest span: the sink and the diagonal.
 MIN_SPAN_BLOCKS = 2
+ROUNDING = 1e-9  # a span that is this close below a whole number of blocks is that number
 
 # The alphas or the betas of a layer's rules, by head.
 Rules: TypeAlias = "Sequence[float] | np.ndarray"
@@ -55,6 +58,8 @@ Rules: TypeAlias = "Sequence[float] | np.ndarray"
 @register("moa", cites="arXiv:2406.14909", fidelity="our port, searched for the model; on our kernel, which skips")
 class MoA(BlockSparse):
     """A mixture of sliding windows, one growing span per head, searched offline."""
+
+    takes_last_rows = True
 
     def __init__(self, plan: Path | str, sparsity: float | None = None, block: int = 64) -> None:
         """Make the method from a plan file.
@@ -70,62 +75,109 @@ class MoA(BlockSparse):
         self.sparsity, self.block = sparsity, block
         self.alphas, self.betas = load_plan(plan)
         self.configuration, self.model_layers = Path(plan).stem, len(self.alphas)
+        self._density_at: dict[tuple[int, int], float] = {}  # of all layers, by (tokens, dense rows)
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         if layer.index >= len(self.alphas) or len(self.alphas[layer.index]) != q.shape[1]:
             shape = f"{len(self.alphas)} layers of {len(self.alphas[0])} heads"
             heads = f"layer {layer.index} has {q.shape[1]} heads"
             raise Refused(f"the plan {self.configuration} is for {shape}, and {heads}; it is of another model")
-        rules = self.alphas[layer.index], self.betas[layer.index]
-        windows = window_blocks(*rules, q.shape[2], self.block, reserve_for(self.sparsity))
-        return windows_and_sink(windows, q.shape[0], q.shape[2], self.block, q.device)
+        tokens = q.shape[2]
+        if self.sparsity is not None:
+            why = f"so much is the mean over the layers of the plan {self.configuration} at {tokens} tokens"
+            require_budget(self.density_at(tokens), self.sparsity, why)
+        return windows_and_sink(self._windows(tokens, layer.index), q.shape[0], tokens, self.block, q.device)
 
+    def density_at(self, tokens: int) -> float:
+        """Return the share of the causal blocks that all layers together keep at a context of N tokens.
 
-def reserve_for(sparsity: float | None) -> int:
-    """Return the number of blocks that spans reserve for generated tokens, 0 if a sparsity is requested."""
-    return RESERVED_BLOCKS if sparsity is None else 0
+        It is computed once per context, so it does not count in the time of a plan.
+        """
+        key = tokens, self.last_rows_dense
+        if key not in self._density_at:
+            layers = [block_density(self._windows(tokens, index)) for index in range(len(self.alphas))]
+            self._density_at[key] = float(np.mean(layers))
+        return self._density_at[key]
+
+    def _windows(self, tokens: int, layer: int) -> np.ndarray:
+        rules = self.alphas[layer], self.betas[layer]
+        return window_blocks(*rules, tokens, self.block, self.sparsity, self.last_rows_dense)
 
 
 def window_blocks(
-    alphas: Rules, betas: Rules, tokens: int, block: int, reserve: int = RESERVED_BLOCKS
+    alphas: Rules,
+    betas: Rules,
+    tokens: int,
+    block: int,
+    sparsity: float | None = None,
+    last_rows_dense: int = 0,
 ) -> np.ndarray:
-    """Return the length of each head's window in blocks, int [Hq].
+    """Return how many of its nearest blocks each row of each head keeps beside the first one, int [Hq, n].
 
-    The diagonal block counts as part of the window, the sink block does not.
+    This function decides what a plan keeps when it runs, what the search charges for it, and what its budget is.
+    The diagonal block counts as part of the window, the first block does not.
+
+    Without a sparsity the spans are upstream's: they have room for RESERVED_BLOCKS of generated tokens, and a part
+    of a block counts as a block. With one there is no such room, and a span of x blocks buys as many blocks as x
+    (not rounded) blocks per row would be, xn - x(x - 1) / 2: every row keeps the whole blocks of x, and the last
+    rows one block more, as in the top-k rule (core/top_k.py).
 
     Args:
-        alphas: the constant part of each span, in tokens.
+        alphas: the constant part of each span, in tokens; a span includes the first block.
         betas: the part of each span that grows, as a share of the context.
         tokens: N, the context.
         block: tokens per block.
-        reserve: blocks that are added to the context for generated tokens.
+        sparsity: the requested share of skipped causal blocks, or None.
+        last_rows_dense: number of block rows at the end that keep every block.
     """
-    reach = tokens + reserve * block
-    span = np.minimum(np.trunc(np.asarray(alphas) + np.asarray(betas) * reach), reach)
-    return (np.ceil(np.maximum(span, MIN_SPAN_BLOCKS * block) / block) - 1).astype(int)
+    n = block_count(tokens, block)
+    sparse = max(0, n - last_rows_dense)
+    row = np.arange(n)
+    if sparsity is None:
+        reach = tokens + RESERVED_BLOCKS * block
+        span = np.minimum(np.trunc(np.asarray(alphas) + np.asarray(betas) * reach), reach) / block
+        whole = np.ceil(np.maximum(span, MIN_SPAN_BLOCKS))
+        longer = np.zeros_like(whole)
+    else:
+        span = (np.asarray(alphas) + np.asarray(betas) * tokens) / block
+        span = np.clip(span, MIN_SPAN_BLOCKS, max(MIN_SPAN_BLOCKS, sparse))
+        whole = np.floor(span + ROUNDING)
+        longer = np.rint(_triangle(span, sparse) - _triangle(whole, sparse))
+    window = whole[..., None] - 1 + (row >= sparse - longer[..., None])
+    return np.where(row < sparse, window, n).astype(int)
+
+
+def _triangle(k: np.ndarray | float, rows: int) -> np.ndarray | float:
+    """Return the number of blocks in `rows` causal rows of at most k blocks each; k need not be whole."""
+    return k * rows - k * (k - 1) / 2
+
+
+def span_of(blocks: float, rows: int) -> float:
+    """Return the span x with which causal rows keep a number of blocks together: the inverse of `_triangle`."""
+    middle = 2 * rows + 1
+    return (middle - math.sqrt(max(0.0, middle**2 - 8 * blocks))) / 2
 
 
 def windows_and_sink(
     windows: np.ndarray, batch: int, tokens: int, block: int, device: torch.device | str = "cpu"
 ) -> BlockMask:
-    """Return the mask of block 0 and each head's nearest blocks, made as lists without an n x n map.
+    """Return the mask of block 0 and each row's nearest blocks, made as lists without an n x n map.
 
     Args:
-        windows: number of nearest blocks of each head, int [Hq].
+        windows: number of nearest blocks of each row of each head, int [Hq, n].
         batch: B.
         tokens: N.
         block: tokens per block.
         device: where the lists are made.
 
     Raises:
-        MaskError: a head has no nearest block, not even that of the diagonal.
+        MaskError: a row has no nearest block, not even that of the diagonal.
     """
     if np.min(windows) < 1:
-        raise MaskError(f"each head keeps at least its nearest block, not {np.min(windows)}")
+        raise MaskError(f"each row keeps at least its nearest block, not {np.min(windows)}")
     n = block_count(tokens, block)
-    near = torch.as_tensor(windows, device=device)[:, None]
     row = torch.arange(n, device=device)
-    start = (row - near + 1).clamp_min(0)  # [Hq, n]: first block of the window
+    start = (row - torch.as_tensor(windows, device=device) + 1).clamp_min(0)  # [Hq, n]: first block of the window
     counts = row - start + 1 + (start > 0).int()
     place = torch.arange(min(n, int(windows.max()) + 1), device=device)
     listed = torch.where(start[..., None] > 0, start[..., None] + place - 1, place)
@@ -137,14 +189,10 @@ def windows_and_sink(
     )
 
 
-def block_density(windows: np.ndarray, n: int) -> np.ndarray:
-    """Return the share of the causal blocks of n rows that the sink and a window keep together.
-
-    windows: lengths in blocks, of any shape, which is also the shape of the result.
-    """
-    row = np.arange(n)
-    kept = np.minimum(row + 1, np.asarray(windows)[..., None] + 1).sum(-1)
-    return kept / (n * (n + 1) / 2)
+def block_density(windows: np.ndarray) -> np.ndarray:
+    """Return the share of the causal blocks that the first block and the windows [..., n] of n rows keep: [...]."""
+    row = np.arange(windows.shape[-1])
+    return np.minimum(row + 1, windows + 1).sum(-1) / (row + 1).sum()
 
 
 def load_plan(path: Path | str) -> tuple[list[list[float]], list[list[float]]]:

@@ -93,7 +93,7 @@ def display(method: str, gate: str | None = None) -> str:
     entry = entry_of(method)
     name = entry[0] if entry else title_of(method)
     if method == "moa" and isinstance(gate, str):
-        gate = re.sub(r"-(kv)?\d\.\d\d$", "", gate)
+        gate = re.sub(r"-(kv)?\d\.\d\d(-last\d+)?$", "", gate)
     return f"{name} ({gate})" if isinstance(gate, str) and gate else name
 
 

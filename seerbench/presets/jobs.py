@@ -112,7 +112,8 @@ class ProfileJob:
         split: the split of the corpus that is profiled.
         context: the longest profiled length, in tokens.
         documents: number of windows of each length.
-        plans: file of each plan by its requested sparsity; the key None stands for upstream's KV density of 0.5.
+        plans: file of each plan by its budget: the requested sparsity, or None for upstream's KV density of 0.5,
+            and the number of dense last rows.
     """
 
     setup: Setup
@@ -121,7 +122,7 @@ class ProfileJob:
     split: str
     context: int
     documents: int
-    plans: dict[float | None, Path]
+    plans: dict[tuple[float | None, int], Path]
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,9 @@ class RunPaths:
         """Return the file with the gates that a joint model was trained with (safetensors)."""
         return self.model(model) / "gates.safetensors"
 
-    def moa_plan(self, model: str, sparsity: float | None) -> Path:
-        """Return the file with MoA's plan of a model at a sparsity; None: upstream's KV density of 0.5."""
-        return self.plans / moa_plan_name(model, sparsity)
+    def moa_plan(self, model: str, sparsity: float | None, last_rows_dense: int = 0) -> Path:
+        """Return the file with MoA's plan of a model for a budget; the arguments are those of `moa_plan_name`."""
+        return self.plans / moa_plan_name(model, sparsity, last_rows_dense)
 
     def minference_patterns(self, model: str) -> Path:
         """Return the file with the patterns that MInference's search finds for a model's heads."""
@@ -51,9 +51,16 @@ class RunPaths:
         return self.folder / table / f"{part}.parquet"
 
 
-def moa_plan_name(model: str, sparsity: float | None) -> str:
-    """Return the file name of MoA's plan for a requested sparsity; None: upstream's KV density of 0.5."""
+def moa_plan_name(model: str, sparsity: float | None, last_rows_dense: int = 0) -> str:
+    """Return the file name of MoA's plan for a budget.
+
+    Args:
+        model: the name of the model.
+        sparsity: the requested sparsity; None: upstream's KV density of 0.5.
+        last_rows_dense: number of block rows at the end that read every key.
+    """
     budget = "kv0.50" if sparsity is None else f"{sparsity:.2f}"
     if sparsity is not None and float(budget) != sparsity:
         budget = str(sparsity)  # two sparsities never share a file
-    return f"moa-{model}-{budget}.json"
+    rows = f"-last{last_rows_dense}" if last_rows_dense else ""
+    return f"moa-{model}-{budget}{rows}.json"

@@ -191,7 +191,7 @@ class Preset:
             **{paths.joint_gates(name): ["finetune", name] for name in self.finetuned_models()},
             **{paths.gates(name): ["distill", name] for name in self.trained_gates()},
             **{paths.gates(name): ["import-gates", name] for name in self.released_gates()},
-            **{paths.moa_plan(name, each): ["profile", name] for name in models for each in self.moa_sparsities()},
+            **{paths.moa_plan(name, *each): ["profile", name] for name in models for each in self.moa_budgets()},
             **{paths.minference_patterns(name): ["patterns", name] for name in models},
         }
         if file not in steps:
@@ -395,7 +395,7 @@ class Preset:
         )
 
     def profile(self, model: str) -> ProfileJob:
-        """Return the job that searches MoA's plans of a model, for every sparsity of every arm in the preset."""
+        """Return the job that searches MoA's plans of a model, for the budget of every arm in the preset."""
         section = self._profile()
         return ProfileJob(
             setup=self.setup,
@@ -404,13 +404,17 @@ class Preset:
             split=section.split,
             context=section.context,
             documents=section.documents,
-            plans={sparsity: self.paths.moa_plan(model, sparsity) for sparsity in self.moa_sparsities()},
+            plans={budget: self.paths.moa_plan(model, *budget) for budget in self.moa_budgets()},
         )
 
-    def moa_sparsities(self) -> list[float | None]:
-        """Return the requested sparsities of all MoA arms; [None], upstream's KV density, if there are none."""
-        wanted = {each.sparsity for each in flat(self._arms_in_models()) if each.arm.method == "moa"}
-        return sorted(wanted or {None}, key=lambda sparsity: -1.0 if sparsity is None else sparsity)
+    def moa_budgets(self) -> list[tuple[float | None, int]]:
+        """Return the requested sparsity and the number of dense last rows of all MoA arms.
+
+        The sparsity None stands for upstream's KV density. It is the only budget if there are no arms of MoA.
+        """
+        arms = [each for each in flat(self._arms_in_models()) if each.arm.method == "moa"]
+        wanted = {(each.sparsity, each.arm.last_rows_dense) for each in arms} or {(None, 0)}
+        return sorted(wanted, key=lambda budget: (-1.0 if budget[0] is None else budget[0], budget[1]))
 
     def patterns(self, model: str) -> PatternsJob:
         """Return the job that searches MInference's patterns of a model."""
@@ -590,7 +594,9 @@ class Preset:
 
     def _arm_job(self, arm: Arm, sparsity: float | None, gate: GateRef | None, model: ModelSource | None) -> ArmJob:
         weights = model.name if model is not None and model.geometry is None else None
-        plan = self.paths.moa_plan(weights, sparsity) if weights and arm.method == "moa" else None
+        plan = None
+        if weights and arm.method == "moa":
+            plan = self.paths.moa_plan(weights, sparsity, arm.last_rows_dense)
         patterns: Path | str | None = arm.patterns
         if weights and arm.patterns == SEARCHED:  # without weights the file's checks refuse it
             patterns = self.paths.minference_patterns(weights)

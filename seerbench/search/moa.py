@@ -13,15 +13,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seerbench.baselines.moa import reserve_for, window_blocks, windows_and_sink
+from seerbench.baselines.moa import window_blocks, windows_and_sink
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.kernels.flex_attention import masked_attention
@@ -35,9 +35,15 @@ from seerbench.search import moa_solver
 LENGTHS, EXTENSION, VALIDATION = (0.25, 0.5, 1.0), 2.0, 1.5
 # Length of the model's continuation as a share of the longest length. At 8k it has 256 tokens.
 ANSWER = 1 / 32
+# All plans are compared on the first window, and this many of them on all windows.
+FINALISTS = 6
+# Lengths, in blocks, at which plans for random influence are bounded: 2k to 128k tokens in blocks of 64.
+RANDOM_BLOCKS = (32, 64, 128, 256, 512, 2048)
 # Smallest and largest density at which the cost of a random head has fallen to 1/e, for `random_plan`.
 RANDOM_REACH = (0.02, 1.0)
 
+# A requested sparsity, or None for upstream's KV density, and the number of block rows at the end that are dense.
+Budget: TypeAlias = "tuple[float | None, int]"
 # Receives the layer's index, q [1, Hq, N, D], k and v [1, Hk, N, D], and dLoss / dOutput [1, Hq, N, D].
 GradientFunction = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 
@@ -60,17 +66,21 @@ def moa_plans(
     model: Any,
     windows: Mapping[int, Sequence[np.ndarray]],
     validation: Sequence[np.ndarray],
-    sparsities: Iterable[float | None],
+    budgets: Iterable[Budget],
     block: int,
-) -> dict[float | None, MoAPlan]:
-    """Search one plan per sparsity for a model.
+) -> dict[Budget, MoAPlan]:
+    """Search one plan per budget for a model.
+
+    The Pareto-optimal plans, and the uniform ones within the bounds, which give all heads one rule, are compared on
+    `validation`: all on its first window, then the best FINALISTS on all windows, together with StreamingLLM's
+    window of the same budget. The plan of the lowest loss is taken, so it is no worse there than StreamingLLM.
+    This window is left out if the bounds forbid it.
 
     Args:
         model: a causal language model of transformers.
         windows: profiled length -> windows of text, each int [length].
-        validation: windows on which the Pareto-optimal plans of a sparsity are compared, by the loss of every
-            token.
-        sparsities: requested shares of skipped blocks; None requests upstream's KV density.
+        validation: windows of one length; the loss is that of every token.
+        budgets: requested share of skipped blocks, or None for upstream's KV density; and number of dense rows.
         block: tokens per block.
 
     Raises:
@@ -79,66 +89,92 @@ def moa_plans(
     lengths = sorted(windows)
     answer = int(ANSWER * lengths[-1])
     influence = [moa_influence(model, windows[length], answer, block) for length in lengths]
-    extension = int(EXTENSION * lengths[-1])
-    rules = moa_solver.rule_grid(lengths, extension, block)
-    costs = [np.stack([moa_solver.rule_costs(layer, rules, block) for layer in layers]) for layers in influence]
-    limits_of = {
-        sparsity: moa_solver.bounds(rules, [*lengths, extension], block, sparsity) for sparsity in sparsities
-    }
-    choices_of = choose_in_parallel(costs, list(limits_of.values()))
+    every = [*lengths, int(EXTENSION * lengths[-1])]
+    validated = len(validation[0]) - 1  # The last token is not read.
+    programs = {}
+    for sparsity, rows in budgets:
+        rules = moa_solver.rule_grid(lengths, every[-1], block, sparsity, rows, validated)
+        costs = [
+            np.stack([moa_solver.rule_costs(layer, rules, block, sparsity, rows) for layer in layers])
+            for layers in influence
+        ]
+        programs[sparsity, rows] = rules, costs, moa_solver.bounds(rules, every, block, sparsity, rows)
+    choices_of = choose_in_parallel([(costs, limits) for _, costs, limits in programs.values()])
     plans = {}
-    for (sparsity, limits), choices in zip(limits_of.items(), choices_of):
-        losses = [_validation_loss(model, validation, rules[choice], block, sparsity) for choice in choices]
-        best = choices[int(np.argmin(losses))]
+    for (budget, (rules, costs, limits)), pareto in zip(programs.items(), choices_of):
+        uniform = moa_solver.uniform_plans(limits)
+        choices = [*pareto, *(np.full(costs[0].shape[:2], rule) for rule in uniform)]
+        streaming = [
+            place
+            for place, rule in enumerate(uniform, len(pareto))
+            if moa_solver.is_streaming(rules[rule], validated, block, *budget)
+        ][:1]
+        first = [_validation_loss(model, validation[:1], rules[choice], block, *budget) for choice in choices]
+        finalists = sorted({*np.argsort(first, kind="stable")[:FINALISTS].tolist(), *streaming})
+        losses = [_validation_loss(model, validation, rules[choices[place]], block, *budget) for place in finalists]
+        place = finalists[int(np.argmin(losses))]
+        best = choices[place]
         provenance = {
             "lengths": lengths,
-            "extension": extension,
-            "bound": "KV density" if sparsity is None else "kept blocks",
+            "extension": every[-1],
+            "bound": "KV density" if budget[0] is None else "kept blocks",
+            "last_rows_dense": budget[1],
             "most": limits.max_density.tolist(),
             "reached": limits.density[:, best].mean((1, 2)).tolist(),
-            "pareto_plans": len(choices),
-            "mip_rel_gap": moa_solver.MIP_GAP,
+            "pareto_plans": len(pareto),
+            "uniform_plans": len(uniform),
+            "streaming_validated": bool(streaming),
+            "chosen": "Pareto-optimal" if place < len(pareto) else "uniform",
             "validation_nll": min(losses),
         }
-        plans[sparsity] = MoAPlan(rules[best][..., 0], rules[best][..., 1], provenance)
+        plans[budget] = MoAPlan(rules[best][..., 0], rules[best][..., 1], provenance)
     return plans
 
 
 def choose_in_parallel(
-    costs: Sequence[np.ndarray], limits_of: Sequence[moa_solver.Bounds]
+    programs: Sequence[tuple[Sequence[np.ndarray], moa_solver.Bounds]],
 ) -> list[list[np.ndarray]]:
-    """Call `moa_solver.choose_rules` for each of the bounds, in threads: HiGHS releases the interpreter's lock.
+    """Call `moa_solver.choose_rules` for costs and bounds, in threads: HiGHS releases the interpreter's lock.
 
     Warning filters are process-wide, and scipy turns warnings into errors while it validates a constraint, so an
     unrelated warning in another thread may raise. Choices that fail in this way are repeated one after the other.
     """
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        futures = [pool.submit(moa_solver.choose_rules, costs, limits) for limits in limits_of]
+        futures = [pool.submit(moa_solver.choose_rules, *program) for program in programs]
     return [
-        moa_solver.choose_rules(costs, limits) if isinstance(future.exception(), Warning) else future.result()
-        for future, limits in zip(futures, limits_of)
+        moa_solver.choose_rules(*program) if isinstance(future.exception(), Warning) else future.result()
+        for future, program in zip(futures, programs)
     ]
 
 
-def random_plan(heads: int, sparsity: float | None, block: int, seed: int, longest: int = 8192) -> MoAPlan:
+def random_plan(heads: int, block: int, seed: int, sparsity: float | None, last_rows_dense: int = 0) -> MoAPlan:
     """Return a plan of one layer for random influence, for timings without a model.
 
-    The heads differ as those of a searched plan do, since the time of a kernel depends on their differences.
+    The heads differ as those of a searched plan do, since the time of a kernel depends on their differences. With a
+    requested sparsity, spans are in proportion to the context or those of `budget_rules`, so that a plan has about
+    the same sparsity at every context.
 
     Args:
         heads: query heads.
-        sparsity: requested share of skipped blocks; None requests upstream's KV density.
         block: tokens per block.
         seed: the same seed gives the same plan.
-        longest: the longest length, in tokens, for which rules are chosen.
+        sparsity: requested share of skipped blocks; None requests upstream's KV density.
+        last_rows_dense: number of block rows at the end that keep every block.
+
+    Raises:
+        ConfigError: no plan keeps the budget.
     """
-    lengths, extension = moa_lengths(longest), int(EXTENSION * longest)
-    rules = moa_solver.rule_grid(lengths, extension, block)
-    limits = moa_solver.bounds(rules, [*lengths, extension], block, sparsity)
+    lengths = [n * block for n in RANDOM_BLOCKS]
+    rules = moa_solver.rule_grid(lengths[:-1], lengths[-1], block)
+    if sparsity is not None:
+        shares = [(0.0, beta) for beta in moa_solver.FINE_BETAS]
+        rules = np.array(shares + moa_solver.budget_rules(lengths, block, sparsity, last_rows_dense))
+    limits = moa_solver.bounds(rules, lengths, block, sparsity, last_rows_dense)
+    limits = replace(limits, min_density=limits.min_uniform, max_density=limits.max_uniform)
     rng = np.random.default_rng(seed)
     reach = rng.uniform(*RANDOM_REACH, (1, heads, 1))
     weight = rng.exponential(1.0, (1, heads, 1))
-    costs = [weight * np.exp(-density / reach) for density in limits.density[:-1]]
+    costs = [weight * np.exp(-density / reach) for density in limits.density[-2:-1]]
     plan = moa_solver.choose_rules(costs, limits)[0]
     return MoAPlan(rules[plan][..., 0], rules[plan][..., 1], {"influence": "random", "sparsity": sparsity})
 
@@ -229,11 +265,16 @@ class _GradientTap(Method[None]):
 
 @torch.no_grad()
 def _validation_loss(
-    model: Any, windows: Sequence[np.ndarray], rules: np.ndarray, block: int, sparsity: float | None
+    model: Any,
+    windows: Sequence[np.ndarray],
+    rules: np.ndarray,
+    block: int,
+    sparsity: float | None,
+    last_rows_dense: int,
 ) -> float:
     """Return the mean loss in nats per token on windows of text under a plan, rules [layers, heads, 2]."""
     device = next(model.parameters()).device
-    with attention_method(model, _MaskedMoA(rules, block, sparsity), count=False):
+    with attention_method(model, _MaskedMoA(rules, block, sparsity, last_rows_dense), count=False):
         return float(np.mean([window_nll(model, torch.from_numpy(w).long().to(device)) for w in windows]))
 
 
@@ -243,15 +284,16 @@ class _MaskedMoA(Method[BlockMask]):
     name = "moa"
     block: int
 
-    def __init__(self, rules: np.ndarray, block: int, sparsity: float | None) -> None:
+    def __init__(self, rules: np.ndarray, block: int, sparsity: float | None, last_rows_dense: int) -> None:
         self.rules, self.block, self.sparsity = rules, block, sparsity
+        self.last_rows_dense = last_rows_dense
 
     def refuses(self, problem: AttentionProblem) -> None:
         return None
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         alphas, betas = self.rules[layer.index].T
-        windows = window_blocks(alphas, betas, q.shape[2], self.block, reserve_for(self.sparsity))
+        windows = window_blocks(alphas, betas, q.shape[2], self.block, self.sparsity, self.last_rows_dense)
         return windows_and_sink(windows, q.shape[0], q.shape[2], self.block, q.device)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockMask) -> Tensor:

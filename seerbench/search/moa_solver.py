@@ -1,9 +1,16 @@
 """Choose MoA's rules for every head by integer programs, from what masking each block would cost.
 
     layer_influence   attention of one layer and its gradient -> change of the loss per masked block, to first order
-    rule_costs        influence -> what each rule (alpha, beta) would hide of it, per head
+    rule_grid         lengths and a requested sparsity -> the rules (alpha, beta) that heads may have
+    rule_costs        influence -> what each rule would hide of it, per head
     bounds            a requested sparsity -> what a plan may keep at each length
     choose_rules      costs and bounds -> the Pareto-optimal plans: one rule per head, at most two per layer
+    uniform_plans     bounds -> the rules that all heads may have together
+
+A program chooses one column per layer: an assignment of rules to the heads of the layer. There are too many columns
+to write down, so they are generated. The linear relaxation is solved over some columns, its dual prices say what
+any other column would save, and the best ones are added, until none saves anything. The integer program then
+chooses among the columns that are cheapest at these prices.
 
 No model runs here: search/moa.py computes the gradients first and compares the resulting plans on text afterwards.
 Source: arXiv:2406.14909, section 4 and appendix. The card in baselines/moa.py lists what is ported and what
@@ -13,38 +20,47 @@ differs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import Bounds as VariableBounds
+from scipy.optimize import LinearConstraint, linprog, milp
 from torch import Tensor
 
-from seerbench.baselines.moa import block_density, reserve_for, window_blocks
+from seerbench.baselines.moa import MIN_SPAN_BLOCKS, block_density, span_of, window_blocks
 from seerbench.core.block_mask import block_count
-from seerbench.core.top_k import top_k_density
-from seerbench.errors import ConfigError
+from seerbench.core.top_k import TOLERANCE as BUDGET_TOLERANCE
+from seerbench.core.top_k import blocks_per_row, top_k_density
+from seerbench.errors import ConfigError, Refused
 
-DEFAULT_KV_DENSITY = 0.5  # Upstream bounds the mean span over the context by this.
-# A rule keeps at least this share of a bound. Upstream's shortest rule is 1/8 of the context at a bound of 1/2.
-MIN_RULE_DENSITY = 0.25
+DEFAULT_KV_DENSITY = 0.5  # Upstream bounds the mean over heads of the keys in the last row's mask by this.
 MIN_BUDGET_SHARE = 0.9  # A plan uses at least this share of its bound, as upstream's does.
-# A length has a bound only if the bound is at least this many times the density of the shortest rule. A bound that
-# is closer would forbid every rule that grows with the context.
+# With a requested sparsity, a length has a bound only if it is at least this many times the density of the shortest
+# rule. A bound that is closer would forbid every rule that grows with the context.
 MIN_BOUND_RATIO = 1.5
+# A plan with one rule for all heads may keep this much more than the budget. The spans of StreamingLLM's windows
+# over the context are not on one line. A line through two of them exceeded the budget elsewhere by up to 0.0015.
+UNIFORM_EXCESS = 0.002
 # Values of beta in the grid of rules. Upstream's are the eighths; sparsities near 90% need the finer ones.
-BETAS = (0.0, 1 / 32, 1 / 16, *(step / 8 for step in range(1, 9)))
+UPSTREAM_BETAS = tuple(step / 8 for step in range(9))
+FINE_BETAS = (0.0, 1 / 32, 1 / 16, *UPSTREAM_BETAS[1:])
 # A key that leaves less than this weight to the other keys of its row is taken for the row's only key.
 MIN_REMAINING_WEIGHT = 1e-6
 INTERVALS = 4  # The epsilon-constraint method divides the range of each objective into this many intervals.
-# Prices of density, in units of the layer's largest cost. Assignments that are best at one of them are candidates.
-DENSITY_PRICES = np.geomspace(1e-3, 10.0, 8)
-PAIRS_PER_PRICE = 2  # Each price contributes this many pairs of rules.
-MAX_SPLITS = 8  # Within a pair, the longer rule goes to at most this many different numbers of heads, and to none.
-MIP_GAP = 0.01  # HiGHS may stop at this relative distance from the optimum.
-MAX_NODES = 1000  # HiGHS stops after this many nodes.
-TOLERANCE = 1e-9  # Rounding of densities and costs does not violate a constraint.
+NEW_COLUMNS = 40  # Columns that are added per layer and round of the linear program.
+MAX_ROUNDS = 100  # The linear program stops after this many rounds, though it has needed far fewer.
+# Columns per layer that the integer program chooses from. MANY, and those that the relaxation generated, are for a
+# program without ceilings whose best plan is not shown to be made of the FEW.
+FEW_COLUMNS, MANY_COLUMNS = 25, 600
+# HiGHS may stop at this relative distance from the optimum, and stops after this many nodes. The second numbers are
+# for programs with ceilings. These are arbitrary points of a range, so a plan near the best below them will do.
+MIP_GAPS, MAX_NODES = (1e-4, 1e-2), (1000, 20)
+FEASIBLE = 1e-7  # HiGHS meets its constraints, and prices columns, to this accuracy.
+PENALTY = 1e4  # Price of violating a bound in the linear program, in units of the largest cost of one head.
+ROUNDING = 1e-9  # Rounding of densities and costs does not violate a constraint.
 
 
 def layer_influence(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, block: int) -> Tensor:
@@ -85,45 +101,91 @@ def _sum_blocks(x: Tensor, block: int) -> Tensor:
     return F.pad(x, (0, pad, 0, pad)).view(n, block, n, block).sum((1, 3))
 
 
-def rule_grid(lengths: Sequence[int], extension: int, block: int) -> np.ndarray:
+def rule_grid(
+    lengths: Sequence[int],
+    extension: int,
+    block: int,
+    sparsity: float | None = None,
+    last_rows_dense: int = 0,
+    validation: int | None = None,
+) -> np.ndarray:
     """Return the rules (alpha, beta) of the search, float64 [R, 2]; a rule spans alpha + beta * N tokens.
 
-    Alpha runs from minus the shortest length to the longest in steps of half the shortest, and beta through BETAS.
-    A span must be positive at the shortest length, and at most the context at the longest length and the extension.
-    The first rule is the shortest that a mask can express: two blocks at every context.
+    Without a sparsity they are upstream's: alpha runs from minus the shortest length to the longest in steps of
+    half the shortest, and beta through the eighths from 0 to 1. A span must be positive at the shortest length, and
+    at most the context at the longest length and the extension. With a sparsity, there are also finer values of
+    beta, the shortest rule that a mask can express, two blocks at every context, and the `budget_rules`.
 
     Args:
         lengths: the profiled lengths, in tokens.
         extension: the longer length, in tokens, at which plans are bounded and not profiled.
         block: tokens per block.
+        sparsity: requested share of skipped causal blocks, or None.
+        last_rows_dense: number of block rows at the end that keep every block.
+        validation: the length of the text on which plans are compared, in tokens.
     """
     shortest, longest = min(lengths), max(lengths)
     alphas = np.arange(-shortest, longest + 1, shortest // 2)
+    betas = UPSTREAM_BETAS if sparsity is None else FINE_BETAS
     fits = [
         (float(alpha), beta)
-        for alpha, beta in product(alphas, BETAS)
+        for alpha, beta in product(alphas, betas)
         if alpha + beta * shortest > 0 and all(alpha + beta * n <= n for n in (longest, extension))
     ]
-    return np.array([(2.0 * block, 0.0), *fits])
+    if sparsity is None:
+        return np.array(fits)
+    every = sorted({*lengths, extension, *([validation] if validation else [])})
+    return np.array([(2.0 * block, 0.0), *fits, *budget_rules(every, block, sparsity, last_rows_dense)])
 
 
-def rule_costs(influence: Tensor, rules: np.ndarray, block: int) -> np.ndarray:
-    """Return the influence that each rule hides, float64 [Hq, R].
+def budget_rules(
+    lengths: Sequence[int], block: int, sparsity: float, last_rows_dense: int = 0
+) -> list[tuple[float, float]]:
+    """Return rules whose windows have the size of StreamingLLM's window of the same budget at one length or two.
 
-    A rule keeps the first block of keys and a band of blocks at the diagonal, and hides the others.
+    For the span x of that window at each length of n blocks, they are a constant window (x * block, 0), one in
+    proportion to the context (0, x / n), and the line through the spans at every two lengths. So StreamingLLM's
+    window of each length is the window of some rules there, block for block. Lengths are left out at which the
+    budget is too small for the first block and the diagonal.
+    """
+    spans: dict[float, float] = {}  # by the length in blocks
+    for length in lengths:
+        n = block_count(length, block)
+        try:
+            kept = top_k_density(n, sparsity, last_rows_dense) * n * (n + 1) / 2
+        except Refused:
+            continue
+        rows = n - last_rows_dense
+        span = span_of(kept - sum(range(n, rows, -1)), rows)
+        if span >= MIN_SPAN_BLOCKS:
+            spans[length / block] = span
+    rules = {(span * block, 0.0) for span in spans.values()} | {(0.0, span / n) for n, span in spans.items()}
+    for (short, span), (long, longer_span) in combinations(spans.items(), 2):
+        beta = (longer_span - span) / (long - short)
+        rules.add(((span - beta * short) * block, beta))
+    return sorted(rules)
+
+
+def rule_costs(
+    influence: Tensor, rules: np.ndarray, block: int, sparsity: float | None = None, last_rows_dense: int = 0
+) -> np.ndarray:
+    """Return the influence outside the mask that runs under each rule, float64 [Hq, R].
 
     Args:
         influence: [Hq, n, n] of one layer, from `layer_influence`.
         rules: [R, 2], from `rule_grid`.
         block: tokens per block.
+        sparsity: requested share of skipped causal blocks, or None.
+        last_rows_dense: number of block rows at the end that keep every block.
     """
     n = influence.shape[-1]
-    rest = influence.clone()
-    rest[..., 0] = 0
-    at_distance = torch.stack([rest.diagonal(-d, -2, -1).sum(-1) for d in range(n)], -1).double().cpu().numpy()
-    beyond = np.concatenate([at_distance[:, ::-1].cumsum(-1)[:, ::-1], np.zeros((len(at_distance), 1))], -1)
-    band = np.floor(rules[:, 0] // block + rules[:, 1] * n).astype(int)
-    return beyond[:, np.clip(band, 1, n)]
+    rest = influence.double().cpu().numpy().copy()
+    rest[..., 0] = 0  # The first block is always kept.
+    up_to = rest.cumsum(-1)  # [Hq, row, column]
+    windows = window_blocks(rules[:, 0], rules[:, 1], n * block, block, sparsity, last_rows_dense)
+    row = np.arange(n)
+    last_hidden = np.maximum(row - windows, 0)  # [R, row]; column 0 hides nothing
+    return up_to[:, row, last_hidden].sum(-1)
 
 
 @dataclass(frozen=True)
@@ -132,48 +194,96 @@ class Bounds:
 
     density: np.ndarray  # [lengths, R], of each rule
     max_density: np.ndarray  # [lengths], of a plan: the mean over layers and heads; 1 where there is no bound
-    min_density: np.ndarray  # [lengths]
+    min_density: np.ndarray  # [lengths], of a plan from the programs
+    min_uniform: np.ndarray  # [lengths], of a plan with one rule for all heads
+    max_uniform: np.ndarray  # [lengths]
 
 
-def bounds(rules: np.ndarray, lengths: Sequence[int], block: int, sparsity: float | None = None) -> Bounds:
-    """Return the bounds of a plan, from MIN_BUDGET_SHARE of a largest density to that density.
+def bounds(
+    rules: np.ndarray,
+    lengths: Sequence[int],
+    block: int,
+    sparsity: float | None = None,
+    last_rows_dense: int = 0,
+) -> Bounds:
+    """Return the bounds of a plan.
 
-    Without a sparsity, the density is the mean span over the context, and its bound is DEFAULT_KV_DENSITY. With
-    one, it is the share of causal blocks that the mask keeps, and its bound is what the top-k rule keeps. The last
-    length always has a bound; any other length has one only if MIN_BOUND_RATIO allows it.
+    Without a sparsity, the density is upstream's KV density, the share of the keys that the last row of a mask
+    keeps, the first block included and without room for generated tokens. Plans keep MIN_BUDGET_SHARE to 1 of
+    DEFAULT_KV_DENSITY. With a sparsity, it is the share of causal blocks that the mask keeps. Plans keep at most
+    1 - sparsity, at least MIN_BUDGET_SHARE of it, and miss it by at most the TOLERANCE of core/top_k.py. Those
+    with one rule for all heads may be this far below it, and UNIFORM_EXCESS above. The last length always has a
+    bound, which is at least the density of the shortest rule. Any other length has one only if MIN_BOUND_RATIO
+    allows it.
 
     Args:
         rules: [R, 2], from `rule_grid`.
         lengths: the profiled lengths and the extension, in tokens.
         block: tokens per block.
         sparsity: requested share of skipped causal blocks, or None.
+        last_rows_dense: number of block rows at the end that keep every block.
     """
     if sparsity is None:
-        span = rules[:, 0] + rules[:, 1] * np.asarray(lengths)[:, None]
-        density = np.minimum(span / np.asarray(lengths)[:, None], 1.0)
-        budget = np.full(len(lengths), DEFAULT_KV_DENSITY)
-    else:
-        counts = [block_count(length, block) for length in lengths]
-        reserve = reserve_for(sparsity)
-        windows = [window_blocks(rules[:, 0], rules[:, 1], length, block, reserve) for length in lengths]
-        density = np.stack([block_density(window, n) for window, n in zip(windows, counts)])
-        budget = np.array([top_k_density(n, sparsity) for n in counts])
-    floor = density.min(1)
+        density = np.stack([kv_density(rules, block_count(length, block), block) for length in lengths])
+        most = np.full(len(lengths), DEFAULT_KV_DENSITY)
+        least = MIN_BUDGET_SHARE * most
+        return Bounds(density, most, least, least, most)
+    windows = [
+        window_blocks(rules[:, 0], rules[:, 1], length, block, sparsity, last_rows_dense) for length in lengths
+    ]
+    density = np.stack([block_density(window) for window in windows])
+    budget, floor = 1 - sparsity, density.min(1)
     is_bounded = budget >= MIN_BOUND_RATIO * floor
     is_bounded[-1] = True
-    max_density = np.where(is_bounded, np.maximum(budget, floor), 1.0)
-    min_density = np.where(is_bounded, MIN_BUDGET_SHARE * max_density, 0.0)
-    return Bounds(density, max_density, np.ones_like(max_density) if sparsity == 0 else min_density)
+    most = np.where(is_bounded, np.maximum(budget, floor), 1.0)
+    nearest = np.where(is_bounded, most - BUDGET_TOLERANCE, 0.0)
+    least = np.where(is_bounded, np.maximum(nearest, MIN_BUDGET_SHARE * most), 0.0)
+    least = np.ones_like(least) if sparsity == 0 else least
+    return Bounds(density, most, least, nearest, np.where(is_bounded, most + UNIFORM_EXCESS, 1.0))
+
+
+def kv_density(rules: np.ndarray, n: int, block: int) -> np.ndarray:
+    """Return the share of n blocks of keys that the last row of upstream's search mask keeps, [R].
+
+    That mask has the first block and a band of alpha // block + beta * n blocks, rounded down and at least one.
+    """
+    band = np.trunc(rules[:, 0] // block + rules[:, 1] * n)
+    return np.minimum(np.maximum(band, 1) + 1, n) / n
+
+
+def is_streaming(
+    rule: np.ndarray, tokens: int, block: int, sparsity: float | None, last_rows_dense: int = 0
+) -> bool:
+    """Return whether a rule (alpha, beta) keeps what StreamingLLM keeps at a context of N tokens.
+
+    Without a sparsity, and where StreamingLLM is refused, no rule does.
+    """
+    if sparsity is None:
+        return False
+    n = block_count(tokens, block)
+    try:
+        kept = blocks_per_row(n, sparsity, last_rows_dense).numpy()
+    except Refused:
+        return False
+    window = window_blocks(rule[:1], rule[1:], tokens, block, sparsity, last_rows_dense)[0]
+    visible = np.arange(n) + 1
+    return np.array_equal(np.minimum(window + 1, visible), np.minimum(kept, visible))
+
+
+def uniform_plans(limits: Bounds) -> list[int]:
+    """Return the rules that keep the bounds if every head has the same one."""
+    within = (limits.density <= limits.max_uniform[:, None] + ROUNDING) & (
+        limits.density >= limits.min_uniform[:, None] - ROUNDING
+    )
+    return np.flatnonzero(within.all(0)).tolist()
 
 
 def choose_rules(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray]:
     """Return the Pareto-optimal plans under the bounds, each as indices of rules, int [layers, heads].
 
-    Rules below MIN_RULE_DENSITY of a bound are left out. Influence is a first-order estimate and underestimates
-    what a head loses if it keeps hardly any block. Without this limit, a budget of one half would give some heads
-    all blocks and others almost none (docs/LOG.md). The objectives are the costs at the profiled lengths. The best
-    plan for each length by itself gives the range of every objective. Then the cost at the
-    first length is minimised, with those at the other lengths bounded at the ends of INTERVALS of their ranges.
+    The objectives are the costs at the profiled lengths. The best plan for each length by itself gives the range of
+    every objective. Then the cost at each length in turn is minimised, with those at the other lengths bounded at
+    the ends of INTERVALS of their ranges.
 
     Args:
         costs: [layers, heads, R] at each profiled length.
@@ -182,48 +292,42 @@ def choose_rules(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray
     Raises:
         ConfigError: no plan is within the bounds.
     """
-    bounded = limits.max_density < 1
-    dense_enough = limits.density >= MIN_RULE_DENSITY * limits.max_density[:, None]
-    allowed = np.flatnonzero(dense_enough[bounded].all(0))
-    limits = replace(limits, density=limits.density[:, allowed])
-    return [allowed[plan] for plan in _pareto([np.asarray(cost)[..., allowed] for cost in costs], limits)]
-
-
-def _pareto(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray]:
-    """Return what `choose_rules` returns when every rule is allowed."""
-    costs = [cost / max(float(np.abs(cost).max()), 1e-30) for cost in costs]
-    pool = candidates(costs, limits)
-    # A coarse grid of rules may have no plan in a narrow band of densities; then the lower bound is given up.
-    for min_density in (limits.min_density, np.zeros_like(limits.min_density)):
-        best = [solve(pool, limits.max_density, min_density, target) for target in range(len(costs))]
-        if all(plan is not None for plan in best):
-            break
-    else:
-        raise ConfigError(
-            f"no plan of MoA keeps at most {limits.max_density} of the blocks at the searched lengths; request a "
-            "lower sparsity"
-        )
+    program = Program(costs, limits)
+    targets = range(len(costs))
+    free = np.full(len(costs), np.inf)
+    best = [program.solve(target, free) for target in targets]
     plans = [plan for plan in best if plan is not None]
-    values = np.array([_values(costs, plan) for plan in plans])
+    if len(plans) < len(best):
+        raise ConfigError(
+            f"no plan of MoA keeps {limits.min_density} to {limits.max_density} of the blocks at the searched "
+            "lengths; request a lower sparsity"
+        )
+    values = np.array([program.values(plan) for plan in plans])
     steps = [np.linspace(high, low, INTERVALS + 1) for low, high in zip(values.min(0), values.max(0))]
-    # Ceilings go from the loosest to the tightest. A plan that is best under loose ceilings is best under tighter
-    # ones that it meets. Where no plan was found, none exists under tighter ceilings.
-    solved: list[tuple[np.ndarray, np.ndarray]] = []  # (ceilings, values of the best plan under them)
-    for ceiling in map(np.array, product(*steps[1:])):
-        if any((ceiling <= looser).all() and (value[1:] <= ceiling).all() for looser, value in solved):
-            continue
-        plan = solve(pool, limits.max_density, min_density, 0, ceiling)
-        if plan is not None:
-            plans.append(plan)
-        solved.append((ceiling, np.full(len(costs), -np.inf) if plan is None else _values(costs, plan)))
+    for target in targets:
+        plans += _under_ceilings(program, target, steps)
     plans = list({plan.tobytes(): plan for plan in plans}.values())
-    values = np.array([_values(costs, plan) for plan in plans])
+    values = np.array([program.values(plan) for plan in plans])
     return [plan for plan, value in zip(plans, values) if not _dominated(value, values)]
 
 
-def _values(costs: Sequence[np.ndarray], plan: np.ndarray) -> np.ndarray:
-    """Return the cost of a plan at each length, [lengths]."""
-    return np.array([np.take_along_axis(cost, plan[..., None], -1).sum() for cost in costs])
+def _under_ceilings(program: Program, target: int, steps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the plans that are best at one length under ceilings of the cost at every other length.
+
+    Ceilings go from the loosest to the tightest. A plan that is best under loose ceilings is best under tighter
+    ones that it meets. Where no plan was found, tighter ceilings are not tried.
+    """
+    plans = []
+    solved: list[tuple[np.ndarray, np.ndarray]] = []  # (ceilings, values of the best plan under them)
+    points = [[np.inf] if length == target else step for length, step in enumerate(steps)]
+    for ceiling in map(np.array, product(*points)):
+        if any((ceiling <= looser).all() and (value <= ceiling).all() for looser, value in solved):
+            continue
+        plan = program.solve(target, ceiling)
+        if plan is not None:
+            plans.append(plan)
+        solved.append((ceiling, np.full(len(steps), -np.inf) if plan is None else program.values(plan)))
+    return plans
 
 
 def _dominated(value: np.ndarray, others: np.ndarray) -> bool:
@@ -232,139 +336,181 @@ def _dominated(value: np.ndarray, others: np.ndarray) -> bool:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Assignments of rules to the heads of one layer, each with at most two rules, and what they cost and keep."""
+class Prices:
+    """The dual prices of a linear relaxation, and its optimum, which no plan is below."""
 
-    rules: np.ndarray  # int [assignments, heads]
-    costs: np.ndarray  # [profiled lengths, assignments]
-    density: np.ndarray  # [profiled lengths and extension, assignments], the mean over heads
+    weights: np.ndarray  # [rows], of what a column adds to each row of the program
+    of_layer: np.ndarray  # [layers], what a column of each layer must cost less than to lower the optimum
+    bound: float
 
 
-def candidates(costs: Sequence[np.ndarray], limits: Bounds) -> list[Candidates]:
-    """Return for each layer the assignments that are best at some price of density; `solve` chooses among them.
+class Program:
+    """The integer programs of one budget: the same costs and bounds, another objective and other ceilings each.
 
-    A price, a mixture of the objectives and a length at which density is saved decide which pairs of rules are
-    best. Within a pair, the heads that lose most by the shorter rule get the longer one: none, some, or all of
-    them. So every assignment has one rule per head and at most two per layer, and the integer program makes one
-    choice per layer. If these conditions were constraints of the program, HiGHS would take minutes for 64 heads.
+    Columns that one program generates serve the next.
     """
-    mixtures = [*np.eye(len(costs)), np.full(len(costs), 1 / len(costs))]
-    savings = [*limits.density, limits.density.mean(0)]
-    longer, shorter = np.triu_indices(limits.density.shape[1])
-    swap = limits.density.mean(0)[longer] < limits.density.mean(0)[shorter]
-    longer, shorter = np.where(swap, shorter, longer), np.where(swap, longer, shorter)
-    pool = []
-    for layer in range(costs[0].shape[0]):
-        layer_costs = np.stack([cost[layer] for cost in costs])  # [lengths, heads, R]
-        heads = layer_costs.shape[1]
-        assignments = _assignments(layer_costs, mixtures, savings, longer, shorter)
-        rules = np.array(sorted(assignments))
-        at_length = layer_costs[:, np.arange(heads)[:, None], rules.T].sum(1)
-        pool.append(Candidates(rules, at_length, limits.density[:, rules].mean(-1)))
-    return pool
 
+    def __init__(self, costs: Sequence[np.ndarray], limits: Bounds) -> None:
+        """Make the programs. The arguments are those of `choose_rules`."""
+        scaled = np.stack([cost / max(float(np.abs(cost).max()), 1e-30) for cost in costs])
+        self.objectives, self.layers, self.heads, rules = scaled.shape
+        bounded = (limits.max_density < 1) | (limits.min_density > 0)
+        density = limits.density[bounded][:, None, None] / (self.layers * self.heads)
+        # What a head with a rule adds to each row of the program: costs first, then densities.
+        shape = len(density), self.layers, self.heads, rules
+        self.adds = np.concatenate([scaled, np.broadcast_to(density, shape)])  # [rows, layers, heads, R]
+        self.most, self.least = limits.max_density[bounded], limits.min_density[bounded]
+        self.pairs = np.triu_indices(rules)
+        # One rule for all heads of a layer is always a column: where nothing is lost, a plan still has a density.
+        same = np.repeat(np.arange(rules)[:, None], self.heads, 1)
+        self.columns = [same for _ in range(self.layers)]  # int [columns, heads] of each layer
 
-def _assignments(
-    layer_costs: np.ndarray,
-    mixtures: Sequence[np.ndarray],
-    savings: Sequence[np.ndarray],
-    longer: np.ndarray,
-    shorter: np.ndarray,
-) -> set[tuple[int, ...]]:
-    """Return the assignments of rules to the heads of one layer that are best at some price of density.
+    def values(self, plan: np.ndarray) -> np.ndarray:
+        """Return the scaled cost of a plan at each profiled length, [lengths]. plan: int [layers, heads]."""
+        rows = [self._rows(layer, plan[layer][None])[: self.objectives, 0] for layer in range(self.layers)]
+        return np.sum(rows, 0)
 
-    Args:
-        layer_costs: [lengths, heads, R].
-        mixtures: weights of the objectives, each [lengths].
-        savings: densities that have a price, each [R].
-        longer, shorter: the pairs of rules, each int [pairs].
-    """
-    heads = layer_costs.shape[1]
-    splits = np.unique(np.linspace(0, heads, min(heads, MAX_SPLITS) + 1).round().astype(int))
-    scale = layer_costs.max() or 1.0
-    # One rule for all heads is always a candidate: where nothing is lost, a plan still has a density to keep.
-    assignments = {(rule,) * heads for rule in range(layer_costs.shape[2])}
-    for mixture in mixtures:
-        mixed = np.tensordot(mixture, layer_costs, 1)
-        pairs: set[int] = set()
-        for saving, price in product(savings, DENSITY_PRICES):
-            priced = mixed + price * scale * saving
-            totals = np.minimum(priced[:, longer], priced[:, shorter]).sum(0)
-            pairs |= set(totals.argsort(kind="stable")[:PAIRS_PER_PRICE])
-        for pair in pairs:
-            loss = mixed[:, shorter[pair]] - mixed[:, longer[pair]]
-            rank = np.argsort(np.argsort(-loss, kind="stable"), kind="stable")
-            assignments |= {tuple(np.where(rank < t, longer[pair], shorter[pair]).tolist()) for t in splits}
-    return assignments
+    def solve(self, target: int, ceilings: np.ndarray) -> np.ndarray | None:
+        """Return the plan with the lowest cost at one length, int [layers, heads], or None if none was found.
 
+        Args:
+            target: index of the length whose cost is minimised.
+            ceilings: of the scaled cost at each profiled length; inf where there is none.
+        """
+        upper = np.concatenate([ceilings * (1 + 1e-6), self.most]) + ROUNDING
+        lower = np.concatenate([np.full(self.objectives, -np.inf), self.least - ROUNDING])
+        prices = self._generate(target, upper, lower)
+        if prices is None:
+            return None
+        best, left_out = self._choose_of_cheapest(FEW_COLUMNS, prices, target, upper, lower)
+        # At these prices, every column of a better plan costs at most what the plan loses against the relaxation.
+        # If the columns that are left out cost more, the plan is the best one.
+        is_best = best is not None and self.values(best)[target] - prices.bound < left_out
+        if is_best or np.isfinite(ceilings).any():
+            return best
+        return self._choose_of_cheapest(MANY_COLUMNS, prices, target, upper, lower)[0]
 
-def solve(
-    pool: Sequence[Candidates],
-    max_density: np.ndarray,
-    min_density: np.ndarray,
-    target: int,
-    ceilings: Sequence[float] | np.ndarray = (),
-) -> np.ndarray | None:
-    """Return the plan with the lowest cost at one length, int [layers, heads], or None if no plan is within bounds.
+    def _choose_of_cheapest(
+        self, count: int, prices: Prices, target: int, upper: np.ndarray, lower: np.ndarray
+    ) -> tuple[np.ndarray | None, float]:
+        """Choose among the cheapest columns of each layer and, if they are many, those that were generated.
 
-    The program is first solved without `min_density`, so assignments that another one of their layer dominates can
-    be left out. A solution that satisfies `min_density` nevertheless is also the best one with it.
+        Returns:
+            the plan or None, and a bound on the reduced costs of all other columns.
+        """
+        cheapest = [self._cheapest(layer, prices, count) for layer in range(self.layers)]
+        columns = [columns for columns, _ in cheapest]
+        if count == MANY_COLUMNS:
+            columns = [np.unique(np.concatenate(each), axis=0) for each in zip(columns, self.columns, strict=True)]
+        return self._choose(columns, target, upper, lower), min(left_out for _, left_out in cheapest)
 
-    Args:
-        pool: from `candidates`.
-        max_density, min_density: bounds at each length, as in Bounds.
-        target: index of the length whose cost is minimised.
-        ceilings: of the costs at the second, third, ... profiled length.
-    """
-    layers = [_not_dominated(layer, max_density, target, bool(len(ceilings))) for layer in pool]
-    chosen = _choose(layers, max_density, np.zeros_like(min_density), target, ceilings)
-    if chosen is None:
-        return None
-    density = np.mean([layer.density[:, place] for layer, place in zip(layers, chosen)], 0)
-    if (density < min_density - TOLERANCE).any():
-        layers = list(pool)
-        chosen = _choose(layers, max_density, min_density, target, ceilings)
-    return None if chosen is None else np.stack([layer.rules[place] for layer, place in zip(layers, chosen)])
+    def _generate(self, target: int, upper: np.ndarray, lower: np.ndarray) -> Prices | None:
+        """Solve the linear relaxation over all columns; None if it has no solution within the bounds.
 
+        Every bound may be violated at the price PENALTY, so that there is a solution to begin with.
+        """
+        has_upper, has_lower = np.isfinite(upper), np.isfinite(lower)
+        limit = np.concatenate([upper[has_upper], -lower[has_lower]])
+        slack = -np.eye(len(limit))
+        for _ in range(MAX_ROUNDS):
+            adds = np.concatenate([self._rows(*each) for each in enumerate(self.columns)], 1)
+            sizes = [len(columns) for columns in self.columns]
+            one_each = np.repeat(np.eye(self.layers), sizes, axis=1)
+            solution = linprog(
+                np.concatenate([adds[target], np.full(len(limit), PENALTY)]),
+                np.concatenate([np.concatenate([adds[has_upper], -adds[has_lower]]), slack], 1),
+                limit,
+                np.concatenate([one_each, np.zeros((self.layers, len(limit)))], 1),
+                np.ones(self.layers),
+                method="highs",
+            )
+            of_upper, of_lower = np.split(solution.ineqlin.marginals, [has_upper.sum()])
+            weights = np.zeros(len(upper))
+            weights[target] = 1
+            weights[has_upper] -= of_upper
+            weights[has_lower] += of_lower
+            prices = Prices(weights, solution.eqlin.marginals, solution.fun)
+            if not self._add_columns(prices):
+                break
+        return prices if solution.x[adds.shape[1] :].sum() < FEASIBLE else None
 
-def _not_dominated(layer: Candidates, max_density: np.ndarray, target: int, ceilings: bool) -> Candidates:
-    """Return the distinct assignments of a layer that no other one dominates in costs and bounded densities."""
-    costs = [layer.costs[[target]], *([layer.costs[1:]] if ceilings else [])]
-    objectives = np.concatenate([*costs, layer.density[max_density < 1]]).T
-    objectives, first = np.unique(objectives, axis=0, return_index=True)
-    keep = first[[not _dominated(value, objectives) for value in objectives]]
-    return Candidates(layer.rules[keep], layer.costs[:, keep], layer.density[:, keep])
+    def _add_columns(self, prices: Prices) -> bool:
+        """Add the best NEW_COLUMNS of each layer that would lower the cost, and return whether there were any."""
+        found = False
+        for layer in range(self.layers):
+            totals, columns = self._best_per_pair(layer, prices, NEW_COLUMNS)
+            columns = columns[totals < -FEASIBLE]
+            if len(columns):
+                self.columns[layer] = np.unique(np.concatenate([self.columns[layer], columns]), axis=0)
+                found = True
+        return found
 
+    def _priced(self, layer: int, prices: Prices) -> np.ndarray:
+        """Return what each rule of each head of a layer costs at these prices, [heads, R]."""
+        return np.tensordot(prices.weights, self.adds[:, layer], 1)
 
-def _choose(
-    pool: Sequence[Candidates],
-    max_density: np.ndarray,
-    min_density: np.ndarray,
-    target: int,
-    ceilings: Sequence[float] | np.ndarray,
-) -> list[int] | None:
-    """Return the index of the assignment that HiGHS chooses per layer, or None if no choice is within bounds."""
-    from scipy.optimize import Bounds as VariableBounds
-    from scipy.optimize import LinearConstraint, milp
-    from scipy.sparse import block_diag
+    def _best_per_pair(self, layer: int, prices: Prices, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best columns of the best pairs of rules: their reduced costs [K], and columns [K, heads]."""
+        priced, (first, second) = self._priced(layer, prices), self.pairs
+        totals = np.minimum(priced[:, first], priced[:, second]).sum(0)
+        best = np.argsort(totals, kind="stable")[:count]
+        first, second = first[best, None], second[best, None]
+        head = np.arange(self.heads)
+        columns = np.where(priced[head, first] <= priced[head, second], first, second)
+        return totals[best] - prices.of_layer[layer], columns
 
-    costs = np.concatenate([layer.costs for layer in pool], 1)
-    density = np.concatenate([layer.density for layer in pool], 1) / len(pool)
-    constraints = [
-        LinearConstraint(block_diag([np.ones((1, len(layer.rules))) for layer in pool]).tocsr(), 1, 1),
-        LinearConstraint(density, min_density - TOLERANCE, max_density + TOLERANCE),
-    ]
-    if len(ceilings):
-        limit = np.asarray(ceilings) * (1 + 1e-6) + TOLERANCE
-        constraints.append(LinearConstraint(costs[1:], -np.inf, limit))
-    solution = milp(
-        costs[target],
-        constraints=constraints,
-        integrality=np.ones(costs.shape[1]),
-        bounds=VariableBounds(0, 1),
-        options={"mip_rel_gap": MIP_GAP, "node_limit": MAX_NODES},
-    )
-    if solution.x is None:  # The program is infeasible, or no solution was found within MAX_NODES.
-        return None
-    ends = np.cumsum([len(layer.rules) for layer in pool])
-    return [int(part.argmax()) for part in np.split(solution.x, ends[:-1])]
+    def _cheapest(self, layer: int, prices: Prices, wanted: int) -> tuple[np.ndarray, float]:
+        """Return the columns of a layer with the lowest reduced costs, and a bound on those of all others.
+
+        The best column of a pair of rules becomes any other one by giving some heads the other rule. Heads are
+        visited in turn, and of all columns so far, those of the lowest costs go on.
+        """
+        priced, (first, second) = self._priced(layer, prices), self.pairs
+        totals = np.minimum(priced[:, first], priced[:, second]).sum(0)
+        count = wanted + priced.shape[1]  # A column of one rule comes from every pair that has it.
+        best = np.argsort(totals, kind="stable")[: count + 1]
+        left_out = totals[best[count]] if len(best) > count else np.inf
+        best = best[:count]
+        totals, first, second = totals[best], first[best], second[best]
+        columns = np.where(priced[:, first] <= priced[:, second], first, second).T
+        others = first[:, None] + second[:, None] - columns
+        for head in range(self.heads):
+            changed = columns.copy()
+            changed[:, head] = others[:, head]
+            more = totals + priced[head, changed[:, head]] - priced[head, columns[:, head]]
+            differs = (columns != changed).any(1)
+            totals = np.concatenate([totals, more[differs]])
+            columns, others = np.concatenate([columns, changed[differs]]), np.concatenate([others, others[differs]])
+            order = np.argsort(totals, kind="stable")
+            if len(order) > count:
+                left_out = min(left_out, totals[order[count]])
+            totals, columns, others = (each[order[:count]] for each in (totals, columns, others))
+        _, place = np.unique(columns, axis=0, return_index=True)
+        order = place[np.argsort(totals[place], kind="stable")]
+        if len(order) > wanted:
+            left_out = min(left_out, totals[order[wanted]])
+        return columns[order[:wanted]], left_out - prices.of_layer[layer]
+
+    def _rows(self, layer: int, columns: np.ndarray) -> np.ndarray:
+        """Return what columns [K, heads] of a layer add to each row of the program, [rows, K]."""
+        return self.adds[:, layer, np.arange(self.heads), columns].sum(-1)
+
+    def _choose(
+        self, columns: Sequence[np.ndarray], target: int, upper: np.ndarray, lower: np.ndarray
+    ) -> np.ndarray | None:
+        """Return the plan that HiGHS makes of the given columns of each layer, or None if none is within bounds."""
+        adds = np.concatenate([self._rows(*each) for each in enumerate(columns)], 1)
+        one_each = np.repeat(np.eye(self.layers), [len(each) for each in columns], axis=1)
+        has_ceilings = bool(np.isfinite(upper[: self.objectives]).any())
+        solution = milp(
+            adds[target],
+            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(adds, lower, upper)],
+            integrality=np.ones(adds.shape[1]),
+            bounds=VariableBounds(0, 1),
+            options={"mip_rel_gap": MIP_GAPS[has_ceilings], "node_limit": MAX_NODES[has_ceilings]},
+        )
+        if solution.x is None:  # The program is infeasible, or no solution was found within MAX_NODES.
+            return None
+        ends = np.cumsum([len(each) for each in columns])
+        chosen = [int(part.argmax()) for part in np.split(solution.x, ends[:-1])]
+        return np.stack([each[place] for each, place in zip(columns, chosen)])

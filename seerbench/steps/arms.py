@@ -63,21 +63,22 @@ def random_arms(
                 for _ in range(layers)
             ]
         if arm.method == "moa":
-            options["plan"] = _random_plan(plans, problem.q_heads, arm.sparsity, layers, setup)
+            options["plan"] = _random_plan(plans, problem.q_heads, arm, layers, setup)
         method = _method(arm, options)
         found.append(Arm(method))
     return found
 
 
-def _random_plan(plans: Path, heads: int, sparsity: float | None, layers: int, setup: Setup) -> Path:
+def _random_plan(plans: Path, heads: int, arm: ArmJob, layers: int, setup: Setup) -> Path:
     """Return the file of a plan of MoA, the same in every layer, for heads that were given random influence.
 
     The plan belongs to no model. Its windows differ in length as those of a search do, and the kernel's time
     depends on those lengths.
     """
-    path = plans / moa_plan_name(f"random-influence-{layers}x{heads}", sparsity)
+    budget = arm.sparsity, arm.last_rows_dense
+    path = plans / moa_plan_name(f"random-influence-{layers}x{heads}", *budget)
     if not path.exists():
-        plan = random_plan(heads, sparsity, setup.block, setup.seed)
+        plan = random_plan(heads, setup.block, setup.seed, *budget)
         alphas, betas = (np.repeat(rules, layers, axis=0) for rules in (plan.alphas, plan.betas))
         atomically(path, lambda part: save_plan(part, alphas, betas, plan.provenance))
     return path

@@ -19,7 +19,7 @@ from seerbench.writing import atomically
 
 
 def profile_model(preset: Preset, name: str) -> None:
-    """Search MoA's plans of a model, one for each sparsity that the preset asks for."""
+    """Search MoA's plans of a model, one for each budget that the preset asks for."""
     job = preset.profile(name)
     require(preset, [job.tokens.file, *job.model.files], job.plans.values())
     model = load_model(job.model, job.setup, job.tokens)
@@ -42,10 +42,10 @@ def profile_model(preset: Preset, name: str) -> None:
         job.setup.block,
     )
     facts = {"model": name, "corpus": job.tokens.corpus, "documents": len(profiled[longest])}
-    for sparsity, plan in plans.items():
+    for budget, plan in plans.items():
         provenance = facts | plan.provenance
         save = functools.partial(save_plan, alphas=plan.alphas, betas=plan.betas, provenance=provenance)
-        atomically(job.plans[sparsity], save)
+        atomically(job.plans[budget], save)
 
 
 def search_patterns(preset: Preset, name: str) -> None:

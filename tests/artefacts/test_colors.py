@@ -31,6 +31,7 @@ def test_a_variant_looks_like_its_method():
 def test_the_budget_of_a_moa_plan_is_not_shown():
     assert colors.display("moa", "moa-long-0.50") == "MoA (moa-long)"
     assert colors.display("moa", "moa-long-kv0.50") == "MoA (moa-long)"
+    assert colors.display("moa", "moa-long-0.50-last2") == "MoA (moa-long)"
     assert colors.display("seer", "long:v1") == "SeerAttention (long:v1)"
 
 

@@ -26,16 +26,16 @@ def qkv():
 def make(tmp_path_factory, qkv):
     folder = tmp_path_factory.mktemp("plans")
     lengths = [128, 256, 512]
-    rules = moa_solver.rule_grid(lengths, 1024, BLOCK)
     influence = [torch.rand(4, n // BLOCK, n // BLOCK, generator=torch.Generator().manual_seed(n)) for n in lengths]
-    costs = [np.stack([moa_solver.rule_costs(map_, rules, BLOCK)] * 2) for map_ in influence]
     torch.manual_seed(0)
     gates = [AttnGate(GateConfig(block=BLOCK), 4, 2, 16) for _ in range(2)]
 
     def plan_at(sparsity):
         # The plan has a density bound at the test's length only.
+        rules = moa_solver.rule_grid(lengths, 1024, BLOCK, sparsity)
         limits = moa_solver.bounds(rules, [TOKENS], BLOCK, sparsity)
-        chosen = moa_solver.choose_rules(costs[-1:], limits)[0]
+        costs = np.stack([moa_solver.rule_costs(influence[-1], rules, BLOCK, sparsity)] * 2)
+        chosen = moa_solver.choose_rules([costs], limits)[0]
         save_plan(folder / f"{sparsity}.json", rules[chosen][..., 0], rules[chosen][..., 1])
         return folder / f"{sparsity}.json"
 

@@ -74,7 +74,7 @@ def changed(preset, place, change, value):
 def resolve(preset):
     """Make every job of a preset, as Snakemake and the steps do."""
     file = preset.file
-    preset.setup, preset.settings_of_all_jobs(), preset.moa_sparsities(), preset.tokenizer_settings()
+    preset.setup, preset.settings_of_all_jobs(), preset.moa_budgets(), preset.tokenizer_settings()
     for table in ("cells", "samples", "training", "maps", "perplexity", "tasks", "recall"):
         preset.rows_for((table, part) for part in preset.parts(table))
     if file.tokenizer:

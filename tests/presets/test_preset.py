@@ -190,6 +190,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_plans_of_close_sparsities_have_files_of_their_own(smoke):
-    names = [smoke.paths.moa_plan("long", sparsity).name for sparsity in (None, 0.5, 0.501, 0.9, 0.904)]
-    assert len(set(names)) == 5
+    budgets = [(None, 0), (0.5, 0), (0.501, 0), (0.9, 0), (0.904, 0), (None, 2), (0.5, 2)]
+    names = [smoke.paths.moa_plan("long", *budget).name for budget in budgets]
+    assert len(set(names)) == len(budgets)
     assert names[1] == "moa-long-0.50.json"
+    assert names[-1] == "moa-long-0.50-last2.json"

@@ -55,7 +55,7 @@ rule profile:
         tokens=lambda wildcards: PRESET.profile(wildcards.model).tokens.file,
         model=lambda wildcards: PRESET.profile(wildcards.model).model.files,
     output:
-        plans=[PRESET.paths.moa_plan("{model}", s) for s in PRESET.moa_sparsities()],
+        plans=[PRESET.paths.moa_plan("{model}", *budget) for budget in PRESET.moa_budgets()],
     log:
         f"{LOGS}/profile-{{model}}.log",
     benchmark:
@@ -66,7 +66,7 @@ rule profile:
         preset=REFERENCE,
         results=RUN.parent,
         setup=SETUP,
-        settings=[PRESET.settings("profile"), PRESET.moa_sparsities()],
+        settings=[PRESET.settings("profile"), PRESET.moa_budgets()],
         source=TIMED,
     shell:
         "seerbench profile --results {params.results:q} -- {params.preset:q} {wildcards.model:q} 2> {log:q}"
