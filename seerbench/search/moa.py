@@ -37,7 +37,8 @@ LENGTHS, EXTENSION, VALIDATION = (0.25, 0.5, 1.0), 2.0, 1.5
 ANSWER = 1 / 32
 # All plans are compared on the first window, and this many of them on all windows.
 FINALISTS = 6
-# Lengths, in blocks, at which plans for random influence are bounded: 2k to 128k tokens in blocks of 64.
+# Lengths, in blocks, at which plans for random influence are bounded: 2k to 128k tokens in blocks of 64. Without a
+# requested sparsity, the first four.
 RANDOM_BLOCKS = (32, 64, 128, 256, 512, 2048)
 # Smallest and largest density at which the cost of a random head has fallen to 1/e, for `random_plan`.
 RANDOM_REACH = (0.02, 1.0)
@@ -164,9 +165,10 @@ def random_plan(heads: int, block: int, seed: int, sparsity: float | None, last_
     Raises:
         ConfigError: no plan keeps the budget.
     """
-    lengths = [n * block for n in RANDOM_BLOCKS]
-    rules = moa_solver.rule_grid(lengths[:-1], lengths[-1], block)
-    if sparsity is not None:
+    lengths = [n * block for n in (RANDOM_BLOCKS if sparsity is not None else RANDOM_BLOCKS[:4])]
+    if sparsity is None:
+        rules = moa_solver.rule_grid(lengths[:-1], lengths[-1], block)
+    else:
         shares = [(0.0, beta) for beta in moa_solver.FINE_BETAS]
         rules = np.array(shares + moa_solver.budget_rules(lengths, block, sparsity, last_rows_dense))
     limits = moa_solver.bounds(rules, lengths, block, sparsity, last_rows_dense)

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from seerbench.baselines.moa import MIN_SPAN_BLOCKS, block_density, span_of, window_blocks
 from seerbench.core.block_mask import block_count
-from seerbench.core.top_k import TOLERANCE as BUDGET_TOLERANCE
 from seerbench.core.top_k import blocks_per_row, top_k_density
 from seerbench.errors import ConfigError, Refused
+from seerbench.rows.schema import TOLERANCE as BUDGET_TOLERANCE
 
 DEFAULT_KV_DENSITY = 0.5  # Upstream bounds the mean over heads of the keys in the last row's mask by this.
 MIN_BUDGET_SHARE = 0.9  # A plan uses at least this share of its bound, as upstream's does.
@@ -211,7 +211,7 @@ def bounds(
     Without a sparsity, the density is upstream's KV density, the share of the keys that the last row of a mask
     keeps, the first block included and without room for generated tokens. Plans keep MIN_BUDGET_SHARE to 1 of
     DEFAULT_KV_DENSITY. With a sparsity, it is the share of causal blocks that the mask keeps. Plans keep at most
-    1 - sparsity, at least MIN_BUDGET_SHARE of it, and miss it by at most the TOLERANCE of core/top_k.py. Those
+    1 - sparsity, at least MIN_BUDGET_SHARE of it, and miss it by at most the TOLERANCE of rows/schema.py. Those
     with one rule for all heads may be this far below it, and UNIFORM_EXCESS above. The last length always has a
     bound, which is at least the density of the shortest rule. Any other length has one only if MIN_BOUND_RATIO
     allows it.
