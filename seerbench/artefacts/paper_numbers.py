@@ -15,6 +15,7 @@ BLOCK = 64  # The paper's kernels use blocks of 64 by 64.
 BEST_POOLING = "Qavg_Kmaxmin"  # Figure 10: average of the queries, maximum and minimum of the keys.
 TABLE_1_COMPARED = (8192, 16384, 32768, 65536)  # Claims C6 to C8 are about these columns of Table 1,
 TABLE_1_LAST = 131072  # and C9 is about the one after them.
+TABLE_1_LOWEST = 0.4  # the lowest sparsity of SeerAttention there
 LONGBENCH_BUCKETS = ("0-4k", "4-8k", "8k+")  # the columns of Table 2
 TABLE_3_CONTEXT = 32768
 TABLE_4_CONTEXTS = (8192, 16384, 32768, 65536, 131072)
