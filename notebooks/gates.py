@@ -183,6 +183,7 @@ def heat(rows, value):
 
 
 run_of_recall, recall = notebooks.with_rows(runs, "recall", status="measured")
+recall = recall[recall.task.isna()]  # windows of text, not of look-ups
 at = min(recall.sparsity_requested.dropna().unique(), key=lambda sparsity: abs(sparsity - SPARSITY))
 here = recall[(recall.sparsity_requested == at) & (recall.context == recall.context.max())]
 names = {
