@@ -76,7 +76,8 @@ def _random_plan(plans: Path, heads: int, arm: ArmJob, layers: int, setup: Setup
     depends on those lengths.
     """
     budget = arm.sparsity, arm.last_rows_dense
-    path = plans / moa_plan_name(f"random-influence-{layers}x{heads}", *budget)
+    drawn = f"random-influence-{layers}x{heads}-block{setup.block}-seed{setup.seed}"
+    path = plans / moa_plan_name(drawn, *budget)
     if not path.exists():
         plan = random_plan(heads, setup.block, setup.seed, *budget)
         alphas, betas = (np.repeat(rules, layers, axis=0) for rules in (plan.alphas, plan.betas))

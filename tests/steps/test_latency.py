@@ -1,5 +1,6 @@
 """Tests of the latency steps: names of timed methods, and every arm of the GPU presets at a toy shape."""
 
+import dataclasses
 from types import SimpleNamespace
 
 from measure.toy import MEANINGLESS, frames
@@ -59,3 +60,13 @@ def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch):
         assert stages[method] >= ({"attend"} if method == "flex" else {"plan", "attend", "total"}), method
     assert (cells.method == "flex").sum() == 1
     assert set(cells[cells.method == "oracle"].inputs) == {MEANINGLESS}
+
+
+def test_random_plans_that_differ_have_files_of_their_own(tmp_path):
+    job = load_preset("speed", tmp_path).latency("methods", 8192)
+    arm = next(arm for arm in job.arms if arm.method == "moa")
+    case = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 2048)
+    for count, change in enumerate(({}, {"seed": 1}, {"block": 128}), 1):
+        for _ in range(2):
+            steps_arms.random_arms([arm], case, dataclasses.replace(job.setup, **change), tmp_path)
+        assert len(list(tmp_path.iterdir())) == count
