@@ -30,7 +30,7 @@ from seerbench.models.self_check import check_model
 from seerbench.models.sources import load
 from seerbench.rows.gate_ref import UNTRAINED
 from seerbench.training.batches import batches
-from seerbench.training.checkpoint import digest_of, save_gate_sets
+from seerbench.training.checkpoint import digest_of, save_gate_sets, weights_digest
 from seerbench.training.fsdp import all_reduce_mean, rank_and_world_size, require_even_split, shard
 from seerbench.training.jobs import DistillJob
 from seerbench.training.loop import Row, require_finite_loss, run_steps
@@ -62,6 +62,7 @@ def distill(job: DistillJob) -> list[Row]:
     model = load(job.model.weights, load_device, job.dtype, job.model.revision, job.model.yarn)
     check_model(model)  # before it is sharded: the check runs the entire model
     model.requires_grad_(False)
+    digest = weights_digest(model.parameters())
     documents = read_tokens(job.tokens, "train")
     batch_of = batches(job, documents, load_tokenizer(job.model.weights, job.model.revision))
     sets = fresh_gates(model, job.sets, job.seed)
@@ -96,7 +97,7 @@ def distill(job: DistillJob) -> list[Row]:
         params,
         [optimizer],
         steps=job.steps,
-        digest=digest_of(job.identity(), sum(map(len, documents.values()))),
+        digest=digest_of(job.identity(), sum(map(len, documents.values())), digest),
         title=f"distill {job.out.stem}",
         train_step=train_step,
         save_result=lambda: save_gate_sets(job.out, sets),

@@ -36,7 +36,7 @@ from seerbench.models.hugging_face import attention_method
 from seerbench.models.self_check import check_model
 from seerbench.models.sources import DTYPES, check_gates, load
 from seerbench.training.batches import batches
-from seerbench.training.checkpoint import digest_of, save_gate_sets, save_model
+from seerbench.training.checkpoint import digest_of, save_gate_sets, save_model, weights_digest
 from seerbench.training.fsdp import all_reduce_mean, rank_and_world_size, require_even_split, shard_all_weights
 from seerbench.training.jobs import FinetuneJob
 from seerbench.training.loop import Row, require_finite_loss, run_steps
@@ -78,6 +78,7 @@ def finetune(job: FinetuneJob) -> list[Row]:
         loaded = load_gates(job.gates, "v1")
         check_gates(loaded, job.model.weights, job.model.revision)
         gates = nn.ModuleList(loaded).to(device)
+    digest = weights_digest([*model.parameters(), *(() if gates is None else gates.parameters())])
     if size > 1:
         shard_all_weights(model, gates or (), device)
     else:
@@ -131,7 +132,7 @@ def finetune(job: FinetuneJob) -> list[Row]:
         params,
         optims,
         steps=job.steps,
-        digest=digest_of(job.identity(), sum(map(len, documents.values()))),
+        digest=digest_of(job.identity(), sum(map(len, documents.values())), digest),
         title=f"finetune {job.out.name}",
         train_step=train_step,
         save_result=save_result,

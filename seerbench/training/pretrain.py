@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -19,7 +19,7 @@ from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.data.windows import packed
 from seerbench.models.sources import load
 from seerbench.training.batches import schedule, scheduled_batches
-from seerbench.training.checkpoint import digest_of, save_model
+from seerbench.training.checkpoint import digest_of, save_model, weights_digest
 from seerbench.training.jobs import PretrainJob
 from seerbench.training.loop import Row, require_finite_loss, run_steps
 from seerbench.training.losses import next_token_losses
@@ -75,7 +75,7 @@ def pretrain(job: PretrainJob) -> pd.DataFrame:
         params,
         optims,
         steps=len(plan),
-        digest=digest_of(job.identity(), _sha256([stream.tobytes()]), _weights_hash(params)),
+        digest=digest_of(job.identity(), _sha256([stream.tobytes()]), weights_digest(params.values())),
         title=f"train {job.out.name}",
         train_step=train_step,
         save_result=lambda: save_model(model, job.out, tokenizer),
@@ -104,11 +104,6 @@ def _mean_losses(losses: Tensor, weights: Tensor, corpus_windows: int) -> dict[s
     losses, weights = losses[corpus_windows:], weights[corpus_windows:]
     lookup_loss = ((losses * weights).sum() / weights.sum()).item() if len(weights) else math.nan
     return {"loss": loss, "lookup_loss": lookup_loss}
-
-
-def _weights_hash(params: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of all weights."""
-    return _sha256(param.detach().cpu().numpy().tobytes() for param in params.values())
 
 
 def _sha256(parts: Iterable[bytes]) -> str:

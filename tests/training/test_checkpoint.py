@@ -17,7 +17,13 @@ from seerbench.methods import gate_files
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.training import checkpoint as training_checkpoint
-from seerbench.training.checkpoint import load_checkpoint, save_checkpoint, save_gate_sets, save_model
+from seerbench.training.checkpoint import (
+    load_checkpoint,
+    save_checkpoint,
+    save_gate_sets,
+    save_model,
+    weights_digest,
+)
 from seerbench.writing import cause
 
 
@@ -118,3 +124,13 @@ def test_a_full_disk_names_what_could_not_be_written_and_keeps_the_last_checkpoi
         assert cause(refusal.value).startswith(f"{path}: the disk is full")
     assert file.read_bytes() == before
     assert list(tmp_path.rglob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_changed_weight_changes_the_digest(dtype):
+    weights = [torch.zeros(3, 4, dtype=dtype), torch.ones((), dtype=dtype)]
+    before = weights_digest(weights)
+    assert weights_digest([weight.clone().requires_grad_() for weight in weights]) == before
+    assert weights_digest([weights[0].T.contiguous().T, weights[1]]) == before  # memory in another order
+    weights[0][2, 3] = torch.finfo(dtype).tiny
+    assert weights_digest(weights) != before

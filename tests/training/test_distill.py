@@ -1,9 +1,12 @@
 """Test distillation: gate sets do not influence each other, and a killed training ends as an uninterrupted one."""
 
+import shutil
+
 import pytest
 import torch
 from tiny_jobs import SETS, distill_job, gate_weights
 
+from seerbench.models.model_source import ModelSource
 from seerbench.models.sources import load
 from seerbench.training import distill
 from seerbench.training.checkpoint import drop_checkpoint
@@ -54,3 +57,20 @@ def test_a_killed_run_continues_and_ends_the_same(world, tmp_path, monkeypatch):
     drop_checkpoint(tmp_path / "cut")
     drop_checkpoint(tmp_path / "undisturbed")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "undisturbed"]
+
+
+def test_a_model_that_was_trained_again_is_distilled_from_the_beginning(world, tmp_path):
+    """Check that a complete checkpoint is used again for the same weights, and not for others at the same path."""
+    folder, out = tmp_path / "model", tmp_path / "gates"
+    shutil.copytree(world / "model", folder)
+    model = ModelSource("model", folder)
+    rows = run_distill(world, out, model=model)
+    before = gate_weights(out, "v1")
+    assert run_distill(world, out, model=model) == rows
+    assert torch.equal(gate_weights(out, "v1"), before)
+    other = load(folder)
+    with torch.no_grad():
+        other.model.layers[0].self_attn.k_proj.weight.mul_(-2)
+    other.save_pretrained(folder)
+    assert run_distill(world, out, model=model) != rows
+    assert not torch.equal(gate_weights(out, "v1"), before)

@@ -1,6 +1,7 @@
 """Test fine-tuning: which loss reaches which weights, recomputed activations, and the dtype of the saved model."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from safetensors import safe_open
 from tiny_jobs import ADAM, SETS, distill_job, finetune_job, gate_weights
 
 from seerbench.core.problem import LayerContext
+from seerbench.methods.gate_files import load_gates, save_gates
 from seerbench.models.hugging_face import attention_method
 from seerbench.models.sources import load
 from seerbench.training.distill import distill, fresh_gates
@@ -81,3 +83,14 @@ def test_the_joint_forward_is_sparse(world):
     angles = torch.arange(128)[:, None] * torch.ones(1, 16)
     layer = LayerContext(0, q, k, lambda positions: (angles[positions].cos(), angles[positions].sin()))
     assert joint.plan(q, k, layer).density() < 0.4
+
+
+def test_gates_that_were_trained_again_are_finetuned_from_the_beginning(world, gates, tmp_path):
+    file, out = tmp_path / "gates.safetensors", tmp_path / "joint"
+    shutil.copy(gates, file)
+    rows = finetune(finetune_job(world, out, file))
+    assert finetune(finetune_job(world, out, file)) == rows  # the complete checkpoint
+    others = load_gates(file, "v1")
+    others[0].wk.mul_(-2)
+    save_gates(file, {"v1": others})
+    assert finetune(finetune_job(world, out, file)) != rows
