@@ -292,6 +292,21 @@ def _write_tasks(folder: Path) -> None:
         for example in range(20)
     ]
     write_rows(folder / "tasks" / "retrieval.parquet", "tasks", tasks, run)
+    # With one row in the asking block the gate finds all facts, with 16 rows none beyond its window.
+    asking = [
+        {
+            **row,
+            "experiment": "asking-rows",
+            "context": 1008 + asking_rows,
+            "bucket": "992-1024",
+            "asking_rows": None if row["method"] == "dense" else asking_rows,
+            "correct": row["method"] == "dense" or asking_rows == 1 or row["distance"] < 100,
+        }
+        for row in tasks
+        for asking_rows in (1, 16)
+        if row["task"] == "kv" and row["context"] == 1024 and row["method"] != "streaming"
+    ]
+    write_rows(folder / "tasks" / "asking-rows.parquet", "tasks", asking, run)
 
 
 def longbench_rows(run_id: str, seer: float = 0.6) -> list[Row]:

@@ -64,6 +64,7 @@ ARTEFACTS: dict[str, Artefact] = {
     ),
     "methods": Artefact("Time of every method: plan, attention and both", "table", _timings("methods")),
     "ablation": Artefact("Parts of a gate, ways to select blocks, oracles", "table", (("perplexity", "gates"),)),
+    "dilution": Artefact("Look-ups by how many rows the asking block has", "table", (("tasks", "asking-rows"),)),
     "recall": Artefact("Block recall at equal sparsity", "table", (("recall", "gates*"),)),
 }
 

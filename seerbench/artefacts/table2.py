@@ -85,20 +85,27 @@ def _lookups(rows: pd.DataFrame) -> list[dict[str, Any]]:
 def _by_reach(line: dict[str, Any], answered: pd.DataFrame) -> list[dict[str, Any]]:
     """Return what a line says of look-ups within the window of the same number of blocks, and beyond it, by task.
 
-    StreamingLLM's window at sparsity s is 1 - sqrt(s) of the context (core.top_k.top_k_count), and one of its
-    blocks is the sink. A dense method has no such window, and no such lines.
+    A dense method has no such window (`window_tokens`), and no such lines.
     """
     sparsity = line["sparsity_requested"]
     sparsity = line["sparsity_realised"] if math.isnan(sparsity) else sparsity
     if not sparsity:
         return []
-    window = (1 - math.sqrt(sparsity)) * line["context"]
-    reach = (answered.distance < window).map({True: WITHIN, False: BEYOND})
+    reach = (answered.distance < window_tokens(sparsity, line["context"])).map({True: WITHIN, False: BEYOND})
     lines = []
     for (task, name), part in answered.groupby(["task", reach]):
         counts = (int(part.correct.sum()), len(part))
         lines.append({"task": task, "reach": name, "count": counts[1]} | _percent(bootstrap.proportion(*counts)))
     return lines
+
+
+def window_tokens(sparsity: float, context: float) -> float:
+    """Return how many of the nearest tokens a row would see if its budget were a window.
+
+    The top-k rule keeps 1 - sqrt(sparsity) of the blocks of the context in a row (core.top_k.top_k_count).
+    StreamingLLM spends one of these blocks on the sink, so its window is a block shorter.
+    """
+    return (1 - math.sqrt(sparsity)) * context
 
 
 def _longbench(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -215,8 +222,8 @@ def _of_last_rows(frame: pd.DataFrame) -> list[str]:
         f"Last rows {DENSE}: the last block rows of every head read every key. A method with a requested "
         "sparsity pays for them from its budget. A question at the end of a prompt is in these rows. The authors' "
         "task evaluations of version 2 keep two dense rows and decode with dense attention; their perplexities "
-        f"keep none, and the code of version 1 had no such switch. Last rows {SPARSE}: the method chooses the blocks "
-        "of all rows."
+        f"keep none, and the code of version 1 had no such switch. Last rows {SPARSE}: the method chooses the "
+        "blocks of all rows."
     ]
 
 

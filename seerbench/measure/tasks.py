@@ -71,6 +71,7 @@ def retrieval(
                     "context": example.context,
                     "example": start + place,
                     "distance": example.distance,
+                    "asking_rows": asking_rows(example, arm.method.block_q or arm.method.block),
                 }
                 rows.append(row | outcome)
             if progress is not None:
@@ -84,6 +85,23 @@ def _outcome(tokenizer: Any, example: lookup_parts.Example, predicted: np.ndarra
         return {"reason": NOT_A_NUMBER}
     text = tokenizer.decode(predicted.tolist())
     return {"correct": bool((predicted == example.answer).all()), "prediction": text}
+
+
+def asking_rows(example: lookup_parts.Example, block: int | None) -> int | None:
+    """Return how many rows of the prompt are in the block row that predicts the answer's first token.
+
+    Args:
+        example: a look-up.
+        block: queries per block; None for a method without blocks.
+
+    Returns:
+        None without blocks, and for a question that is fed after the prompt.
+    """
+    asking = example.answer_start - 1
+    if block is None or asking >= example.prefilled:
+        return None
+    first = asking // block * block
+    return min(example.prefilled, first + block) - first
 
 
 def predictions(model: Any, examples: list[lookup_parts.Example]) -> list[np.ndarray | None]:

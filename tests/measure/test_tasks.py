@@ -8,7 +8,7 @@ from seerbench.core.block_mask import BlockMask
 from seerbench.data.lookup_parts import Example
 from seerbench.errors import Refused
 from seerbench.measure.arm import Arm
-from seerbench.measure.tasks import bucket_of, retrieval
+from seerbench.measure.tasks import asking_rows, bucket_of, retrieval
 from seerbench.methods.protocol import BlockSparse
 from seerbench.methods.registry import create
 from seerbench.models.hugging_face import attention_method
@@ -113,6 +113,16 @@ def test_an_example_without_a_number_or_with_a_refusal_has_the_reason_and_no_mar
     for row in score(model, examples, Arm(RefusesAll()), batch=1):
         assert "correct" not in row
         assert row["reason"] == "needs a GPU"
+
+
+def test_asking_rows_are_those_of_the_last_block_of_the_prompt():
+    tokens = TOKENS[0, :120]
+    rows = [asking_rows(example(tokens, start, 1, start), 16) for start in (96, 97, 112)]
+    assert rows == [16, 1, 16]
+    assert asking_rows(example(tokens, 97, 1, 120), 16) == 16  # asked in the middle of the prompt
+    assert asking_rows(example(tokens, 118, 1, 120), 16) == 8  # in its last block, which is not full
+    assert asking_rows(example(tokens, 118, 1, 100), 16) is None
+    assert asking_rows(example(tokens, 97, 1, 97), None) is None
 
 
 def test_a_bucket_begins_at_the_context_before():
