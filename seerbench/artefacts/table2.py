@@ -100,7 +100,7 @@ def _by_reach(line: dict[str, Any], answered: pd.DataFrame) -> list[dict[str, An
 
 
 def window_tokens(sparsity: float, context: float) -> float:
-    """Return how many of the nearest tokens a row would see if its budget were a window.
+    """Return the width of the window that the budget of a row would make, in tokens.
 
     The top-k rule keeps 1 - sqrt(sparsity) of the blocks of the context in a row (core.top_k.top_k_count).
     StreamingLLM spends one of these blocks on the sink, so its window is a block shorter.

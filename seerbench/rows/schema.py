@@ -129,7 +129,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?sparsity_realised": NUMBER,
         "example": INTEGER,  # The number of the example within its task and bucket (LongBench: within its task).
         "?distance": INTEGER,  # The tokens between the fact and the question; empty for LongBench.
-        "?asking_rows": INTEGER,  # Look-ups: the rows that the asking row's block has in the prompt; empty for dense
+        "?asking_rows": INTEGER,  # Look-ups: the rows of the prompt in the block that asks. Empty for dense
         # methods, and where the question is not in the prompt.
         "?correct": FLAG,  # Whether every token of the answer is right; empty for LongBench.
         "?score": NUMBER,  # LongBench: the mark, from 0 to 1; empty where there is a reason.
