@@ -6,13 +6,26 @@ What it is  the last block of queries gives the attention mass of each column an
             softmax
 Paper       arXiv:2502.20766, algorithms 1 to 4
 Upstream    bytedance/FlexPrefill (Apache-2.0), read at a24b27bf
+Settings    gamma 0.9, tau 0.1, min_budget 512 are those of upstream's README. Its scripts for RULER have gamma 0.95
+            (Llama) or 0.9 and min_budget 1024. Rows name gamma and min_budget
 Fidelity    our port of the plan in torch, batched over heads (upstream: Python loops, batch 1), on our
-            block-sparse kernel (upstream: Triton, blocks of 128). Budgets scale with the block if it is not 128.
-            With a requested sparsity, gamma of each layer and input is found by bisection, inside the plan
+            block-sparse kernel (upstream: Triton, blocks of 128). Exact at blocks of 128: the masses, the budgets,
+            the least ceil(min_budget / block) blocks of columns and of diagonals, dense attention up to
+            max(2 * block, min_budget) tokens, with min_budget in whole blocks, the choice by pooled scores, and
+            lengths that the block does not divide: diagonals are grouped from the far end, so the group with
+            diagonal 0 is then the short one. Different: at other blocks upstream still divides the number of tokens
+            by 128, ours by the block. Upstream's distance is not a number where a mass underflows to 0, and pooling
+            is then not trusted; ours counts 0 log 0 as 0. Equal masses rank by their index (upstream: in no order).
+            With a requested sparsity, gamma of each layer and input is found by bisection, inside the plan; columns
+            and diagonals are whole and the least budget is always kept, so a request that they cannot meet is
+            refused
+Compared    with upstream's formulas, written as loops (tests/baselines/test_flexprefill.py); upstream was not run
 Timed       plan (estimation, ranking, lists) and attend
 """
 
 from __future__ import annotations
+
+import copy
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +35,7 @@ from seerbench.core.block_mask import BlockMask, block_count, causal_blocks
 from seerbench.core.block_sums import diagonal_sums
 from seerbench.core.problem import LayerContext
 from seerbench.core.reference import grouped_products, repeat_kv
-from seerbench.core.top_k import top_k_density
+from seerbench.core.top_k import nearest_by_bisection, require_budget, top_k_density
 from seerbench.kernels.attn_gate.reference import pool_blocks
 from seerbench.methods.block_selection import mask_from_flags
 from seerbench.methods.protocol import BlockSparse
@@ -30,12 +43,8 @@ from seerbench.methods.registry import register
 
 # Share of the attention mass to keep, and the largest distance at which pooling is trusted: upstream's README.
 GAMMA, TAU = 0.9, 0.1
-# Least tokens that a head keeps as columns, and as diagonals: upstream's min_budget, at blocks of 128.
+# Least tokens that a head keeps as columns, and as diagonals: upstream's README.
 MIN_BUDGET = 512
-UPSTREAM_BLOCK = 128
-# Bisections of gamma in [0, 1] for a requested sparsity. This many resolve it to 0.00006.
-BISECTIONS = 14
-
 # Column mass and diagonal mass, distance, pooled softmax: the results of `estimate_blocks`.
 Estimate = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -44,8 +53,15 @@ Estimate = tuple[Tensor, Tensor, Tensor, Tensor]
 class FlexPrefill(BlockSparse):
     """Columns and diagonals up to a share of the mass, pooled scores where pooling can be trusted."""
 
+    takes_last_rows = True
+
     def __init__(
-        self, sparsity: float | None = None, block: int = 128, gamma: float = GAMMA, tau: float = TAU
+        self,
+        sparsity: float | None = None,
+        block: int = 128,
+        gamma: float = GAMMA,
+        tau: float = TAU,
+        min_budget: int = MIN_BUDGET,
     ) -> None:
         """Make the method.
 
@@ -54,14 +70,24 @@ class FlexPrefill(BlockSparse):
             block: tokens per block.
             gamma: share of the attention mass to keep.
             tau: largest distance at which pooled scores are used.
+            min_budget: least tokens that a head keeps as columns, and as diagonals, in whole blocks.
         """
-        self.sparsity, self.block, self.gamma, self.tau = sparsity, block, gamma, tau
+        self.sparsity, self.block, self.gamma, self.tau, self.min_budget = sparsity, block, gamma, tau, min_budget
+        least = f"min_budget {min_budget}"
+        self.configuration = least if sparsity is not None else f"gamma {gamma:g}, {least}"
+        parts = {
+            f"gamma{gamma:g}": sparsity is None and gamma != GAMMA,
+            f"min{min_budget}": min_budget != MIN_BUDGET,
+        }
+        self.variant = "-".join(text for text, other in parts.items() if other) or None
 
     def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> FlexPrefill:
         if self.sparsity is None:
             return self
-        gamma = self._gamma_for(self.sparsity, estimate_blocks(q, k, self.block), q.shape[2])
-        return FlexPrefill(block=self.block, gamma=gamma, tau=self.tau)
+        found = copy.copy(self)
+        found.gamma = self._gamma_for(self.sparsity, estimate_blocks(q, k, self.block), q.shape[2])
+        found.sparsity = None
+        return found
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
         estimate = estimate_blocks(q, k, self.block)
@@ -71,19 +97,34 @@ class FlexPrefill(BlockSparse):
         return self._mask(estimate, gamma, q.shape[2])
 
     def _mask(self, estimate: Estimate, gamma: float, tokens: int) -> BlockMask:
-        return mask_from_flags(choose(*estimate, gamma, self.tau, self.block), tokens, self.block, self.block)
+        least, n = -(-self.min_budget // self.block), estimate[-1].shape[-1]
+        kept = choose(*estimate, gamma, self.tau, self.block, least)
+        dense_rows = n if tokens <= self._dense_to() else self.last_rows_dense
+        kept[:, :, max(0, n - dense_rows) :] = True
+        return mask_from_flags(kept, tokens, self.block, self.block)
+
+    def _dense_to(self) -> int:
+        """Return the number of tokens up to which attention is dense."""
+        return self.block * max(2, -(-self.min_budget // self.block))
 
     def _gamma_for(self, sparsity: float, estimate: Estimate, tokens: int) -> float:
-        """Return the largest gamma that keeps at most as many blocks as the top-k rule, by bisection."""
+        """Return the gamma whose number of blocks is the nearest to the top-k rule's, by bisection.
+
+        Raises:
+            Refused: its number of blocks is not near enough to the request.
+        """
         if sparsity == 0:
             return 2.0  # a gamma above 1 keeps everything
-        budget = top_k_density(block_count(tokens, self.block), sparsity)
-        low, high = 0.0, 1.0
-        for _ in range(BISECTIONS):
-            gamma = (low + high) / 2
-            fits = self._mask(estimate, gamma, tokens).density() <= budget
-            low, high = (gamma, high) if fits else (low, gamma)
-        return low
+        n = block_count(tokens, self.block)
+        budget = top_k_density(n, sparsity, self.last_rows_dense)
+        gamma, density = nearest_by_bisection(
+            lambda gamma: self._mask(estimate, gamma, tokens).density(), budget, 0.0, 1.0
+        )
+        why = f"with {self.configuration} and whole blocks, no plan is nearer at {tokens} tokens"
+        if tokens <= self._dense_to():
+            why = f"with {self.configuration} attention is dense up to {self._dense_to()} tokens"
+        require_budget(density, sparsity, why, n)
+        return gamma
 
 
 def estimate_blocks(q: Tensor, k: Tensor, block: int) -> Estimate:
@@ -118,7 +159,14 @@ def estimate_blocks(q: Tensor, k: Tensor, block: int) -> Estimate:
 
 
 def choose(
-    columns: Tensor, diagonals: Tensor, distance: Tensor, pooled: Tensor, gamma: float, tau: float, block: int
+    columns: Tensor,
+    diagonals: Tensor,
+    distance: Tensor,
+    pooled: Tensor,
+    gamma: float,
+    tau: float,
+    block: int,
+    least: int,
 ) -> Tensor:
     """Choose blocks from the results of `estimate_blocks`; return flags, bool [B, Hq, n, n].
 
@@ -130,20 +178,23 @@ def choose(
         gamma: share of the mass to keep.
         tau: largest distance at which pooled scores are used.
         block: tokens per block.
+        least: smallest number of blocks of columns, and of groups of diagonals.
     """
     n, device = pooled.shape[-1], pooled.device
-    minimum = max(1, MIN_BUDGET // UPSTREAM_BLOCK)
     pooling_trusted = distance < tau
     rows = torch.arange(n, device=device)
     chosen = []
-    for mass in (columns, diagonals):
+    # Diagonals are grouped from the far end, so the group with diagonal 0 may be a short one.
+    for mass, sums in (
+        (columns, _sum_blocks(columns, block)),
+        (diagonals, _sum_blocks(diagonals.flip(-1), block).flip(-1)),
+    ):
         ordered = mass.sort(-1, descending=True).values.cumsum(-1)
         count = ((ordered <= gamma).sum(-1) + 1) // block + 1
-        count = torch.where(pooling_trusted, minimum, count.clamp(minimum, n))
-        best = _sum_blocks(mass, block)
-        best[..., 0] = torch.inf  # always keep the first block of columns or diagonals
-        order = best.argsort(dim=-1, descending=True, stable=True)
-        chosen.append(torch.zeros_like(best, dtype=torch.bool).scatter_(-1, order, rows < count[..., None]))
+        count = torch.where(pooling_trusted, least, count.clamp(least, n))
+        sums[..., 0] = torch.inf  # always keep the first block of columns or diagonals
+        order = sums.argsort(dim=-1, descending=True, stable=True)
+        chosen.append(torch.zeros_like(sums, dtype=torch.bool).scatter_(-1, order, rows < count[..., None]))
     distance_in_blocks = (rows[:, None] - rows).clamp_min(0)
     kept = chosen[0][..., None, :] | chosen[1][..., distance_in_blocks]
     # All rows are ranked together. A row of the softmax has sum 1, so the map has sum n.

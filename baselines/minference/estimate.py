@@ -4,6 +4,7 @@
     select_vertical_slash   the columns and diagonals of vertical-slash heads
     vertical_slash_scores   the scores that they are selected by
     ranks                   scores to places in descending order
+    with_dense_rows         a plan whose last rows read every key
 
 Source: MInference (arXiv:2407.02490), algorithms 1 to 3, and microsoft/MInference at fb56c917.
 """
@@ -66,6 +67,24 @@ def pattern_tiles(q: Tensor, k: Tensor, patterns: Sequence[Pattern], block: int 
         vertical_slash.columns.masked_fill(other[..., None], 0),
         q.shape[2],
         block,
+    )
+
+
+def with_dense_rows(plan: TileMask, count: int) -> TileMask:
+    """Return the plan with the last `count` rows of tiles dense: all their tiles, and no gathered columns."""
+    n, tile, device = plan.tile_counts.shape[-1], plan.tile, plan.tile_starts.device
+    width = max(n, plan.tile_starts.shape[-1])
+    row, place = torch.arange(n, device=device), torch.arange(width, device=device)
+    dense = row >= n - count
+    every = torch.where(place <= row[:, None], place * tile, 0).int()
+    starts = F.pad(plan.tile_starts, (0, width - plan.tile_starts.shape[-1]))
+    return TileMask.unchecked(
+        torch.where(dense, (row + 1).int(), plan.tile_counts),
+        torch.where(dense[:, None], every, starts),
+        plan.column_counts.masked_fill(dense, 0),
+        plan.columns.masked_fill(dense[:, None], 0),
+        plan.tokens,
+        tile,
     )
 
 

@@ -11,12 +11,22 @@ Upstream    microsoft/MInference (MIT), read at fb56c917 (after v0.1.6)
 Fidelity    `minference`: our port; its estimation and index conversion equal upstream's entry for entry (tiles at
             unaligned tokens, gathered columns: kernels/vertical_slash/). Departures: one launch for all heads,
             keys and values of a group are not repeated, any batch (upstream: head by head, batch 1). A-shape and
-            block-sparse heads run through the same tiles, so a window ends on whole tiles. If blocks are not 64,
-            the default budgets, the entries that are always kept and the tiles scale with the block
+            block-sparse heads run through the same tiles, so a window ends on whole tiles, and a block-sparse head
+            keeps the diagonal block beside its best ones (upstream: only where it is among them). Equal scores rank
+            by their index: of the 100 diagonals and 30 columns that upstream always ranks first, a smaller budget
+            keeps the nearest diagonals and the first columns (upstream: those that topk returns, in no order). If
+            blocks are not 64, the default budgets, the entries that are always kept and the tiles scale with the
+            block. With a requested sparsity, a bisection finds one factor on all budgets of a layer, and a request
+            that whole tiles and the entries that are always kept cannot meet is refused
             `minference-aligned`: simplified. Columns and diagonals are rounded outwards to whole blocks and run on
             our block-sparse kernel, with one pattern for all heads whose budgets scale together to the requested
-            sparsity
+            sparsity; the diagonal block is always kept
             `minference-upstream`: upstream's kernels and conversion, unmodified, on our (equal) estimates
+Search      seerbench/search/minference.py follows the paper: the candidates of its table 7, scored by the attention
+            output. Upstream's code has other candidates, scores by the attention mass that they keep, and relabels
+            winners: an A-shape becomes vertical-slash (100, 800), block-sparse becomes vertical-slash (1000, 6096)
+Compared    with upstream's estimate and its conversion, written as loops (tests/baselines/test_minference.py,
+            tests/kernels/test_vertical_slash.py); upstream's package was not run
 Timed       plan (estimation, ranking, conversion) and attend
 """
 
@@ -39,6 +49,7 @@ from seerbench.baselines.minference.estimate import (
     ranks,
     select_vertical_slash,
     vertical_slash_scores,
+    with_dense_rows,
 )
 from seerbench.baselines.minference.patterns import (
     DEFAULT_PATTERN,
@@ -52,7 +63,7 @@ from seerbench.baselines.minference.patterns import (
 )
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
-from seerbench.core.top_k import budget_limit, top_k_density
+from seerbench.core.top_k import budget_limit, nearest_by_bisection, require_budget, top_k_density
 from seerbench.errors import Refused
 from seerbench.kernels.vertical_slash import api as vertical_slash
 from seerbench.kernels.vertical_slash.api import vertical_slash_tiles
@@ -61,8 +72,9 @@ from seerbench.methods.block_selection import mask_from_flags, select_budget
 from seerbench.methods.protocol import BlockSparse, Method, Plan, PlanT
 from seerbench.methods.registry import register
 
-# Bisections of the factor on the budgets, for a requested sparsity.
-BISECTIONS = 14
+# Smallest factor on the budgets that is tried for a requested sparsity, as a power of two: with it every budget is
+# at its least.
+LOWEST_POWER = -16
 
 
 class _Patterned(Method[PlanT]):
@@ -121,6 +133,8 @@ class _Patterned(Method[PlanT]):
 class MInference(_Patterned[TileMask]):
     """Vertical-slash, A-shape and block-sparse heads, estimated online, on unaligned tiles and gathered columns."""
 
+    takes_last_rows = True
+
     def implementation(self, problem: AttentionProblem) -> str:
         return vertical_slash.implementation(problem)
 
@@ -140,19 +154,26 @@ class MInference(_Patterned[TileMask]):
 
     def _tiles(self, q: Tensor, k: Tensor, layer: LayerContext, factor: float) -> TileMask:
         patterns = self.patterns(layer.index, q.shape[1])
-        return pattern_tiles(q, k, patterns if factor == 1 else scaled_budgets(patterns, factor), self.block)
+        tiles = pattern_tiles(q, k, patterns if factor == 1 else scaled_budgets(patterns, factor), self.block)
+        return with_dense_rows(tiles, self.last_rows_dense) if self.last_rows_dense else tiles
 
     def _factor_for(self, sparsity: float, q: Tensor, k: Tensor, layer: LayerContext) -> float:
-        """Return the largest factor on all budgets at which the plan has at most the top-k rule's density."""
-        low, high = 0.0, float(q.shape[2])  # at the upper end every head keeps everything
+        """Return the factor on all budgets whose density is the nearest to the top-k rule's, by bisection.
+
+        Raises:
+            Refused: its density is not near enough to the request.
+        """
+        tokens = q.shape[2]
         if sparsity == 0:
-            return high
-        budget = top_k_density(block_count(q.shape[2], self.block), sparsity)
-        for _ in range(BISECTIONS):
-            factor = (low * high) ** 0.5 if low else high / 16
-            fits = self._tiles(q, k, layer, factor).density() <= budget
-            low, high = (factor, high) if fits else (low, factor)
-        return low
+            return float(tokens)  # every head keeps everything
+        n = block_count(tokens, self.block)
+        budget = top_k_density(n, sparsity, self.last_rows_dense)
+        power, density = nearest_by_bisection(
+            lambda power: self._tiles(q, k, layer, 2**power).density(), budget, LOWEST_POWER, math.log2(tokens)
+        )
+        why = f"whole tiles, and entries that are always kept, allow no nearer plan at {tokens} tokens"
+        require_budget(density, sparsity, why, n)
+        return 2.0**power
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: TileMask) -> Tensor:
         return vertical_slash.tile_attention(q, k, v, plan)
@@ -165,6 +186,8 @@ class MInference(_Patterned[TileMask]):
 )
 class MInferenceAligned(BlockSparse):
     """Vertical-slash sparsity estimated from the last queries, rounded outwards to blocks."""
+
+    takes_last_rows = True
 
     def __init__(self, sparsity: float | None = None, block: int = 64, scale: float = 1.0) -> None:
         """Make the method.
@@ -180,14 +203,17 @@ class MInferenceAligned(BlockSparse):
     def with_threshold_for(self, q: Tensor, k: Tensor, layer: LayerContext) -> MInferenceAligned:
         if self.sparsity is None:
             return self
-        limit = float(budget_limit(self._cost(q, k), self.sparsity).max())
-        return MInferenceAligned(block=self.block, scale=math.nextafter(max(limit, 0.0), math.inf))
+        limit = float(budget_limit(self._cost(q, k), self.sparsity, self.last_rows_dense).max())
+        found = copy.copy(self)
+        found.sparsity, found.scale = None, math.nextafter(max(limit, 0.0), math.inf)
+        return found
 
     def plan(self, q: Tensor, k: Tensor, layer: LayerContext) -> BlockMask:
-        cost = self._cost(q, k)
-        if self.sparsity is None:
-            return mask_from_flags(cost.double() < self.scale, q.shape[2], self.block, self.block)
-        return select_budget(cost, self.sparsity, q.shape[2], self.block)
+        cost, tokens = self._cost(q, k), q.shape[2]
+        if self.sparsity is not None:
+            return select_budget(cost, self.sparsity, tokens, self.block, self.last_rows_dense)
+        cost[:, :, max(0, cost.shape[-1] - self.last_rows_dense) :] = -torch.inf
+        return mask_from_flags(cost.double() < self.scale, tokens, self.block, self.block)
 
     def _cost(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the scale of the budgets above which each block is kept, fp32 [B, Hq, n, n]."""
@@ -256,7 +282,11 @@ class MInferenceUpstream(_Patterned[UpstreamPlan]):
             [chosen[0, head].nonzero()[:, 0].int()[None, None] for chosen in (columns, diagonals)]
             for head in range(q.shape[1])
         ]
-        return UpstreamPlan(picks, columns, diagonals)
+        plan = UpstreamPlan(picks, columns, diagonals)
+        if self.sparsity is not None:
+            n = block_count(q.shape[2], self.block)
+            require_budget(plan.density(), self.sparsity, "upstream's package has the budgets of its patterns", n)
+        return plan
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: UpstreamPlan) -> Tensor:
         group, kernel = q.shape[1] // k.shape[1], _upstream_kernel()

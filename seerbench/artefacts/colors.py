@@ -60,11 +60,15 @@ SUFFIXES = {
     r"\+layer": (", one threshold per layer", "s"),
 }
 
+# A block size or a setting at the end of a method's name in timings, such as "128" or "tau0.8".
+VARIANT = re.compile(r"[a-z]*\d[\d.]*")
+
 
 def entry_of(method: str) -> tuple[str, str, str] | None:
     """Return (name, color, marker) of a method, or None if it is unknown.
 
-    A variant has the color of its method: "flexprefill-128" is FlexPrefill with blocks of 128, "seer+layer" is
+    A variant has the color of its method: "flexprefill-128" is FlexPrefill with blocks of 128,
+    "xattention-tau0.8-s16" is XAttention at another setting, "seer+layer" is
     SeerAttention with one threshold for all heads of a layer. A suffix with a plus has its own marker.
     """
     if method in METHODS:
@@ -74,10 +78,9 @@ def entry_of(method: str) -> tuple[str, str, str] | None:
         base_entry = entry_of(method.replace(found[0], "", 1)) if found else None
         if found and base_entry is not None:
             return base_entry[0] + found.expand(words), base_entry[1], shape
-    base, _, block = method.rpartition("-")
-    if base in METHODS and block.isdigit():
-        return f"{METHODS[base][0]}, {block}", *METHODS[base][1:]
-    return None
+    base, _, rest = method.rpartition("-")
+    base_entry = entry_of(base) if base and VARIANT.fullmatch(rest) else None
+    return base_entry and (f"{base_entry[0]}, {rest}", *base_entry[1:])
 
 
 def base_of(method: str) -> str:

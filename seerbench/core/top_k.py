@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,9 @@ from seerbench.rows.schema import TOLERANCE
 # Prompts of fewer blocks are planned as the rule says, whatever that skips: they are cheap, and no number of whole
 # blocks may be near the request. A measured row is refused there too (measure/arm.py).
 MIN_BLOCKS = 4
+
+# Bisections of a method's parameter for a requested sparsity. They resolve it to 0.00006 of its range.
+BISECTIONS = 14
 
 
 def require_budget(kept: float, sparsity: float, why: str, blocks: int = MIN_BLOCKS) -> None:
@@ -181,6 +185,24 @@ def keep_threshold(scores: Tensor, threshold: float, last_rows_dense: int = 0) -
     best = torch.zeros_like(kept).scatter_(-1, scores.argmax(-1, keepdim=True), True)
     kept |= best & ~kept.any(-1, keepdim=True)
     return _with_dense_rows(kept, last_rows_dense)
+
+
+def nearest_by_bisection(
+    density_at: Callable[[float], float], budget: float, low: float, high: float
+) -> tuple[float, float]:
+    """Return the parameter whose density is the nearest to a budget, and that density.
+
+    Args:
+        density_at: share of the causal blocks that a method keeps at a parameter; it does not fall with it.
+        budget: wanted density.
+        low: lower end of the parameter's range.
+        high: upper end.
+    """
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if density_at(middle) <= budget else (low, middle)
+    found = [(end, density_at(end)) for end in (low, high)]
+    return min(found, key=lambda pair: abs(pair[1] - budget))
 
 
 def keep_budget(cost: Tensor, sparsity: float, last_rows_dense: int = 0, diagonal: bool = True) -> Tensor:

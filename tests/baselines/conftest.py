@@ -42,7 +42,8 @@ def make(tmp_path_factory, qkv):
     def build(name, sparsity):
         if name == "moa":
             return create(name, plan=plan_at(sparsity), sparsity=sparsity, block=BLOCK)
-        options = {"seer": {"gates": gates}}
+        # Upstream's minimum would make FlexPrefill dense at this length.
+        options = {"seer": {"gates": gates}, "flexprefill": {"block": BLOCK, "min_budget": 4 * BLOCK}}
         return create(name, sparsity=sparsity, **options.get(name, {"block": BLOCK}))
 
     return build

@@ -24,12 +24,13 @@ TOKENS, BLOCK = 500, 16
 NOT_HERE = ("minference-upstream", *DENSE)
 OURS = [card.name for card in catalogue().values() if card.module.startswith("seerbench.")]
 METHODS = [name for name in OURS if name not in NOT_HERE]  # a new file in baselines/ is tested without more ado
-# Methods that keep or skip whole diagonals or windows, so they may stay further below the budget than others.
-COARSE = ("minference", "minference-aligned", "flexprefill", "moa")
+# A method that keeps or skips whole windows, so it may stay further from the budget than others.
+COARSE = ("moa",)
 # Methods that always keep more than the 30% of 32 blocks at which the others are tested.
 SPARSITY = {"flashprefill": 0.5, "flashprefill-v2": 0.5}
-# Sparsities at which a method always keeps too many blocks.
-BEYOND = [("flashprefill", 0.8), ("flashprefill-v2", 0.8)]
+# Sparsities at which a method always keeps too many blocks, or at which its steps of whole tiles are too coarse.
+BEYOND = [(name, 0.8) for name in ("flashprefill", "flashprefill-v2", "flexprefill", "minference")]
+BEYOND += [("minference", 0.6)]
 # Methods whose plan is not a BlockMask.
 OWN_PLAN = ("minference",)
 

@@ -20,7 +20,7 @@ def test_flexprefill_by_definition():
         assert np.allclose(columns[0, head], on_column, atol=1e-5)
         assert np.allclose(diagonals[0, head], on_diagonal, atol=1e-5)
         for tau in (0.0, 2.0):  # pooled scores are never used, then always
-            kept = choose(columns, diagonals, distance, pooled, 0.6, tau, block)[0, head]
+            kept = choose(columns, diagonals, distance, pooled, 0.6, tau, block, 4)[0, head]
             want = torch.zeros(10, 10, dtype=torch.bool)
             picks = []
             for mass in (on_column, on_diagonal):
