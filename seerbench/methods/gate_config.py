@@ -10,6 +10,8 @@ from typing import Any
 OPERATORS = ("max", "min", "avg")
 # The seven non-empty subsets of the operators. Q takes one and K takes one, which gives 49 pairs (Figure 10).
 POOLINGS = ("max", "min", "avg", "maxmin", "maxavg", "minavg", "maxminavg")
+# Queries that are not pooled: a gate then scores every query token, and a block row has the maximum of its rows.
+UNPOOLED = "none"
 # Versions of the paper, whose losses and initial weights differ.
 RECIPES = ("v1", "v2")
 
@@ -19,7 +21,9 @@ class GateConfig:
     """Options of a gate. The defaults are v1's: Qavg_Kmaxmin, linear layers on Q and K, RoPE, blocks of 64.
 
     Attributes:
-        q_pool: pooling of the queries, one of POOLINGS.
+        q_pool: pooling of the queries, one of POOLINGS, or UNPOOLED, which takes a single projection. Scores of
+            single queries are the idea of SeerAttention-R (arXiv:2506.08889); this gate for a prefill is an
+            extension of this project.
         k_pool: pooling of the keys, one of POOLINGS.
         projection: "double" has linear layers on Q and K, "single" on K alone, one per query head.
         rope: whether the gate rotates its pools itself and reads q and k before RoPE. Without it (Figure 9) it
@@ -41,16 +45,18 @@ class GateConfig:
     recipe: str = "v1"
 
     def __post_init__(self) -> None:
-        for which in (self.q_pool, self.k_pool):
-            if which not in POOLINGS:
-                raise ValueError(f"no pooling {which!r}; choose from {', '.join(POOLINGS)}")
+        for which, choices in ((self.q_pool, (*POOLINGS, UNPOOLED)), (self.k_pool, POOLINGS)):
+            if which not in choices:
+                raise ValueError(f"no pooling {which!r}; choose from {', '.join(choices)}")
         if self.projection not in ("double", "single"):
             raise ValueError(f"projection is double or single, not {self.projection!r}")
         if self.recipe not in RECIPES:
             raise ValueError(f"recipe is v1 or v2, not {self.recipe!r}")
         if self.query_block % self.block:
             raise ValueError(f"block_q is a multiple of block ({self.block}), not {self.block_q}")
-        if self.projection == "single" and self.q_pool not in OPERATORS:
+        if self.q_pool == UNPOOLED and self.projection != "single":
+            raise ValueError("a gate without pooled queries (q_pool: none) takes a single projection, on K")
+        if self.projection == "single" and self.q_pool not in (*OPERATORS, UNPOOLED):
             raise ValueError(f"a single projection needs one pooling operator on Q, not Q{self.q_pool}; use double")
 
     @property

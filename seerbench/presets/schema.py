@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from seerbench.methods.gate_config import POOLINGS, RECIPES
+from seerbench.methods.gate_config import POOLINGS, RECIPES, UNPOOLED
 from seerbench.paths import CONFIG
 from seerbench.presets.file import PresetFile
 
 FILE = CONFIG / "preset.schema.json"
 # GateConfig checks these values itself, so its types do not list them.
 GATE_CHOICES = {
-    "q_pool": POOLINGS,
+    "q_pool": (*POOLINGS, UNPOOLED),
     "k_pool": POOLINGS,
     "projection": ("double", "single"),
     "recipe": RECIPES,

@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from seerbench.core.problem import LayerContext
+from seerbench.core.problem import LayerContext, Rope
 from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.kernels.attn_gate.reference import pool_blocks
 from seerbench.kernels.pooled.api import pooled_attention
 from seerbench.methods.gate import AttnGate
-from seerbench.methods.gate_config import GateConfig
-from seerbench.methods.gate_losses import gate_loss, gate_target
+from seerbench.methods.gate_config import UNPOOLED, GateConfig
+from seerbench.methods.gate_losses import first_row, gate_loss, gate_target, row_loss, token_target
 from seerbench.models.architectures import attention_layers
 from seerbench.models.hugging_face import for_each_layer
 from seerbench.models.self_check import check_model
@@ -38,6 +38,8 @@ from seerbench.training.optimizers import GATE_CLIP, cosine_at, set_lr, update_w
 
 # The windows of a batch pass through the model this many tokens at a time, which bounds the memory of a layer.
 TOKENS_AT_ONCE = 131072
+# Most bytes of the attention map that the target of single queries has in memory at one time.
+MAP_AT_ONCE = {"cpu": 2**23, "cuda": 2**30}
 
 
 def distill(job: DistillJob) -> list[Row]:
@@ -140,6 +142,10 @@ def accumulate_gradients(
         for name, gates in sets.items():
             gate = gates[layer.index]
             rope, block_q = gate.config.rope, gate.config.query_block
+            if gate.config.q_pool == UNPOOLED:
+                keys = pool_blocks(layer.k_unrotated if rope else k, block)
+                totals[name] += learn_from_queries(gate, keys, q, k, layer.rope, share)
+                continue
             if (rope, block_q) not in pools:
                 queries, keys = (layer.q_unrotated, layer.k_unrotated) if rope else (q, k)
                 pools[rope, block_q] = pool_blocks(queries, block_q), pool_blocks(keys, block)
@@ -159,3 +165,37 @@ def accumulate_gradients(
         for_each_layer(model, part, see)
     means = all_reduce_mean(torch.stack(list(totals.values())))
     return dict(zip(totals, means.tolist(), strict=True))
+
+
+def learn_from_queries(
+    gate: nn.Module, k_pools: Mapping[str, Tensor], q: Tensor, k: Tensor, rope: Rope, share: float
+) -> Tensor:
+    """Add the gradients of a gate without pooled queries, whose target has one row per query token.
+
+    The loss is that of all rows; part after part of the rows is in memory.
+
+    Args:
+        gate: an AttnGate whose `q_pool` is UNPOOLED.
+        k_pools: pools of the keys that the gate reads, by operator (`pool_blocks`).
+        q: queries [B, Hq, N, D] after RoPE.
+        k: keys [B, Hk, N, D] after RoPE.
+        rope: the model's rotary embedding.
+        share: factor on the loss.
+
+    Returns:
+        The loss, detached.
+    """
+    batch, heads, tokens, _ = q.shape
+    start = first_row(tokens, gate.config.recipe)
+    at_once = max(1, MAP_AT_ONCE[q.device.type] // (4 * batch * heads * tokens))
+    total = torch.zeros((), device=q.device)
+    for first in range(start, tokens, at_once):
+        queries = q[:, :, first : first + at_once]
+        target = token_target(queries, k, first, gate.config.block)
+        with torch.enable_grad():
+            scores = gate({UNPOOLED: queries}, k_pools, rope, first)
+            part = queries.shape[2] / (tokens - start)
+            loss = share * part * row_loss(scores, target, gate.config.recipe)
+            loss.backward()
+        total += loss.detach()
+    return total

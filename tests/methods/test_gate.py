@@ -121,3 +121,28 @@ def test_initialisations_are_those_of_their_recipes():
     v2 = AttnGate(GateConfig(k_pool="maxminavg", projection="single", recipe="v2"), 32, 8, 128)
     assert v2.wk.std().item() == pytest.approx(0.02, rel=0.01)
     assert sum(p.numel() for p in v2.parameters()) == 1_572_864
+
+
+@pytest.mark.parametrize(("block_q", "tokens"), [(16, 1), (16, 53), (32, 53), (32, 96)])
+@pytest.mark.parametrize("rotates", [True, False])
+def test_scores_without_pooled_queries_are_the_best_of_a_block(block_q, tokens, rotates, monkeypatch):
+    """Compare with loops over queries in float64; a block of rows at a time gives the same scores."""
+    config = GateConfig(q_pool="none", projection="single", rope=rotates, block=16, block_q=block_q)
+    gate = AttnGate(config, 4, 2, 16).double()
+    q, k = torch.randn(1, 4, tokens, 16).double(), torch.randn(1, 2, tokens, 16).double()
+    layer = LayerContext(0, torch.zeros_like(q), k, rope)  # It reads the queries after RoPE, and keys before.
+    scores = gate_scores(gate, q, k, layer)
+    cos, sin = rope(torch.arange(scores.shape[3]) * 16)
+    want = torch.full(scores.shape, -torch.inf)
+    for h in range(4):
+        for j in range(scores.shape[3]):
+            window = k[0, h // 2, j * 16 : j * 16 + 16]
+            key = torch.cat([window.amax(0), window.amin(0)]) @ gate.wk[h]
+            if rotates:
+                key = key * cos[j] + torch.cat([-key[8:], key[:8]]) * sin[j]
+            for i in range(scores.shape[2]):
+                if j * 16 < (i + 1) * block_q:
+                    want[0, h, i, j] = (q[0, h, i * block_q : (i + 1) * block_q] @ key / 4).max()
+    assert torch.allclose(scores, want, atol=1e-5)
+    monkeypatch.setattr("seerbench.methods.gate.SCORES_AT_ONCE", 1)
+    assert torch.allclose(gate_scores(gate, q, k, layer), scores, atol=1e-6)

@@ -12,6 +12,8 @@ from seerbench.methods.gate_config import GateConfig
         ({"projection": "triple"}, "double or single"),
         ({"recipe": "v3"}, "v1 or v2"),
         ({"q_pool": "maxmin", "projection": "single"}, "one pooling operator"),
+        ({"q_pool": "none"}, "takes a single projection"),
+        ({"k_pool": "none"}, "no pooling"),
     ],
 )
 def test_impossible_gates_are_refused(options, text):

@@ -10,7 +10,7 @@ from seerbench.core.problem import LayerContext
 from seerbench.kernels.pooled.api import pooled_attention
 from seerbench.methods.gate import AttnGate, gate_scores
 from seerbench.methods.gate_config import GateConfig
-from seerbench.methods.gate_losses import gate_loss, gate_target
+from seerbench.methods.gate_losses import gate_loss, gate_target, token_target
 
 
 def rope(positions, dim=16, base=10_000.0):
@@ -39,6 +39,17 @@ def test_target_against_a_dense_float64_map(tokens, kv_heads):
     assert torch.allclose(target.double(), want, atol=1e-6)
     assert torch.allclose(target.sum(-1), torch.ones(1, 4, n), atol=1e-6)
     assert (target.triu(1) == 0).all()
+
+
+@pytest.mark.parametrize("first", [0, 21, 48])
+def test_target_of_single_queries_against_a_dense_float64_map(first):
+    q, k = torch.randn(1, 4, 70, 16), torch.randn(1, 2, 70, 16)
+    target = token_target(q[:, :, first:60], k, first, 16)
+    scores = q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2) / 4
+    weights = scores.masked_fill(~torch.ones(70, 70).tril().bool(), -torch.inf).softmax(-1)[:, :, first:60]
+    want = torch.stack([part.amax(-1) for part in weights.split(16, -1)], -1)
+    assert torch.allclose(target.double(), want / want.sum(-1, keepdim=True), atol=1e-6)
+    assert torch.equal(target == 0, (want == 0))
 
 
 def test_losses_are_their_formulas():

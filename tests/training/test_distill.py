@@ -6,6 +6,10 @@ import pytest
 import torch
 from tiny_jobs import SETS, distill_job, gate_weights
 
+from seerbench.core.rope import plain_rope
+from seerbench.kernels.attn_gate.reference import pool_blocks
+from seerbench.methods.gate import AttnGate
+from seerbench.methods.gate_losses import gate_loss, token_target
 from seerbench.models.model_source import ModelSource
 from seerbench.models.sources import load
 from seerbench.training import distill
@@ -19,10 +23,27 @@ def run_distill(world, out, **changes):
 def test_sets_train_as_if_alone(world, tmp_path):
     """Check that a set trained together with others ends with the weights of a training by itself."""
     rows = run_distill(world, tmp_path / "all")
-    assert len(rows) == 3 * 4
-    for name in ("v1", "v2", "tall"):
+    assert len(rows) == 4 * 4
+    for name in ("v1", "v2", "tall", "token"):
         run_distill(world, tmp_path / name, sets={name: SETS[name]})
         assert torch.allclose(gate_weights(tmp_path / "all", name), gate_weights(tmp_path / name, name), atol=1e-6)
+
+
+def test_single_queries_learn_the_same_part_by_part(monkeypatch):
+    """Check that the rows of a gate without pooled queries give the gradients of one loss, in parts of any size."""
+    torch.manual_seed(0)
+    q, k, rope = torch.randn(2, 4, 70, 32), torch.randn(2, 2, 70, 32), plain_rope(32)
+    gate, pools = AttnGate(SETS["token"], 4, 2, 32), pool_blocks(k, 16)
+    loss = gate_loss(gate({"none": q}, pools, rope), token_target(q, k, 0, 16), "v2")
+    loss.backward()
+    want, gate.wk.grad = gate.wk.grad, None
+    for size in (1, 70 * 8 * 4 * 16, 2**30):
+        monkeypatch.setattr(distill, "MAP_AT_ONCE", {"cpu": size})
+        with torch.no_grad():
+            found = distill.learn_from_queries(gate, pools, q, k, rope, 0.5)
+        assert found.item() == pytest.approx(loss.item() / 2, rel=1e-5)
+        assert torch.allclose(gate.wk.grad, want / 2, atol=1e-6)
+        gate.wk.grad = None
 
 
 def test_the_untrained_set_keeps_its_first_weights(world, tmp_path):

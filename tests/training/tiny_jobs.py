@@ -31,6 +31,7 @@ SETS = {
     "v1": GateConfig(block=16),
     "v2": GateConfig(block=16, k_pool="maxminavg", projection="single", recipe="v2"),
     "tall": GateConfig(block=16, block_q=32),
+    "token": GateConfig(block=16, q_pool="none", k_pool="maxminavg", projection="single", recipe="v2"),
     "untrained": GateConfig(block=16),
 }
 OPTIMIZER = Optimizer(
