@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 
 from seerbench.artefacts import colors
+from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.rows import bootstrap, requests
 from seerbench.rows.equal_sparsity import nll_at
-from seerbench.rows.schema import DISTURBED
+from seerbench.rows.schema import DISTURBED, RANDOM, RANDOM_WEIGHTS
 from seerbench.rows.store import Run
 
 NUMBERS = ["value", "low", "high"]
@@ -32,6 +33,8 @@ ORACLES = ("oracle", "oracle-mass")
 CONTROLS = (*ORACLES, "random")
 # A dense method chooses no blocks, so its attend and its total are the same measurement.
 DENSE_STAGES = ("attend", "total", "forward", "ttft")
+# Share of blocks below which a method at its own setting is said to skip nothing on random inputs.
+NEXT_TO_NOTHING = 0.25
 
 
 def perplexities(rows: pd.DataFrame, dense: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -193,6 +196,23 @@ def is_control(methods: pd.Series) -> pd.Series:
 def is_dense(cell: Mapping[Hashable, Any] | pd.Series) -> bool:
     """Return whether the method of a cell is dense by nature, and not a sparse one that skipped nothing."""
     return cell["method"] in REFERENCES or cell["mask"] == "dense"
+
+
+def random_input_remarks(frame: pd.DataFrame) -> list[str]:
+    """Return a remark on methods that skip next to nothing at their own settings because their inputs are random.
+
+    frame: lines of a frame (frames.COLUMNS), of which those of measured timings count.
+    """
+    is_random = frame.inputs_kind.isin([RANDOM, RANDOM_WEIGHTS]) & frame.sparsity_requested.isna()
+    rows = frame[is_random & (frame.sparsity_realised < NEXT_TO_NOTHING) & ~frame.method.isin(DENSE)]
+    if rows.empty:
+        return []
+    most = rows.groupby("method").sparsity_realised.max()
+    found = ", ".join(f"{colors.display(name)} ({most[name]:.1%})" for name in sorted(most.index, key=colors.rank))
+    return [
+        f"On random inputs these methods find nothing to skip at their own settings: {found} of the blocks. Their "
+        "times say what it costs them to choose, and nothing of their speed-up on text."
+    ]
 
 
 def dense_time(stages: Mapping[str, pd.Series], stage: str) -> pd.Series | None:

@@ -74,7 +74,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         fig, (left, right) = style.figure(1, 2, 3.2, width_ratios=[3, 2])
     _draw_breakdown(left, frame)
     _draw_speed(right, frame[frame.panel == SPEED])
-    style.caption(fig, frame, "Bands: 95% intervals over rounds. Paper: Figure 5 prints no value but 5.47x.")
+    notes = ["Bands: 95% intervals over rounds. Paper: Figure 5 prints no value but 5.47x."]
+    style.caption(fig, frame, *notes, *aggregates.random_input_remarks(others))
     return fig
 
 

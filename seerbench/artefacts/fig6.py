@@ -83,5 +83,6 @@ def draw(frame: pd.DataFrame) -> Figure:
         frame,
         f"Speed-up over {bases}; below 1, the method is slower. {legend}. Bands: 95% intervals over rounds. "
         "Paper: Figure 6 prints no values.",
+        *aggregates.random_input_remarks(frame),
     )
     return fig

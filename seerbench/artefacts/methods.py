@@ -98,5 +98,6 @@ def remarks(frame: pd.DataFrame) -> list[str]:
         "A dense method plans nothing: its attention is all of its time. The oracles and random blocks do "
         "not compete: an oracle's plan computes the whole attention with its pooled map.",
         f"Inputs q, k and v: {inputs_text}.",
+        *aggregates.random_input_remarks(frame),
         "The paper has no such table; its Figures 5 and 6 draw parts of it.",
     ]

@@ -162,4 +162,4 @@ def remarks(frame: pd.DataFrame) -> list[str]:
             "its (512, 2048) scaled once so that it skips the paper's share. Without scaling it skips almost "
             "nothing on random weights (seerbench/models/random_weights.py)."
         )
-    return notes
+    return [*notes, *aggregates.random_input_remarks(frame)]

@@ -51,3 +51,21 @@ def test_speedups_are_against_the_reference_and_against_the_fastest_dense():
     without_dense = aggregates.speedups(cells[cells.method == "seer"], samples, "total")
     assert without_dense.status.tolist() == ["missing"]
     assert without_dense.reason.notna().all()
+
+
+def test_methods_that_skip_nothing_on_random_inputs_are_named():
+    """Check that dense methods, requested sparsities and captured inputs are not meant."""
+    cells = pd.DataFrame(
+        [
+            ("fa2", None, 0.0, "random"),
+            ("flashprefill", None, 0.0, "random"),
+            ("flashprefill", None, 0.1, "random_weights"),
+            ("moa", None, 0.5, "random"),
+            ("streaming", 0.1, 0.1, "random"),
+            ("xattention", None, 0.1, "captured"),
+        ],
+        columns=["method", "sparsity_requested", "sparsity_realised", "inputs_kind"],
+    )
+    (remark,) = aggregates.random_input_remarks(cells)
+    assert "find nothing to skip at their own settings: FlashPrefill (10.0%) of the blocks" in remark
+    assert aggregates.random_input_remarks(cells[cells.method != "flashprefill"]) == []
