@@ -78,7 +78,7 @@ def test_a_run_with_one_table_names_what_it_lacks(tmp_path):
 @pytest.mark.parametrize(
     ("preset", "said"),
     [
-        ("speed", "The preset speed does not measure this: it has no perplexity/gates."),  # of the artefact `ablation`
+        ("speed", "The preset speed does not measure this: it has no perplexity/gates."),  # of `ablation`
         ("cpu", "The preset measures them; to finish its run: make figures PRESET=cpu"),  # of the others
         ("gone.yaml", "This run has no perplexity rows of the experiment &#x27;gates&#x27;.</p>"),
     ],
