@@ -6,21 +6,28 @@ What it is  head h keeps the first block and a window that grows with the contex
 Paper       arXiv:2406.14909, sections 3 and 4
 Upstream    thu-nics/MoA (MIT), read at e224fe3e; its plan files have the same format, {"alphas": [[head, ...],
             ...], "betas": ...}
-Fidelity    our port. Ported are: the profile by the gradient of the loss; elastic rules, at most two of them per
-            layer; one objective per length; density bounds at each length and at an extension length; Pareto
-            plans, of which the one with the lowest validation loss is taken; the run-time mask, with its reserve
-            for 1024 generated tokens. Departures: HiGHS solves the programs (upstream: Gurobi). The profile uses
-            the model's own greedy continuations of the preset's text (upstream: its summaries of MultiNews).
-            Key/value heads stay shared, and rules belong to query heads as upstream. Lengths, blocks and grid
-            steps scale with the preset. The grid has finer rules below an eighth of the context, without which a
-            sparsity of 90% cannot be reached
+Fidelity    our port. As upstream, tested on hand-made numbers: the rules without a requested sparsity, and the
+            run-time mask, with its reserve for 1024 generated tokens. Ported: the profile by the gradient of the
+            loss; elastic rules, at most two of them per layer; one objective per length, each in turn the one that
+            is minimised; a KV density that counts the first block; bounds from 0.9 to 1 of a half at each length and
+            at an extension length; Pareto plans, of which the one with the lowest validation loss is taken.
+            Departures: a rule costs what its run-time mask hides, where upstream's search mask has neither the
+            reserve nor the sink within the span. HiGHS solves the programs over generated columns (upstream: Gurobi,
+            one program). Objectives are bounded above only (upstream: also below). The profile uses the model's own
+            greedy continuations of the preset's text (upstream: its summaries of MultiNews). Plans are compared on
+            one validation window first, and the best six on all. Key/value heads are not copied: rules belong to
+            query heads. Lengths, blocks and grid steps scale with the preset
 Kernel      ours skips blocks. Upstream's kernel loads every key tile and leaves out arithmetic only, which is why
             MoA is slower than dense attention in the paper's Table 4. The times of `moa` show what a plan can
             give, not what upstream's code gives
 Sparsity    SeerAttention's tables say 0.35 for MoA. This is MoA's default KV density of 0.5 (mean span over
             context) converted to attention area; heads that differ give 0.33 to 0.43, equal heads would give 0.25.
-            Without a requested sparsity a plan is bound to that KV density. A requested sparsity bounds the area,
-            and its spans leave no room for generated tokens
+            Without a requested sparsity a plan is bound to that KV density. A requested sparsity is this project's
+            extension, above all near 90%: upstream's shortest window is 12.5% of the context, and its bounds are
+            those of a half. It bounds the area, at most two points below the request. Spans then leave no room for
+            generated tokens and may be parts of a block; the grid has finer rules and StreamingLLM's windows of the
+            same budget; and plans with one rule for all heads are validated too. A plan whose mean over the layers
+            is more than two points from the request at some context is refused there
 Timed       plan (making the lists from the rules) and attend (our block-sparse kernel)
 """
 
