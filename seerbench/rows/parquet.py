@@ -42,6 +42,7 @@ def read(path: Path, error: type[UserError], cure: str, content: bytes | None = 
         source = file if content is None else pa.BufferReader(content)
         table = pq.read_table(source, page_checksum_verification=True, **options)
         table.validate(full=True)
+        table.schema.names  # noqa: B018 (raises for a name that is no UTF-8)
     return table
 
 
