@@ -9,14 +9,14 @@ Upstream    thu-nics/MoA (MIT), read at e224fe3e; its plan files have the same f
 Fidelity    our port. As upstream, tested on hand-made numbers: the rules without a requested sparsity, and the
             run-time mask, with its reserve for 1024 generated tokens. Ported: the profile by the gradient of the
             loss; elastic rules, at most two of them per layer; one objective per length, each in turn the one that
-            is minimised; a KV density that counts the first block; bounds from 0.9 to 1 of a half at each length and
-            at an extension length; Pareto plans, of which the one with the lowest validation loss is taken.
+            is minimised; a KV density that counts the first block; bounds from 0.9 to 1 of a half at each length
+            and at an extension length; Pareto plans, of which the one with the lowest validation loss is taken.
             Departures: a rule costs what its run-time mask hides, where upstream's search mask has neither the
-            reserve nor the sink within the span. HiGHS solves the programs over generated columns (upstream: Gurobi,
-            one program). Objectives are bounded above only (upstream: also below). The profile uses the model's own
-            greedy continuations of the preset's text (upstream: its summaries of MultiNews). Plans are compared on
-            one validation window first, and the best six on all. Key/value heads are not copied: rules belong to
-            query heads. Lengths, blocks and grid steps scale with the preset
+            reserve nor the sink within the span. HiGHS solves the programs over generated columns, and those with
+            ceilings not to the optimum (upstream: Gurobi). Objectives are bounded above only (upstream: also below).
+            The profile uses the model's own greedy continuations of the preset's text (upstream: its summaries of
+            MultiNews). Plans are compared on one validation window first, and the best six on all. Key/value heads
+            are not copied: rules belong to query heads. Lengths, blocks and grid steps scale with the preset
 Kernel      ours skips blocks. Upstream's kernel loads every key tile and leaves out arithmetic only, which is why
             MoA is slower than dense attention in the paper's Table 4. The times of `moa` show what a plan can
             give, not what upstream's code gives
