@@ -13,7 +13,7 @@ Fidelity    our port. As upstream, tested on hand-made numbers: the rules withou
             and at an extension length; Pareto plans, of which the one with the lowest validation loss is taken.
             Departures: a rule costs what its run-time mask hides, where upstream's search mask has neither the
             reserve nor the sink within the span. HiGHS solves the programs over generated columns, and those with
-            ceilings not to the optimum (upstream: Gurobi). Objectives are bounded above only (upstream: also below).
+            ceilings not to the optimum (upstream: Gurobi). Objectives are bounded above (upstream: also below).
             The profile uses the model's own greedy continuations of the preset's text (upstream: its summaries of
             MultiNews). Plans are compared on one validation window first, and the best six on all. Key/value heads
             are not copied: rules belong to query heads. Lengths, blocks and grid steps scale with the preset
