@@ -9,7 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seerbench.baselines.minference.estimate import pattern_tiles, select_vertical_slash, vertical_slash_scores
+from seerbench.baselines.minference.estimate import (
+    pattern_tiles,
+    select_vertical_slash,
+    vertical_slash_scores,
+    with_dense_rows,
+)
 from seerbench.baselines.minference.patterns import KINDS, Pattern, load_patterns, save_patterns
 from seerbench.core.block_mask import BlockMask, causal_blocks
 from seerbench.core.problem import AttentionProblem, LayerContext
@@ -73,6 +78,34 @@ def test_minference_selection_by_definition(qkv):
         for found, scores, budget in ((columns, in_column, 40), (diagonals, on_diagonal, 120)):
             wanted = np.argsort(-scores, kind="stable")[:budget]
             assert set(found[0, head].nonzero()[:, 0].tolist()) == set(wanted.tolist())
+
+
+@pytest.mark.parametrize(("budgets", "columns", "diagonals"), [((40, 60), 40, 60), ((7, 3), 30, 50)])
+def test_ties_of_forced_entries_go_to_the_first(budgets, columns, diagonals, qkv):
+    """Check that a budget below what always ranks first keeps the nearest diagonals and the first columns."""
+    q, k = qkv[0][:, :, :300], qkv[1][:, :, :300]
+    found = select_vertical_slash(q, k, [Pattern("vertical_and_slash", *budgets)] * 4)
+    assert found[0].sum(-1).tolist() == [[columns] * 4]
+    assert found[0][..., :30].all()
+    assert found[1].long().argmin(-1).tolist() == [[diagonals] * 4]
+    assert found[1].sum(-1).tolist() == [[diagonals] * 4]
+
+
+def test_a_block_sparse_head_keeps_the_diagonal_beside_its_best():
+    q, k = torch.zeros(1, 1, 64, 8), torch.zeros(1, 1, 64, 8)
+    q[..., 0] = k[:, :, 16:32, 0] = 1.0  # every row prefers block 1
+    flags = pattern_tiles(q, k, [Pattern("block_sparse", 1, 1)], BLOCK).to_dense()[0, 0]
+    assert [row.nonzero()[:, 0].tolist() for row in flags] == [[0], [1], [1, 2], [1, 3]]
+
+
+def test_dense_rows_of_tiles_read_every_key(qkv):
+    tiles = pattern_tiles(*qkv[:2], [Pattern("vertical_and_slash", 4, 8)] * 4, BLOCK)
+    plan = with_dense_rows(tiles, 2)
+    plan.check()
+    first = 30 * BLOCK  # of the dense rows, the second of which has 4 tokens
+    assert torch.equal(plan.to_token_mask()[:, :, :first], tiles.to_token_mask()[:, :, :first])
+    assert torch.equal(plan.to_token_mask()[0, 0, first:], torch.ones(TOKENS, TOKENS).tril().bool()[first:])
+    assert not tiles.to_token_mask()[0, 0, first:].tril(first).all(-1).any()
 
 
 def test_minference_runs_the_three_kinds_of_heads_in_one_layer(qkv):
