@@ -64,6 +64,6 @@ def remarks(frame: pd.DataFrame) -> list[str]:
     return [
         "Percent correct [95% interval: Wilson's] of look-ups whose fact is beyond the window that as many blocks "
         f"would make ({counts[0]} to {counts[-1]} look-ups a cell). Every block row is sparse.",
-        "Columns: the rows that the last block of the prompt has. The last row asks, and a gate pools all of them. "
-        "The paper has no such table.",
+        "Columns: the rows that the last block of the prompt has. The last row asks, and a gate pools all of them "
+        "unless it does not pool the queries. The paper has no such table.",
     ]
