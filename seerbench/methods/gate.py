@@ -85,7 +85,7 @@ class AttnGate(nn.Module):
                 nn.init.normal_(weight, std=0.02)
 
     def forward(
-        self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope, first: int = 0
+        self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope | None, first: int = 0
     ) -> Tensor:
         """Compute the scores, fp32 [B, Hq, nq, nk]; exactly the blocks above the diagonal have -inf.
 
@@ -94,7 +94,7 @@ class AttnGate(nn.Module):
         Args:
             q_pools: what the gate reads of the queries, [B, Hq, nq or R, D] by operator (`query_pools`).
             k_pools: pools of the keys by operator, [B, Hk, nk, D].
-            rope: the model's rotary embedding.
+            rope: the model's rotary embedding; a gate without RoPE does not use it.
             first: position of the first query token, for a gate without pooled queries.
         """
         q, k = self.project(q_pools, k_pools, rope)
@@ -108,7 +108,7 @@ class AttnGate(nn.Module):
         return scores.masked_fill(~causal_blocks(columns, rows, 1, scores.device), -math.inf)
 
     def project(
-        self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope
+        self, q_pools: Mapping[str, Tensor], k_pools: Mapping[str, Tensor], rope: Rope | None
     ) -> tuple[Tensor, Tensor]:
         """Return the projected and rotated pools, whose products are the scores.
 
@@ -124,6 +124,7 @@ class AttnGate(nn.Module):
             q = q @ self.wq.to(q.dtype)
             k = k @ self.wk.to(k.dtype)
         if config.rope:
+            assert rope is not None  # gate_scores refuses a layer without it
             # A block has the position of its first token, and the frequencies are the model's.
             k = rotate(k, *rope(block_starts(k.shape[2], config.block, k.device)))
             if not unpooled:  # The model has rotated single queries.
@@ -175,7 +176,7 @@ def gate_scores(gate: AttnGate, q: Tensor, k: Tensor, layer: LayerContext, upper
     return api.gate_scores(q, k, (gate.wq, gate.wk), pools, tables, config.block, upper_triangle)
 
 
-def _maxima_of_rows(gate: AttnGate, q: Tensor, k_pools: Mapping[str, Tensor], rope: Rope) -> Tensor:
+def _maxima_of_rows(gate: AttnGate, q: Tensor, k_pools: Mapping[str, Tensor], rope: Rope | None) -> Tensor:
     """Compute the scores of a gate without pooled queries, fp32 [B, Hq, nq, nk], -inf above the diagonal.
 
     Memory holds at most SCORES_AT_ONCE bytes of scores of query tokens at a time, and at least those of one block.

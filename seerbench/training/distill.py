@@ -168,7 +168,7 @@ def accumulate_gradients(
 
 
 def learn_from_queries(
-    gate: nn.Module, k_pools: Mapping[str, Tensor], q: Tensor, k: Tensor, rope: Rope, share: float
+    gate: nn.Module, k_pools: Mapping[str, Tensor], q: Tensor, k: Tensor, rope: Rope | None, share: float
 ) -> Tensor:
     """Add the gradients of a gate without pooled queries, whose target has one row per query token.
 

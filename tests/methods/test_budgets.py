@@ -44,7 +44,7 @@ def make(name, sparsity, block, folder):
         config = GateConfig(**options, rope=False)
         options = {"gates": [AttnGate(config, HEADS, 1, HEAD_DIM)]}
     if name == "moa":
-        plan = random_plan(HEADS, sparsity, block or 64, 0)
+        plan = random_plan(HEADS, block or 64, 0, sparsity)
         options["plan"] = folder / f"{sparsity}.json"
         save_plan(options["plan"], plan.alphas, plan.betas, plan.provenance)
     return create(name, sparsity=sparsity, **options)
