@@ -20,7 +20,7 @@ differs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 import numpy as np
@@ -292,15 +292,19 @@ def choose_rules(costs: Sequence[np.ndarray], limits: Bounds) -> list[np.ndarray
     Raises:
         ConfigError: no plan is within the bounds.
     """
-    program = Program(costs, limits)
-    targets = range(len(costs))
-    free = np.full(len(costs), np.inf)
-    best = [program.solve(target, free) for target in targets]
-    plans = [plan for plan in best if plan is not None]
-    if len(plans) < len(best):
+    targets, free = range(len(costs)), np.full(len(costs), np.inf)
+    # With few blocks no plan may be in a narrow band of densities; then the lower bound is given up. A plan that
+    # misses its request is refused where it runs.
+    for kept in (limits, replace(limits, min_density=np.zeros_like(limits.min_density))):
+        program = Program(costs, kept)
+        best = [program.solve(target, free) for target in targets]
+        plans = [plan for plan in best if plan is not None]
+        if len(plans) == len(best):
+            break
+    else:
         raise ConfigError(
-            f"no plan of MoA keeps {limits.min_density} to {limits.max_density} of the blocks at the searched "
-            "lengths; request a lower sparsity"
+            f"no plan of MoA keeps at most {limits.max_density} of the blocks at the searched lengths; request a "
+            "lower sparsity"
         )
     values = np.array([program.values(plan) for plan in plans])
     steps = [np.linspace(high, low, INTERVALS + 1) for low, high in zip(values.min(0), values.max(0))]
