@@ -225,7 +225,7 @@ def bounds(
     """
     if sparsity is None:
         density = np.stack([kv_density(rules, block_count(length, block), block) for length in lengths])
-        most = np.full(len(lengths), DEFAULT_KV_DENSITY)
+        most = np.maximum(DEFAULT_KV_DENSITY, density.min(1))  # few blocks: no rule may be as short
         least = MIN_BUDGET_SHARE * most
         return Bounds(density, most, least, least, most)
     windows = [
