@@ -7,6 +7,7 @@ core/tolerance.py: an output may miss the reference by twice what plain rounding
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,14 +19,17 @@ from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import LayerContext
 from seerbench.core.reference import reference_attention
 from seerbench.core.tolerance import error_and_budget
+from seerbench.errors import Refused
 from seerbench.kernels.pooled import reference as pooled_reference
 from seerbench.methods.block_sparse_kernels import laid_out
-from seerbench.methods.protocol import Method
+from seerbench.methods.protocol import Method, Plan
 
 # The reference holds several N x N maps in float64, so only up to this context does a check use all tokens.
 MAX_CHECKED_CONTEXT = 1024
 # Beyond that context it uses the first 1000. They are no multiple of a block, so a partial block is checked too.
 CHECK_TOKENS = 1000
+# Requests at which a method is checked where its own cannot be met with so few tokens.
+CHECK_SPARSITIES = (0.7, 0.5, 0.3, 0.2, 0.1, 0.0)
 
 
 @dataclass(frozen=True)
@@ -94,17 +98,45 @@ def check_method(method: Method, q: Tensor, k: Tensor, v: Tensor, layer: LayerCo
         v: values [B, Hk, N, D].
         layer: the layer's context, with q and k before RoPE where the method needs them.
     """
-    tokens = check_tokens(q.shape[2])
+    context, tokens = q.shape[2], check_tokens(q.shape[2])
     q, k, v = (x[:, :, :tokens] for x in (q, k, v))
     if layer.q_unrotated is not None and layer.k_unrotated is not None:
         layer = replace(
             layer, q_unrotated=layer.q_unrotated[:, :, :tokens], k_unrotated=layer.k_unrotated[:, :, :tokens]
         )
-    plan = method.plan(q, k, layer)
+    method, plan = _planned(method, q, k, layer, shortened=tokens < context)
     exact, rounded = (method.exact(q, k, v, plan, dtype) for dtype in (torch.float64, q.dtype))
     if exact is None or rounded is None:
         return None
     return Check(*error_and_budget(method.attend(q, k, v, plan), exact, rounded))
+
+
+def _planned(
+    method: Method, q: Tensor, k: Tensor, layer: LayerContext, shortened: bool
+) -> tuple[Method, Plan | None]:
+    """Return the method with its plan for the input of a check.
+
+    A few blocks cannot meet a high request. On a shortened input the method is therefore checked at the highest of
+    CHECK_SPARSITIES that it can meet there; whether it meets its own request is decided at the full context.
+    """
+    for sparsity in CHECK_SPARSITIES:
+        try:
+            return method, method.plan(q, k, layer)
+        except Refused:
+            if not shortened or method.sparsity is None or method.sparsity == 0:
+                raise
+            method = _at_sparsity(method, min(sparsity, method.sparsity))
+    return method, method.plan(q, k, layer)
+
+
+def _at_sparsity(method: Method, sparsity: float) -> Method:
+    """Return a copy of a method, and of the method that it wraps, that requests another sparsity."""
+    method = copy.copy(method)
+    method.sparsity = sparsity
+    inner = getattr(method, "method", None)
+    if isinstance(inner, Method):
+        method.method = _at_sparsity(inner, sparsity)  # type: ignore[attr-defined]
+    return method
 
 
 def check_pooled(kernel: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, block: int) -> Check:
