@@ -68,14 +68,17 @@ def test_attention_over_the_plan(name, n, tmp_path):
     if name == "moa":
         save_plan(tmp_path / "plan.json", [[0.0] * 8], [[0.125, 0.5] * 4])
         options["plan"] = tmp_path / "plan.json"
+    if name == "moa" or (name, n) == ("flexprefill", 1000):  # the plan above, and a least budget of half the tokens
+        sparsity = None
     method = create(name, sparsity=sparsity, **options)
     plan = method.plan(q, k, LayerContext())
     plan.check()  # a plan is made without it, so that no plan waits for the GPU
     exact, rounded = (method.exact(q, k, v, plan, dtype) for dtype in (torch.float64, q.dtype))
     assert_no_worse_than_rounding(method.attend(q, k, v, plan), exact, rounded)
     fixed = method.with_threshold_for(q, k, LayerContext()).plan(q, k, LayerContext())
-    # A threshold keeps a diagonal of all heads of this method, or skips it.
-    assert abs(fixed.density() - plan.density()) < (0.01 if name == "minference-aligned" else 1e-3)
+    # A threshold keeps a diagonal of all heads of this method, or skips it: of n blocks up to 2 / n of all blocks.
+    limit = 2 * options["block"] / n if name == "minference-aligned" else 1e-3
+    assert abs(fixed.density() - plan.density()) < limit
 
 
 def test_attention_over_the_authors_mask():
