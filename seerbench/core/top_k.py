@@ -43,7 +43,10 @@ def require_budget(kept: float, sparsity: float, why: str, blocks: int = MIN_BLO
         blocks: number of key blocks; with fewer than MIN_BLOCKS nothing is refused.
     """
     if blocks >= MIN_BLOCKS and abs(1 - kept - sparsity) > TOLERANCE + 1e-9:
-        raise Refused(f"skips {1 - kept:.1%} of the blocks where {sparsity:.1%} was requested: {why}")
+        raise Refused(
+            f"skips {1 - kept:.1%} of the blocks where {sparsity:.1%} was requested: {why}; take a longer input, "
+            "smaller blocks or another sparsity"
+        )
 
 
 def top_k_count(blocks: int, sparsity: float) -> int:
