@@ -211,7 +211,9 @@ def _try(entry: Entry, device: str) -> tuple[dict[str, Any], Candidate | None]:
     try:
         prepared = entry.prepare()
         if entry.requested is not None and not prepared.dense:
-            require_budget(1 - prepared.sparsity, entry.requested, "its plan for this input")
+            compared = "more" if prepared.sparsity < entry.requested else "fewer"
+            why = f"its plan for this input keeps {compared} blocks"
+            require_budget(1 - prepared.sparsity, entry.requested, why)
         check = prepared.check
         outcome: dict[str, Any] = {
             "sparsity_realised": prepared.sparsity,
