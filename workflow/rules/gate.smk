@@ -55,7 +55,10 @@ rule profile:
         tokens=lambda wildcards: PRESET.profile(wildcards.model).tokens.file,
         model=lambda wildcards: PRESET.profile(wildcards.model).model.files,
     output:
-        plans=[PRESET.paths.moa_plan("{model}", *budget) for budget in PRESET.moa_budgets()],
+        plans=[
+            PRESET.paths.moa_plan("{model}", *budget)
+            for budget in PRESET.moa_budgets()
+        ],
     log:
         f"{LOGS}/profile-{{model}}.log",
     benchmark:
