@@ -15,6 +15,7 @@ from warm_start import warm_start
 from seerbench.artefacts import ARTEFACTS
 from seerbench.paths import ROOT
 from seerbench.rows.store import Run
+from seerbench.training.checkpoint import checkpoint_file
 
 
 def snakemake(folder, *arguments):
@@ -35,8 +36,8 @@ def snakemake(folder, *arguments):
     ]
 
 
-def kill_when_running(whole, step, name):
-    """Kill the graph and the step with SIGKILL as soon as the step runs."""
+def kill_with_a_checkpoint(whole, step, name, checkpoint):
+    """Kill the graph and the step with SIGKILL as soon as the step has written a checkpoint."""
     deadline = time.monotonic() + 480
     while time.monotonic() < deadline and whole.poll() is None:
         family = psutil.Process(whole.pid).children(recursive=True)
@@ -46,14 +47,15 @@ def kill_when_running(whole, step, name):
             except psutil.NoSuchProcess:
                 continue
             if any(part.endswith("seerbench") for part in line) and step in line and name in line:
-                time.sleep(2)
+                if not checkpoint.exists():
+                    continue
                 for each in [psutil.Process(whole.pid), *family]:
                     if each.is_running():
                         os.kill(each.pid, signal.SIGKILL)
                 whole.wait()
                 return
-        time.sleep(0.1)
-    pytest.fail(f"{step} {name} never ran")
+        time.sleep(0.05)
+    pytest.fail(f"{step} {name} wrote no checkpoint")
 
 
 @pytest.mark.slow
@@ -68,8 +70,8 @@ def test_the_graph_from_nothing_through_a_kill_to_every_artefact(tmp_path):
 def the_graph_through_a_kill(tmp_path, environment):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     whole = subprocess.Popen(snakemake(tmp_path, "--quiet", "all", "--", "figures"), **quiet)
-    kill_when_running(whole, "distill", "pooling")
     run = tmp_path / "results" / "fresh" / "smoke"
+    kill_with_a_checkpoint(whole, "distill", "pooling", checkpoint_file(run / "gates" / "pooling.safetensors"))
     assert not (run / "gates" / "pooling.safetensors").exists()
     done = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
     assert run / "training" / "pretrain-long.parquet" in done
