@@ -4,7 +4,9 @@
 # show_... puts its finished files in the place of the last ones. A step that fails leaves those as they are.
 NEW = f"{FIGURES}/.new"
 PAPER = [near(ROOT / f"results/paper/{name}.csv") for name in ("values", "claims")]
-REPLACE = "ln -f -- {input:q} {params.folder:q} 2> {log:q} || cp -- {input:q} {params.folder:q} 2> {log:q}"
+# Copies, not links: Snakemake sets the time of each output when a rule has ended, and then asks that none is older
+# than an input. With links, an input would get the time of a later output.
+REPLACE = "cp -- {input:q} {params.folder:q} 2> {log:q}"
 
 
 rule draw_figure:
