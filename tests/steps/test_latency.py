@@ -41,7 +41,7 @@ def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch):
         flex_attention, "flex_attention", lambda q, k, v, _: flex_attention.masked_attention(q, k, v)
     )
     job = load_preset("speed", tmp_path).latency("methods", 8192)
-    case = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 2048)
+    case = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 1024)
     named = latency.named(steps_arms.random_arms(job.arms, case, job.setup, job.plans), 64)
     attention = measure_inputs.random_attention(case, 0)
     cells, samples = frames(methods_sweep(RANDOM_INPUTS, attention, named, Timing(rounds=1, min_rounds=1), "run"))
@@ -65,7 +65,7 @@ def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch):
 def test_random_plans_that_differ_have_files_of_their_own(tmp_path):
     job = load_preset("speed", tmp_path).latency("methods", 8192)
     arm = next(arm for arm in job.arms if arm.method == "moa")
-    case = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 2048)
+    case = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 1024)
     for count, change in enumerate(({}, {"seed": 1}, {"block": 128}), 1):
         for _ in range(2):
             steps_arms.random_arms([arm], case, dataclasses.replace(job.setup, **change), tmp_path)
