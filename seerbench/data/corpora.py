@@ -68,6 +68,8 @@ class UnionCorpus(Settings):
     kind: Literal["union"]
     of: Annotated[tuple[Name, ...], Field(min_length=2)]
     """the other corpora"""
+    tokenizer: Name | None = None
+    """the model whose tokenizer makes the tokens, where it is not the preset's"""
 
 
 TextSource = StdlibCorpus | ParquetCorpus | FolderCorpus | HubCorpus

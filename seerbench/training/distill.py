@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +39,10 @@ from seerbench.training.optimizers import GATE_CLIP, cosine_at, set_lr, update_w
 
 # The windows of a batch pass through the model this many tokens at a time, which bounds the memory of a layer.
 TOKENS_AT_ONCE = 131072
+# A gate without pooled queries learns from this many queries in a row of each window, at another place in each step.
+# The target of a query is as large as its row of the attention map, so that of all queries would take most of the
+# time; a run of them has the same loss in the mean over steps.
+QUERIES_PER_STEP = 256
 # Most bytes of the attention map that the target of single queries has in memory at one time.
 MAP_AT_ONCE = {"cpu": 2**23, "cuda": 2**30}
 
@@ -78,7 +83,8 @@ def distill(job: DistillJob) -> list[Row]:
         windows = batch_of(step).tokens
         rate = set_lr([optimizer], cosine_at(step, job.steps, job.warmup))
         own_windows = torch.from_numpy(windows[rank::size]).long().to(device)
-        losses = accumulate_gradients(model, own_windows, trained, job.block)
+        place = float(np.random.default_rng([job.seed, step]).random())
+        losses = accumulate_gradients(model, own_windows, trained, job.block, place)
         for name, loss in losses.items():
             require_finite_loss(loss, step, job, f"the loss of the gate set {name}")
         update_weights([optimizer], [(gates.parameters(), GATE_CLIP) for gates in trained.values()])
@@ -119,7 +125,7 @@ def fresh_gates(model: nn.Module, configs: Mapping[str, GateConfig], seed: int) 
 
 
 def accumulate_gradients(
-    model: nn.Module, windows: Tensor, sets: Mapping[str, nn.ModuleList], block: int
+    model: nn.Module, windows: Tensor, sets: Mapping[str, nn.ModuleList], block: int, place: float = 0.0
 ) -> dict[str, float]:
     """Add the gradients of every gate set on the windows of a batch that belong to this process.
 
@@ -128,6 +134,7 @@ def accumulate_gradients(
         windows: int64 [B, N].
         sets: name -> one gate per layer.
         block: keys per block.
+        place: which queries a gate without pooled queries learns from, 0 to 1 (`queries_of_step`).
 
     Returns:
         The loss of each set, summed over layers and averaged over windows and processes, as the gradients are.
@@ -144,7 +151,7 @@ def accumulate_gradients(
             rope, block_q = gate.config.rope, gate.config.query_block
             if gate.config.q_pool == UNPOOLED:
                 keys = pool_blocks(layer.k_unrotated if rope else k, block)
-                totals[name] += learn_from_queries(gate, keys, q, k, layer.rope, share)
+                totals[name] += learn_from_queries(gate, keys, q, k, layer.rope, share, place)
                 continue
             if (rope, block_q) not in pools:
                 queries, keys = (layer.q_unrotated, layer.k_unrotated) if rope else (q, k)
@@ -168,11 +175,17 @@ def accumulate_gradients(
 
 
 def learn_from_queries(
-    gate: nn.Module, k_pools: Mapping[str, Tensor], q: Tensor, k: Tensor, rope: Rope | None, share: float
+    gate: nn.Module,
+    k_pools: Mapping[str, Tensor],
+    q: Tensor,
+    k: Tensor,
+    rope: Rope | None,
+    share: float,
+    place: float,
 ) -> Tensor:
     """Add the gradients of a gate without pooled queries, whose target has one row per query token.
 
-    The loss is that of all rows; part after part of the rows is in memory.
+    The loss is that of the queries of the step; part after part of them is in memory.
 
     Args:
         gate: an AttnGate whose `q_pool` is UNPOOLED.
@@ -181,21 +194,38 @@ def learn_from_queries(
         k: keys [B, Hk, N, D] after RoPE.
         rope: the model's rotary embedding.
         share: factor on the loss.
+        place: which queries (`queries_of_step`).
 
     Returns:
         The loss, detached.
     """
     batch, heads, tokens, _ = q.shape
-    start = first_row(tokens, gate.config.recipe)
+    learned = queries_of_step(tokens, gate.config.recipe, place)
     at_once = max(1, MAP_AT_ONCE[q.device.type] // (4 * batch * heads * tokens))
     total = torch.zeros((), device=q.device)
-    for first in range(start, tokens, at_once):
-        queries = q[:, :, first : first + at_once]
+    for first in range(learned.start, learned.stop, at_once):
+        queries = q[:, :, first : min(first + at_once, learned.stop)]
         target = token_target(queries, k, first, gate.config.block)
         with torch.enable_grad():
             scores = gate({UNPOOLED: queries}, k_pools, rope, first)
-            part = queries.shape[2] / (tokens - start)
-            loss = share * part * row_loss(scores, target, gate.config.recipe)
+            loss = share * queries.shape[2] / len(learned) * row_loss(scores, target, gate.config.recipe)
             loss.backward()
         total += loss.detach()
     return total
+
+
+def queries_of_step(tokens: int, recipe: str, place: float) -> range:
+    """Return the queries that a gate without pooled queries learns from in one step.
+
+    The rows that the recipe's loss reads are divided into runs of QUERIES_PER_STEP, of which the last may be
+    shorter. If the runs are chosen by chance, each row has the same chance.
+
+    Args:
+        tokens: queries per window.
+        recipe: of the gate's loss, "v1" or "v2".
+        place: from 0 to 1 without 1; chooses the run.
+    """
+    start = first_row(tokens, recipe)
+    runs = range(start, tokens, QUERIES_PER_STEP)
+    first = runs[int(place * len(runs))]
+    return range(first, min(first + QUERIES_PER_STEP, tokens))

@@ -40,10 +40,20 @@ def test_single_queries_learn_the_same_part_by_part(monkeypatch):
     for size in (1, 70 * 8 * 4 * 16, 2**30):
         monkeypatch.setattr(distill, "MAP_AT_ONCE", {"cpu": size})
         with torch.no_grad():
-            found = distill.learn_from_queries(gate, pools, q, k, rope, 0.5)
+            found = distill.learn_from_queries(gate, pools, q, k, rope, 0.5, 0.0)
         assert found.item() == pytest.approx(loss.item() / 2, rel=1e-5)
         assert torch.allclose(gate.wk.grad, want / 2, atol=1e-6)
         gate.wk.grad = None
+
+
+def test_every_query_is_learned_from_once_over_the_places():
+    tokens, step = 8192, distill.QUERIES_PER_STEP
+    runs = 6144 // step  # The recipe v2 leaves out a quarter of the rows.
+    found = [distill.queries_of_step(tokens, "v2", (number + 0.5) / runs) for number in range(runs)]
+    assert sorted(row for run in found for row in run) == list(range(2048, 8192))
+    assert distill.queries_of_step(tokens, "v1", 0.0) == range(step)
+    assert distill.queries_of_step(tokens, "v1", 0.9999) == range(tokens - step, tokens)
+    assert distill.queries_of_step(70, "v2", 0.9) == range(17, 70)  # a short window has one run
 
 
 def test_the_untrained_set_keeps_its_first_weights(world, tmp_path):

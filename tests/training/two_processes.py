@@ -30,13 +30,13 @@ original = distill.accumulate_gradients
 shards = []
 
 
-def step(model, windows, sets, block):
+def step(model, windows, sets, block, place):
     for part in (model.model.layers[0].mlp.up_proj, sets["v1"][0]):
         weight = next(part.parameters())
         shards.append(isinstance(weight, DTensor) and 2 * weight.to_local().numel() == weight.numel())
     if len(windows) != 1:
         raise AssertionError(f"{len(windows)} windows of a batch of 2")
-    return original(model, windows, sets, block)
+    return original(model, windows, sets, block, place)
 
 
 def dies_at_the_third(*arguments):
