@@ -478,6 +478,9 @@ def notebook(
 def publish(
     preset: PresetName,
     machine: Annotated[str, typer.Argument(help="folder name below results/published, such as h100-speed")],
+    gates: Annotated[
+        list[str] | None, typer.Option(help="a gate job whose sets v1 and v2 are published too, in bfloat16")
+    ] = None,
     results: Results = FRESH,
     published: Published = PUBLISHED,
 ) -> None:
@@ -485,11 +488,15 @@ def publish(
 
     Example: `seerbench publish cpu cpu-xeon-2-cores`
     """
+    from seerbench.methods.gate_config import RECIPES
+    from seerbench.methods.gate_files import gates_in_bf16
     from seerbench.rows.publish import publish as copy
 
     if not re.fullmatch(SLUG, machine):
         raise ConfigError(f"a published run has a name of letters, digits, '.', '_' and '-', not {machine!r}")
-    typer.echo(copy(load_preset(preset, results).folder, published / machine))
+    loaded = load_preset(preset, results)
+    contents = {job: gates_in_bf16(loaded.gates(job), tuple(RECIPES)) for job in gates or ()}
+    typer.echo(copy(loaded.folder, published / machine, contents))
 
 
 @app.command(rich_help_panel=KEEP)

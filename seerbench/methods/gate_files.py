@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from seerbench.core.finite import require_finite
@@ -42,6 +42,22 @@ def save_gates(path: Path, sets: Mapping[str, Sequence[AttnGate]]) -> None:
                 f"{name}.{index}.{key}": value.detach().contiguous() for key, value in gate.state_dict().items()
             }
     save_file(tensors, str(path), metadata={METADATA: json.dumps(described)})
+
+
+def gates_in_bf16(path: Path, names: Sequence[str]) -> bytes:
+    """Return some gate sets of a file that `save_gates` wrote, as the content of such a file with bfloat16 weights.
+
+    Raises:
+        ModelError: the file cannot be read, `save_gates` did not write it, or it lacks one of the sets.
+    """
+    with reading(path, ModelError, CURE), safe_open(str(path), framework="pt") as file:
+        sets = _described(file, path)
+        for name in names:
+            if name not in sets:
+                raise ModelError(f"{path} has no gate set {name!r}; it has {', '.join(sets)}")
+        wanted = [key for key in file.keys() if key.split(".")[0] in names]  # noqa: SIM118
+        tensors = {key: file.get_tensor(key).bfloat16() for key in wanted}
+    return save(tensors, metadata={METADATA: json.dumps({name: sets[name] for name in names})})
 
 
 def gate_set_names(path: Path) -> list[str]:

@@ -37,6 +37,7 @@ from seerbench.presets.types import (
     Model,
     Perplexity,
     Profile,
+    PublishedGates,
     RandomModel,
     Recall,
     ReleasedGates,
@@ -226,9 +227,9 @@ class PresetFile(Settings):
             if self.extend and name in self.extend.models():
                 raise _wrong(place, "extend makes gates of that name; give these another")
             self._need_model(place, job.model, weights=True)
-            if isinstance(job, ReleasedGates):
+            if isinstance(job, ReleasedGates | PublishedGates):
                 if not isinstance(self.models.get(job.model), SourceModel):
-                    raise _wrong(place, f"released gates are for a released model, and {job.model} is trained here")
+                    raise _wrong(place, f"these gates are for a released model, and {job.model} is trained here")
                 continue
             self._need_corpus(place, job.corpus, "train", job.model)
             self._need_positions(f"{place}/context", job.model, job.context)
@@ -403,7 +404,7 @@ class PresetFile(Settings):
         job = self.gates.get(each.gate.job) if each.gate else None
         if isinstance(job, TrainedGates):
             return job.block or self.block
-        return None if isinstance(job, ReleasedGates) else each.arm.block or self.block
+        return None if isinstance(job, ReleasedGates | PublishedGates) else each.arm.block or self.block
 
     def _check_recipe(self, place: str, each: FlatArm, model: str) -> None:
         """Check how model and gates of an arm were trained against what the arm says."""
@@ -494,8 +495,8 @@ class PresetFile(Settings):
         else:
             self._need(place, "gates", gate.job)
             job = self.gates[gate.job]
-            # A file of released gates has one set, whose name is its recipe.
-            names = list(GATE_RECIPES) if isinstance(job, ReleasedGates) else job.set_names()
+            # Released and published gates have sets that are named after their recipes.
+            names = job.set_names() if isinstance(job, TrainedGates) else list(GATE_RECIPES)
             trained_for = job.model
         if gate.set not in (*names, EVERY_SET):
             raise _wrong(place, f"the gates {gate.job!r} have no set {gate.set!r}; {advice(gate.set, names)}")

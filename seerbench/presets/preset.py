@@ -59,6 +59,7 @@ from seerbench.presets.types import (
     Latency,
     LongBench,
     MethodsSweep,
+    PublishedGates,
     RandomModel,
     ReleasedGates,
     SourceModel,
@@ -352,12 +353,16 @@ class Preset:
         """Return the file of a gate job, or of the gates that a joint model was trained with."""
         if self.finetuned_models().get(job) is not None:
             return self.paths.joint_gates(job)
-        _one_of("gates", self.file.gates, job)
+        found = _one_of("gates", self.file.gates, job)
+        if isinstance(found, PublishedGates):
+            return RunPaths(PUBLISHED / found.published).gates(found.job)
         return self.paths.gates(job)
 
     def distill(self, name: str) -> DistillJob:
         """Return the job that trains the sets of a gate job."""
         job = _one_of("gates", self.file.gates, name)
+        if isinstance(job, PublishedGates):
+            raise ConfigError(f"the gates {name!r} are those of a published run; nothing trains them")
         if isinstance(job, ReleasedGates):
             raise ConfigError(
                 f"the gates {name!r} are released ones; run: seerbench import-gates {self.name} {name}"
@@ -388,6 +393,8 @@ class Preset:
     def import_gates(self, name: str) -> ImportGatesJob:
         """Return the job that reads released gates."""
         job = _one_of("gates", self.file.gates, name)
+        if isinstance(job, PublishedGates):
+            raise ConfigError(f"the gates {name!r} are those of a published run; nothing imports them")
         if isinstance(job, TrainedGates):
             raise ConfigError(f"the gates {name!r} are trained here; run: seerbench distill {self.name} {name}")
         return ImportGatesJob(

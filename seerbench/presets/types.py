@@ -344,9 +344,21 @@ class ReleasedGates(Settings):
     revision: Text | None = None
 
 
+class PublishedGates(Settings):
+    """Gates of a published run of this project, in place of training: the sets v1 and v2 of one gate job."""
+
+    model: Text
+    published: Name
+    """the run: folder below results/published"""
+    job: Name
+    """the gate job of that run"""
+
+
 Gates = Annotated[
-    Annotated[TrainedGates, Tag("gates trained here")] | Annotated[ReleasedGates, Tag("released gates")],
-    _tagged({"source": "released gates"}, "gates trained here"),
+    Annotated[TrainedGates, Tag("gates trained here")]
+    | Annotated[ReleasedGates, Tag("released gates")]
+    | Annotated[PublishedGates, Tag("published gates")],
+    _tagged({"source": "released gates", "published": "published gates"}, "gates trained here"),
 ]
 
 

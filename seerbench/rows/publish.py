@@ -19,12 +19,13 @@ from seerbench.rows.store import Run, write_rows
 from seerbench.writing import atomically, write_bytes
 
 
-def publish(fresh: Path, published: Path) -> Path:
+def publish(fresh: Path, published: Path, gates: Mapping[str, bytes] | None = None) -> Path:
     """Copy the run `fresh` to the folder `published`, one file per table, and return that folder.
 
-    The plan files that rows name (MoA, MInference) are copied too. An earlier publication there is replaced as a
-    whole, once the new one is complete. Raises ResultsError where there are no rows, or where some were measured
-    from a tree with uncommitted changes or at an unknown commit, since nobody could check that tree out.
+    The plan files that rows name (MoA, MInference) are copied too, and gates are added: the content of a file for
+    each gate job. An earlier publication there is replaced as a whole, once the new one is complete. Raises
+    ResultsError where there are no rows, or where some were measured from a tree with uncommitted changes or at an
+    unknown commit, since nobody could check that tree out.
     """
     run = Run(fresh)
     runs = run.table("runs")
@@ -36,15 +37,16 @@ def publish(fresh: Path, published: Path) -> Path:
         raise ResultsError(f"not published: {steps} ran on a dirty or unknown commit; commit, then measure again")
     by_id = {row["run_id"]: row for row in runs.to_dict("records")}
     tables = {name: rows for name in TABLES if name != "runs" and len(rows := run.table(name))}
-    plans = {f"plans/{plan.name}": plan.read_bytes() for plan in sorted(fresh.glob("plans/*.json"))}
+    files = {f"plans/{plan.name}": plan.read_bytes() for plan in sorted(fresh.glob("plans/*.json"))}
+    files |= {f"gates/{job}.safetensors": content for job, content in (gates or {}).items()}
 
     def write(folder: Path) -> None:
         for table, rows in tables.items():
             steps = [without_nan(by_id[run_id]) for run_id in rows.run_id.unique()]
             write_rows(folder / table / "all.parquet", table, rows, steps)
-        for name, content in plans.items():
+        for name, content in files.items():
             write_bytes(folder / name, content)
-        Manifest.write(folder, [*(f"{table}/all.parquet" for table in tables), *plans])
+        Manifest.write(folder, [*(f"{table}/all.parquet" for table in tables), *files])
 
     atomically(published, write)
     return published

@@ -14,7 +14,7 @@ from seerbench.core.problem import LayerContext
 from seerbench.errors import ModelError, Refused
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
-from seerbench.methods.gate_files import gate_set_names, load_gates, save_gates
+from seerbench.methods.gate_files import gate_set_names, gates_in_bf16, load_gates, save_gates
 from seerbench.methods.registry import create
 
 
@@ -35,6 +35,17 @@ def test_gates_come_back_from_their_file(tmp_path):
             assert all(torch.equal(x, y) for x, y in zip(before.parameters(), after.parameters(), strict=True))
     with pytest.raises(ValueError, match="it has v1, v2"):
         load_gates(path, "v9")
+    small = tmp_path / "small.safetensors"
+    small.write_bytes(gates_in_bf16(path, ["v2"]))
+    assert gate_set_names(small) == ["v2"]
+    for before, after in zip(sets["v2"], load_gates(small, "v2"), strict=True):
+        assert before.config == after.config
+        assert all(
+            torch.equal(x.bfloat16().float(), y)
+            for x, y in zip(before.parameters(), after.parameters(), strict=True)
+        )
+    with pytest.raises(ModelError, match="no gate set 'v9'"):
+        gates_in_bf16(path, ["v9"])
 
 
 @pytest.fixture

@@ -93,6 +93,25 @@ def test_released_gates_are_not_trained(tmp_path):
     assert paper.corpus("redpajama-mistral").tokenizer.location == "mistralai/Mistral-7B-v0.3"
 
 
+def test_published_gates_are_read_where_they_were_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PUBLISHED", tmp_path)
+    smoke = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
+    gates = smoke["gates"] | {"real": {"model": "real", "published": "gpu-run", "job": "long"}}
+    models = smoke["models"] | {"real": {"source": "a/model"}}
+    arm = {"method": "seer", "gate": "real:v2", "recipe": "post", "sparsities": [0.5]}
+    contexts = smoke["perplexity"]["contexts"] | {"model": "real", "arms": [arm]}
+    preset = edited(tmp_path, gates=gates, models=models, perplexity={"contexts": contexts})
+    (group,) = preset.perplexity("contexts").groups
+    assert group.arms[0].gates == tmp_path / "gpu-run" / "gates" / "long.safetensors"
+    assert "real" not in [*preset.trained_gates(), *preset.released_gates()]
+    for step in (preset.distill, preset.import_gates):
+        with pytest.raises(ConfigError, match="published run"):
+            step("real")
+    wrong = contexts | {"arms": [arm | {"gate": "real:token"}]}
+    with pytest.raises(ConfigError, match="no set 'token'"):
+        edited(tmp_path, gates=gates, models=models, perplexity={"contexts": wrong})
+
+
 def test_released_gates_answer_as_their_authors_evaluate_them(tmp_path):
     (group,) = load_preset("paper", tmp_path).tasks("longbench").groups
     released = [arm for arm in group.arms if arm.gate and arm.gate.job == "released"]

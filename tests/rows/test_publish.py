@@ -24,12 +24,13 @@ def test_publishing_is_deliberate_and_checked(tmp_path):
         write_rows(fresh / "cells" / f"{'ab'[number]}.parquet", "cells", rows_for("cells", run), run)
     (fresh / "plans").mkdir()
     (fresh / "plans" / "moa.json").write_text("{}")
-    publish(fresh, published)
+    publish(fresh, published, {"long": b"gates"})
+    assert (published / "gates" / "long.safetensors").read_bytes() == b"gates"
     assert len(Run(published).table("cells")) == 6
     assert Run(published).table("runs").run_id.tolist() == ["run-0", "run-1"]
     assert stale(published) == []
     manifest = json.loads((published / "MANIFEST.json").read_text())
-    assert list(manifest) == ["cells/all.parquet", "plans/moa.json"]
+    assert list(manifest) == ["cells/all.parquet", "plans/moa.json", "gates/long.safetensors"]
     old = a_run(source_digest="older")
     write_rows(published / "cells" / "all.parquet", "cells", rows_for("cells", old), old)
     (file,) = stale(published)
