@@ -172,6 +172,10 @@ def test_doctor_says_what_there_is_and_what_is_missing(seerbench, edited):
         del config["tasks"]
         config["corpora"]["toy"] = {"kind": "parquet", "path": "no/books.parquet"}
 
+    done = seerbench("doctor", "gpu")
+    assert re.search(r"corpus     books: no \S+books\.parquet; emozilla/pg19 in its place", done.out)
+    assert "source     emozilla/pg19: the hub or its cache" in done.out
+
     done = seerbench("doctor", edited(change))
     assert "artefact   table2: not from this preset (tasks/longbench|retrieval)" in done.out
     assert "books.parquet does not exist" in done.out

@@ -23,12 +23,43 @@ class StdlibCorpus(Settings):
     """file: each file is a document; folder: the files of one folder are one document"""
 
 
+class SplitFiles(Settings):
+    """The files of a data set that are one split."""
+
+    files: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """names or patterns of files: parquet, .jsonl, .jsonl.gz"""
+    documents: Count | None = None
+    """keep this many of the first rows; without it, all"""
+
+
+class DividedDataSet(Settings):
+    """A Hugging Face data set that has files for each split, one document per row."""
+
+    name: Text
+    """data set id, or its folder below the preset's data folder"""
+    revision: Text
+    """commit or tag on the hub"""
+    text: Text = "text"
+    """the column that holds the text"""
+    train: SplitFiles
+    validation: SplitFiles | None = None
+    """without it, the split is empty"""
+    test: SplitFiles
+
+    def splits(self) -> dict[str, SplitFiles]:
+        """Return the files of each split that the data set has."""
+        given = {split: getattr(self, split) for split in SPLITS}
+        return {split: files for split, files in given.items() if files is not None}
+
+
 class ParquetCorpus(Settings):
-    """One parquet file with the columns id, text and split."""
+    """One parquet file with the columns id, text and split, or else a data set of the hub."""
 
     kind: Literal["parquet"]
     path: Text
     """relative to the preset's data folder"""
+    otherwise: DividedDataSet | None = None
+    """the data set that is read where there is no such file"""
     tokenizer: Name | None = None
     """the model whose tokenizer makes the tokens, where it is not the preset's"""
 

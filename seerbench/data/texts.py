@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import os
+import platform
 import re
 import sysconfig
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,15 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from seerbench.data.corpora import SPLITS, FolderCorpus, HubCorpus, ParquetCorpus, StdlibCorpus, TextSource
+from seerbench.data.corpora import (
+    SPLITS,
+    DividedDataSet,
+    FolderCorpus,
+    HubCorpus,
+    ParquetCorpus,
+    StdlibCorpus,
+    TextSource,
+)
 from seerbench.errors import CorpusError
 from seerbench.reading import first_line, read_utf8, reading
 from seerbench.rows import parquet
@@ -53,13 +62,48 @@ def read_texts(source: TextSource) -> pd.DataFrame:
     if isinstance(source, StdlibCorpus):
         frame = read_stdlib(source.documents)
     elif isinstance(source, ParquetCorpus):
-        frame = read_parquet(source.path)
+        data_set = _in_place_of(source)
+        frame = read_parquet(source.path) if data_set is None else read_divided(data_set, source.path)
     elif isinstance(source, FolderCorpus):
         frame = read_folder(source.path)
     else:
         frame = read_hub(source)
         needed = (source.split,) if source.split else needed
     return checked_texts(frame, f"corpus of kind {source.kind!r}", needed)
+
+
+def origin(source: TextSource) -> str:
+    """Say in one line which text `read_texts` reads now: a file with its sha256, a data set with its revision, ...
+
+    Args:
+        source: as in `read_texts`.
+
+    Raises:
+        CorpusError: the file of a parquet corpus cannot be read.
+    """
+    if isinstance(source, StdlibCorpus):
+        return f"the standard library of Python {platform.python_version()}"
+    if isinstance(source, FolderCorpus):
+        return f"the folder {source.path}"
+    if isinstance(source, HubCorpus):
+        return data_set_origin(source.name, source.revision)
+    data_set = _in_place_of(source)
+    if data_set is not None:
+        return data_set_origin(data_set.name, data_set.revision)
+    with reading(source.path, CorpusError, PATH_CURE), open(source.path, "rb") as file:
+        return f"{Path(source.path).name} with sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def data_set_origin(name: str, revision: str | None) -> str:
+    """Say in one line which copy of a data set `dataset_folder` gives for these arguments."""
+    if Path(name).is_dir():
+        return f"the copy of a data set in {name}"
+    return f"{name} at {revision or 'the newest revision'}"
+
+
+def _in_place_of(source: ParquetCorpus) -> DividedDataSet | None:
+    """Return the data set that is read in place of a file; None if the file is there or there is no data set."""
+    return None if os.path.lexists(source.path) else source.otherwise
 
 
 def read_stdlib(documents: str = "file") -> pd.DataFrame:
@@ -216,7 +260,8 @@ def read_hub(source: HubCorpus) -> pd.DataFrame:
     ids: list[str] = []
     texts: list[str] = []
     for path in paths:
-        column = _column(path, source.text)
+        still = None if source.documents is None else source.documents - len(texts)
+        column = _column(path, source.text, still)
         ids += [f"{path.relative_to(folder).as_posix()}/{row}" for row in range(len(column))]
         texts += column
         if source.documents is not None and len(texts) >= source.documents:
@@ -224,6 +269,45 @@ def read_hub(source: HubCorpus) -> pd.DataFrame:
     frame = pd.DataFrame({"id": ids[: source.documents], "text": texts[: source.documents]})
     frame["split"] = source.split or [hashed_split(row) for row in frame["id"]]
     return frame
+
+
+def read_divided(source: DividedDataSet, missing: str) -> pd.DataFrame:
+    """Read a data set of the hub that has files for each split, in place of a parquet file.
+
+    Args:
+        source: the data set.
+        missing: the parquet file, for the message.
+
+    Returns:
+        Columns id, text, split.
+
+    Raises:
+        CorpusError: no such files, no column of that name, or neither file nor data set; the text then says where
+            to put the file, and has the command that fetches the data set.
+    """
+    splits = source.splits()
+    names = [name for files in splits.values() for name in files.files]
+    try:
+        folder = dataset_folder(source.name, names, source.revision)
+    except CorpusError as error:
+        raise CorpusError(
+            f"{missing} does not exist; put a parquet file with the columns id, text and split (train, validation"
+            f" or test) there, or let a data set be read in its place: {error}"
+        ) from None
+    frames = [
+        read_hub(
+            HubCorpus(
+                kind="hub",
+                name=str(folder),
+                files=files.files,
+                text=source.text,
+                split=split,
+                documents=files.documents,
+            )
+        )
+        for split, files in splits.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
 
 
 def dataset_folder(name: str, files: Sequence[str], revision: str | None = None) -> Path:
@@ -257,22 +341,27 @@ def dataset_folder(name: str, files: Sequence[str], revision: str | None = None)
     return Path(folder)
 
 
-def _column(path: Path, text: str) -> list[str]:
-    """Return the column `text` of a parquet, .jsonl or .jsonl.gz file; raise CorpusError if it has none."""
+def _column(path: Path, text: str, documents: int | None) -> list[str]:
+    """Return the column `text` of a parquet, .jsonl or .jsonl.gz file; raise CorpusError if it has none.
+
+    documents: rows that are wanted, of which a .jsonl file gives no more; None for all.
+    """
     with reading(path, CorpusError, HUB_CURE):
         if path.suffix == ".parquet":
             known = parquet.column_names(path, CorpusError, HUB_CURE)
             if text in known:
                 return parquet.read(path, CorpusError, HUB_CURE, columns=[text]).column(0).to_pylist()
         elif path.name.removesuffix(".gz").endswith(".jsonl"):
-            return _json_column(path, text)
+            return _json_column(path, text, documents)
         else:
             raise CorpusError(f"{path} is neither parquet nor .jsonl nor .jsonl.gz; set corpus.files to those")
     raise CorpusError(f"{path} has no column {text!r}; set corpus.text to one of: {', '.join(known)}")
 
 
-def _json_column(path: Path, text: str) -> list[str]:
-    """Return the entry `text` of every line of a .jsonl or .jsonl.gz file; empty lines are left out.
+def _json_column(path: Path, text: str, documents: int | None) -> list[str]:
+    """Return the entry `text` of the first lines of a .jsonl or .jsonl.gz file; empty lines are left out.
+
+    documents: the number of lines; None for all. What follows them is not read, as it may be gigabytes.
 
     Raises:
         CorpusError: a line that is no JSON object with this entry.
@@ -297,6 +386,8 @@ def _json_column(path: Path, text: str) -> list[str]:
             if not isinstance(row[text], str) or SURROGATE.search(row[text]):
                 raise CorpusError(f"{path}, line {number}: {text!r} is no valid string; clean the data set")
             texts.append(row[text])
+            if len(texts) == documents:
+                break
     return texts
 
 

@@ -142,6 +142,7 @@ class CorpusCard:
     name: str
     sha256: str  # over ids, splits and texts
     vocabulary: str  # `vocabulary_hash` of the tokenizer
+    read: str  # which texts were read: files with their hashes, data sets with their revisions
 
 
 def read_card(tokens: Path) -> CorpusCard:
@@ -149,7 +150,7 @@ def read_card(tokens: Path) -> CorpusCard:
     file = tokens.with_suffix(".json")
     content = read_json(file, CorpusError, CURE)
     with reading(file, CorpusError, CURE):
-        return CorpusCard(content["name"], content["sha256"], content["vocabulary"])
+        return CorpusCard(content["name"], content["sha256"], content["vocabulary"], content["read"])
 
 
 def require_vocabulary(tokens: Path, tokenizer: PreTrainedTokenizerFast, model: str) -> None:
@@ -191,6 +192,7 @@ def tokenize(
     *,
     name: str,
     source: Mapping[str, Any],
+    read: str,
 ) -> dict[str, Any]:
     """Write a corpus as tokens: `out` (parquet: id, split, tokens), and a card beside it with the suffix .json.
 
@@ -203,10 +205,11 @@ def tokenize(
         out: the parquet file.
         name: the corpus' name in rows and figures.
         source: the settings of the corpus, kept in the card.
+        read: which texts these are (`texts.origin`), kept in the card and in rows.
 
     Returns:
-        The card: name, source, sha256 (over ids, splits and texts), tokenizer and vocabulary (their hashes), and by
-        split documents, tokens and longest (tokens of the longest document).
+        The card: name, source, read, sha256 (over ids, splits and texts), tokenizer and vocabulary (their hashes),
+        and by split documents, tokens and longest (tokens of the longest document).
     """
     out = Path(out)
     with tqdm(total=len(texts), desc=f"tokenize {name}", unit="doc", mininterval=1) as bar:
@@ -214,6 +217,7 @@ def tokenize(
     card = {
         "name": name,
         "source": dict(source),
+        "read": read,
         "sha256": sha256,
         "tokenizer": tokenizer_hash(tokenizer),
         "vocabulary": vocabulary_hash(tokenizer),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from seerbench.data.corpora import Corpus, HubCorpus, UnionCorpus
+from seerbench.data.corpora import SPLITS, Corpus, HubCorpus, ParquetCorpus, UnionCorpus
 from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.methods.gate_config import RECIPES as GATE_RECIPES
 from seerbench.methods.registry import card_of
@@ -449,10 +449,10 @@ class PresetFile(Settings):
         self._need(place, "corpora", name)
         corpus = self.corpora[name]
         parts = [self.corpora[part] for part in corpus.of] if isinstance(corpus, UnionCorpus) else [corpus]
-        fixed = {part.split for part in parts if isinstance(part, HubCorpus)}
-        if all(isinstance(part, HubCorpus) for part in parts) and None not in fixed and split not in fixed:
-            given = ", ".join(sorted(str(each) for each in fixed))
-            raise _wrong(place, f"the split {split} of {name} is read, and all of {name} is {given}")
+        given = {each for part in parts for each in _splits_of(part)}
+        if split not in given:
+            there = ", ".join(each for each in SPLITS if each in given)
+            raise _wrong(place, f"the split {split} of {name} is read, and all of {name} is {there}")
         own = _own_tokenizer(corpus)
         if own is not None and model is not None and self._architecture(model) is not None:
             text = f"the tokens of {name} are those of {own}, and {model} is trained on the preset's tokenizer"
@@ -515,6 +515,15 @@ class PresetFile(Settings):
 def _own_tokenizer(corpus: Corpus) -> str | None:
     """Return the model whose tokenizer a corpus has; None if it has the preset's."""
     return getattr(corpus, "tokenizer", None)
+
+
+def _splits_of(corpus: Corpus) -> Iterable[str]:
+    """Return the splits that a corpus may have; a file or data set without named splits may have any."""
+    if isinstance(corpus, HubCorpus) and corpus.split is not None:
+        return [corpus.split]
+    if isinstance(corpus, ParquetCorpus) and corpus.otherwise is not None:
+        return corpus.otherwise.splits()
+    return SPLITS
 
 
 def _listed(values: Iterable[int]) -> str:

@@ -273,7 +273,11 @@ class Preset:
         if isinstance(corpus, UnionCorpus):
             return {part: self._texts(part)[part] for part in corpus.of}
         if isinstance(corpus, ParquetCorpus | FolderCorpus):
-            return {name: corpus.model_copy(update={"path": str(self.data(corpus.path))})}
+            update: dict[str, Any] = {"path": str(self.data(corpus.path))}
+            if isinstance(corpus, ParquetCorpus) and corpus.otherwise is not None:
+                folder = str(self.local(corpus.otherwise.name))
+                update["otherwise"] = corpus.otherwise.model_copy(update={"name": folder})
+            return {name: corpus.model_copy(update=update)}
         if isinstance(corpus, HubCorpus):
             return {name: corpus.model_copy(update={"name": str(self.local(corpus.name))})}
         return {name: corpus}

@@ -61,7 +61,11 @@ def report(preset: Preset) -> tuple[list[str], list[str]]:
     if shutil.which("g++") is None and preset.file.device == "cpu":
         missing.append("g++ not found; torch needs it to compile FlexAttention on a CPU: apt-get install g++")
     for name, corpus in preset.file.corpora.items():
-        if isinstance(corpus, ParquetCorpus | FolderCorpus) and not preset.data(corpus.path).exists():
+        if not isinstance(corpus, ParquetCorpus | FolderCorpus) or preset.data(corpus.path).exists():
+            continue
+        if isinstance(corpus, ParquetCorpus) and corpus.otherwise is not None:
+            lines.append(f"corpus     {name}: no {preset.data(corpus.path)}; {corpus.otherwise.name} in its place")
+        else:
             missing.append(f"corpus {name}: {preset.data(corpus.path)} does not exist; set SEERBENCH_DATA")
     for source in _sources(preset):
         folder = preset.local(source)
@@ -82,10 +86,12 @@ def report(preset: Preset) -> tuple[list[str], list[str]]:
 
 
 def _sources(preset: Preset) -> list[str]:
-    """Return the hub ids of the preset's models, gates and data sets."""
+    """Return the hub ids of the preset's models, gates and data sets, also of those in place of a file."""
     file = preset.file
     parts = [file.tokenizer, *file.models.values(), *file.gates.values()]
     sources = [part.source for part in parts if isinstance(part, SourceTokenizer | SourceModel | ReleasedGates)]
     sources += [corpus.name for corpus in file.corpora.values() if isinstance(corpus, HubCorpus)]
+    others = [corpus.otherwise for corpus in file.corpora.values() if isinstance(corpus, ParquetCorpus)]
+    sources += [other.name for other in others if other is not None]
     sources += [tasks.longbench for tasks in file.tasks.values() if isinstance(tasks, LongBench)]
     return list(dict.fromkeys(sources))

@@ -36,6 +36,7 @@ def provenance(
     scale_kind: str | None = None,
     corpus: str | None = None,
     corpus_sha256: str | None = None,
+    corpus_source: str | None = None,
     corpus_split: str | None = None,
 ) -> dict[str, Any]:
     """Return the `runs` row of this execution. Call it when the step starts; `finish` fills in the wall time.
@@ -50,6 +51,7 @@ def provenance(
         scale_kind: one of schema.SCALE_KINDS; None if it has none.
         corpus: the corpus that the step reads, if any.
         corpus_sha256: the hash of its texts.
+        corpus_source: which texts these are: files with their hashes, data sets with their revisions.
         corpus_split: the split that the step reads: train, validation or test.
     """
     started = datetime.now(UTC)
@@ -68,6 +70,7 @@ def provenance(
         "seed": seed,
         "corpus": corpus,
         "corpus_sha256": corpus_sha256,
+        "corpus_source": corpus_source,
         "corpus_split": corpus_split,
         "commit": commit,
         "dirty": dirty,

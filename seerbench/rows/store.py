@@ -11,8 +11,8 @@ Three checks find damage when a file is read: page checksums (parquet.py); a dig
 metadata, since page checksums do not cover the end of the file, where names, places and metadata are; and, for
 published runs, the hashes in their manifest (manifest.py), since some are older than the other two.
 
-Files of schema versions 1 and 2 are read too. migration.py fills the columns that version 1 lacks, and the columns
-of version 3 (the load of the machine) are empty in older rows.
+Files of earlier schema versions are read too. migration.py fills the columns that version 1 lacks, and the columns
+of later versions are empty in older rows.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from seerbench.data import longbench
 from seerbench.data.lookup_tasks import TASKS
-from seerbench.data.texts import dataset_folder
+from seerbench.data.texts import data_set_origin, dataset_folder
 from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.measure import maps, perplexity, recall, tasks
 from seerbench.methods.gate_files import load_gates
@@ -63,6 +63,7 @@ def _measure_longbench(job: LongBenchJob) -> None:
     folder = dataset_folder(str(job.source), files, job.revision)
     questions = longbench.read_examples(folder, job.tasks or list(longbench.TASKS), job.examples)
     run |= {"corpus": longbench.CORPUS, "corpus_sha256": longbench.digest(questions), "corpus_split": "test"}
+    run["corpus_source"] = data_set_origin(str(job.source), job.revision)
     rows: list[dict[str, Any]] = []
     with tqdm(total=0, desc=f"tasks {job.experiment}", unit="answer", mininterval=1) as bar:
         for group in job.groups:

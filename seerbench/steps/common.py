@@ -45,11 +45,12 @@ def require(preset: Preset, inputs: Iterable[Path], outputs: Iterable[Path]) -> 
 
 
 def start(setup: Setup, step: str, tokens: Tokens | None = None, split: str | None = None) -> dict[str, Any]:
-    """Return the provenance of a step, with the hash of the corpus and the split that it reads.
+    """Return the provenance of a step, with the hash and source of the corpus and the split that it reads.
 
     step: the words of its command line, without the preset: "latency kernel 8192".
     """
     name, *arguments = step.split()
+    card = None if tokens is None else read_card(tokens.file)
     return provenance(
         step,
         command=shlex.join(["seerbench", name, setup.reference, *arguments]),
@@ -59,7 +60,8 @@ def start(setup: Setup, step: str, tokens: Tokens | None = None, split: str | No
         seed=setup.seed,
         device=setup.device,
         corpus=None if tokens is None else tokens.corpus,
-        corpus_sha256=None if tokens is None else read_card(tokens.file).sha256,
+        corpus_sha256=None if card is None else card.sha256,
+        corpus_source=None if card is None else card.read,
         corpus_split=split,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from seerbench.data.corpora import TextSource
-from seerbench.data.texts import read_texts, union_of
+from seerbench.data.texts import origin, read_texts, union_of
 from seerbench.data.tokens import load_tokenizer, tokenize, train_tokenizer
 from seerbench.presets.preset import Preset
 from seerbench.steps.common import require
@@ -31,10 +31,16 @@ def make_corpus(preset: Preset, name: str) -> None:
     job = preset.corpus(name)
     require(preset, job.tokenizer_files, [job.out])
     tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
-    tokenize(_texts(job.texts, job.is_union), tokenizer, job.out, name=name, source=job.card)
+    texts = _texts(job.texts, job.is_union)
+    tokenize(texts, tokenizer, job.out, name=name, source=job.card, read=_origins(job.texts))
 
 
 def _texts(sources: Mapping[str, TextSource], is_union: bool) -> pd.DataFrame:
     """Return the documents of a corpus: columns id, text and split."""
     frames = {name: read_texts(source) for name, source in sources.items()}
     return union_of(frames) if is_union else next(iter(frames.values()))
+
+
+def _origins(sources: Mapping[str, TextSource]) -> str:
+    """Say in one line which texts a corpus was made of."""
+    return "; ".join(origin(source) for source in sources.values())

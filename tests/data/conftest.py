@@ -23,7 +23,7 @@ def tokenized(texts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     train = texts[texts["split"] == "train"]["text"].tolist()
     tokenizer = train_tokenizer(train, 300, folder / "tokenizer")
-    summary = tokenize(texts, tokenizer, folder / "tokens.parquet", name="toy", source={"kind": "toy"})
+    summary = tokenize(texts, tokenizer, folder / "tokens.parquet", name="toy", source={"kind": "toy"}, read="toy")
     return folder, tokenizer, summary
 
 

@@ -1,6 +1,7 @@
 """Test texts: splits never share a document, each kind of corpus is read, and errors name what is missing."""
 
 import gzip
+import hashlib
 import json
 import os
 
@@ -14,6 +15,7 @@ from seerbench.data.texts import (
     STDLIB_SKIPPED_FOLDERS,
     checked_texts,
     hashed_split,
+    origin,
     read_folder,
     read_texts,
     union_of,
@@ -23,7 +25,12 @@ from seerbench.errors import CorpusError
 
 def read(source):
     """Return the documents of a source, given as in a preset."""
-    return read_texts(TypeAdapter(Corpus).validate_python(source))
+    return read_texts(corpus(source))
+
+
+def corpus(source):
+    """Return a source, given as in a preset, as its type."""
+    return TypeAdapter(Corpus).validate_python(source)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +112,86 @@ def test_a_data_set_of_the_hub_offline_says_what_to_type(monkeypatch):
     command = r"hf download --repo-type dataset some/set --revision abc --include 'data/test-\*\.parquet'"
     with pytest.raises(CorpusError, match=f"HF_HUB_OFFLINE.*{command}"):
         read(PG19)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Stand for the hub: one data set with a train and a test file. Return the list of what was asked for."""
+    folder, asked = tmp_path / "hub", []
+    folder.mkdir()
+    pd.DataFrame({"body": ["a", "b", "c", "in both"]}).to_parquet(folder / "train-0.parquet")
+    (folder / "test.jsonl").write_text('{"body": "d"}\n{"body": "in both"}\n{"body": "too many"}\nno JSON\n')
+
+    def fetch(name, *, repo_type, revision, allow_patterns):
+        asked.append((name, repo_type, revision, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    return asked
+
+
+def books(folder):
+    """Return a corpus that is a file in the folder, or else a data set."""
+    return {
+        "kind": "parquet",
+        "path": str(folder / "books.parquet"),
+        "otherwise": {
+            "name": "some/set",
+            "revision": "abc",
+            "text": "body",
+            "train": {"files": ["train-*.parquet"]},
+            "test": {"files": ["test.jsonl"], "documents": 2},
+        },
+    }
+
+
+def test_a_data_set_takes_the_place_of_a_file_that_is_not_there(hub, tmp_path):
+    found = read(books(tmp_path))
+    assert hub == [("some/set", "dataset", "abc", ["train-*.parquet", "test.jsonl"])]
+    assert found.set_index("id").split.to_dict() == {
+        **{f"train-0.parquet/{row}": "train" for row in range(3)},  # the fourth is a text of the test split
+        **{f"test.jsonl/{row}": "test" for row in range(2)},
+    }
+    assert origin(corpus(books(tmp_path))) == "some/set at abc"
+
+
+def test_a_file_is_read_before_the_data_set_that_could_take_its_place(hub, texts, tmp_path):
+    file = tmp_path / "books.parquet"
+    texts.to_parquet(file)
+    assert read(books(tmp_path)).id.tolist() == texts.id.tolist()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert origin(corpus(books(tmp_path))) == f"books.parquet with sha256 {digest}"
+    file.unlink()
+    file.symlink_to(tmp_path / "gone")  # a file that was meant to be there
+    with pytest.raises(CorpusError, match=r"books\.parquet is a link to a file that does not exist"):
+        read(books(tmp_path))
+    assert hub == []
+
+
+def test_without_file_and_data_set_one_line_says_how_to_get_either(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CorpusError) as error:
+        read(books(tmp_path))
+    said = str(error.value)
+    assert "\n" not in said
+    assert (
+        f"{tmp_path}/books.parquet does not exist; put a parquet file with the columns id, text and split" in said
+    )
+    fetch = (
+        "hf download --repo-type dataset some/set --revision abc --include 'train-*.parquet' --include 'test.jsonl'"
+    )
+    assert f"`{fetch} --local-dir DATA/some/set`" in said
+
+
+def test_every_kind_of_corpus_says_where_it_is_from(tmp_path):
+    assert origin(corpus({"kind": "stdlib"})).startswith("the standard library of Python 3.")
+    assert origin(corpus({"kind": "folder", "path": str(tmp_path)})) == f"the folder {tmp_path}"
+    assert origin(corpus(PG19)) == "some/set at abc"
+    assert origin(corpus({**PG19, "revision": None})) == "some/set at the newest revision"
+    assert origin(corpus({**PG19, "name": str(tmp_path)})) == f"the copy of a data set in {tmp_path}"
+    with pytest.raises(CorpusError, match="does not exist"):
+        origin(corpus({"kind": "parquet", "path": str(tmp_path / "x.parquet")}))
 
 
 def test_files_of_a_data_set_are_read_as_they_are(tmp_path):

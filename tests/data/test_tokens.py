@@ -53,7 +53,7 @@ def test_hash_sees_every_field(texts, tokenized, tmp_path):
     for column, value in (("id", "other"), ("text", "other"), ("split", "validation")):
         changed = texts.copy()
         changed.loc[0, column] = value
-        again = tokenize(changed, tokenizer, tmp_path / "t.parquet", name="toy", source={})
+        again = tokenize(changed, tokenizer, tmp_path / "t.parquet", name="toy", source={}, read="toy")
         assert again["sha256"] != summary["sha256"], column
 
 
@@ -64,7 +64,7 @@ def test_interrupted_write_leaves_the_old_file(texts, tokenized, tmp_path):
     broken = texts.copy()
     broken.loc[5, "split"] = "nowhere"
     with pytest.raises(KeyError):
-        tokenize(broken, tokenizer, out, name="toy", source={})
+        tokenize(broken, tokenizer, out, name="toy", source={}, read="toy")
     assert out.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -90,7 +90,7 @@ def test_a_file_that_holds_no_tokens_is_refused(texts, tmp_path):
 
 
 def test_an_empty_split_is_refused(tokenized, texts, tmp_path):
-    tokenize(texts[texts.split == "train"], tokenized[1], tmp_path / "t.parquet", name="toy", source={})
+    tokenize(texts[texts.split == "train"], tokenized[1], tmp_path / "t.parquet", name="toy", source={}, read="toy")
     with pytest.raises(CorpusError, match="test split"):
         read_tokens(tmp_path / "t.parquet", "test")
 

@@ -207,6 +207,8 @@ def edit(*place, **values):
 
 SEER = {"method": "seer", "gate": "long:v1"}
 HUB = {"kind": "hub", "name": "a/b", "files": ["x.parquet"]}
+BOOKS = {"kind": "parquet", "path": "x.parquet", "otherwise": {"name": "x/y", "revision": "abc"}}
+BOOKS["otherwise"] |= {"train": {"files": ["a"]}, "test": {"files": ["b"]}}  # and no validation
 EXISTING = {"source": "a/b"}
 
 
@@ -285,6 +287,11 @@ def several(*changes):
         (edit("latency", "shape", head_dim=31), "latency/shape/head_dim", "multiple of 2"),
         (several(edit(device="cuda")), "block", "blocks of 32, 64, 128"),
         (edit("corpora", toy=HUB | {"split": "test"}), "tokenizer", "the split train"),
+        (
+            edit("corpora", toy=BOOKS),
+            "profile",
+            "the split validation of toy is read, and all of toy is train, test",
+        ),
         (
             several(
                 edit("models", other=EXISTING),

@@ -156,6 +156,16 @@ def test_the_data_folder_can_be_moved(smoke, monkeypatch):
     assert str(smoke.data("books.parquet")) == "/elsewhere/books.parquet"
 
 
+def test_texts_are_looked_for_in_the_data_folder_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEERBENCH_DATA", str(tmp_path))
+    copy = tmp_path / "emozilla" / "pg19"
+    copy.mkdir(parents=True)
+    job = load_preset("gpu", tmp_path).corpus("both")
+    books, math = job.texts["books"], job.texts["math"]
+    assert (books.path, math.path) == (str(tmp_path / "books.parquet"), str(tmp_path / "math.parquet"))
+    assert (books.otherwise.name, math.otherwise.name) == (str(copy), "hoskinson-center/proof-pile")
+
+
 def test_settings_of_a_rule_are_what_the_file_says(smoke):
     said = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
     assert smoke.settings("perplexity", "contexts") == said["perplexity"]["contexts"]

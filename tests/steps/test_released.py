@@ -10,6 +10,7 @@ from seerbench.errors import ConfigError
 from seerbench.kernels import flex_attention
 from seerbench.methods.gate_files import gate_set_names, load_gates
 from seerbench.presets.load import load_preset
+from seerbench.rows.store import read_rows
 from seerbench.steps import data, training
 from seerbench.steps import latency as steps_latency
 
@@ -102,6 +103,8 @@ def test_released_gates_take_the_place_of_training(folder, tmp_path, monkeypatch
         samples = pd.read_parquet(preset.paths.rows("samples", f"ttft-{context}"))
         assert set(cells.inputs) == {"captured:llama"}
         assert set(cells.status) == {"measured"}
+        (run,) = read_rows(preset.paths.rows("cells", f"ttft-{context}"))[1]
+        assert run["corpus_source"].startswith("texts.parquet with sha256 ")
         assert cells.sparsity_requested["seer"] == sparsity
         assert samples["round"].max() == 2  # the sweep's own least number of rounds; a cap of 0 s allows no more
 

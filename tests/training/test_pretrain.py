@@ -69,7 +69,7 @@ def setting(tmp_path_factory):
     frame["split"] = ["train"] * 8 + ["validation"] + ["test"] * 3
     train_texts = frame[frame["split"] == "train"]["text"].tolist()
     tokenizer = data_tokens.train_tokenizer(train_texts, 400, folder / "tokenizer")
-    data_tokens.tokenize(frame, tokenizer, folder / "tokens.parquet", name="toy", source={})
+    data_tokens.tokenize(frame, tokenizer, folder / "tokens.parquet", name="toy", source={}, read="toy")
     return folder
 
 

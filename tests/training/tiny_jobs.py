@@ -66,7 +66,7 @@ def make_world(folder: Path) -> None:
         }
     )
     tokenizer = train_tokenizer(texts[texts.split == "train"].text.tolist(), 512, folder / "tokenizer")
-    tokenize(texts, tokenizer, folder / "tokens.parquet", name="toy", source={"kind": "test"})
+    tokenize(texts, tokenizer, folder / "tokens.parquet", name="toy", source={"kind": "test"}, read="toy")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
