@@ -177,6 +177,8 @@ CONCEPTS = {
     "MoA's search": "seerbench/search/moa.py",
     "MInference's search": "seerbench/search/minference.py",
     "LongBench": "seerbench/data/longbench.py",
+    "RULER's tasks": "seerbench/data/ruler/tasks.py",
+    "question sets": "seerbench/data/question_sets.py",
     "claims": "seerbench/report/claims_page.py",
     "colours": "seerbench/artefacts/colors.py",
     "the paper's numbers": "results/paper/README.md",
