@@ -214,7 +214,7 @@ show("pareto")
 # ## The paper's claims
 #
 # A claim is a sentence of the paper with a number or an ordering. Code judges each claim from all runs
-# (`seerbench/report/verdicts.py`): the run of the largest scale decides, and what the others say is listed below.
+# (`seerbench/report/verdicts.py`): the run of the strongest scale decides, and what the others say is listed below.
 # *Contradicted* means that the measured interval excludes what the paper says. *Undecided* means that it does not,
 # or that a part of what the claim speaks of was not measured.
 

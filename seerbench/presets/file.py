@@ -79,7 +79,7 @@ class PresetFile(Settings):
     scale: Text
     """what this run is, in words: printed on every table and figure"""
     scale_kind: Annotated[str, OneOf(SCALE_KINDS)]
-    """toy: numbers mean nothing; small: small models; paper: the paper's shapes or models"""
+    """toy: numbers mean nothing; small: models trained here; real: a released model; paper: the paper's"""
     device: Annotated[str, OneOf(DEVICES)]
     dtype: Annotated[str, OneOf(DTYPES)]
     seed: Seed

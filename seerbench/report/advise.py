@@ -185,7 +185,7 @@ def _scale(kind: object) -> int:
 
 
 def strongest_quality(runs: Iterable[Run]) -> Quality | None:
-    """Return the losses of the run of the largest scale, then the longest context, then the latest, if any."""
+    """Return the losses of the run of the strongest scale, then the longest context, then the latest, if any."""
     best: tuple[tuple[int, int, str], Run] | None = None
     for run in runs:
         rows = requests.rows(run, "perplexity")

@@ -31,13 +31,14 @@ def page(runs: Sequence[Run], folder: Path | str = PAPER) -> str:
         f"**{headline(judgements)}.** {by_scale(judgements)}\n\n"
         "Reproduced: every 95% interval lies on the paper's side, and nothing that the claim speaks of is missing. "
         "Contradicted: an interval lies wholly on the other side. Undecided: an interval contains the bound, or a "
-        "part of what the claim speaks of was not measured. The evidence of the largest scale decides, then that "
-        "of the longest context, then the latest. All other evidence is listed below the table.\n\n"
+        "part of what the claim speaks of was not measured. The evidence of the strongest scale decides, then "
+        "that of the longest context, then the latest. All other evidence is listed below the table.\n\n"
         "Claims about time are judged on a GPU at the paper's lengths. Claims about quality are judged on the "
-        "model and at the lengths that the evidence names; a verdict at small scale says nothing about an 8B "
-        "model. Paper scale means the paper's shapes or models; the evidence says where inputs or weights are "
-        "random. Differences are nats per token on the same documents. Minutes are the wall time of the steps that "
-        "measured the rows."
+        "model and at the lengths that the evidence names. Scales, the strongest first: paper scale (the paper's "
+        "shapes or models; the evidence says where inputs or weights are random), real model (a released "
+        "pre-trained model, smaller than the paper's), small scale (models trained here), toy scale. A verdict on "
+        "a smaller model says nothing certain about an 8B model. Differences are nats per token on the same "
+        "documents. Minutes are the wall time of the steps that measured the rows."
     )
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *map(_line, judgements)]
     others = [

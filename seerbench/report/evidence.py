@@ -20,6 +20,8 @@ REPRODUCED, CONTRADICTED, UNDECIDED = "reproduced", "contradicted", "undecided"
 NOT_TESTABLE = "not testable here"
 # In the order of every count.
 KINDS = (REPRODUCED, CONTRADICTED, UNDECIDED, NOT_TESTABLE)
+# Values of runs.scale_kind -> the words of a verdict.
+SCALES = {"toy": "toy scale", "small": "small scale", "real": "real model", "paper": "paper scale"}
 # More decimals than this are never printed: two numbers that agree in all of them are printed as equal.
 MOST_DECIMALS = 9
 
@@ -139,8 +141,9 @@ class Verdict:
     """State what one run says about one claim.
 
     run: the name of the run's folder. own: whether it is the reader's own run and not a published one. finding:
-    what was measured. label: the scale in words, machine, date and commit. scale: "toy scale", "small scale" or
-    "paper scale". commands, minutes: the steps that measured the rows and their wall time.
+    what was measured. label: the scale in words, machine, date and commit. scale_kind: the weakest of the
+    rows' executions, one of schema.SCALE_KINDS; None if none has one. commands, minutes: the steps that measured
+    the rows and their wall time.
     """
 
     run: str
@@ -148,7 +151,7 @@ class Verdict:
     verdict: str
     finding: str
     label: str
-    scale: str = ""
+    scale_kind: str | None = None
     commands: Sequence[str] = ()
     minutes: float = 0.0
     comparisons: Sequence[Comparison] = field(default=(), repr=False)
@@ -156,7 +159,7 @@ class Verdict:
     @property
     def with_scale(self) -> str:
         """Return the verdict with the scale at which it was reached."""
-        return f"{self.verdict} ({self.scale})" if self.scale else self.verdict
+        return f"{self.verdict} ({SCALES[self.scale_kind]})" if self.scale_kind else self.verdict
 
 
 @dataclass(frozen=True)

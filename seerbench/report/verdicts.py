@@ -18,7 +18,8 @@ has, and the label says how large it is.
 
 The judgement on a claim is the verdict of its strongest evidence, and all other evidence is listed below it:
 
-1. The largest scale decides: the paper's shapes or models before small models, these before toys.
+1. The strongest scale decides (schema.SCALE_KINDS): the paper's shapes or models before a released pre-trained
+   model, that before small models that were trained here, and these before toys.
 2. At equal scale a published run decides before the reader's own, so that a page says the same wherever it is made.
    An own run counts like any other once it is published.
 3. Among these the run decides that reaches the longest context, since the paper is about long contexts, and then
@@ -45,6 +46,7 @@ from seerbench.report.evidence import (
     KINDS,
     NOT_TESTABLE,
     REPRODUCED,
+    SCALES,
     UNDECIDED,
     Check,
     Comparison,
@@ -106,15 +108,15 @@ def headline(judgements: Sequence[Judgement]) -> str:
 
 
 def by_scale(judgements: Sequence[Judgement]) -> str:
-    """Return the tally of each scale in one sentence; empty if nothing was judged."""
-    of_scale: dict[str, Counter[str]] = {}
+    """Return the tally of each scale, the strongest first, in one sentence; empty if nothing was judged."""
+    of_scale: dict[str | None, Counter[str]] = {}
     for judgement in judgements:
         for verdict in judgement.evidence[:1]:
-            of_scale.setdefault(verdict.scale or "unknown scale", Counter())[verdict.verdict] += 1
-    largest_first = sorted(of_scale, key=lambda scale: _scale_rank(scale.partition(" ")[0]), reverse=True)
+            of_scale.setdefault(verdict.scale_kind, Counter())[verdict.verdict] += 1
     parts = [
-        f"at {scale} " + ", ".join(f"{of_scale[scale][kind]} {kind}" for kind in KINDS if of_scale[scale][kind])
-        for scale in largest_first
+        f"{SCALES[scale] if scale else 'unknown scale'}: "
+        + ", ".join(f"{of_scale[scale][kind]} {kind}" for kind in KINDS if of_scale[scale][kind])
+        for scale in sorted(of_scale, key=_scale_rank, reverse=True)
     ]
     return f"{'; '.join(parts).capitalize()}." if parts else ""
 
@@ -165,7 +167,7 @@ def _verdict(run: Run, own: bool, evidence: Evidence, steps: pd.DataFrame) -> Ve
         verdict=verdict,
         finding=" ".join(text for text in (reason, _in_words(evidence.comparisons), evidence.note) if text),
         label=labels.label(run, evidence.rows).text,
-        scale=f"{kinds[0]} scale" if kinds else "",
+        scale_kind=kinds[0] if kinds else None,
         commands=list(dict.fromkeys(steps.command)),
         minutes=steps.wall_s.sum() / 60,
         comparisons=evidence.comparisons,

@@ -27,8 +27,9 @@ DISTURBED, REFUSED = "disturbed", "refused"
 TOLERANCE = 0.02
 # Values of the column spread: how a requested sparsity is spread over the rows and heads of a layer.
 SPREADS = ("row", "layer")
-# Values of runs.scale_kind, smallest first.
-SCALE_KINDS = ("toy", "small", "paper")
+# Values of runs.scale_kind, weakest evidence first. A model that was pre-trained on trillions of tokens says more
+# about attention than one that was trained here for minutes, of whatever size.
+SCALE_KINDS = ("toy", "small", "real", "paper")
 
 # table -> column -> type. A leading "?" marks a column that may be empty (null); it is not part of the name.
 TABLES: dict[str, dict[str, pa.DataType]] = {
@@ -200,7 +201,8 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "command": TEXT,  # The command line that repeats the step.
         "preset": TEXT,
         "scale": TEXT,  # The size of the experiment in words, for labels. Code reads scale_kind.
-        "?scale_kind": TEXT,  # toy: numbers mean nothing. small: small models. paper: the paper's shapes or models.
+        "?scale_kind": TEXT,  # toy: numbers mean nothing. small: models trained here. real: a released pre-trained
+        # model, smaller than the paper's. paper: the paper's shapes or models.
         "seed": INTEGER,
         "?corpus": TEXT,  # The corpus that the step read, if it read one.
         "?corpus_sha256": TEXT,

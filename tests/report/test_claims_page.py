@@ -72,7 +72,7 @@ def notebook_page(published, own, monkeypatch):
 CLAIM = r'<article id="(C\d+)">.*?<strong class="[\w-]+">(.*?)</strong>'
 
 
-@pytest.mark.parametrize("own_scale", ["toy", "paper"])
+@pytest.mark.parametrize("own_scale", ["toy", "real"])
 def test_all_pages_give_the_same_verdicts_from_the_same_rows(tmp_path, monkeypatch, own_scale):
     """The report and the notebook have the reader's own run too; CLAIMS.md is asked with it as a published one."""
     published = [written(tmp_path / "machine", "small")]
@@ -95,7 +95,7 @@ def test_all_pages_give_the_same_verdicts_from_the_same_rows(tmp_path, monkeypat
     page = claims_page.page(published)
     without_own = verdicts.judge(published)
     assert verdicts.headline(without_own) in page
-    assert re.findall(r"^\| \*\*(C\d+)\*\* .*? \| ([a-z ]+(?: \(\w+ scale\))?) \|", page, re.MULTILINE) == [
+    assert re.findall(r"^\| \*\*(C\d+)\*\* .*? \| ([a-z ]+(?: \([\w ]+\))?) \|", page, re.MULTILINE) == [
         (judgement.id, judgement.with_scale) for judgement in without_own
     ]
     if own_scale == "toy":  # A smaller run changes nothing in the tally.

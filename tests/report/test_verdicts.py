@@ -136,11 +136,14 @@ LATER = "2026-11-25T01:00:00+00:00"
         ("paper", "small", "published"),
         ("paper", "paper", "published"),
         ("small", "paper", "own"),
+        ("small", "real", "own"),
+        ("real", "real", "published"),
+        ("paper", "real", "published"),
         ("small", "toy", "published"),
         (None, "toy", "own"),
     ],
 )
-def test_the_larger_scale_decides_and_at_equal_scale_a_published_run(tmp_path, published, own, decides):
+def test_the_stronger_scale_decides_and_at_equal_scale_a_published_run(tmp_path, published, own, decides):
     """The other run stays below it as evidence, with its own verdict."""
     first = write_kernel_run(tmp_path / "published", 6.0, scale_kind=published)
     mine = write_kernel_run(tmp_path / "own", 20.0, scale_kind=own, started=LATER)
@@ -162,7 +165,7 @@ def test_the_headline_counts_every_claim_once(tmp_path):
     assert verdicts.headline(judgements) == (
         "17 claims: 1 reproduced, 0 contradicted, 0 undecided, 16 not testable here"
     )
-    assert verdicts.by_scale(judgements) == "At paper scale 1 reproduced."
+    assert verdicts.by_scale(judgements) == "Paper scale: 1 reproduced."
     assert {judgement.verdict for judgement in judgements} <= set(KINDS)
     assert verdicts.by_scale(verdicts.judge([])) == ""
 
