@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import IO
@@ -20,27 +20,44 @@ def has_gpu() -> bool:
 
 
 def claim_gpu(device: str) -> None:
-    """Let this process see one GPU alone: the one with the fewest steps on it. Call it before torch is imported.
+    """Let this process see one GPU alone: the usable one with the fewest steps. Call it before torch is imported.
 
-    Does nothing on a CPU, where CUDA_VISIBLE_DEVICES is set already (a cluster's scheduler does that), or in a
-    process of torchrun, which uses the GPU of its rank. The claim is a lock on a file named after the GPU's UUID;
-    it ends with the process, however that ends. It shares out GPUs among steps side by side; that a timing has its
-    GPU to itself is a lock of its own (`measure/gpu_lock.py`).
+    Does nothing on a CPU, where one GPU is usable, or in a process of torchrun, which uses the GPU of its rank. The
+    claim is a lock on a file named after the GPU's UUID; it ends with the process, however that ends. It shares out
+    GPUs among steps side by side; that a timing has its GPU to itself is a lock of its own (`measure/gpu_lock.py`).
     """
-    if device == "cpu" or "CUDA_VISIBLE_DEVICES" in os.environ or "LOCAL_RANK" in os.environ or _claimed:
+    if device == "cpu" or "LOCAL_RANK" in os.environ or _claimed:
         return
-    uuids = _gpu_uuids()
-    if len(uuids) > 1:
-        uuid, lock = _least_claimed(uuids)
+    gpus = usable_gpus()
+    if len(gpus) > 1:
+        gpu, lock = _least_claimed(gpus)
         _claimed.append(lock)
-        os.environ["CUDA_VISIBLE_DEVICES"] = uuid
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
 
-def _least_claimed(uuids: Sequence[str]) -> tuple[str, IO[bytes]]:
-    """Return the GPU with the fewest claims, and the open file that holds the new claim."""
+def usable_gpus() -> dict[str, str]:
+    """Return the GPUs that steps may use: those that CUDA_VISIBLE_DEVICES lists, or else all of this machine.
+
+    Returns:
+        What CUDA_VISIBLE_DEVICES takes for a GPU -> its UUID, or again what it takes where the driver lists no such
+        GPU (a part of one). {} where there is none.
+    """
+    uuids = _gpu_uuids()
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return {uuid: uuid for uuid in uuids}
+    names = [name for name in map(str.strip, listed.split(",")) if name]
+    return {name: uuids[int(name)] if name.isdigit() and int(name) < len(uuids) else name for name in names}
+
+
+def _least_claimed(gpus: Mapping[str, str]) -> tuple[str, IO[bytes]]:
+    """Return the GPU with the fewest claims, and the open file that holds the new claim.
+
+    gpus: as `usable_gpus` returns them.
+    """
     for claims in count():
-        for uuid in uuids:
-            path = Path(tempfile.gettempdir()) / f"seerbench-step-{uuid}-{claims}.lock"
+        for gpu, uuid in gpus.items():
+            path = Path(tempfile.gettempdir()) / f"seerbench-step-{uuid.replace('/', '-')}-{claims}.lock"
             if not path.exists():
                 path.touch(0o666)
             lock = path.open("rb")  # for reading: another user's file may not be opened for writing
@@ -49,7 +66,7 @@ def _least_claimed(uuids: Sequence[str]) -> tuple[str, IO[bytes]]:
             except BlockingIOError:
                 lock.close()
                 continue
-            return uuid, lock
+            return gpu, lock
     raise AssertionError("count() never ends")
 
 

@@ -14,20 +14,39 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(devices.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(devices, "_claimed", [])
     for name in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what a test leaves there is undone
+        monkeypatch.delenv(name)
     return monkeypatch
 
 
 def test_a_step_takes_the_gpu_with_the_fewest_steps(machine):
-    others = [devices._least_claimed(["GPU-a", "GPU-b"]) for _ in range(3)]
-    assert [uuid for uuid, _ in others] == ["GPU-a", "GPU-b", "GPU-a"]
+    others = [devices._least_claimed(devices.usable_gpus()) for _ in range(3)]
+    assert [gpu for gpu, _ in others] == ["GPU-a", "GPU-b", "GPU-a"]
     devices.claim_gpu("cuda")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b"
     others[0][1].close()  # that step is over, and its place is the first that is free
-    assert devices._least_claimed(["GPU-a", "GPU-b"])[0] == "GPU-a"
+    assert devices._least_claimed({"GPU-b": "GPU-b", "GPU-a": "GPU-a"})[0] == "GPU-a"
 
 
-@pytest.mark.parametrize("given", [{"CUDA_VISIBLE_DEVICES": "3"}, {"LOCAL_RANK": "1"}])
+def test_a_step_takes_one_of_the_gpus_that_the_user_lists(machine):
+    machine.setattr(devices, "_gpu_uuids", lambda: ["GPU-a", "GPU-b", "GPU-c"])
+    other = devices._least_claimed({"GPU-c": "GPU-c"})  # a step of another run, which names GPUs by UUID
+    machine.setenv("CUDA_VISIBLE_DEVICES", "2, 1")
+    assert devices.usable_gpus() == {"2": "GPU-c", "1": "GPU-b"}
+    devices.claim_gpu("cuda")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    other[1].close()
+
+
+def test_parts_of_a_gpu_can_be_listed(machine):
+    machine.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-a/1/0,MIG-GPU-a/2/0")
+    devices.claim_gpu("cuda")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-GPU-a/1/0"
+
+
+@pytest.mark.parametrize(
+    "given", [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": ""}, {"LOCAL_RANK": "1"}]
+)
 def test_what_a_scheduler_or_torchrun_gives_is_left_alone(machine, given):
     for name, value in given.items():
         machine.setenv(name, value)

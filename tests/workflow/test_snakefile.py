@@ -12,9 +12,9 @@ from seerbench.paths import ROOT
 SMOKE = f"preset={ROOT / 'tests' / 'smoke.yaml'}"
 
 
-def plan(folder, *config, target="figures", options=()):
+def plan(folder, *config, target="figures", options=(), **variables):
     """Return the output of a dry run."""
-    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", **variables}
     command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "2"]
     done = subprocess.run(
         [*command, "--nolock", "--dry-run", *options, "--config", *config, "--", target],
@@ -47,20 +47,39 @@ def test_rules_show_what_they_read(tmp_path):
     assert "seerbench corpus" not in said or said.count("rule corpus:") == 1
 
 
-def test_a_step_asks_for_one_gpu_and_a_timing_for_all(tmp_path):
+# Stands for the driver of a machine with four GPUs.
+PYNVML = """\
+class NVMLError(Exception): pass
+def nvmlInit(): pass
+def nvmlShutdown(): pass
+def nvmlDeviceGetCount(): return 4
+def nvmlDeviceGetHandleByIndex(place): return place
+def nvmlDeviceGetUUID(place): return f"GPU-{place}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "usable"),
+    [((), {}, 4), (("--resources", "gpu=2"), {"CUDA_VISIBLE_DEVICES": "0,1,3"}, 2)],
+    ids=["every GPU of the machine", "as many as are given"],
+)
+def test_a_step_asks_for_one_gpu_and_a_timing_for_all(tmp_path, options, variables, usable):
+    (tmp_path / "pynvml.py").write_text(PYNVML)
     code, said = plan(
         tmp_path,
         "preset=gpu",
         "plan_for_gpu=1",
         target="rows",
-        options=("--resources", "gpu=4", "--forceall"),
+        options=("--forceall", *options),
+        PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+        **variables,
     )
     assert code == 0, said[-2000:]
     gpus = {
         rule: set(re.findall(r"gpu=(\d+)", text))
         for rule, text in re.findall(r"rule (distill|perplexity|latency):\n((?:    .*\n)+)", said)
     }
-    assert gpus == {"distill": {"1"}, "perplexity": {"1"}, "latency": {"4"}}
+    assert gpus == {"distill": {"1"}, "perplexity": {"1"}, "latency": {str(usable)}}
 
 
 def test_a_machine_without_a_gpu_draws_the_published_run(tmp_path):

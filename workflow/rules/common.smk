@@ -2,6 +2,7 @@
 import shlex
 from pathlib import Path
 
+from seerbench.devices import usable_gpus
 from seerbench.errors import ConfigError
 from seerbench.graph.steps import disturbed_timings
 from seerbench.paths import ROOT
@@ -15,9 +16,16 @@ from seerbench.rows.source_digest import files_digest, source_digest
 REFERENCE = Path(PRESET.reference)
 LOGS = f"logs/{PRESET.name}"
 SETUP = PRESET.settings_of_all_jobs()
-# A job on a GPU sees only one GPU (seerbench/devices.py). `--resources gpu=4` runs four such jobs at a time;
-# profiles/default allows one.
+# A job on a GPU sees only one GPU (seerbench/devices.py). As many run side by side as this machine has GPUs, unless
+# --resources gpu=N is given. On a cluster (`nodes`) the scheduler shares out the GPUs.
 GPU = int(PRESET.file.device == "cuda")
+if (
+    GPU
+    and workflow.is_main_process
+    and workflow.nodes is None
+    and "gpu" not in workflow.global_resources
+):
+    workflow.register_resource("gpu", max(len(usable_gpus()), 1))
 # Nothing else runs beside a timing: it takes every core (Snakemake scales this down to --cores) and GPU.
 WHOLE_MACHINE = 10_000
 GPU_LIMIT = workflow.global_resources.get("gpu")  # None or valueless on a cluster
