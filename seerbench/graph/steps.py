@@ -18,6 +18,7 @@ from seerbench.rows.timings import disturbed_steps
 WORDS = {
     "tokenizer": "make the tokenizer",
     "corpus": "tokenize the corpus {corpus}",
+    "fetch": "fetch the model {model}",
     "train": "train the model {model}",
     "finetune": "extend the context of the model: {model}",
     "finetune_jointly": "extend the context together with gates: {model}",

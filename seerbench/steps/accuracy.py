@@ -81,7 +81,7 @@ def _measure_retrieval(job: RetrievalJob) -> None:
     run = start(job.setup, f"tasks {job.experiment}", job.tokens, "test")
     rows: list[dict[str, Any]] = []
     documents = read_tokens(job.tokens.file, "test")
-    tokenizer = load_tokenizer(job.tokenizer)
+    tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
     examples = {
         (task, context): TASKS[task](documents, tokenizer, context, job.examples, job.setup.seed)
         for task in job.tasks
@@ -129,7 +129,8 @@ def _lookup_windows(
     job: RecallJob, task: str, context: int
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, int]]]:
     """Return prompts of look-ups by name, and the tokens that ask and that have the answer in each."""
-    documents, tokenizer = read_tokens(job.tokens.file, "test"), load_tokenizer(job.tokenizer)
+    documents = read_tokens(job.tokens.file, "test")
+    tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
     examples = TASKS[task](documents, tokenizer, context, job.documents, job.setup.seed)
     windows, asked = {}, {}
     for number, example in enumerate(examples):

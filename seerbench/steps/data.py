@@ -29,7 +29,7 @@ def make_tokenizer(preset: Preset) -> None:
 def make_corpus(preset: Preset, name: str) -> None:
     """Turn the texts of one corpus into tokens."""
     job = preset.corpus(name)
-    require(preset, job.tokenizer_files, [job.out])
+    require(preset, job.tokenizer.files, [job.out])
     tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
     texts = _texts(job.texts, job.is_union)
     tokenize(texts, tokenizer, job.out, name=name, source=job.card, read=_origins(job.texts))

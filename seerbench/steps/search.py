@@ -51,10 +51,10 @@ def profile_model(preset: Preset, name: str) -> None:
 def search_patterns(preset: Preset, name: str) -> None:
     """Search MInference's patterns of a model's heads on one key-value look-up (upstream's is InfiniteBench's)."""
     job = preset.patterns(name)
-    require(preset, [job.tokens.file, job.tokenizer / "tokenizer.json", *job.model.files], [job.out])
+    require(preset, [job.tokens.file, *job.tokenizer.files, *job.model.files], [job.out])
     model = load_model(job.model, job.setup, job.tokens)
     documents = read_tokens(job.tokens.file, job.split)
-    tokenizer = load_tokenizer(job.tokenizer)
+    tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
     example = TASKS["kv"](documents, tokenizer, job.context, 1, job.setup.seed)[0]
     found = minference.minference_patterns(model, example.tokens, job.setup.block)
     atomically(job.out, lambda part: save_patterns(part, found))

