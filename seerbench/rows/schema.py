@@ -109,17 +109,20 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "status": TEXT,  # One of measured, refused, failed.
         "?reason": TEXT,  # Why there is no loss; empty if there is one.
     },
-    # Each row is one answered example: a look-up, right or wrong (`correct`), or a LongBench question, which is
-    # marked (`score`). Answers are decoded greedily with dense attention; those of rows before version 4 that are
-    # right or wrong had the correct answer given, in one sparse forward pass.
+    # Each row is one answered example: a look-up, right or wrong (`correct`), or a question of LongBench, RULER or
+    # a question set, which is marked (`score`). Answers are decoded greedily with dense attention; those of rows
+    # before version 4 that are right or wrong had the correct answer given, in one sparse forward pass.
     "tasks": {
         "run_id": TEXT,
         "experiment": TEXT,
         "model": TEXT,
         "corpus": TEXT,
-        "task": TEXT,  # A key of lookup_tasks.TASKS or of longbench.TASKS.
-        "context": INTEGER,  # Look-ups: the upper end of the length bucket. LongBench: the tokens of the prompt.
-        "bucket": TEXT,  # Look-ups: e.g. "256-512" tokens. LongBench: 0-4k, 4-8k or 8k+ words.
+        "task": TEXT,  # A key of lookup_tasks.TASKS or of longbench.TASKS; RULER: tasks.name_in_rows; or a question
+        # set, by the name of its experiment.
+        "context": INTEGER,  # Look-ups: the upper end of the length bucket. RULER: the length, which prompt and
+        # answer share. Otherwise the tokens of the prompt.
+        "bucket": TEXT,  # Look-ups and question sets: e.g. "256-512" tokens. RULER: the length. LongBench: 0-4k,
+        # 4-8k or 8k+ words.
         "method": TEXT,
         "?gate": TEXT,
         "?sparsity_requested": NUMBER,
@@ -129,14 +132,17 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?forced": FLAG,  # Whether block 0 and the diagonal were kept for certain, inside the budget.
         "?sparsity_realised": NUMBER,
         "example": INTEGER,  # The number of the example within its task and bucket (LongBench: within its task).
-        "?distance": INTEGER,  # The tokens between the fact and the question; empty for LongBench.
+        "?distance": INTEGER,  # Look-ups: the tokens between the fact and the question. RULER: from the one asked
+        # needle to the end of the prompt. Empty otherwise.
+        "?depth": NUMBER,  # RULER: the place of the one asked needle in the haystack, from 0 to 1; empty otherwise.
         "?asking_rows": INTEGER,  # Look-ups: the rows of the prompt in the block that asks. Empty for dense
         # methods, and where the question is not in the prompt.
         "?correct": FLAG,  # Whether every token of the answer is right; empty for LongBench.
-        "?score": NUMBER,  # LongBench: the mark, from 0 to 1; empty where there is a reason.
+        "?score": NUMBER,  # The mark, from 0 to 1; empty for look-ups, and where there is a reason.
         "?prediction": TEXT,  # The generated answer.
-        "?cut": FLAG,  # LongBench: whether the middle of the prompt was removed to fit the model.
-        "?definition": TEXT,  # LongBench: the edition of its prompts and scorer; empty for look-ups.
+        "?references": TEXT,  # RULER and question sets: the right answers, a JSON list.
+        "?cut": FLAG,  # Whether the middle of the prompt was removed to fit the model; empty for look-ups.
+        "?definition": TEXT,  # The edition of prompts and metrics; empty for look-ups.
         "?reason": TEXT,  # Why the example has no mark: the method refused, or the model gave no number.
     },
     # Each row is one logged training step.
