@@ -84,7 +84,7 @@ def origin(source: TextSource) -> str:
     if isinstance(source, StdlibCorpus):
         return f"the standard library of Python {platform.python_version()}"
     if isinstance(source, FolderCorpus):
-        return f"the folder {source.path}"
+        return f"the folder {Path(source.path).name}"
     if isinstance(source, HubCorpus):
         return data_set_origin(source.name, source.revision)
     data_set = _in_place_of(source)
@@ -95,9 +95,12 @@ def origin(source: TextSource) -> str:
 
 
 def data_set_origin(name: str, revision: str | None) -> str:
-    """Say in one line which copy of a data set `dataset_folder` gives for these arguments."""
+    """Say in one line which copy of a data set `dataset_folder` gives for these arguments.
+
+    A copy in the data folder may be of any revision; the end of its path is the id of the data set.
+    """
     if Path(name).is_dir():
-        return f"the copy of a data set in {name}"
+        return f"a local copy of {'/'.join(Path(name).parts[-2:])}"
     return f"{name} at {revision or 'the newest revision'}"
 
 

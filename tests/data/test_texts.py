@@ -186,10 +186,12 @@ def test_without_file_and_data_set_one_line_says_how_to_get_either(monkeypatch, 
 
 def test_every_kind_of_corpus_says_where_it_is_from(tmp_path):
     assert origin(corpus({"kind": "stdlib"})).startswith("the standard library of Python 3.")
-    assert origin(corpus({"kind": "folder", "path": str(tmp_path)})) == f"the folder {tmp_path}"
+    assert origin(corpus({"kind": "folder", "path": "/data/poems"})) == "the folder poems"
     assert origin(corpus(PG19)) == "some/set at abc"
     assert origin(corpus({**PG19, "revision": None})) == "some/set at the newest revision"
-    assert origin(corpus({**PG19, "name": str(tmp_path)})) == f"the copy of a data set in {tmp_path}"
+    copy = tmp_path / "some" / "set"
+    copy.mkdir(parents=True)
+    assert origin(corpus({**PG19, "name": str(copy)})) == "a local copy of some/set"
     with pytest.raises(CorpusError, match="does not exist"):
         origin(corpus({"kind": "parquet", "path": str(tmp_path / "x.parquet")}))
 
