@@ -101,6 +101,9 @@ for run, frame in measured("table1"):
     title = f"{run.folder.name}: blocks skipped at a loss of at most {ACCEPTABLE} nats per token"
     display(shares.style.hide().set_caption(title))
 
+# %%
+show("losses")
+
 # %% [markdown] Perplexity is an average over all tokens, and most tokens depend mainly on nearby ones. Look-up
 # tasks need one distant block. Which rows are sparse decides what they show: where the last rows are dense, the
 # rows that ask read everything, and a simple look-up says little about the choice of blocks. Compare only methods

@@ -62,6 +62,7 @@ ARTEFACTS: dict[str, Artefact] = {
     "pareto": Artefact(
         "Loss against speed-up at the same masks", "figure", (("perplexity", "contexts"), *_timings("methods"))
     ),
+    "losses": Artefact("Loss over dense by sparsity, beside the paper's", "table", (("perplexity", "contexts*"),)),
     "methods": Artefact("Time of every method: plan, attention and both", "table", _timings("methods")),
     "ablation": Artefact("Parts of a gate, ways to select blocks, oracles", "table", (("perplexity", "gates"),)),
     "dilution": Artefact("Look-ups by how many rows the asking block has", "table", (("tasks", "asking-rows"),)),
