@@ -90,6 +90,12 @@ def _tokens(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+def _tolerance(loss: float) -> float:
+    if not loss >= 0:  # NaN included, which older releases of typer let through a minimum
+        raise typer.BadParameter(f"expected a number of at least 0, such as 0.02, not {loss}")
+    return loss
+
+
 PresetName = Annotated[
     str,
     typer.Argument(metavar="PRESET", help=f"{', '.join(known_presets())}, or a YAML file", autocompletion=_presets),
@@ -395,7 +401,9 @@ def compare(
 def advise(
     context: Annotated[int, typer.Option(help="tokens of the prompt, such as 32768 or 32k", parser=_tokens)],
     gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H100, Xeon")] = None,
-    loss: Annotated[float, typer.Option(help="largest loss accepted, in nats per token over dense", min=0)] = 0.02,
+    loss: Annotated[
+        float, typer.Option(help="largest loss accepted, in nats per token over dense", callback=_tolerance)
+    ] = 0.02,
     everything: Annotated[bool, typer.Option("--all", help="list every measured sparsity instead")] = False,
     results: Results = FRESH,
     published: Published = PUBLISHED,

@@ -48,15 +48,15 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 def _parts(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """Return the seconds in attention, in planning and in the rest, each from the same forwards.
 
-    Runs that did not time the parts have none.
+    Forwards whose parts were not timed have none.
     """
     forward = ["run_id", "cell", "method", "round"]
     wide = samples.pivot_table(index=forward, columns="stage", values="ms")
     if "plan" not in wide:
         return pd.DataFrame()
     wide["rest"] = wide.ttft - wide.plan - wide.attend
-    long = wide[list(PARTS)].rename_axis(columns="stage").stack().rename("ms").reset_index()
-    lines = aggregates.latencies(cells[cells.status == "measured"], long)
+    long = wide[list(PARTS)].dropna().rename_axis(columns="stage").stack().rename("ms").reset_index()
+    lines = aggregates.latencies(cells[cells.status == "measured"], long).dropna(subset="stage")
     lines[aggregates.NUMBERS] = lines[aggregates.NUMBERS] / 1000
     return _dense_once(lines).assign(metric=lambda frame: frame.stage.map(PARTS), unit="s")
 

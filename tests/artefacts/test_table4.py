@@ -43,6 +43,7 @@ def test_a_time_has_three_parts(collect, tmp_path):
     frame = collect("table4", tmp_path)
     seer = frame[(frame.source == "measured") & (frame.method == "seer")].set_index("metric").value
     assert [seer[name] for name in table4.PARTS.values()] == pytest.approx([1.0, 0.5, 2.5], rel=0.05)
+    assert "fa2" not in set(frame[frame.metric.isin(table4.PARTS.values())].method)  # its parts were not timed
     assert seer.peak_memory == 2.0
     assert seer.seconds == pytest.approx(4.0, rel=0.05)  # the parts are not mistaken for the whole
     cells = table4.render(frame)
