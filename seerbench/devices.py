@@ -1,15 +1,25 @@
-"""Say which devices this machine has, and give each step its own GPU. Imports no torch."""
+"""Say which devices this machine has, and give each step its own GPU. Imports no torch.
+
+It also says whether Triton's interpreter, which runs kernels without a GPU, works with the installed versions.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib import metadata
 from itertools import count
 from pathlib import Path
 from typing import IO
+
+# Older releases of the interpreter make -1 an unsigned integer, and an array a scalar, in ways that NumPy refuses
+# since 2.1 and 2.4.
+INTERPRETER_TRITON = (3, 9)
+INTERPRETER_NUMPY = (2, 0)
 
 _claimed: list[IO[bytes]] = []  # open for as long as the process lives: closing one gives its GPU back
 
@@ -17,6 +27,25 @@ _claimed: list[IO[bytes]] = []  # open for as long as the process lives: closing
 def has_gpu() -> bool:
     """Return whether an NVIDIA driver answers here; asks the driver's tool, not torch."""
     return shutil.which("nvidia-smi") is not None
+
+
+def interpreter_refusal() -> str | None:
+    """Return why Triton's interpreter (TRITON_INTERPRET=1) does not work with the installed versions, or None.
+
+    Compiled kernels on a GPU run with every version that pyproject.toml allows.
+    """
+    triton, numpy = metadata.version("triton"), metadata.version("numpy")
+    if _release(triton) >= INTERPRETER_TRITON or _release(numpy) <= INTERPRETER_NUMPY:
+        return None
+    return (
+        f"the interpreter of Triton {triton} fails with NumPy {numpy}; without a GPU, install triton>=3.9 "
+        "and torch's CPU build, which asks for no other Triton"
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def claim_gpu(device: str) -> None:

@@ -59,3 +59,14 @@ def test_on_a_cpu_or_with_one_gpu_there_is_nothing_to_choose(machine):
     machine.setattr(devices, "_gpu_uuids", lambda: ["GPU-a"])
     devices.claim_gpu("cuda")
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "works"),
+    [("3.6.0", "2.0.2", True), ("3.6.0", "2.1.0", False), ("3.8.1", "2.4.5", False), ("3.9.0", "2.5.5", True)],
+)
+def test_which_versions_of_triton_and_numpy_the_interpreter_needs(monkeypatch, triton, numpy, works):
+    monkeypatch.setattr(devices.metadata, "version", {"triton": triton, "numpy": numpy}.__getitem__)
+    refusal = devices.interpreter_refusal()
+    assert (refusal is None) == works
+    assert works or (triton in refusal and numpy in refusal)

@@ -6,6 +6,7 @@ cli.py calls `run`. A candidate that fails a trial is not timed.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from seerbench.compare.present import figure, summary
 from seerbench.compare.trials import Finding
 from seerbench.compare.user_code import running
 from seerbench.core.problem import AttentionProblem
+from seerbench.devices import interpreter_refusal
 from seerbench.errors import CompareError
 from seerbench.measure.cells import Rows, joined
 from seerbench.measure.inputs import RANDOM_INPUTS, random_attention
@@ -173,6 +175,8 @@ def check_options(
         raise CompareError(f"no dtype {problem.dtype!r}; there are {', '.join(DTYPES)}")
     if timing.rounds < 2:
         raise CompareError("--rounds is at least 2: an interval needs more than one")
+    if os.environ.get("TRITON_INTERPRET") == "1" and (refusal := interpreter_refusal()):
+        raise CompareError(f"TRITON_INTERPRET=1: {refusal}")
     if problem.device == "cuda" and not torch.cuda.is_available():
         raise CompareError("torch sees no GPU here; give --device cpu")
 

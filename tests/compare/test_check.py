@@ -14,6 +14,7 @@ from seerbench.compare import run as compare_run
 from seerbench.core import top_k
 from seerbench.core.problem import AttentionProblem
 from seerbench.core.reference import reference_attention
+from seerbench.devices import interpreter_refusal
 from seerbench.methods.protocol import BlockSparse, Plan
 from seerbench.paths import ROOT
 
@@ -76,6 +77,7 @@ def test_a_methods_plan_is_checked(tmp_path, change, guess):
     assert (not found) if guess is None else guess in found[0].guess
 
 
+@pytest.mark.skipif(interpreter_refusal() is not None, reason=str(interpreter_refusal()))
 def test_the_triton_example_is_right_in_the_interpreter():
     command = [sys.executable, "-c", CHECK_EXAMPLE, EXAMPLES / "triton_attention.py"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

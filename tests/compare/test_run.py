@@ -9,6 +9,7 @@ from compare.kernels import EXAMPLES, METHOD, run
 from seerbench import errors
 from seerbench.cli import app
 from seerbench.compare import present
+from seerbench.compare import run as compare_run
 from seerbench.core import top_k
 from seerbench.core.problem import AttentionProblem
 from seerbench.measure import load
@@ -101,6 +102,13 @@ def test_exit_codes(tmp_path):
 def test_what_cannot_be_compared_is_one_line(target, options, text, tmp_path):
     with pytest.raises(errors.CompareError, match=text):
         run(target and str(ROOT / target), tmp_path, **options)
+
+
+def test_an_interpreter_that_does_not_work_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(compare_run, "interpreter_refusal", lambda: "too old")
+    with pytest.raises(errors.CompareError, match="TRITON_INTERPRET=1: too old"):
+        run(str(ROOT / "examples/triton_attention.py"), tmp_path)
 
 
 def test_beside_other_work_nothing_is_judged(tmp_path, monkeypatch):

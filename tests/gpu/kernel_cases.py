@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.reference import reference_attention, repeat_kv
 from seerbench.core.tolerance import assert_no_worse_than_rounding
+from seerbench.devices import interpreter_refusal
 
 LENGTHS = [1, 63, 64, 65, 1000]
 MASKS = ["diagonal", "full", "empty-rows", "one-far-block", "random", "no-diagonal", "gate"]
@@ -21,6 +23,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 def run_in_interpreter(test_file: str) -> None:
     """Run a test module's inner tests with TRITON_INTERPRET=1, which Triton reads when it is imported."""
+    if refusal := interpreter_refusal():
+        pytest.skip(refusal)
     command = [sys.executable, "-m", "pytest", test_file, "-p", "no:cacheprovider", "--tb=short"]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
