@@ -236,7 +236,7 @@ def perplexity(preset: PresetName, experiment: ExperimentName, results: Results 
 
 @app.command(rich_help_panel=STEP)
 def tasks(preset: PresetName, experiment: ExperimentName, results: Results = FRESH) -> None:
-    """Measure a task experiment of the preset: look-ups, or LongBench-E.
+    """Measure a task experiment of the preset: look-ups, LongBench-E, RULER, or questions of your own.
 
     Example: `seerbench tasks cpu retrieval`
     """

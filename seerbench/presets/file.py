@@ -38,9 +38,11 @@ from seerbench.presets.types import (
     Perplexity,
     Profile,
     PublishedGates,
+    QuestionSet,
     RandomModel,
     Recall,
     ReleasedGates,
+    Ruler,
     SourceModel,
     Tasks,
     Tokenizer,
@@ -282,7 +284,10 @@ class PresetFile(Settings):
             for name, experiment in getattr(self, table).items():
                 place = f"{table}/{name}"
                 self._need_model(place, experiment.model, weights=True)
-                if not isinstance(experiment, LongBench):
+                if isinstance(experiment, Ruler):  # its text is read as text, whatever its tokens
+                    self._need_corpus(place, experiment.corpus, "test")
+                    self._need_positions(f"{place}/contexts", experiment.model, experiment.contexts[-1])
+                elif not isinstance(experiment, LongBench | QuestionSet):
                     self._need_corpus(place, experiment.corpus, "test", experiment.model)
                 self._check_arms(place, experiment.arms, experiment.model)
                 if isinstance(experiment, Recall):

@@ -329,6 +329,67 @@ class LongBenchJob(RunsArms):
 
 
 @dataclass(frozen=True)
+class RulerJob(RunsArms):
+    """Answer RULER's tasks under every arm.
+
+    Attributes:
+        tokens: the corpus in whose text needles are hidden.
+        tokenizer: that of the corpus; each model reads the prompts with its own.
+        contexts: lengths, in tokens of prompt and answer together.
+        examples: number of examples per task and length.
+        tasks: names of the tasks.
+        question_sets: file of the questions of each task that needs some; a task whose file is missing is left out.
+        batch: number of prompts that are decoded together.
+    """
+
+    setup: Setup
+    experiment: str
+    tokens: Tokens
+    tokenizer: TokenizerSource
+    contexts: tuple[int, ...]
+    examples: int
+    tasks: tuple[str, ...]
+    question_sets: Mapping[str, Path]
+    batch: int
+    groups: tuple[ModelArms, ...]
+    rows: Path
+
+    @property
+    def token_files(self) -> list[Path]:
+        """Return the file of the tokenized corpus."""
+        return [self.tokens.file]
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """Return the files of the tokenizer that a step makes."""
+        return list(self.tokenizer.files)
+
+
+@dataclass(frozen=True)
+class QuestionSetJob(RunsArms):
+    """Answer the questions of a file under every arm.
+
+    Attributes:
+        questions: a parquet file (data/question_sets.py).
+        new_tokens: the largest number of tokens in an answer.
+        batch: number of prompts that are decoded together.
+    """
+
+    setup: Setup
+    experiment: str
+    questions: Path
+    new_tokens: int
+    batch: int
+    groups: tuple[ModelArms, ...]
+    rows: Path
+    token_files: tuple[Path, ...] = ()  # a model's own tokenizer reads the questions
+    tokenizer_files: tuple[Path, ...] = ()
+
+
+AnyTasksJob = RetrievalJob | LongBenchJob | RulerJob | QuestionSetJob
+
+
+@dataclass(frozen=True)
 class RecallJob(RunsArms):
     """Compare the blocks that every arm keeps with those of the oracle."""
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 from seerbench.baselines.minference.patterns import load_patterns
 from seerbench.data.corpora import FolderCorpus, HubCorpus, ParquetCorpus, TextSource, UnionCorpus
+from seerbench.data.ruler.tasks import TASKS as RULER_TASKS
 from seerbench.devices import has_gpu
 from seerbench.errors import ConfigError, ModelError
 from seerbench.models.model_source import ModelSource
@@ -25,6 +26,7 @@ from seerbench.paths import PUBLISHED
 from seerbench.presets.file import PresetFile
 from seerbench.presets.jobs import (
     AnyLatencyJob,
+    AnyTasksJob,
     ArmJob,
     AuthorsKernelLatencyJob,
     CorpusJob,
@@ -39,10 +41,12 @@ from seerbench.presets.jobs import (
     PatternsJob,
     PerplexityJob,
     ProfileJob,
+    QuestionSetJob,
     RandomMethodsLatencyJob,
     RecallJob,
     RetrievalJob,
     Rounds,
+    RulerJob,
     Setup,
     TokenizerJob,
     TokenizerSource,
@@ -61,8 +65,10 @@ from seerbench.presets.types import (
     LongBench,
     MethodsSweep,
     PublishedGates,
+    QuestionSet,
     RandomModel,
     ReleasedGates,
+    Ruler,
     SourceModel,
     SourceTokenizer,
     TrainedGates,
@@ -521,8 +527,8 @@ class Preset:
             rows=self.paths.rows("perplexity", name),
         )
 
-    def tasks(self, name: str) -> RetrievalJob | LongBenchJob:
-        """Return the job of an experiment of tasks: look-ups, or LongBench-E."""
+    def tasks(self, name: str) -> AnyTasksJob:
+        """Return the job of an experiment of tasks: look-ups, LongBench-E, RULER or a question set."""
         section = _one_of("tasks", self.file.tasks, name)
         groups, rows = self._groups(section.arms, section.model), self.paths.rows("tasks", name)
         if isinstance(section, LongBench):
@@ -533,6 +539,31 @@ class Preset:
                 revision=section.revision,
                 tasks=section.tasks,
                 examples=section.examples,
+                groups=groups,
+                rows=rows,
+            )
+        if isinstance(section, Ruler):
+            asked = [task for task in section.ruler if RULER_TASKS[task].asks_documents]
+            return RulerJob(
+                setup=self.setup,
+                experiment=name,
+                tokens=self.tokens(section.corpus),
+                tokenizer=self.tokenizer_of(section.corpus),
+                contexts=section.contexts,
+                examples=section.examples,
+                tasks=section.ruler,
+                question_sets={task: self.data(f"ruler/{task}.parquet") for task in asked},
+                batch=section.batch,
+                groups=groups,
+                rows=rows,
+            )
+        if isinstance(section, QuestionSet):
+            return QuestionSetJob(
+                setup=self.setup,
+                experiment=name,
+                questions=self.data(section.questions),
+                new_tokens=section.new_tokens,
+                batch=section.batch,
                 groups=groups,
                 rows=rows,
             )

@@ -29,6 +29,7 @@ from seerbench.data.corpora import SPLITS
 from seerbench.data.longbench import TASKS as LONGBENCH_TASKS
 from seerbench.data.lookup_tasks import ASKED_IN_PROMPT
 from seerbench.data.lookup_tasks import TASKS as LOOKUPS
+from seerbench.data.ruler.tasks import TASKS as RULER_TASKS
 from seerbench.errors import ConfigError
 from seerbench.measure.names import MASKS
 from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS
@@ -624,9 +625,38 @@ class LongBench(Experiment):
     """some of its 13 tasks; without it, all"""
 
 
+class Ruler(Experiment):
+    """RULER: every task, length, arm and example."""
+
+    ruler: Annotated[tuple[Annotated[str, OneOf(RULER_TASKS)], ...], Field(min_length=1), AfterValidator(_distinct)]
+    """its tasks; qa_1 and qa_2 are left out where the data folder has no ruler/qa_1.parquet, ruler/qa_2.parquet"""
+    corpus: Name
+    """whose test split needles are hidden in, in place of RULER's essays; the names of such tasks carry its name"""
+    contexts: Contexts
+    """lengths, each of prompt and answer together"""
+    examples: Count
+    """for each task and length"""
+    batch: Count
+    """prompts whose answers are decoded together; their keys and values are in memory at a time"""
+
+
+class QuestionSet(Experiment):
+    """Questions about long documents that a user brings: every question and arm."""
+
+    questions: Text
+    """a parquet file below the data folder, with the columns id, context, question, answers and metric"""
+    new_tokens: Count
+    """the largest number of tokens in an answer"""
+    batch: Count
+    """prompts whose answers are decoded together; their keys and values are in memory at a time"""
+
+
 Tasks = Annotated[
-    Annotated[Retrieval, Tag("look-ups")] | Annotated[LongBench, Tag("LongBench-E")],
-    _tagged({"longbench": "LongBench-E"}, "look-ups"),
+    Annotated[Retrieval, Tag("look-ups")]
+    | Annotated[LongBench, Tag("LongBench-E")]
+    | Annotated[Ruler, Tag("RULER")]
+    | Annotated[QuestionSet, Tag("a question set")],
+    _tagged({"longbench": "LongBench-E", "ruler": "RULER", "questions": "a question set"}, "look-ups"),
 ]
 
 

@@ -20,7 +20,7 @@ from seerbench.models.wheels import by_hand, find_wheel
 from seerbench.paths import IN_CHECKOUT_ONLY, IS_CHECKOUT, PUBLISHED
 from seerbench.presets.jobs import FetchJob
 from seerbench.presets.preset import Preset
-from seerbench.presets.types import LongBench, ReleasedGates, SourceModel, SourceTokenizer
+from seerbench.presets.types import LongBench, QuestionSet, ReleasedGates, SourceModel, SourceTokenizer
 from seerbench.rows.machine import cpu_name, gpu_facts
 
 LONGBENCH = "LongBench's scores"
@@ -70,6 +70,11 @@ def report(preset: Preset) -> tuple[list[str], list[str]]:
         else:
             missing.append(f"corpus {name}: {preset.data(corpus.path)} does not exist; set SEERBENCH_DATA")
     lines += [f"model      {name}: {_wheel_of(preset.fetch(name))}" for name in preset.fetched_models()]
+    for name, tasks in preset.file.tasks.items():
+        if isinstance(tasks, QuestionSet) and not preset.data(tasks.questions).exists():
+            missing.append(
+                f"questions of {name}: {preset.data(tasks.questions)} does not exist; set SEERBENCH_DATA"
+            )
     for source in _sources(preset):
         folder = preset.local(source)
         lines.append(f"source     {source}: {'the hub or its cache' if folder == source else folder}")

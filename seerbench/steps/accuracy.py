@@ -13,10 +13,11 @@ from seerbench.data.texts import data_set_origin, dataset_folder
 from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.measure import maps, perplexity, recall, tasks
 from seerbench.methods.gate_files import load_gates
-from seerbench.presets.jobs import LongBenchJob, RecallJob, RetrievalJob
+from seerbench.presets.jobs import LongBenchJob, QuestionSetJob, RecallJob, RetrievalJob, RulerJob
 from seerbench.presets.preset import Preset
 from seerbench.steps.arms import make_arms
 from seerbench.steps.common import load_model, require, save, start, tokenizer_of, windows_of
+from seerbench.steps.prompts import measure_question_set, measure_ruler
 
 
 def measure_perplexity(preset: Preset, experiment: str) -> None:
@@ -47,11 +48,15 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
 
 
 def measure_tasks(preset: Preset, experiment: str) -> None:
-    """Measure one experiment of tasks: look-ups at given lengths, or LongBench-E."""
+    """Measure one experiment of tasks: look-ups, LongBench-E, RULER, or a question set."""
     job = preset.tasks(experiment)
     require(preset, [*job.token_files, *job.tokenizer_files, *job.arm_files], [job.rows])
     if isinstance(job, LongBenchJob):
         _measure_longbench(job)
+    elif isinstance(job, RulerJob):
+        measure_ruler(job)
+    elif isinstance(job, QuestionSetJob):
+        measure_question_set(job)
     else:
         _measure_retrieval(job)
 

@@ -1,5 +1,7 @@
 """Tests of preset.py: the fields and files of the jobs, and the run that artefacts are drawn from."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -9,7 +11,14 @@ from seerbench.errors import ConfigError
 from seerbench.methods.gate_config import GateConfig
 from seerbench.paths import ROOT
 from seerbench.presets import preset as module
-from seerbench.presets.jobs import FirstTokenLatencyJob, KernelLatencyJob, LongBenchJob, RandomMethodsLatencyJob
+from seerbench.presets.jobs import (
+    FirstTokenLatencyJob,
+    KernelLatencyJob,
+    LongBenchJob,
+    QuestionSetJob,
+    RandomMethodsLatencyJob,
+    RulerJob,
+)
 from seerbench.presets.load import load_preset
 from seerbench.presets.types import Arm, flat
 from seerbench.rows.gate_ref import GateRef
@@ -110,6 +119,29 @@ def test_published_gates_are_read_where_they_were_published(tmp_path, monkeypatc
     wrong = contexts | {"arms": [arm | {"gate": "real:token"}]}
     with pytest.raises(ConfigError, match="no set 'token'"):
         edited(tmp_path, gates=gates, models=models, perplexity={"contexts": wrong})
+
+
+def test_ruler_and_question_sets_are_experiments_of_tasks(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEERBENCH_DATA", "/data")
+    fixed = {"model": "long", "batch": 4, "arms": [{"method": "dense"}]}
+    asked = {"ruler": ["niah_single_1", "qa_2"], "corpus": "toy", "contexts": [256, 512], "examples": 3}
+    own = fixed | {"questions": "q.parquet", "new_tokens": 8}
+    preset = edited(tmp_path, tasks={"ruler": fixed | asked, "mine": own})
+    job, mine = preset.tasks("ruler"), preset.tasks("mine")
+    assert isinstance(job, RulerJob)
+    assert job.question_sets == {"qa_2": Path("/data/ruler/qa_2.parquet")}
+    assert job.token_files == [tmp_path / "smoke/corpora/toy/tokens.parquet"]
+    assert (job.tokenizer.location, job.contexts, job.examples) == (tmp_path / "smoke/tokenizer", (256, 512), 3)
+    assert isinstance(mine, QuestionSetJob)
+    assert (mine.questions, mine.new_tokens) == (Path("/data/q.parquet"), 8)
+    for change, words in (
+        ({"ruler": ["niah_single_9"]}, "niah_single_1"),
+        ({"ruler": []}, "tasks/ruler/ruler"),
+        ({"contexts": [1024]}, "long has 512 positions"),
+        ({"corpus": "toi"}, "did you mean 'toy'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            edited(tmp_path, tasks={"ruler": fixed | asked | change})
 
 
 def test_released_gates_answer_as_their_authors_evaluate_them(tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from seerbench.data.prompts import Prompt, encoded, in_turn
 from seerbench.data.question_sets import read_questions
@@ -59,6 +61,22 @@ def name_in_rows(task: str, corpus: str) -> str:
     return f"{task}-{corpus}" if TASKS[task].in_text else task
 
 
+def essay_words(documents: Mapping[str, np.ndarray], tokenizer: PreTrainedTokenizerFast, count: int) -> list[str]:
+    """Return the first words of tokenized documents, one document after the other.
+
+    Args:
+        documents: id -> int32 tokens, from `tokens.read_tokens`.
+        tokenizer: that of the tokens.
+        count: number of words; fewer if the documents are shorter.
+    """
+    words: list[str] = []
+    for tokens in documents.values():
+        words += str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)).split()
+        if len(words) >= count:
+            break
+    return words[:count]
+
+
 def make_prompts(
     task: str,
     tokenizer: PreTrainedTokenizerFast,
@@ -79,7 +97,7 @@ def make_prompts(
         task: a key of TASKS.
         tokenizer: the model's own; its chat template is used if it has one.
         length: the largest number of tokens of prompt and answer together.
-        count: number of examples; of a question set, at most as many as it has.
+        count: number of examples; of a question set, at most all that it has.
         seed: the same seed gives the same prompts.
         corpus: name of the essay's corpus.
         essay: words of the text that needles are hidden in.
