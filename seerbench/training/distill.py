@@ -40,7 +40,7 @@ from seerbench.training.optimizers import GATE_CLIP, cosine_at, set_lr, update_w
 # The windows of a batch pass through the model this many tokens at a time, which bounds the memory of a layer.
 TOKENS_AT_ONCE = 131072
 # A gate without pooled queries learns from a run of this many queries of each window, another one in each step.
-# The target of a query is as large as its row of the attention map, so that of all queries would take most of the
+# The target of a query needs its whole row of the attention map, so that of all queries would take most of the
 # time; a run of them has the same loss in the mean over steps.
 QUERIES_PER_STEP = 256
 # Most bytes of the attention map that the target of single queries has in memory at one time.
