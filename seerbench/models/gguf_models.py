@@ -26,6 +26,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from seerbench.core.finite import require_finite
 from seerbench.errors import ModelError
+from seerbench.models.model_source import WEIGHTS_FROM
 from seerbench.reading import reading
 
 # Weight in the file -> weight of LlamaForCausalLM; those of layers follow "blk.<layer>.", "model.layers.<layer>.".
@@ -83,7 +84,8 @@ def convert(file: Path, out: Path, origin: str, cure: str) -> None:
         weights = {_name(each.name): _weight(each, config) for each in content.tensors}
     require_finite(weights.items(), str(file), cure)
     config.tie_word_embeddings = "lm_head.weight" not in weights
-    config.weights_from = f"{origin}, dequantised ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common())})"
+    counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    setattr(config, WEIGHTS_FROM, f"{origin}, dequantised (tensors: {counts})")
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(out)
     config.save_pretrained(out)

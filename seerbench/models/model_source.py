@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from seerbench.errors import ModelError
+from seerbench.reading import read_json
+
+WEIGHTS_FROM = "weights_from"  # key of a config.json: where weights come from that were quantised before
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,19 @@ class ModelSource:
                 f"the model {self.name} has random weights; this step needs a model with a folder or hub id"
             )
         return self.location
+
+    def origin(self) -> str:
+        """Return in words where the weights come from, for rows; of a folder, its config.json may say it.
+
+        Raises ModelError for a config.json that is not readable.
+        """
+        if self.location is None:
+            return "random weights"
+        file = Path(self.location) / "config.json"
+        if not file.is_file():
+            return f"{self.location} at {self.revision or 'the newest revision'}"
+        said = read_json(file, ModelError, "make or fetch this model again").get(WEIGHTS_FROM)
+        return said or ("trained by this run" if self.made_here else f"the folder {file.parent.name}")
 
     @property
     def files(self) -> list[Path]:

@@ -236,6 +236,11 @@ class RunsArms:
         return [*self.model_files, *self.gate_files, *self.plan_files]
 
     @property
+    def models(self) -> list[ModelSource]:
+        """Return the models that the arms run in."""
+        return [group.model for group in self.groups]
+
+    @property
     def model_files(self) -> list[Path]:
         """Return the files of the models that this run makes."""
         return _once(file for group in self.groups for file in group.model.files)

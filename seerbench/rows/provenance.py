@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +39,7 @@ def provenance(
     corpus_sha256: str | None = None,
     corpus_source: str | None = None,
     corpus_split: str | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the `runs` row of this execution. Call it when the step starts; `finish` fills in the wall time.
 
@@ -53,6 +55,7 @@ def provenance(
         corpus_sha256: the hash of its texts.
         corpus_source: which texts these are: files with their hashes, data sets with their revisions.
         corpus_split: the split that the step reads: train, validation or test.
+        weights: where the weights of each model come from, by the model's name.
     """
     started = datetime.now(UTC)
     commit, dirty = commit_and_dirty()
@@ -72,6 +75,7 @@ def provenance(
         "corpus_sha256": corpus_sha256,
         "corpus_source": corpus_source,
         "corpus_split": corpus_split,
+        "weights": json.dumps(dict(weights)) if weights else None,
         "commit": commit,
         "dirty": dirty,
         "source_digest": source_digest(),

@@ -13,7 +13,8 @@ from seerbench.errors import ResultsError
 
 # Stored in each file. Version 2 added the columns that migration.py fills for files of version 1. Version 3 added
 # the load of the machine while a cell was timed, version 4 how a method selects blocks (last_rows_dense, threshold,
-# spread, forced), version 5 which texts a corpus was made of (corpus_source). All are empty in older rows.
+# spread, forced), version 5 which texts a corpus was made of (corpus_source) and where weights come from
+# (weights). All are empty in older rows.
 SCHEMA_VERSION = 5
 TEXT, NUMBER, INTEGER, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
@@ -214,6 +215,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?corpus_sha256": TEXT,
         "?corpus_source": TEXT,  # The texts: files with their hashes, data sets with their revisions.
         "?corpus_split": TEXT,  # One of train, validation, test; empty in rows older than the column.
+        "?weights": TEXT,  # JSON: where the weights of each model come from, in words; empty without a model.
         "?commit": TEXT,  # The git commit; empty where neither git nor SEERBENCH_COMMIT gives one.
         "?dirty": FLAG,  # Whether the tree had uncommitted changes; empty where that is unknown.
         "source_digest": TEXT,  # The digest of what kernels and methods compute (source_digest.py).

@@ -24,7 +24,7 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
     """Measure one perplexity experiment: every context, arm and document."""
     job = preset.perplexity(experiment)
     require(preset, [job.tokens.file, *job.arm_files], [job.rows])
-    run = start(job.setup, f"perplexity {experiment}", job.tokens, "test")
+    run = start(job.setup, f"perplexity {experiment}", job.tokens, "test", job.models)
     rows: list[dict[str, Any]] = []
     with tqdm(total=0, desc=f"perplexity {experiment}", unit="doc", mininterval=1) as bar:
         for group in job.groups:
@@ -63,7 +63,7 @@ def measure_tasks(preset: Preset, experiment: str) -> None:
 
 def _measure_longbench(job: LongBenchJob) -> None:
     """Let every arm answer every question of LongBench-E, and score the answers."""
-    run = start(job.setup, f"tasks {job.experiment}")
+    run = start(job.setup, f"tasks {job.experiment}", models=job.models)
     files = [longbench.ARCHIVE, "*_e.jsonl", "data/*_e.jsonl"]
     folder = dataset_folder(str(job.source), files, job.revision)
     questions = longbench.read_examples(folder, job.tasks or list(longbench.TASKS), job.examples)
@@ -83,7 +83,7 @@ def _measure_longbench(job: LongBenchJob) -> None:
 
 def _measure_retrieval(job: RetrievalJob) -> None:
     """Let every arm answer the look-ups of every task and length."""
-    run = start(job.setup, f"tasks {job.experiment}", job.tokens, "test")
+    run = start(job.setup, f"tasks {job.experiment}", job.tokens, "test", job.models)
     rows: list[dict[str, Any]] = []
     documents = read_tokens(job.tokens.file, "test")
     tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
@@ -113,7 +113,7 @@ def measure_recall(preset: Preset, experiment: str) -> None:
     """Measure the block recall of every arm against the oracle's blocks."""
     job = preset.recall(experiment)
     require(preset, [job.tokens.file, *job.tokenizer_files, *job.arm_files], [job.rows])
-    run = start(job.setup, f"recall {experiment}", job.tokens, "test")
+    run = start(job.setup, f"recall {experiment}", job.tokens, "test", job.models)
     rows: list[dict[str, Any]] = []
     for group in job.groups:
         model = load_model(group.model, job.setup, job.tokens)
@@ -149,7 +149,7 @@ def measure_maps(preset: Preset) -> None:
     """Record true and predicted maps of five heads on the first test document that is long enough."""
     job = preset.maps()
     require(preset, [job.tokens.file, *job.model.files, job.gates], [job.rows])
-    run = start(job.setup, "maps", job.tokens, "test")
+    run = start(job.setup, "maps", job.tokens, "test", [job.model])
     model = load_model(job.model, job.setup, job.tokens)
     document, window = next(iter(windows_of(job.tokens, job.context, 1, model).items()))
     gates = [gate.to(job.setup.device) for gate in load_gates(job.gates, job.gate.set)]

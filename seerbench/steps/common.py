@@ -44,10 +44,21 @@ def require(preset: Preset, inputs: Iterable[Path], outputs: Iterable[Path]) -> 
     require_writable(*outputs)
 
 
-def start(setup: Setup, step: str, tokens: Tokens | None = None, split: str | None = None) -> dict[str, Any]:
-    """Return the provenance of a step, with the hash and source of the corpus and the split that it reads.
+def start(
+    setup: Setup,
+    step: str,
+    tokens: Tokens | None = None,
+    split: str | None = None,
+    models: Iterable[ModelSource] = (),
+) -> dict[str, Any]:
+    """Return the provenance of a step: what runs, which text it reads, and where its models' weights come from.
 
-    step: the words of its command line, without the preset: "latency kernel 8192".
+    Args:
+        setup: the settings that all jobs share.
+        step: the words of its command line, without the preset: "latency kernel 8192".
+        tokens: the corpus that it reads, if any.
+        split: the split of it.
+        models: the models that it runs.
     """
     name, *arguments = step.split()
     card = None if tokens is None else read_card(tokens.file)
@@ -63,6 +74,7 @@ def start(setup: Setup, step: str, tokens: Tokens | None = None, split: str | No
         corpus_sha256=None if card is None else card.sha256,
         corpus_source=None if card is None else card.read,
         corpus_split=split,
+        weights={model.name: model.origin() for model in models},
     )
 
 

