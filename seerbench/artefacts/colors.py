@@ -60,8 +60,8 @@ SUFFIXES = {
     r"\+layer": (", one threshold per layer", "s"),
 }
 
-# A block size or a setting at the end of a method's name in timings, such as "128" or "tau0.8".
-VARIANT = re.compile(r"[a-z]*\d[\d.]*")
+# A block size or a setting at the end of a method's name in timings, such as "128", "tau0.8" or "dense_layers4".
+VARIANT = re.compile(r"[a-z_]*\d[\d.]*")
 
 
 def entry_of(method: str) -> tuple[str, str, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,35 @@ def _method(arm: ArmJob, options: dict[str, Any]) -> Any:
     method = create(arm.method, **options)
     if arm.patterns is not None and arm.patterns != DEFAULT_PATTERNS:
         method.variant = "searched" if arm.searched else Path(arm.patterns).stem
+    _name_options(method, arm, options)
     return variant(method, arm.kernel, arm.mean_correction, arm.last_rows_dense)
+
+
+def _name_options(method: Any, arm: ArmJob, options: dict[str, Any]) -> None:
+    """Add to a method's `variant` and `configuration` what tells it from other arms of the method.
+
+    That is the arm's threshold, and each option that differs from its default and that the method does not show by
+    itself: the two texts are the same without it.
+
+    Args:
+        method: the arm's method, as it was made.
+        arm: the arm.
+        options: the arguments from which the method was made.
+    """
+    arguments = inspect.signature(type(method)).parameters
+    defaults = {name: argument.default for name, argument in arguments.items()}
+    suffixes = [method.variant, None if arm.threshold is None else str(arm.threshold)]
+    settings = [method.configuration]
+    for name, value in arm.options.items():
+        if value == defaults.get(name):
+            continue
+        other = create(arm.method, **{key: option for key, option in options.items() if key != name})
+        if other.variant == method.variant:
+            suffixes.append(f"{name}{value}")
+        if other.configuration == method.configuration:
+            settings.append(f"{name} {value}")
+    method.variant = "-".join(filter(None, suffixes)) or None
+    method.configuration = ", ".join(filter(None, settings)) or None
 
 
 def _options(arm: ArmJob) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 import dataclasses
 from types import SimpleNamespace
 
+import pytest
 from measure.toy import MEANINGLESS, frames
 
+from seerbench.artefacts import colors
 from seerbench.core.problem import AttentionProblem
 from seerbench.kernels import flex_attention
 from seerbench.measure import inputs as measure_inputs
@@ -14,10 +16,15 @@ from seerbench.measure.sampler import Timing
 from seerbench.measure.sweeps import (
     methods_sweep,
 )
+from seerbench.methods.registry import catalogue
+from seerbench.presets.jobs import ArmJob
 from seerbench.presets.load import load_preset
+from seerbench.presets.types import OWN_KEYS
 from seerbench.rows.gate_ref import GateRef
 from seerbench.steps import arms as steps_arms
 from seerbench.steps import latency
+
+CASE = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 1024)
 
 
 def test_a_gate_set_is_named_where_there_are_several():
@@ -33,6 +40,45 @@ def test_a_gate_set_is_named_where_there_are_several():
     assert names(("long:v1", 64), ("long:v2", 64), ("wide:v2", 128)) == ["seer", "seer-v2", "seer-v2-128"]
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "default", "other", "suffix"),
+    [
+        ("flashprefill", "alpha", 0.18, 0.1, "alpha0.1"),
+        ("flashprefill-v2", "alpha", 0.1, 0.2, "alpha0.2"),
+        ("flashprefill-v2", "dense_layers", 0, 4, "dense_layers4"),
+        ("flexprefill", "gamma", 0.9, 0.95, "gamma0.95"),
+        ("flexprefill", "tau", 0.1, 0.2, "tau0.2"),
+        ("flexprefill", "min_budget", 512, 64, "min64"),
+        ("minference-aligned", "scale", 1.0, 0.5, "scale0.5"),
+        ("random", "seed", 0, 7, "seed7"),
+        ("xattention", "tau", 0.9, 0.8, "tau0.8"),
+        ("xattention", "stride", 8, 16, "s16"),
+    ],
+)
+def test_arms_that_differ_in_an_option_have_names_and_settings_of_their_own(method, name, default, other, suffix):
+    sparsity = 0.5 if method == "random" else None
+    jobs = [ArmJob(method, sparsity, 64, options=options) for options in ({}, {name: default}, {name: other})]
+    found = steps_arms.random_arms(jobs, CASE, None, None)
+    assert [text for text, _ in latency.named(found, 64)] == [method, method, f"{method}-{suffix}"]
+    plain, same, changed = (arm.labels()["gate"] for arm in found)
+    assert plain == same != changed
+    assert colors.entry_of(f"{method}-{suffix}")[1] == colors.entry_of(method)[1]
+
+
+def test_every_option_that_a_preset_may_set_is_in_the_test_above():
+    marks = test_arms_that_differ_in_an_option_have_names_and_settings_of_their_own.pytestmark
+    tested = {values[:2] for values in marks[0].args[1]}
+    taken = {(name, option) for name, card in catalogue().items() for option in card.options or ()}
+    assert tested == {(name, option) for name, option in taken if option not in OWN_KEYS}
+
+
+def test_arms_with_several_thresholds_have_names_of_their_own(tmp_path):
+    jobs = [ArmJob("seer", None, 64, threshold=threshold) for threshold in (0.002, 0.0005)]
+    setup = load_preset("speed", tmp_path).latency("methods", 8192).setup
+    found = latency.named(steps_arms.random_arms(jobs, CASE, setup, tmp_path), 64)
+    assert [name for name, _ in found] == ["seer+threshold-0.002", "seer+threshold-0.0005"]
+
+
 def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch):
     """Measure each arm of `speed` at a toy shape: it has its stages, or is refused with a reason."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # a lock of its own
@@ -41,9 +87,8 @@ def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch):
         flex_attention, "flex_attention", lambda q, k, v, _: flex_attention.masked_attention(q, k, v)
     )
     job = load_preset("speed", tmp_path).latency("methods", 8192)
-    case = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 1024)
-    named = latency.named(steps_arms.random_arms(job.arms, case, job.setup, job.plans), 64)
-    attention = measure_inputs.random_attention(case, 0)
+    named = latency.named(steps_arms.random_arms(job.arms, CASE, job.setup, job.plans), 64)
+    attention = measure_inputs.random_attention(CASE, 0)
     cells, samples = frames(methods_sweep(RANDOM_INPUTS, attention, named, Timing(rounds=1, min_rounds=1), "run"))
     refused = cells[cells.status == "refused"]
     # At this length the highest sparsities leave fewer blocks than rows.
@@ -65,8 +110,7 @@ def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch):
 def test_random_plans_that_differ_have_files_of_their_own(tmp_path):
     job = load_preset("speed", tmp_path).latency("methods", 8192)
     arm = next(arm for arm in job.arms if arm.method == "moa")
-    case = AttentionProblem("cpu", "float32", 1, 4, 2, 16, 1024)
     for count, change in enumerate(({}, {"seed": 1}, {"block": 128}), 1):
         for _ in range(2):
-            steps_arms.random_arms([arm], case, dataclasses.replace(job.setup, **change), tmp_path)
+            steps_arms.random_arms([arm], CASE, dataclasses.replace(job.setup, **change), tmp_path)
         assert len(list(tmp_path.iterdir())) == count
