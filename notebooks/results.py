@@ -104,6 +104,12 @@ for run, frame in measured("table1"):
 # %%
 show("losses")
 
+# %% [markdown] A loss says little if the model would not miss its distant text. The next figure scores the same
+# tokens with more and more text before them.
+
+# %%
+show("context_use")
+
 # %% [markdown] Perplexity is an average over all tokens, and most tokens depend mainly on nearby ones. Look-up
 # tasks need one distant block. Which rows are sparse decides what they show: where the last rows are dense, the
 # rows that ask read everything, and a simple look-up says little about the choice of blocks. Compare only methods
@@ -140,6 +146,8 @@ for _, frame in measured("fig10"):
 
 # %%
 show("ablation")
+# %%
+show("budget")
 
 # %%
 show("fig9")

@@ -208,11 +208,13 @@ def _write_perplexity(folder: Path) -> None:
         for sparsity in (0.5, 0.9)
     ]
     write("pooling", pooling, (1024,))
-    gates = ((GATE, 0.3), ("block128:v1", 0.5))
+    gates = ((GATE, 0.3), ("block128:v1", 0.5), ("quarter:v1", 0.4))
     ablation = [("seer", gate, "post", sparsity, loss) for gate, loss in gates for sparsity in (0.5, 0.9)]
     write("gates", [DENSE, *ablation], (1024,))
     recipes = (("post", 0.3), ("joint", 0.1))
     yarn = [("seer", GATE, recipe, sparsity, loss) for recipe, loss in recipes for sparsity in (0.5, 0.9)]
+    write("use", [DENSE], (512, 2048))
+    write("use_yarn", [("dense", None, "yarn", None, 0.0)], (512, 2048, 8192))
     write("yarn", [("dense", None, "yarn", None, 0.0), *yarn], (2048,))
 
 
@@ -235,8 +237,11 @@ def _write_training(folder: Path) -> None:
         for recipe, sparsity in (("yarn", None), ("joint", 0.5), ("joint", 0.9))
         for step in range(0, 100, 5)
     ]
-    distilled = [{**row, "kind": "distill", "name": "short", "recipe": "v1", "context": 512} for row in steps[:5]]
-    write_rows(folder / "training" / "finetune-yarn.parquet", "training", [*steps, *distilled], run)
+    write_rows(folder / "training" / "finetune-yarn.parquet", "training", steps, run)
+    distilled = {"kind": "distill", "recipe": "v1", "context": 512}
+    for name, count in (("short", 5), ("quarter", 5), ("long", 17)):  # tokens: 2,000, 2,000, 8,000
+        rows = [row | distilled | {"name": name} for row in steps[:count]]
+        write_rows(folder / "training" / f"distill-{name}.parquet", "training", rows, run)
 
 
 def _write_all_timings(folder: Path, context: int) -> None:

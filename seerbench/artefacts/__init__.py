@@ -65,6 +65,12 @@ ARTEFACTS: dict[str, Artefact] = {
     "losses": Artefact("Loss over dense by sparsity, beside the paper's", "table", (("perplexity", "contexts*"),)),
     "methods": Artefact("Time of every method: plan, attention and both", "table", _timings("methods")),
     "ablation": Artefact("Parts of a gate, ways to select blocks, oracles", "table", (("perplexity", "gates"),)),
+    "budget": Artefact(
+        "Loss of gates over the tokens that they were trained on",
+        "figure",
+        (("perplexity", "gates"), ("training", "distill-quarter"), ("training", "distill-*")),
+    ),
+    "context_use": Artefact("What the model gains from its context", "figure", (("perplexity", "use*"),)),
     "dilution": Artefact("Look-ups by how many rows the asking block has", "table", (("tasks", "asking-rows"),)),
     "recall": Artefact("Block recall at equal sparsity", "table", (("recall", "gates*"),)),
 }

@@ -23,6 +23,7 @@ import yaml
 
 from seerbench.artefacts import ARTEFACTS
 from seerbench.paths import ROOT
+from seerbench.presets.load import load_preset
 from seerbench.rows.store import Run
 
 PACKAGES = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
@@ -175,6 +176,9 @@ def test_the_smoke_preset_runs_on_slurm(slurm, tmp_path):
 
     runs = Run(tmp_path / "results" / "fresh" / "smoke").table("runs")
     assert runs.step.is_unique
+    preset = load_preset(str(ROOT / "tests" / "smoke.yaml"))
     for name, about in ARTEFACTS.items():
+        if preset.rows_for(about.needs)[1]:
+            continue  # The preset does not measure its rows.
         for suffix in about.suffixes:
             assert (tmp_path / "figures" / "smoke" / f"{name}{suffix}").stat().st_size > 100
