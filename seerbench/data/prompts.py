@@ -87,4 +87,6 @@ def in_turn(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
 def encoded(text: str, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     """Return the tokens of a text from `in_turn`, int32 [tokens]. A chat template brings its own BOS."""
     special = tokenizer.chat_template is None
-    return np.asarray(tokenizer(text, truncation=False, add_special_tokens=special).input_ids, dtype=np.int32)
+    # verbose=False: a prompt that is too long for the model is expected while its size is sought.
+    found = tokenizer(text, truncation=False, add_special_tokens=special, verbose=False)
+    return np.asarray(found.input_ids, dtype=np.int32)

@@ -1,8 +1,10 @@
 """Tests of preset.py: the fields and files of the jobs, and the run that artefacts are drawn from."""
 
+import re
 from pathlib import Path
 
 import numpy as np
+import pydantic
 import pytest
 import yaml
 
@@ -20,7 +22,7 @@ from seerbench.presets.jobs import (
     RulerJob,
 )
 from seerbench.presets.load import load_preset
-from seerbench.presets.types import Arm, flat
+from seerbench.presets.types import Arm, QuestionSet, Ruler, Tasks, flat
 from seerbench.rows.gate_ref import GateRef
 
 STREAMING = {"method": "streaming", "sparsities": [0.5]}
@@ -175,6 +177,14 @@ def test_ruler_and_question_sets_are_experiments_of_tasks(tmp_path, monkeypatch)
     ):
         with pytest.raises(ConfigError, match=words):
             edited(tmp_path, tasks={"ruler": fixed | asked | change})
+
+
+def test_the_experiments_in_the_page_on_tasks_are_valid():
+    page = (ROOT / "docs" / "tasks.md").read_text()
+    blocks = [yaml.safe_load(block)["tasks"] for block in re.findall(r"```yaml\n(.*?)```", page, re.S)]
+    kinds = [type(pydantic.TypeAdapter(Tasks).validate_python(each)) for block in blocks for each in block.values()]
+    assert kinds == [Ruler, QuestionSet]
+    assert len(blocks[0]["ruler"]["ruler"]) == 11
 
 
 def test_released_gates_answer_as_their_authors_evaluate_them(tmp_path):
