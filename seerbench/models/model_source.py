@@ -14,7 +14,7 @@ from typing import Any
 from seerbench.errors import ModelError
 from seerbench.reading import read_json
 
-WEIGHTS_FROM = "weights_from"  # key of a config.json: where weights come from that were quantised before
+WEIGHTS_FROM = "weights_from"  # key of a config.json: where the weights come from, and what was done to them
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from seerbench.methods.gate_files import load_gates
 from seerbench.methods.gate_losses import gate_loss, gate_target
 from seerbench.methods.protocol import Method
 from seerbench.models.hugging_face import attention_method
+from seerbench.models.model_source import WEIGHTS_FROM
 from seerbench.models.self_check import check_model
 from seerbench.models.sources import DTYPES, check_gates, load
 from seerbench.training.batches import batches
@@ -72,6 +73,7 @@ def finetune(job: FinetuneJob) -> list[Row]:
     documents = read_tokens(job.tokens, "train")
     batch_of = batches(job, documents, tokenizer)
     model = load(job.model.weights, revision=job.model.revision, yarn=job.factor).train()
+    setattr(model.config, WEIGHTS_FROM, f"{job.model.origin()}; fine-tuned with YaRN, factor {job.factor:g}")
     check_model(model)  # before it is sharded: the check runs the entire model
     gates = None
     if job.gates is not None:

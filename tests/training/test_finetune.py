@@ -32,7 +32,9 @@ def test_dense_and_joint_finetuning_write_models(world, gates, tmp_path):
     assert all(np.isnan(row["gate_loss"]) for row in rows)
     rows = finetune(finetune_job(world, tmp_path / "joint", gates))
     assert all(row["gate_loss"] > 0 for row in rows)
-    assert json.loads((tmp_path / "joint" / "config.json").read_text())["rope_parameters"]["rope_type"] == "yarn"
+    config = json.loads((tmp_path / "joint" / "config.json").read_text())
+    assert config["rope_parameters"]["rope_type"] == "yarn"
+    assert config["weights_from"].endswith("; fine-tuned with YaRN, factor 4")
     before, after = gate_weights(gates, "v1"), gate_weights(tmp_path / "joint" / "gates.safetensors", "v1")
     assert not torch.equal(before, after)
 
