@@ -22,6 +22,7 @@ from seerbench.artefacts.paper_numbers import (
     TABLE_1_LOWEST,
     TABLE_3_CONTEXT,
 )
+from seerbench.data import longbench
 from seerbench.errors import MissingRows
 from seerbench.report.evidence import Comparison, Evidence
 from seerbench.rows import bootstrap, requests
@@ -64,11 +65,15 @@ def _lengths(run: Run, rows: pd.DataFrame, contexts: Sequence[int]) -> tuple[lis
     """
     measured = sorted(int(context) for context in rows.context.unique())
     named = [context for context in measured if context in contexts]
-    runs = run.table("runs")
-    scales = set(runs.scale_kind[runs.run_id.isin(rows.run_id)])
-    if scales != {SCALE_KINDS[-1]}:
+    if not _at_papers_scale(run, rows):
         return named or measured, []
     return named, [style.size(context) for context in contexts if context not in named]
+
+
+def _at_papers_scale(run: Run, rows: pd.DataFrame) -> bool:
+    """Return whether all executions that measured the rows are at the paper's scale."""
+    runs = run.table("runs")
+    return set(runs.scale_kind[runs.run_id.isin(rows.run_id)]) == {SCALE_KINDS[-1]}
 
 
 def _missing(run: Run, what: str, experiment: str) -> MissingRows:
@@ -356,28 +361,47 @@ def best_pooling(run: Run, paper: pd.DataFrame) -> Evidence:
 def tasks_at_or_above(run: Run, paper: pd.DataFrame) -> Evidence:
     """Check C17: LongBench's score at 10% sparsity is at least that of dense, in every length bucket.
 
-    Scores are paired by example, in percentage points, and averaged over tasks without weights. Other tasks, such
-    as look-ups, cannot judge the claim. Every row of a prompt is sparse, as in version 1 of the authors' code; arms
-    with dense last rows, as version 2 has them, do not count.
+    Scores are paired by example, in percentage points, and averaged over tasks without weights. Every row of a
+    prompt is sparse, as in version 1 of the authors' code; arms with dense last rows, as version 2 has them, do not
+    count. Without LongBench, a run with a smaller model is judged on the tasks that it has, such as look-ups. They
+    can support the claim or leave it undecided, and LongBench counts as missing.
     """
-    rows = requests.rows(run, "tasks")
-    rows = rows[rows.definition.notna() & rows.score.notna()]
-    rows = rows.assign(bucket=rows.bucket.astype(str))
-    at_tenth = rows[np.isclose(rows.sparsity_requested.astype(float), 0.1)]
-    comparisons = []
-    if gate_sets.is_set(at_tenth.gate, PAPER_GATE).any():
-        rows, seer = _paper_gate(run, rows)
-        seer = _at(seer, 0.1)
-        for bucket, sparse in seer.groupby("bucket", sort=False):
-            dense = rows[(rows.method == "dense") & (rows.bucket == bucket)]
-            dense_marks, sparse_marks = (part.set_index(["task", "example"]).score for part in (dense, sparse))
-            gain = (100 * (sparse_marks - dense_marks)).dropna()
-            if len(gain):
-                of_tasks = [part.to_numpy() for _, part in gain.groupby("task")]
-                comparisons.append(Comparison(bucket, bootstrap.mean_of_means(of_tasks), 0.0, True, "points"))
-    if not comparisons:
+    rows = _marked(run)
+    of_longbench = rows.task.isin(longbench.TASKS)
+    comparisons, used = _tenth_against_dense(rows[of_longbench], in_place_of_longbench=False)
+    if comparisons:
+        missing = [bucket for bucket in LONGBENCH_BUCKETS if bucket not in set(used.bucket)]
+        note = f"The tasks are {', '.join(sorted(used.task.unique()))}. {PROTOCOL}"
+        return Evidence(comparisons, used, missing, note)
+    comparisons, used = _tenth_against_dense(rows[~of_longbench], in_place_of_longbench=True)
+    if not comparisons or _at_papers_scale(run, used):
         what = "LongBench scores of SeerAttention at 10% beside dense, with every row of the prompt sparse"
         raise MissingRows("tasks", what, folder=run.folder)
-    missing = [bucket for bucket in LONGBENCH_BUCKETS if bucket not in set(seer.bucket)]
-    note = f"The tasks are {', '.join(sorted(rows.task.unique()))}. {PROTOCOL}"
-    return Evidence(comparisons, rows, missing, note)
+    note = f"The tasks in place of LongBench are {', '.join(sorted(used.task.unique()))}. Every row is sparse."
+    return Evidence(comparisons, used, ["LongBench"], note)
+
+
+def _marked(run: Run) -> pd.DataFrame:
+    """Return the rows of tasks that have a mark, with the column `points`, from 0 to 100."""
+    rows = requests.rows(run, "tasks")
+    rows = rows[rows.correct.notna() | rows.score.notna()]
+    points = 100 * rows.score.astype(float).fillna(rows.correct.astype(float))
+    return rows.assign(bucket=rows.bucket.astype(str), points=points)
+
+
+def _tenth_against_dense(rows: pd.DataFrame, in_place_of_longbench: bool) -> tuple[list[Comparison], pd.DataFrame]:
+    """Compare the paper's gate at 10% with dense in each length bucket; return the comparisons and their rows."""
+    tenth = _at(rows[(rows.method == "seer") & gate_sets.is_set(rows.gate, PAPER_GATE)], 0.1)
+    tenth = tenth[tenth.model.isin(tenth.model.head(1)) & tenth.gate.isin(tenth.gate.head(1))]
+    comparisons, used = [], [tenth]
+    for (experiment, bucket), sparse in tenth.groupby(["experiment", "bucket"], sort=False):
+        dense = rows[(rows.method == "dense") & (rows.model == sparse.model.iloc[0])]
+        dense = dense[(dense.experiment == experiment) & (dense.bucket == bucket)]
+        dense_points, sparse_points = (part.set_index(["task", "example"]).points for part in (dense, sparse))
+        gain = (sparse_points - dense_points).dropna()
+        if len(gain):
+            what = f"{experiment}, {bucket} tokens" if in_place_of_longbench else bucket
+            means = bootstrap.mean_of_means([part.to_numpy() for _, part in gain.groupby("task")])
+            comparisons.append(Comparison(what, means, 0.0, True, "points", ours=in_place_of_longbench))
+            used.append(dense)
+    return comparisons, pd.concat(used)

@@ -38,8 +38,9 @@ class Comparison:
         unit: "x", "%", "nats" and the like.
         rounding: by how much the bound may differ from what the paper measured, since its numbers are printed with
             few digits. Only a number beyond the bound and this is against the claim.
-        ours: whether the paper has a word here, such as "same", and the bound is this project's reading of it. A
-            number within it supports the claim; a number beyond it decides nothing.
+        ours: whether the comparison is this project's reading of the claim: the paper has a word, such as "same",
+            where this has a bound, or names another task. A number within the bound supports the claim; a number
+            beyond it decides nothing.
     """
 
     what: str
@@ -84,7 +85,7 @@ class Comparison:
         """Return the bound in words, with at least this number of decimals where it has them."""
         words = f"{'at least' if self.above else 'at most'} {_bound_text(self.bound, decimals)}"
         if self.ours:
-            return f"{_with_unit(words, self.unit)} (our reading; the paper gives no number)"
+            return f"{_with_unit(words, self.unit)} (our reading of the claim; a number beyond it decides nothing)"
         if self.rounding and not self.holds:
             outermost = _bound_text(self._outermost, decimals + 1)
             return (

@@ -163,3 +163,38 @@ def test_a_run_without_the_rows_is_told_apart_from_a_broken_one(tmp_path, name):
         write_perplexity(tmp_path, experiment, [DENSE], (8192, 32768, 131072))
     with pytest.raises(MissingRows):
         CHECKS[name](Run(tmp_path), paper_values())
+
+
+@pytest.mark.parametrize(("right", "decided"), [(1.0, True), (0.4, False)])
+def test_other_tasks_support_the_claim_on_longbench_and_never_contradict_it(tmp_path, right, decided):
+    """Of 20 look-ups dense answers 10; SeerAttention at 10% all or 8. At paper scale only LongBench counts."""
+    for scale in ("real", "paper"):
+        run = origin("tasks retrieval", scale_kind=scale)
+        rows = [
+            {
+                "run_id": run["run_id"],
+                "experiment": "retrieval",
+                "model": "tiny",
+                "corpus": "books",
+                "task": "kv",
+                "context": 8192,
+                "bucket": "4096-8192",
+                "method": method,
+                "gate": gate,
+                "sparsity_requested": sparsity,
+                "sparsity_realised": sparsity or 0.0,
+                "example": example,
+                "correct": example < 20 * share,
+            }
+            for method, gate, sparsity, share in (("dense", None, None, 0.5), ("seer", "long:v1", 0.1, right))
+            for example in range(20)
+        ]
+        write_rows(tmp_path / scale / "tasks" / "retrieval.parquet", "tasks", rows, run)
+    evidence = checks_quality.tasks_at_or_above(Run(tmp_path / "real"), paper_values())
+    (comparison,) = evidence.comparisons
+    assert comparison.what == "retrieval, 4096-8192 tokens"
+    assert comparison.interval[0] == pytest.approx(100 * (right - 0.5))
+    assert (comparison.holds, comparison.contradicts) == (decided, False)
+    assert evidence.missing == ["LongBench"]
+    with pytest.raises(MissingRows, match="LongBench"):
+        checks_quality.tasks_at_or_above(Run(tmp_path / "paper"), paper_values())
