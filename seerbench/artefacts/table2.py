@@ -39,7 +39,7 @@ ASKED_ELSEWHERE = {
 }
 # The reach of a line: facts within the window that the same number of blocks would make, or beyond it.
 WITHIN, BEYOND = "within", "beyond"
-REACHED = ("passkey", "kv")  # tasks whose question ends the prompt and whose fact is in one place
+REACHED = ("passkey", "kv", "kv-shared")  # tasks whose question ends the prompt and whose fact is in one place
 SPARSE, DENSE = "sparse", "dense"  # the last block rows
 
 

@@ -10,6 +10,7 @@ from seerbench.data.lookup_parts import Example
 TASKS: dict[str, Callable[..., list[Example]]] = {
     "passkey": lookups.passkey,
     "kv": lookups.kv,
+    "kv-shared": lookups.kv_shared,
     "cloze": lookups.cloze,
     "midtext": far_lookups.midtext,
     "tracking": far_lookups.tracking,

@@ -1,6 +1,6 @@
 """Make retrieval tasks: does a model still use its context when a method skips most of it?
 
-    passkey, kv, cloze                    examples for evaluation, from held-out documents
+    passkey, kv, kv_shared, cloze         examples for evaluation, from held-out documents
     training_lookups, training_repeats    windows for training, from train text and with other codes
 
 far_lookups.py has tasks that ask more of the rows in the middle of the text, lookup_tasks.py all of them by name.
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 CODE_DIGITS = 5  # digits of a pass-key
 CLOZE_CUE, CLOZE_ANSWER = 10, 2  # Tokens of a repeated span: the cue is shown and the answer is predicted.
 CLOZE_PER_DOCUMENT = 4  # A document gives at most this many cloze examples.
+SHARED_TOKENS = (
+    128  # Prompts of `kv_shared` share the tokens in whole blocks of this size, the largest that is used.
+)
 TRAINING_QUESTIONS = 4  # A key-value window for training asks this many times, if it is long enough.
 
 
@@ -78,6 +81,34 @@ def kv(
     pieces, stream = pieces_of(tokenizer), packed(tokens, tokenizer.eos_token_id)
     rng = np.random.default_rng([seed, EVALUATION, context, 1])
     return [kv_example(pieces, stream, context, rng) for _ in range(count)]
+
+
+def kv_shared(
+    tokens: Mapping[str, np.ndarray],
+    tokenizer: PreTrainedTokenizerFast,
+    context: int,
+    count: int,
+    seed: int,
+) -> list[Example]:
+    """Make key-value look-ups that differ between contexts in the rows between the pairs and the question alone.
+
+    Prompts of all contexts that end in the same block of SHARED_TOKENS have the same question, and before that block
+    the same pairs at the same places in the same text. A longer prompt has more of the text before its question.
+
+    Args:
+        tokens: id -> tokens of a held-out split, from `read_tokens`.
+        tokenizer: that of the tokens.
+        context: tokens of every example; the prompt has one token fewer.
+        count: number of examples.
+        seed: the same seed gives the same examples.
+
+    Raises:
+        CorpusError: the context or the corpus is too short.
+    """
+    pieces, stream = pieces_of(tokenizer), packed(tokens, tokenizer.eos_token_id)
+    begin = (context - 2) // SHARED_TOKENS * SHARED_TOKENS  # where the block begins in which the prompt ends
+    rng = np.random.default_rng([seed, EVALUATION, begin, 7])
+    return [_kv_shared_example(pieces, stream, context, begin, rng) for _ in range(count)]
 
 
 def cloze(
@@ -226,6 +257,28 @@ def kv_example(
     last = int(chosen[-1])
     distance = (context - 1) - (1 + int(places[last]) + last * fact_length + len(pieces.kv) + 1)
     return Example("kv", context, tokens, context - 1, 1, distance, context - 1)
+
+
+def _kv_shared_example(
+    pieces: Pieces, stream: np.ndarray, context: int, begin: int, rng: np.random.Generator
+) -> Example:
+    """Return one example of `kv_shared`, whose prompt ends in the block that begins at the token `begin`."""
+    keys, values = rng.choice(pieces.words, (2, KV_PAIRS), replace=False)
+    facts = [np.concatenate([pieces.kv, [key, value], pieces.end]) for key, value in zip(keys, values, strict=True)]
+    question = len(pieces.kv) + 1
+    shared = begin + 1 - question  # tokens that the shortest of the prompts has before its question, BOS included
+    length = shared - 1 - sum(map(len, facts))
+    if length < 1:
+        raise CorpusError(f"kv-shared needs a context of at least {SHARED_TOKENS + 2} tokens, not {context}")
+    places = np.sort(rng.integers(0, length + 1, size=KV_PAIRS))
+    text = random_text(stream, length + SHARED_TOKENS, rng)
+    asked = int(rng.integers(KV_PAIRS))
+    before = insert_facts(text[: length + context - 1 - question - shared], facts, places)
+    end = np.concatenate([pieces.kv, [keys[asked], values[asked]]])
+    tokens = np.concatenate([[pieces.bos], before, end]).astype(np.int32)
+    source = int(places[asked]) + asked * len(facts[0]) + len(pieces.kv) + 2
+    start = context - 1
+    return Example("kv-shared", context, tokens, start, 1, start - source, start)
 
 
 def training_lookups(

@@ -8,7 +8,7 @@ from seerbench.data import windows as data_windows
 from seerbench.errors import CorpusError
 
 
-@pytest.mark.parametrize("task", ["passkey", "kv", "cloze"])
+@pytest.mark.parametrize("task", ["passkey", "kv", "kv-shared", "cloze"])
 def test_examples_hold_their_answer_where_they_say(setting, task):
     tokenizer, documents = setting
     examples = lookup_tasks.TASKS[task](documents["test"], tokenizer, 512, 12, 3)
@@ -57,6 +57,23 @@ def test_kv_keys_are_unambiguous(setting):
         assert sum(text[at : at + 3] == pieces.kv.tolist() for at in range(len(text))) >= lookup_parts.KV_PAIRS + 1
 
 
+@pytest.mark.parametrize(("short", "longer"), [(386, [389, 401, 513]), (1026, [1153])])
+def test_shared_prompts_differ_in_the_rows_before_the_question_alone(setting, short, longer):
+    tokenizer, documents = setting
+    question = len(lookup_parts.pieces_of(tokenizer).kv) + 1
+    first = lookups.kv_shared(documents["test"], tokenizer, short, 12, 0)
+    for context in longer:
+        for a, b in zip(first, lookups.kv_shared(documents["test"], tokenizer, context, 12, 0), strict=True):
+            np.testing.assert_array_equal(a.tokens[: -question - 1], b.tokens[: short - question - 1])
+            np.testing.assert_array_equal(a.tokens[-question - 1 :], b.tokens[-question - 1 :])  # with the answer
+            assert a.answer_start - a.distance == b.answer_start - b.distance  # the same place
+    in_next_block = lookups.kv_shared(documents["test"], tokenizer, max(longer) + 1, 12, 0)
+    assert any(a.tokens[5] != b.tokens[5] for a, b in zip(first, in_next_block, strict=True))
+    sources = [example.answer_start - example.distance for example in first]
+    assert max(sources) < short - 1 - question
+    assert max(sources) - min(sources) > short // 2
+
+
 def test_cloze_spans_occur_twice_in_the_window_and_in_no_other_document(setting):
     tokenizer, documents = setting
     span = lookups.CLOZE_CUE + lookups.CLOZE_ANSWER
@@ -82,6 +99,8 @@ def test_too_little_text_is_refused(setting):
         lookups.passkey({"a": np.arange(3, 60)}, tokenizer, 512, 1, 0)
     with pytest.raises(CorpusError, match="pass-key"):
         lookups.passkey(documents["test"], tokenizer, 16, 1, 0)
+    with pytest.raises(CorpusError, match="130 tokens, not 129"):
+        lookups.kv_shared(documents["test"], tokenizer, 129, 1, 0)
 
 
 def test_training_lookups_weigh_answers_and_not_what_nothing_predicts(setting):
