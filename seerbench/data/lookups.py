@@ -92,8 +92,8 @@ def kv_shared(
 ) -> list[Example]:
     """Make key-value look-ups that differ between contexts in the rows between the pairs and the question alone.
 
-    Prompts of all contexts that end in the same block of SHARED_TOKENS have the same question, and before that block
-    the same pairs at the same places in the same text. A longer prompt has more of the text before its question.
+    Prompts of all contexts that end in the same block of SHARED_TOKENS have the same question, and before that
+    block the same pairs at the same places in the same text. A longer prompt has more text before its question.
 
     Args:
         tokens: id -> tokens of a held-out split, from `read_tokens`.
