@@ -297,6 +297,7 @@ def _write_tasks(folder: Path) -> None:
         for example in range(20)
     ]
     write_rows(folder / "tasks" / "retrieval.parquet", "tasks", tasks, run)
+    write_rows(folder / "tasks" / "ruler.parquet", "tasks", ruler_rows(run["run_id"]), run)
     # With one row in the asking block the gate finds all facts, with 16 rows none beyond its window.
     asking = [
         {
@@ -343,6 +344,44 @@ def longbench_rows(run_id: str, seer: float = 0.6) -> list[Row]:
                     "definition": "edition of a test",
                     "reason": "too short" if refused else None,
                 }
+            )
+    return rows
+
+
+def ruler_rows(run_id: str) -> list[Row]:
+    """Return four tasks at two lengths, of 8 examples each.
+
+    Dense scores 1 in two needle tasks, 0.5 in `vt` and nothing in `cwe`; StreamingLLM half of that, and all of it
+    with dense last rows. It refuses `vt` at 1024 tokens.
+    """
+    rows = []
+    dense = {"niah_single_1": 1.0, "niah_multikey_1-books": 1.0, "vt": 0.5, "cwe": 0.0}
+    methods = (("dense", None, 0, 1.0), ("streaming", 0.5, 0, 0.5), ("streaming+last2", 0.5, 2, 1.0))
+    for context, (task, score), example in itertools.product((1024, 4096), dense.items(), range(8)):
+        for method, sparsity, last_rows, share in methods:
+            refused = (method, task, context) == ("streaming", "vt", 1024)
+            asked = {"depth": example / 7, "distance": 1000 - 100 * example} if task.startswith("niah") else {}
+            rows.append(
+                {
+                    "run_id": run_id,
+                    "experiment": "ruler",
+                    "model": "instruct",
+                    "corpus": "books",
+                    "task": task,
+                    "context": context,
+                    "bucket": str(context),
+                    "method": method,
+                    "sparsity_requested": sparsity,
+                    "sparsity_realised": 0.0 if sparsity is None else 0.51,
+                    "last_rows_dense": last_rows,
+                    "example": example,
+                    "score": None if refused else score * share,
+                    "prediction": "an answer",
+                    "references": '["an answer"]',
+                    "definition": "edition of a test",
+                    "reason": "too short" if refused else None,
+                }
+                | asked
             )
     return rows
 

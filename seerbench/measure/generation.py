@@ -135,6 +135,7 @@ def decode(model: Any, tokenizer: Any, prefilled: list[Prefilled], new_tokens: i
     width = max(each.tokens for each in prefilled)
     logits = torch.cat([each.logits for each in prefilled])
     device, ends = logits.device, _ends(model, tokenizer)
+    ending = torch.tensor(ends, device=device)
     positions = torch.tensor([[each.tokens] for each in prefilled], device=device)  # of the next token
     visible = torch.arange(width, device=device) >= width - positions
     cache = _side_by_side(model, prefilled, width)
@@ -149,7 +150,7 @@ def decode(model: Any, tokenizer: Any, prefilled: list[Prefilled], new_tokens: i
             logits, positions = output.logits[:, -1], positions + 1
             wrong |= logits.isnan().any(-1) & ~ended
         chosen.append(logits.argmax(-1, keepdim=True))
-        ended |= torch.isin(chosen[-1][:, 0], torch.tensor(ends, device=device))
+        ended |= torch.isin(chosen[-1][:, 0], ending)
         if bool(ended.all()):
             break
     texts: list[str | None] = []

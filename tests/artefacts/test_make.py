@@ -13,7 +13,7 @@ from seerbench.rows.publish import publish
 from seerbench.rows.store import Run
 
 TABLES = [name for name, artefact in artefacts.ARTEFACTS.items() if artefact.kind == "table"]
-BEYOND_THE_PAPER = ("recall", "ablation", "methods", "dilution")
+BEYOND_THE_PAPER = ("recall", "ablation", "methods", "dilution", "ruler")
 LABEL = f"measured: {SCALE}; Test CPU, 2 cores; 2026-11-22; commit abc1234"
 
 
