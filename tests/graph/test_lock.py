@@ -13,7 +13,9 @@ from seerbench.errors import GraphError
 from seerbench.graph.lock import LockAtStart, hold_folder
 from seerbench.paths import ROOT
 
-HOLD = "import sys, time; sys.path.insert(0, {root!r}); from pathlib import Path; \
+# A shell starts its background jobs with SIGINT ignored, and they pass that on.
+HOLD = "import signal, sys, time; sys.path.insert(0, {root!r}); from pathlib import Path; \
+signal.signal(signal.SIGINT, signal.default_int_handler); \
 from seerbench.graph.lock import hold_folder; kept = hold_folder(Path()); print('held', flush=True); time.sleep(60)"
 
 
