@@ -118,6 +118,14 @@ show("context_use")
 # %%
 show("table2")
 # %% [markdown]
+# RULER asks at any length, and its needles have a depth. The maps show where a method still finds them; the table
+# has all tasks, of which variable tracking and word counts need more than the rows that ask.
+
+# %%
+show("needle")
+# %%
+show("ruler")
+# %% [markdown]
 # ## Are they the right blocks?
 #
 # *Recall* is the share of the oracle's blocks, those with the largest weights, that a method keeps. *Kept mass* is

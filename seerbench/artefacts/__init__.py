@@ -72,6 +72,7 @@ ARTEFACTS: dict[str, Artefact] = {
     ),
     "context_use": Artefact("What the model gains from its context", "figure", (("perplexity", "use*"),)),
     "dilution": Artefact("Look-ups by how many rows the asking block has", "table", (("tasks", "asking-rows"),)),
+    "needle": Artefact("Needles found by depth and length", "figure", (("tasks", "ruler*"),)),
     "ruler": Artefact("RULER by task and length", "table", (("tasks", "ruler*"),)),
     "recall": Artefact("Block recall at equal sparsity", "table", (("recall", "gates*"),)),
 }

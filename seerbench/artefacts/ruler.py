@@ -30,11 +30,8 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
     Intervals are over examples, and of means combined over tasks.
     """
-    rows = frames.experiments(run, "tasks", "ruler", "tasks")
-    # A column says that the last rows are dense, so the method's name need not.
-    names = rows.method.str.replace(r"\+last\d+", "", regex=True)
-    rows = rows.assign(method=names, last_rows_dense=rows.last_rows_dense.fillna(0))
-    solved = _solved(rows)
+    rows = with_protocol(frames.experiments(run, "tasks", "ruler", "tasks"))
+    solved = solved_tasks(rows)
     lines = []
     for key, cell in rows.groupby(CELL, dropna=False, sort=False):
         line: dict[str, Any] = dict(zip(CELL, key)) | {"source": "measured", "metric": "score", "unit": "%"}
@@ -58,7 +55,13 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     return table_format.ordered(frame, "last_rows_dense", "sparsity_requested", "context", "place")
 
 
-def _solved(rows: pd.DataFrame) -> dict[tuple[str, int], set[str]]:
+def with_protocol(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the number of dense last rows in its column alone, and not in the method's name."""
+    names = rows.method.str.replace(r"\+last\d+", "", regex=True)
+    return rows.assign(method=names, last_rows_dense=rows.last_rows_dense.fillna(0))
+
+
+def solved_tasks(rows: pd.DataFrame) -> dict[tuple[str, int], set[str]]:
     """Return the tasks of which dense attention solves at least SOLVED percent, by model and length."""
     dense = rows[(rows.method == "dense") & rows.score.notna()]
     means = dense.groupby(["model", "context", "task"]).score.mean()

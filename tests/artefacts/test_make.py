@@ -43,7 +43,7 @@ def test_svg_has_no_date(drawn):
     assert b"<dc:date>" not in (drawn("fig8") / "fig8.svg").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["fig1", "fig6", "fig10", "budget", "context_use"])
+@pytest.mark.parametrize("name", ["fig1", "fig6", "fig10", "budget", "context_use", "needle"])
 def test_a_figure_is_a_function_of_its_csv(name, drawn):
     module = importlib.import_module(f"seerbench.artefacts.{name}")
     frame = pd.read_csv(drawn(name) / f"{name}.csv")
