@@ -16,7 +16,7 @@ from seerbench.rows import bootstrap
 from seerbench.rows.gate_ref import UNTRAINED
 from seerbench.rows.store import Run
 
-# Gate jobs of these names train the same sets with the same settings, for longer and longer.
+# Gate jobs of these names train their sets with the same settings, for longer and longer (config/README.md).
 JOBS = ("sixteenth", "quarter", "long", "longer")
 UNGATED = ("oracle", "streaming")  # Methods without training, drawn as horizontal lines.
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from seerbench.artefacts import colors, frames, gate_sets, style
+from seerbench.artefacts import budget, colors, frames, gate_sets, style
 from seerbench.artefacts.paper_numbers import (
     BEST_POOLING,
     LONGBENCH_BUCKETS,
@@ -25,120 +26,74 @@ from seerbench.artefacts.paper_numbers import (
 from seerbench.data import longbench
 from seerbench.errors import MissingRows
 from seerbench.report.evidence import Comparison, Evidence
+from seerbench.report.quality_rows import (
+    CONTEXT,
+    GATES,
+    SPARSITY,
+    TEXT,
+    at_context,
+    at_papers_scale,
+    at_sparsity,
+    contexts_to_judge,
+    documents,
+    gate_variations,
+    loss_of_perplexities,
+    lower,
+    measured_rows,
+    missing_rows,
+    nll_where,
+    paper_gate,
+    sparsities,
+    without_gaps,
+)
 from seerbench.rows import bootstrap, requests
 from seerbench.rows.equal_sparsity import nll_at, realised, settings
-from seerbench.rows.gate_ref import PAPER_GATE, WITHOUT_ROPE
-from seerbench.rows.schema import SCALE_KINDS
+from seerbench.rows.gate_ref import PAPER_GATE, UNTRAINED, WITHOUT_ROPE
 from seerbench.rows.store import Run
 
 POOLINGS = 49  # Figure 10 compares this many.
-HALF_A_DIGIT = 0.005  # The paper prints perplexities with two decimals.
-RESOLUTION = HALF_A_DIGIT / 10  # in nats: half of the last decimal of a perplexity of 10, as in Table 1
+# Gate sets that differ from the paper's gate in the pooling alone, in the gate jobs of budget.JOBS.
+POOLED_OTHERWISE = ("qmax", "qall")
 # How C17 is measured: as version 1 of the authors' code has it, which is the one of Table 2.
 PROTOCOL = "Every row of the prompt is sparse; answers are decoded with dense attention."
 # The experiments that the claims are about. Those on the paper's second kind of text, mathematics, end in "-math".
 CONTEXTS, CONTEXTS_MATH, YARN, ROPE, POOLING = "contexts", "contexts-math", "yarn", "rope", "pooling"
 
 
-def _measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the perplexity rows that were measured, with document names that are unique over corpora."""
-    rows = rows[rows.status == "measured"]
-    return rows.assign(document=rows.corpus + "/" + rows.document)
-
-
-def _documents(run: Run, experiment: str) -> pd.DataFrame:
-    """Return the measured perplexity rows of an experiment."""
-    return _measured(frames.experiment(run, "perplexity", experiment, "perplexity"))
-
-
-def _at_context(rows: pd.DataFrame, context: int) -> pd.DataFrame:
-    """Return the rows at a context, or those at the longest one if there are none."""
-    at_context = rows[rows.context == context]
-    return at_context if len(at_context) else rows[rows.context == rows.context.max()]
-
-
-def _lengths(run: Run, rows: pd.DataFrame, contexts: Sequence[int]) -> tuple[list[int], list[str]]:
-    """Return (contexts to judge at, contexts that are missing in words) for a claim that names `contexts`.
-
-    A run at the paper's scale lacks those that it did not measure. A smaller one is judged at those that it has,
-    or at all of its own if it has none of them.
-    """
-    measured = sorted(int(context) for context in rows.context.unique())
-    named = [context for context in measured if context in contexts]
-    if not _at_papers_scale(run, rows):
-        return named or measured, []
-    return named, [style.size(context) for context in contexts if context not in named]
-
-
-def _at_papers_scale(run: Run, rows: pd.DataFrame) -> bool:
-    """Return whether all executions that measured the rows are at the paper's scale."""
-    runs = run.table("runs")
-    return set(runs.scale_kind[runs.run_id.isin(rows.run_id)]) == {SCALE_KINDS[-1]}
-
-
-def _missing(run: Run, what: str, experiment: str) -> MissingRows:
-    """Return the error for rows that a perplexity experiment lacks."""
-    return MissingRows("perplexity", f"{what} in the experiment {experiment!r}", folder=run.folder)
-
-
-def _nll(rows: pd.DataFrame, **where: object) -> pd.Series:
-    """Return the NLL by document of the rows whose columns have these values; empty if there are none."""
-    for name, value in where.items():
-        match = np.isclose(rows[name].astype(float), value) if isinstance(value, float) else rows[name] == value
-        rows = rows[match]
-    return rows.set_index("document").nll
-
-
-def _paper_gate(run: Run, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return (all rows of a model, SeerAttention's among them) for the first gate job with the paper's gate set."""
-    seer = rows[(rows.method == "seer") & gate_sets.is_set(rows.gate, PAPER_GATE)]
-    if seer.empty:
-        what = f"SeerAttention with the gate set {PAPER_GATE!r} among the perplexities"
-        raise MissingRows("perplexity", what, folder=run.folder)
-    of_model = rows[rows.model == seer.model.iloc[0]]
-    return of_model, of_model[(of_model.method == "seer") & (of_model.gate == seer.gate.iloc[0])]
-
-
-def _sparsities(rows: pd.DataFrame) -> list[float]:
-    """Return the requested sparsities of the rows, in ascending order."""
-    return sorted(float(sparsity) for sparsity in rows.sparsity_requested.dropna().unique())
-
-
-def _at(rows: pd.DataFrame, sparsity: float) -> pd.DataFrame:
-    """Return the rows at a requested sparsity."""
-    return rows[np.isclose(rows.sparsity_requested, sparsity)]
-
-
-def _lower(what: str, other: pd.Series, ours: pd.Series) -> Comparison:
-    """Compare two losses by document: the claim is that `ours` is at most `other`."""
-    return Comparison(what, bootstrap.paired_delta(other, ours), 0.0, False, "nats", RESOLUTION)
-
-
 def _printed_loss(paper: pd.DataFrame, sparsity: float, recipe: str) -> tuple[float, float]:
     """Return the loss that Table 3 prints on PG19 in nats per token over its dense YaRN model, and its rounding."""
     rows = paper[(paper.artefact == "table3") & (paper.dataset == "PG19")]
     dense = rows.value[rows.method == "dense"].item()
-    return _loss_of(dense, rows.value[(rows.recipe == recipe) & np.isclose(rows.sparsity, sparsity)].item())
-
-
-def _loss_of(dense: float, sparse: float) -> tuple[float, float]:
-    """Return (loss in nats per token, by how much more it may be) of two perplexities printed with two decimals."""
-    loss = math.log(sparse / dense)
-    return loss, math.log((sparse + HALF_A_DIGIT) / (dense - HALF_A_DIGIT)) - loss
+    return loss_of_perplexities(
+        dense, rows.value[(rows.recipe == recipe) & np.isclose(rows.sparsity, sparsity)].item()
+    )
 
 
 def _joint_loss(run: Run, paper: pd.DataFrame, sparsity: float) -> Evidence:
     """Compare the loss of joint fine-tuning at one sparsity with the loss that Table 3 prints."""
-    rows = frames.as_in_paper(_documents(run, YARN))
-    _, missing = _lengths(run, rows, (TABLE_3_CONTEXT,))
-    rows = _at_context(rows, TABLE_3_CONTEXT)
-    dense, joint = _nll(rows, recipe="yarn"), _nll(rows, recipe="joint", sparsity_requested=sparsity)
-    if joint.empty or dense.empty:
-        raise _missing(run, f"dense YaRN and joint fine-tuning at {sparsity:.0%}", YARN)
+    every = frames.as_in_paper(documents(run, YARN))
+    _, missing = contexts_to_judge(run, every, (TABLE_3_CONTEXT,))
+    rows = at_context(every, TABLE_3_CONTEXT)
     bound, rounding = _printed_loss(paper, sparsity, "joint")
-    what = f"joint at {sparsity:.0%} against dense YaRN, {style.size(rows.context.max())}"
-    loss = bootstrap.paired_delta(dense, joint)
-    return Evidence([Comparison(what, loss, bound, False, "nats", rounding)], rows, missing)
+
+    def compare(what: str, rows: pd.DataFrame, recipe: str = "joint") -> Comparison | None:
+        dense, sparse = nll_where(rows, recipe="yarn"), nll_where(rows, recipe=recipe, sparsity_requested=sparsity)
+        if dense.empty or sparse.empty:
+            return None
+        return Comparison(what, bootstrap.paired_delta(dense, sparse), bound, False, "nats", rounding)
+
+    judged = compare(f"joint at {sparsity:.0%} against dense YaRN, {style.size(rows.context.max())}", rows)
+    if judged is None:
+        raise missing_rows(run, f"dense YaRN and joint fine-tuning at {sparsity:.0%}", YARN)
+    texts = frames.as_in_paper(measured_rows(frames.experiments(run, "perplexity", YARN, "perplexity")))
+    texts = at_context(texts[~texts.corpus.isin(rows.corpus)], TABLE_3_CONTEXT)
+    others = every[~every.context.isin(rows.context)]
+    varied = {
+        "gates trained after YaRN": [compare(f"post at {sparsity:.0%}", rows, "post")],
+        CONTEXT: [compare(style.size(context), part) for context, part in others.groupby("context")],
+        TEXT: [compare(str(corpus), part) for corpus, part in texts.groupby("corpus")],
+    }
+    return Evidence([judged], rows, missing, varied=without_gaps(varied))
 
 
 def joint_half(run: Run, paper: pd.DataFrame) -> Evidence:
@@ -153,44 +108,63 @@ def joint_most(run: Run, paper: pd.DataFrame) -> Evidence:
 
 def joint_beats_post(run: Run, paper: pd.DataFrame) -> Evidence:
     """Check C5: joint fine-tuning loses less than gates trained afterwards, at every sparsity, on both texts."""
-    every = _measured(frames.as_in_paper(frames.experiments(run, "perplexity", YARN, "perplexity")))
-    parts, comparisons = [], []
-    for corpus, rows in every.groupby("corpus", sort=False):
-        rows = _at_context(rows, TABLE_3_CONTEXT)
+    every = measured_rows(frames.as_in_paper(frames.experiments(run, "perplexity", YARN, "perplexity")))
+    parts, comparisons, others = [], [], []
+    for corpus, of_corpus in every.groupby("corpus", sort=False):
+        rows = at_context(of_corpus, TABLE_3_CONTEXT)
         parts.append(rows)
-        for sparsity in _sparsities(rows[rows.recipe == "joint"]):
-            post = _nll(rows, recipe="post", sparsity_requested=sparsity)
-            joint = _nll(rows, recipe="joint", sparsity_requested=sparsity)
-            if len(post):
-                comparisons.append(_lower(f"{corpus}, joint against post at {sparsity:.0%}", post, joint))
+        comparisons += _joint_against_post(f"{corpus}, joint against post", rows)
+        for context, part in of_corpus[~of_corpus.context.isin(rows.context)].groupby("context"):
+            others += _joint_against_post(f"{corpus}, {style.size(context)}", part)
     if not comparisons:
-        raise _missing(run, "joint and post rows at one sparsity", YARN)
-    _, missing = _lengths(run, every, (TABLE_3_CONTEXT,))
+        raise missing_rows(run, "joint and post rows at one sparsity", YARN)
+    _, missing = contexts_to_judge(run, every, (TABLE_3_CONTEXT,))
     one_text = ["a second text beside " + str(every.corpus.iloc[0])] if len(parts) == 1 else []
-    return Evidence(comparisons, pd.concat(parts), [*missing, *one_text])
+    varied = without_gaps({CONTEXT: others})
+    return Evidence(comparisons, pd.concat(parts), [*missing, *one_text], varied=varied)
+
+
+def _joint_against_post(words: str, rows: pd.DataFrame) -> list[Comparison]:
+    """Compare joint fine-tuning with gates trained afterwards at each sparsity that both have."""
+    comparisons = []
+    for sparsity in sparsities(rows[rows.recipe == "joint"]):
+        post = nll_where(rows, recipe="post", sparsity_requested=sparsity)
+        joint = nll_where(rows, recipe="joint", sparsity_requested=sparsity)
+        if len(post):
+            comparisons.append(lower(f"{words} at {sparsity:.0%}", post, joint))
+    return comparisons
 
 
 def post_half(run: Run, paper: pd.DataFrame) -> Evidence:
     """Check C6: the loss at 50% is at most the largest of Table 1's from 8k to 64k, at each of these contexts."""
-    rows, seer = _paper_gate(run, _documents(run, CONTEXTS))
+    rows, seer = paper_gate(run, documents(run, CONTEXTS))
     printed = paper[(paper.artefact == "table1") & paper.context.isin(map(str, TABLE_1_COMPARED))]
     dense = printed[printed.method == "dense"].set_index("context").value
     half = printed[(printed.method == "seer") & np.isclose(printed.sparsity, 0.5)].set_index("context").value
-    bound, rounding = max(_loss_of(dense[context], half[context]) for context in half.index)
-    comparisons = []
-    contexts, missing = _lengths(run, seer, TABLE_1_COMPARED)
-    for context in contexts:
-        ours = _nll(seer, context=context, sparsity_requested=0.5)
-        base = _nll(rows, context=context, method="dense")
-        if len(ours) and len(base):
-            loss = bootstrap.paired_delta(base, ours)
-            comparisons.append(Comparison(style.size(context), loss, bound, False, "nats", rounding))
+    bound, rounding = max(loss_of_perplexities(dense[context], half[context]) for context in half.index)
+
+    def loss(what: str, base: pd.Series, sparse: pd.Series | None) -> Comparison | None:
+        if sparse is None or sparse.empty or base.empty:
+            return None
+        return Comparison(what, bootstrap.paired_delta(base, sparse), bound, False, "nats", rounding)
+
+    def at_length(context: int) -> Comparison | None:
+        base = nll_where(rows, context=context, method="dense")
+        return loss(style.size(context), base, nll_where(seer, context=context, sparsity_requested=0.5))
+
+    contexts, missing = contexts_to_judge(run, seer, TABLE_1_COMPARED)
+    comparisons = [comparison for comparison in map(at_length, contexts) if comparison is not None]
     if not comparisons:
-        raise _missing(run, "SeerAttention at 50% beside dense", CONTEXTS)
-    return Evidence(comparisons, rows[rows.context.isin(contexts)], missing)
+        raise missing_rows(run, "SeerAttention at 50% beside dense", CONTEXTS)
+    ours = seer[seer.context == contexts[-1]]
+    base = nll_where(rows, context=contexts[-1], method="dense")
+    skipped = realised(at_sparsity(ours, 0.5))
+    varied = gate_variations(run, ours, lambda what, variant: loss(what, base, nll_at(variant, skipped)))
+    varied |= without_gaps({CONTEXT: [at_length(context) for context in set(seer.context) - set(contexts)]})
+    return Evidence(comparisons, rows[rows.context.isin(contexts)], missing, varied=varied)
 
 
-def _against(run: Run, method: str, choose: Callable[[pd.DataFrame], pd.DataFrame]) -> Evidence:
+def _against(run: Run, method: str, choose: Callable[[pd.DataFrame], Sequence[pd.DataFrame]]) -> Evidence:
     """Compare SeerAttention with `method` at equal realised sparsity, at the contexts of Table 1 up to 64k.
 
     SeerAttention is interpolated to the realised sparsity of each setting of `method` (rows/equal_sparsity.py). A
@@ -199,32 +173,54 @@ def _against(run: Run, method: str, choose: Callable[[pd.DataFrame], pd.DataFram
     Args:
         run: the run.
         method: the name of the other method.
-        choose: returns those rows of `method` at one context, refused ones among them, that the claim is about.
+        choose: returns those rows of `method` at one context, refused ones among them, that the claim is about. If
+            there are several frames, the first that can be compared counts.
     """
     every = frames.experiment(run, "perplexity", CONTEXTS, "perplexity")
-    rows, seer = _paper_gate(run, _measured(every))
+    rows, seer = paper_gate(run, measured_rows(every))
     others = every[(every.method == method) & (every.model == seer.model.iloc[0])]
     others = others.assign(document=others.corpus + "/" + others.document)
-    contexts, missing = _lengths(run, seer, TABLE_1_COMPARED)
+    contexts, missing = contexts_to_judge(run, seer, TABLE_1_COMPARED)
+
+    def at_length(context: int) -> list[Comparison]:
+        ours = seer[seer.context == context]
+        for chosen in choose(others[others.context == context]):
+            compared = [_at_equal_sparsity(style.size(context), other, ours) for other in settings(chosen)]
+            if found := [comparison for comparison in compared if comparison is not None]:
+                return found
+        return []
+
     comparisons = []
     for context in contexts:
-        ours, chosen = seer[seer.context == context], choose(others[others.context == context])
-        compared = [_at_equal_sparsity(style.size(context), other, ours) for other in settings(chosen)]
-        found = [comparison for comparison in compared if comparison is not None]
+        found = at_length(context)
         comparisons += found
         if not found:
-            missing.append(f"{style.size(context)} ({_why_not(chosen)})")
+            missing.append(f"{style.size(context)} ({_why_not(choose(others[others.context == context])[0])})")
     if not comparisons:
         what = f"SeerAttention and {colors.display(method)} at equal sparsity ({', '.join(missing)})"
-        raise _missing(run, what, CONTEXTS)
+        raise missing_rows(run, what, CONTEXTS)
     note = "Sparsities are realised ones; SeerAttention is interpolated between its measured ones."
-    return Evidence(comparisons, rows[rows.context.isin(contexts)], missing, note)
+    longest = contexts[-1]
+    ours, plans = seer[seer.context == longest], settings(others[others.context == longest])
+    varied = gate_variations(run, ours, lambda what, variant: _least_sparse(what, plans, variant))
+    by_sparsity = [_at_equal_sparsity(style.size(longest), plan, ours) for plan in plans]
+    shorter = [
+        comparison for context in sorted(set(seer.context) - set(contexts)) for comparison in at_length(context)
+    ]
+    varied |= without_gaps({SPARSITY: [each for each in by_sparsity if each not in comparisons], CONTEXT: shorter})
+    return Evidence(comparisons, rows[rows.context.isin(contexts)], missing, note, varied)
+
+
+def _least_sparse(what: str, plans: Sequence[pd.DataFrame], ours: pd.DataFrame) -> Comparison | None:
+    """Compare the first of `plans`, which ascend in sparsity, that is in the measured range of `ours`."""
+    compared = (_at_equal_sparsity(what, plan, ours) for plan in plans)
+    return next((comparison for comparison in compared if comparison is not None), None)
 
 
 def _at_equal_sparsity(what: str, other: pd.DataFrame, ours: pd.DataFrame) -> Comparison | None:
     """Compare one setting of a method with `ours` at its realised sparsity; None outside our measured range."""
     nll = nll_at(ours, realised(other))
-    return None if nll is None else _lower(f"{what}, both {realised(other):.2f} skipped", _nll(other), nll)
+    return None if nll is None else lower(f"{what}, both {realised(other):.2f} skipped", nll_where(other), nll)
 
 
 def _why_not(chosen: pd.DataFrame) -> str:
@@ -245,8 +241,9 @@ def below_moa(run: Run, paper: pd.DataFrame) -> Evidence:
     MoA is taken where the paper has it: at its own sparsity, and at the lowest requested one.
     """
 
-    def choose(rows: pd.DataFrame) -> pd.DataFrame:
-        return rows[rows.sparsity_requested.isna() | (rows.sparsity_requested == rows.sparsity_requested.min())]
+    def choose(rows: pd.DataFrame) -> list[pd.DataFrame]:
+        lowest = rows.sparsity_requested == rows.sparsity_requested.min()
+        return [rows[rows.sparsity_requested.isna() | lowest]]
 
     return _against(run, "moa", choose)
 
@@ -254,9 +251,10 @@ def below_moa(run: Run, paper: pd.DataFrame) -> Evidence:
 def below_minference(run: Run, paper: pd.DataFrame) -> Evidence:
     """Check C8: SeerAttention has a lower perplexity than MInference at equal sparsity.
 
-    MInference is taken at its own sparsity, as in the paper, or at each requested one if that was not measured.
+    MInference is taken at its own sparsity, as in the paper. It is taken at each requested one if its own was not
+    measured or is outside SeerAttention's range.
     """
-    return _against(run, "minference", lambda rows: _own(rows) if len(_own(rows)) else rows)
+    return _against(run, "minference", lambda rows: [_own(rows), rows] if len(_own(rows)) else [rows])
 
 
 def minference_at_128k(run: Run, paper: pd.DataFrame) -> Evidence:
@@ -265,19 +263,19 @@ def minference_at_128k(run: Run, paper: pd.DataFrame) -> Evidence:
     MInference is taken at its own sparsity, as in the paper, or at 90% if that was not measured. SeerAttention is
     interpolated to its realised sparsity.
     """
-    rows = _documents(run, CONTEXTS)
+    rows = documents(run, CONTEXTS)
     rows = rows[rows.context == TABLE_1_LAST]
     minference = rows[rows.method == "minference"]
-    minference = _own(minference) if len(_own(minference)) else _at(minference, 0.9)
+    minference = _own(minference) if len(_own(minference)) else at_sparsity(minference, 0.9)
     if minference.empty:
-        raise _missing(run, "SeerAttention and MInference at 128k and 90%", CONTEXTS)
-    _, seer = _paper_gate(run, rows)
+        raise missing_rows(run, "SeerAttention and MInference at 128k and 90%", CONTEXTS)
+    _, seer = paper_gate(run, rows)
     other = settings(minference)[-1]
     nll = nll_at(seer, realised(other))
     if nll is None:
-        raise _missing(run, f"SeerAttention at 128k and MInference's {realised(other):.2f}", CONTEXTS)
+        raise missing_rows(run, f"SeerAttention at 128k and MInference's {realised(other):.2f}", CONTEXTS)
     what = f"MInference against SeerAttention, both {realised(other):.2f} skipped"
-    return Evidence([_lower(what, nll, _nll(other))], rows)
+    return Evidence([lower(what, nll, nll_where(other))], rows)
 
 
 def longer_is_sparser(run: Run, paper: pd.DataFrame) -> Evidence:
@@ -290,51 +288,70 @@ def longer_is_sparser(run: Run, paper: pd.DataFrame) -> Evidence:
     """
     names = requests.rows(run, "perplexity").experiment.unique()
     math_parts = [name for name in names if name == CONTEXTS_MATH or name.startswith(f"{CONTEXTS_MATH}-")]
-    every = pd.concat([_documents(run, name) for name in math_parts or [CONTEXTS]])
-    comparisons, parts = [], []
+    every = pd.concat([documents(run, name) for name in math_parts or [CONTEXTS]])
+    comparisons, parts, gates = [], [], []
     for model, rows in every.groupby("model", sort=False):
         if not gate_sets.is_set(rows.gate, PAPER_GATE).any():
             continue
-        rows, seer = _paper_gate(run, rows)
+        rows, seer = paper_gate(run, rows)
         parts.append(rows)
-        longest = seer.context.max()
-        dense = {context: _nll(rows, context=context, method="dense") for context in seer.context.unique()}
-        for sparsity in _sparsities(seer[seer.sparsity_requested >= TABLE_1_LOWEST]):
-            setting = _at(seer, sparsity)
-            shortest = setting.context.min()
-            setting = setting[setting.context == shortest]
-            nll = nll_at(seer[seer.context == longest], realised(setting))
-            if shortest < longest and nll is not None and len(dense[shortest]) and len(dense[longest]):
-                lengths = f"loss at {style.size(longest)} minus loss at {style.size(shortest)}"
-                what = f"{model}, {realised(setting):.2f} skipped: {lengths}"
-                losses = _nll(setting) - dense[shortest], nll - dense[longest]
-                comparisons.append(_lower(what, *(loss.dropna() for loss in losses)))
+        comparisons += _longest_minus_shortest(str(model), rows, seer)
+        others = rows[(rows.method == "seer") & ~rows.gate.isin(seer.gate)]
+        for gate, other in others[~gate_sets.is_set(others.gate, UNTRAINED)].groupby("gate"):
+            gates += _longest_minus_shortest(f"{model}, {gate}", rows, other)
     if not comparisons:
-        raise _missing(run, "SeerAttention beside dense at two contexts", CONTEXTS)
+        raise missing_rows(run, "SeerAttention beside dense at two contexts", CONTEXTS)
+    used = pd.concat(parts)
+    varied = {GATES: gates, TEXT: []}
+    if math_parts and CONTEXTS in names:
+        rows, seer = paper_gate(run, documents(run, CONTEXTS))
+        varied[TEXT] = _longest_minus_shortest(", ".join(rows.corpus.unique()), rows, seer)
     texts = ", ".join(every.corpus.unique())
-    return Evidence(comparisons, pd.concat(parts), note=f"Text: {texts}.")
+    return Evidence(comparisons, used, note=f"Text: {texts}.", varied=without_gaps(varied))
+
+
+def _longest_minus_shortest(words: str, rows: pd.DataFrame, seer: pd.DataFrame) -> list[Comparison]:
+    """Compare the loss of one gate (`seer`, among the `rows` of its model) at the longest and shortest context."""
+    comparisons = []
+    longest = seer.context.max()
+    dense = {context: nll_where(rows, context=context, method="dense") for context in seer.context.unique()}
+    for sparsity in sparsities(seer[seer.sparsity_requested >= TABLE_1_LOWEST]):
+        setting = at_sparsity(seer, sparsity)
+        shortest = setting.context.min()
+        setting = setting[setting.context == shortest]
+        nll = nll_at(seer[seer.context == longest], realised(setting))
+        if shortest < longest and nll is not None and len(dense[shortest]) and len(dense[longest]):
+            lengths = f"loss at {style.size(longest)} minus loss at {style.size(shortest)}"
+            what = f"{words}, {realised(setting):.2f} skipped: {lengths}"
+            losses = nll_where(setting) - dense[shortest], nll - dense[longest]
+            comparisons.append(lower(what, *(loss.dropna() for loss in losses)))
+    return comparisons
 
 
 def gate_needs_rope(run: Run, paper: pd.DataFrame) -> Evidence:
     """Check C13: beyond the gates' training length, the gate with RoPE loses less than the one without."""
-    rows = _documents(run, ROPE)
+    rows = documents(run, ROPE)
     gates = rows[rows.method == "seer"]
     training = run.table("training")
-    comparisons, lengths = [], set()
+    beyond: list[Comparison] = []
+    within: list[Comparison] = []
+    lengths = set()
     for job, of_job in gates.groupby(gates.gate.map(gate_sets.job_of)):
         trained_at = training[(training.kind == "distill") & (training.name == job)].context.max()
         without_rope = gate_sets.is_set(of_job.gate, WITHOUT_ROPE)
         with_rope = of_job[~without_rope & (of_job.gate == of_job.gate[~without_rope].min())]
-        for context in sorted(context for context in of_job.context.unique() if context > trained_at):
-            for sparsity in _sparsities(of_job):
+        for context in sorted(of_job.context.unique()):
+            for sparsity in sparsities(of_job):
                 where = {"context": context, "sparsity_requested": sparsity}
-                without, with_it = _nll(of_job[without_rope], **where), _nll(with_rope, **where)
+                without, with_it = nll_where(of_job[without_rope], **where), nll_where(with_rope, **where)
                 if len(without) and len(with_it):
+                    comparison = lower(f"{style.size(context)}, {sparsity:.0%}", without, with_it)
+                    (beyond if context > trained_at else within).append(comparison)
                     lengths.add(style.size(trained_at))
-                    comparisons.append(_lower(f"{style.size(context)}, {sparsity:.0%}", without, with_it))
-    if not comparisons:
-        raise _missing(run, "gates with and without RoPE beyond their training length", ROPE)
-    return Evidence(comparisons, rows, note=f"With RoPE against without; trained at {', '.join(sorted(lengths))}.")
+    if not beyond:
+        raise missing_rows(run, "gates with and without RoPE beyond their training length", ROPE)
+    note = f"With RoPE against without; trained at {', '.join(sorted(lengths))}."
+    return Evidence(beyond, rows, note=note, varied=without_gaps({"contexts up to the training length": within}))
 
 
 def best_pooling(run: Run, paper: pd.DataFrame) -> Evidence:
@@ -342,20 +359,55 @@ def best_pooling(run: Run, paper: pd.DataFrame) -> Evidence:
 
     With this many comparisons on few documents some contradict by chance, so the note gives the place among all.
     """
-    rows = _documents(run, POOLING)
+    rows = documents(run, POOLING)
     rows = rows[rows.context == rows.context.max()]
-    highest = max(_sparsities(rows), default=math.nan)
-    seer = _at(rows[rows.method == "seer"], highest)
-    losses = {gate_sets.set_of(gate): _nll(group) for gate, group in seer.groupby("gate")}
-    best = losses.pop(BEST_POOLING, None)
-    if best is None or not losses:
-        raise _missing(run, f"{BEST_POOLING} beside other poolings", POOLING)
-    comparisons = [_lower(f"{BEST_POOLING} against {name}", other, best) for name, other in losses.items()]
+    of_sparsity = {
+        sparsity: _against_best_pooling(at_sparsity(rows[rows.method == "seer"], sparsity))
+        for sparsity in sparsities(rows)
+    }
+    highest = max(of_sparsity, default=math.nan)
+    comparisons = of_sparsity.pop(highest, [])
+    if not comparisons:
+        raise missing_rows(run, f"{BEST_POOLING} beside other poolings", POOLING)
     better = sum(comparison.interval[0] > 0 for comparison in comparisons)
     others = POOLINGS - 1
-    missing = [] if len(losses) == others else [f"{others - len(losses)} of the {others} other poolings"]
-    note = f"Place {better + 1} of {len(losses) + 1} at {highest:.0%} by the mean over {len(best)} documents."
-    return Evidence(comparisons, rows, missing, note)
+    measured = len(comparisons)
+    missing = [] if measured == others else [f"{others - measured} of the {others} other poolings"]
+    count = rows.document.nunique()
+    note = f"Place {better + 1} of {measured + 1} at {highest:.0%} by the mean over {count} documents."
+    # Those that are against the claim, at the lower sparsities too.
+    against = {comparison.what for comparison in comparisons if comparison.contradicts}
+    varied: dict[str, list[Comparison]] = {
+        f"the same poolings at {sparsity:.0%}": [each for each in found if each.what in against]
+        for sparsity, found in of_sparsity.items()
+    }
+    varied[f"{PAPER_GATE} minus other poolings of the experiment gates"] = _longer_trained_poolings(
+        run, rows, highest
+    )
+    return Evidence(comparisons, rows, missing, note, without_gaps(varied))
+
+
+def _against_best_pooling(seer: pd.DataFrame) -> list[Comparison]:
+    """Compare the paper's pooling with each other one among rows of one sparsity; empty without the paper's."""
+    losses = {gate_sets.set_of(gate): nll_where(group) for gate, group in seer.groupby("gate")}
+    best = losses.pop(BEST_POOLING, None)
+    if best is None:
+        return []
+    return [lower(f"{BEST_POOLING} against {name}", other, best) for name, other in losses.items()]
+
+
+def _longer_trained_poolings(run: Run, rows: pd.DataFrame, sparsity: float) -> list[Comparison]:
+    """Compare the paper's pooling with the sets POOLED_OTHERWISE of a gate job, on the model and text of `rows`."""
+    every = requests.rows(run, "perplexity")
+    every = measured_rows(every[(every.experiment == "gates") & (every.method == "seer")])
+    every = at_sparsity(every[every.model.isin(rows.model) & every.corpus.isin(rows.corpus)], sparsity)
+    losses = {gate: nll_where(group) for gate, group in every.groupby("gate")}
+    return [
+        lower(f"{job}:{name} at {sparsity:.0%}", losses[f"{job}:{name}"], losses[f"{job}:{PAPER_GATE}"])
+        for job in budget.JOBS
+        for name in POOLED_OTHERWISE
+        if {f"{job}:{name}", f"{job}:{PAPER_GATE}"} <= set(losses)
+    ]
 
 
 def tasks_at_or_above(run: Run, paper: pd.DataFrame) -> Evidence:
@@ -368,17 +420,18 @@ def tasks_at_or_above(run: Run, paper: pd.DataFrame) -> Evidence:
     """
     rows = _marked(run)
     of_longbench = rows.task.isin(longbench.TASKS)
-    comparisons, used = _tenth_against_dense(rows[of_longbench], in_place_of_longbench=False)
-    if comparisons:
-        missing = [bucket for bucket in LONGBENCH_BUCKETS if bucket not in set(used.bucket)]
-        note = f"The tasks are {', '.join(sorted(used.task.unique()))}. {PROTOCOL}"
-        return Evidence(comparisons, used, missing, note)
-    comparisons, used = _tenth_against_dense(rows[~of_longbench], in_place_of_longbench=True)
-    if not comparisons or _at_papers_scale(run, used):
+    evidence = _tenth_against_dense(rows[of_longbench])
+    if evidence.comparisons:
+        missing = [bucket for bucket in LONGBENCH_BUCKETS if bucket not in set(evidence.rows.bucket)]
+        note = f"The tasks are {', '.join(sorted(evidence.rows.task.unique()))}. {PROTOCOL}"
+        return replace(evidence, missing=missing, note=note)
+    evidence = _tenth_against_dense(rows[~of_longbench], in_place_of_longbench=True)
+    if not evidence.comparisons or at_papers_scale(run, evidence.rows):
         what = "LongBench scores of SeerAttention at 10% beside dense, with every row of the prompt sparse"
         raise MissingRows("tasks", what, folder=run.folder)
-    note = f"The tasks in place of LongBench are {', '.join(sorted(used.task.unique()))}. Every row is sparse."
-    return Evidence(comparisons, used, ["LongBench"], note)
+    tasks = ", ".join(sorted(evidence.rows.task.unique()))
+    note = f"The tasks in place of LongBench are {tasks}. Every row of the prompt is sparse."
+    return replace(evidence, missing=["LongBench"], note=note)
 
 
 def _marked(run: Run) -> pd.DataFrame:
@@ -389,19 +442,39 @@ def _marked(run: Run) -> pd.DataFrame:
     return rows.assign(bucket=rows.bucket.astype(str), points=points)
 
 
-def _tenth_against_dense(rows: pd.DataFrame, in_place_of_longbench: bool) -> tuple[list[Comparison], pd.DataFrame]:
-    """Compare the paper's gate at 10% with dense in each length bucket; return the comparisons and their rows."""
-    tenth = _at(rows[(rows.method == "seer") & gate_sets.is_set(rows.gate, PAPER_GATE)], 0.1)
+def _tenth_against_dense(rows: pd.DataFrame, in_place_of_longbench: bool = False) -> Evidence:
+    """Compare the paper's gate at 10% with dense in each length bucket; its other arms are variations."""
+    seer = rows[(rows.method.map(colors.base_of) == "seer") & ~gate_sets.is_set(rows.gate, UNTRAINED)]
+    tenth = at_sparsity(seer[(seer.method == "seer") & gate_sets.is_set(seer.gate, PAPER_GATE)], 0.1)
     tenth = tenth[tenth.model.isin(tenth.model.head(1)) & tenth.gate.isin(tenth.gate.head(1))]
-    comparisons, used = [], [tenth]
-    for (experiment, bucket), sparse in tenth.groupby(["experiment", "bucket"], sort=False):
-        dense = rows[(rows.method == "dense") & (rows.model == sparse.model.iloc[0])]
-        dense = dense[(dense.experiment == experiment) & (dense.bucket == bucket)]
-        dense_points, sparse_points = (part.set_index(["task", "example"]).points for part in (dense, sparse))
-        gain = (sparse_points - dense_points).dropna()
-        if len(gain):
-            what = f"{experiment}, {bucket} tokens" if in_place_of_longbench else bucket
-            means = bootstrap.mean_of_means([part.to_numpy() for _, part in gain.groupby("task")])
-            comparisons.append(Comparison(what, means, 0.0, True, "points", ours=in_place_of_longbench))
+    comparisons, used, varied = [], [tenth], {}
+    for (experiment, bucket), sparse in tenth.sort_values("context").groupby(["experiment", "bucket"], sort=False):
+        here = (rows.experiment == experiment) & (rows.bucket == bucket) & rows.model.isin(tenth.model)
+        dense = rows[here & (rows.method == "dense")]
+        words = f"{experiment}, {bucket} tokens" if in_place_of_longbench else bucket
+        if gain := _gain(words, dense, sparse, in_place_of_longbench):
+            comparisons.append(gain)
             used.append(dense)
-    return comparisons, pd.concat(used)
+            others = seer[here[seer.index]].drop(sparse.index)
+            varied = {f"other arms at their lowest sparsity ({words})": _lowest_gains(dense, others)}
+    return Evidence(comparisons, pd.concat(used), varied=without_gaps(varied))
+
+
+def _lowest_gains(dense: pd.DataFrame, arms: pd.DataFrame) -> list[Comparison | None]:
+    """Compare each method and gate at its lowest requested sparsity with dense."""
+    lowest = arms.groupby(["method", "gate"]).sparsity_requested.transform("min")
+    groups = arms[arms.sparsity_requested == lowest].groupby(["method", "gate", "sparsity_requested"])
+    return [
+        _gain(f"{colors.display(method, gate)} at {sparsity:.0%}", dense, arm, ours=True)
+        for (method, gate, sparsity), arm in groups
+    ]
+
+
+def _gain(words: str, dense: pd.DataFrame, sparse: pd.DataFrame, ours: bool) -> Comparison | None:
+    """Compare the points of a sparse arm with those of dense, by example; None if they share no example."""
+    dense_points, sparse_points = (part.set_index(["task", "example"]).points for part in (dense, sparse))
+    gain = (sparse_points - dense_points).dropna()
+    if gain.empty:
+        return None
+    means = bootstrap.mean_of_means([part.to_numpy() for _, part in gain.groupby("task")])
+    return Comparison(words, means, 0.0, True, "points", ours=ours)

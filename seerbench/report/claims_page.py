@@ -46,11 +46,28 @@ def page(runs: Sequence[Run], folder: Path | str = PAPER) -> str:
         for judgement in judgements
         for verdict in judgement.evidence[1:]
     ]
-    below = "## Other evidence\n\n" + "\n".join(others or ["None."])
+    varied = [
+        f"- **{judgement.id}**, {judgement.with_scale}. {judgement.evidence[0].varied}{_other_runs(judgement)}"
+        for judgement in judgements
+        if judgement.evidence and judgement.evidence[0].varied
+    ]
+    below = (
+        "## What was varied\n\nThe comparisons of each claim that is not reproduced, with one thing changed. They "
+        "decide nothing and explain nothing that was not varied; they show in which direction the number moves.\n\n"
+        + "\n".join(varied or ["Nothing."])
+        + "\n\n## Other evidence\n\n"
+        + "\n".join(others or ["None."])
+    )
     contradictions = "".join(f"- {text}\n" for text in oddities(folder))
     return "\n\n".join(
         (head.rstrip(), "\n".join(lines), below, "## Where the paper contradicts itself", contradictions)
     )
+
+
+def _other_runs(judgement: Judgement) -> str:
+    """Return the verdicts of the other runs, which may have another model; empty if there are none."""
+    others = "; ".join(f"{verdict.with_scale}, run {verdict.run}" for verdict in judgement.evidence[1:])
+    return f" Other runs: {others}." if others else ""
 
 
 def with_tally(readme: str, judgements: Sequence[Judgement]) -> str:

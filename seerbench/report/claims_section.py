@@ -52,6 +52,9 @@ def _article(judgement: Judgement) -> str:
     lines = [f"<h3>{judgement.id}: {escape(judgement.claim)} <small>({escape(where)})</small></h3>"]
     if judgement.evidence:
         lines.append(_evidence(judgement.evidence[0]))
+        if judgement.evidence[0].varied:
+            varied = f"With one thing changed, which decides nothing. {judgement.evidence[0].varied}"
+            lines.append(f'<p class="label">{escape(varied)}</p>')
     else:
         lines.append(f"<p>{_strong(judgement.verdict, judgement.with_scale)}<br>{escape(judgement.finding)}</p>")
     others = "".join(f"<li>{_evidence(verdict)}</li>" for verdict in judgement.evidence[1:])

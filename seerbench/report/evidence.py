@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -128,13 +128,15 @@ class Evidence:
     """Hold what a check found in a run.
 
     rows: the rows that the comparisons are made of. missing: what the claim speaks of and the run lacks. note:
-    what a reader must know besides, in whole sentences; it decides nothing.
+    what a reader must know besides, in whole sentences; it decides nothing. varied: the comparisons of the claim
+    with one thing changed, by what was changed (quality_rows.py); they decide nothing either.
     """
 
     comparisons: Sequence[Comparison]
     rows: pd.DataFrame
     missing: Sequence[str] = ()
     note: str = ""
+    varied: Mapping[str, Sequence[Comparison]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Verdict:
     run: the name of the run's folder. own: whether it is the reader's own run and not a published one. finding:
     what was measured. label: the scale in words, machine, date and commit. scale_kind: the weakest of the
     rows' executions, one of schema.SCALE_KINDS; None if none has one. commands, minutes: the steps that measured
-    the rows and their wall time.
+    the rows and their wall time. varied: the variations of the evidence in words; empty for a reproduced claim.
     """
 
     run: str
@@ -156,6 +158,7 @@ class Verdict:
     commands: Sequence[str] = ()
     minutes: float = 0.0
     comparisons: Sequence[Comparison] = field(default=(), repr=False)
+    varied: str = ""
 
     @property
     def with_scale(self) -> str:

@@ -25,6 +25,9 @@ The judgement on a claim is the verdict of its strongest evidence, and all other
 3. Among these the run decides that reaches the longest context, since the paper is about long contexts, and then
    the latest one, since the code improves.
 
+Where a claim is not reproduced, the pages also say what the run varied: the comparison with one thing changed, such
+as the training budget of the gate. That decides nothing; it shows in which direction the number moves.
+
 The report, the notebook `results`, CLAIMS.md and the README all show what `judge` returns.
 """
 
@@ -171,6 +174,7 @@ def _verdict(run: Run, own: bool, evidence: Evidence, steps: pd.DataFrame) -> Ve
         commands=list(dict.fromkeys(steps.command)),
         minutes=steps.wall_s.sum() / 60,
         comparisons=evidence.comparisons,
+        varied="" if verdict == REPRODUCED else _variations_in_words(evidence),
     )
 
 
@@ -211,6 +215,12 @@ def _in_words(comparisons: Sequence[Comparison]) -> str:
         texts.append(f"{'; '.join(map(str, group))}. Required: {requirement}.")
     rest = len(comparisons) - len(listed)
     return " ".join(texts) + (f" {rest} more comparisons are not listed." if rest else "")
+
+
+def _variations_in_words(evidence: Evidence) -> str:
+    """Return what was varied and found, with one sentence per kind of variation; empty if nothing was varied."""
+    sentences = (f"{kind}: {'; '.join(map(str, found))}." for kind, found in evidence.varied.items())
+    return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 
 def published_runs(folder: Path | str = PUBLISHED) -> list[Run]:

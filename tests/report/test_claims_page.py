@@ -93,6 +93,8 @@ def test_all_pages_give_the_same_verdicts_from_the_same_rows(tmp_path, monkeypat
     readme = claims_page.with_tally("".join(claims_page.TALLY), judgements)
     assert tally in readme
     page = claims_page.page(published)
+    varied = "The same poolings at 50%: Qavg_Kmaxmin against"  # C14 is contradicted.
+    assert all(varied in unescape(shown) for shown in (report, notebook, page))
     without_own = verdicts.judge(published)
     assert verdicts.headline(without_own) in page
     assert re.findall(r"^\| \*\*(C\d+)\*\* .*? \| ([a-z ]+(?: \([\w ]+\))?) \|", page, re.MULTILINE) == [
