@@ -130,9 +130,10 @@ def _notes(frame: pd.DataFrame) -> list[str]:
     counts = frame["count"][frame.value.notna()]
     return [
         "To the right: length. Downwards: depth of the needle. Columns: sparsity and protocol. Gray: no needle.",
-        f"Needles of {'; '.join(tasks)}: the tasks of which dense attention solves at least {ruler.SOLVED:.0f}%, or "
-        f"all if it solves none. {counts.min():.0f} to {counts.max():.0f} needles per cell; the CSV has intervals. "
-        "The paper has no such figure.",
+        f"Needles of {'; '.join(tasks)}: the tasks of which dense attention solves at least {ruler.SOLVED:.0f}%, "
+        "or all if it solves none.",
+        f"{counts.min():.0f} to {counts.max():.0f} needles per cell; intervals are in the CSV. The paper has no "
+        "such figure.",
     ]
 
 
