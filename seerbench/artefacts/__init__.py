@@ -70,7 +70,9 @@ ARTEFACTS: dict[str, Artefact] = {
         "figure",
         (("perplexity", "gates"), ("training", "distill-quarter"), ("training", "distill-*")),
     ),
-    "context_use": Artefact("What the model gains from its context", "figure", (("perplexity", "use*"),)),
+    "context_use": Artefact(
+        "What the model gains from its context", "figure", (("perplexity", "use*"), ("tasks", "retrieval|yarn"))
+    ),
     "dilution": Artefact("Look-ups by how many rows the asking block has", "table", (("tasks", "asking-rows"),)),
     "needle": Artefact("Needles found by depth and length", "figure", (("tasks", "ruler*"),)),
     "ruler": Artefact("RULER by task and length", "table", (("tasks", "ruler*"),)),
