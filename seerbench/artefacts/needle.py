@@ -62,7 +62,8 @@ def draw(frame: pd.DataFrame) -> Figure:
 
     Each line has the arms of one method, dense attention first; each column has one sparsity and protocol.
     """
-    frame = frame.assign(line=_lines(frame), setting=frame.apply(_setting, axis=1))
+    frame = frame.assign(setting=frame.apply(_setting, axis=1))
+    frame = frame.assign(line=_lines(frame))
     lines = list(dict.fromkeys(frame.line))
     settings = _settings(frame)
     contexts = sorted(frame.context.unique())
@@ -98,14 +99,19 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def _lines(frame: pd.DataFrame) -> pd.Series:
-    """Return the name of each arm's line: its method with its gate set, and the model where lengths are of several.
+    """Return the name of each arm's line, as short as keeps any two arms of one length apart.
 
-    A model that is extended to a longer length has maps of its own only if both have been measured at one length.
+    The shortest has the method with its gate set, or with its configuration where it chooses its own sparsity: a
+    model that is extended to longer lengths, and gates trained for it, continue the maps of the first model.
     """
-    sets = frame.gate.map(gate_sets.set_of)
-    names = pd.Series([colors.display(*each) for each in zip(frame.method, sets)], frame.index)
-    shared = (frame.groupby("context").model.nunique() > 1).any()
-    return frame.model + ": " + names if shared else names
+    own = frame.gate.where(frame.sparsity_requested.isna())
+    short = frame.gate.map(gate_sets.set_of).fillna(own)
+    names = pd.Series([colors.display(*each) for each in zip(frame.method, short)], frame.index)
+    full = pd.Series([colors.display(*each) for each in zip(frame.method, frame.gate)], frame.index)
+    for each in (names, full):
+        if not frame.assign(line=each).duplicated(["line", "method", "setting", "context", "depth"]).any():
+            return each
+    return frame.model + ": " + full
 
 
 def _settings(frame: pd.DataFrame) -> list[str]:

@@ -7,6 +7,8 @@ from seerbench.artefacts import needle
 from seerbench.errors import MissingRows
 from seerbench.rows.store import Run, write_rows
 
+COLORBAR = "needles found (%)"
+
 
 def written(folder, rows):
     run = origin("tasks")
@@ -66,3 +68,30 @@ def test_rows_without_needles_are_missing(tmp_path):
     rows = [row for row in ruler_rows("") if not row["task"].startswith("niah")]
     with pytest.raises(MissingRows, match="needles"):
         needle.collect(written(tmp_path, rows), None)
+
+
+def lines(frame):
+    return [ax.get_ylabel() for ax in needle.draw(frame).axes if ax.get_ylabel() and ax.get_ylabel() != COLORBAR]
+
+
+def test_lines_are_named_as_shortly_as_keeps_arms_apart(tmp_path):
+    gated = [row | {"method": "seer", "gate": "long:v1"} for row in ruler_rows("") if row["method"] == "streaming"]
+    longer = [
+        row | {"context": 8192, "model": "yarn", "gate": "post:v1"} for row in gated if row["context"] == 4096
+    ]
+    assert lines(needle.collect(written(tmp_path / "one", [*gated, *longer]), None)) == ["SeerAttention\n(v1)"]
+    second = [row | {"gate": "other:v1"} for row in gated]
+    names = lines(needle.collect(written(tmp_path / "two", [*gated, *second]), None))
+    assert names == ["SeerAttention\n(long:v1)", "SeerAttention\n(other:v1)"]
+    second = [row | {"model": "base"} for row in gated]
+    names = lines(needle.collect(written(tmp_path / "three", [*gated, *second]), None))
+    assert sorted(name.split(":")[0] for name in names) == ["base", "instruct"]
+
+
+def test_methods_at_their_own_sparsity_have_a_line_per_configuration(tmp_path):
+    own = {"method": "xattention", "sparsity_requested": None}
+    asked = [row for row in ruler_rows("") if row["method"] == "dense"]
+    rows = [row | own | {"gate": gate} for gate in ("tau 0.9", "tau 0.8") for row in asked]
+    rows += [row | {"method": "xattention", "sparsity_requested": 0.5, "gate": "stride 8"} for row in asked]
+    names = lines(needle.collect(written(tmp_path, [*asked, *rows]), None))
+    assert names == ["Dense", "XAttention", "XAttention (tau\n0.8)", "XAttention (tau\n0.9)"]
