@@ -1,8 +1,8 @@
-"""Run `seerbench` commands as forks of one process that has imported torch and transformers already.
+"""Run `seerbench` commands as forks of one process that has imported torch and has compiled FlexAttention once.
 
-Importing them takes five CPU seconds per command, and a test of the whole graph runs fifty commands. Everything
-else is as in the installed command: each has a process, a folder, an environment and streams of its own, and dies
-with whoever started it.
+Importing torch and transformers takes five CPU seconds per command, and a process's first compilation five more; a
+test of the whole graph runs fifty commands. Everything else is as in the installed command: each has a process, a
+folder, an environment and streams of its own, compiles what it runs, and dies with whoever started it.
 
     with warm_start(environment) as environment:
         subprocess.run(["seerbench", "list"], env=environment)
@@ -97,6 +97,18 @@ def _serve(listener: socket.socket) -> None:
                 os.kill(key.data, signal.SIGKILL)
 
 
+def _compile_once() -> None:
+    """Compile FlexAttention for some shape, after which the next compilation takes one second."""
+    import torch._inductor.config
+
+    from seerbench.core.block_mask import BlockMask
+    from seerbench.kernels.flex_attention import flex_block_sparse
+
+    torch._inductor.config.compile_threads = 1  # A fork would inherit the locks of threads that it does not have.
+    q, kept = torch.zeros(1, 1, 32, 16), torch.ones(1, 1, 2, 2, dtype=torch.bool).tril()
+    flex_block_sparse(q, q, q, BlockMask.from_dense(kept, 32, 16, 16))
+
+
 def _fork(connection: socket.socket) -> int:
     """Read a request and run it in a fork; return the number of the fork."""
     length, streams, _, _ = socket.recv_fds(connection, 8, 3)
@@ -150,4 +162,5 @@ if __name__ == "__main__":
     import seerbench.steps.search
     import seerbench.steps.training  # noqa: F401
 
+    _compile_once()
     _serve(socket.socket(fileno=int(sys.argv[1])))
