@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,12 +63,30 @@ def measured_durations(preset: str, folders: Iterable[Path]) -> dict[str, float]
     found = {}
     for folder in folders:
         for path in sorted(folder.glob("*/*.parquet")):
-            try:
-                runs = json.loads((pq.read_schema(path).metadata or {})[RUNS_KEY])
-            except (pa.ArrowException, OSError, ValueError, KeyError):
-                continue
-            found.update({run["step"]: run["wall_s"] for run in runs if run.get("preset") == preset})
+            found.update({run["step"]: run["wall_s"] for run in _runs(path) if run.get("preset") == preset})
     return found
+
+
+def measured_parts(folder: Path, table: str) -> set[str]:
+    """Return the parts of a table that a published run has, such as {"contexts", "rope"} of `perplexity`.
+
+    A published run has one file for all parts of a table; the steps in its metadata tell which parts there are.
+    """
+    kinds = {"train": "pretrain", "distill": "distill", "finetune": "finetune"}  # as in the names of training parts
+    found = set()
+    for path in sorted((folder / table).glob("*.parquet")):
+        for name, *words in (run["step"].split() for run in _runs(path)):
+            found.add("-".join([kinds[name], *words] if name in kinds else words or [name]))
+    return found
+
+
+def _runs(path: Path) -> list[dict[str, Any]]:
+    """Return the provenance in the metadata of a file with rows; [] for a file that cannot be read."""
+    try:
+        runs: list[dict[str, Any]] = json.loads((pq.read_schema(path).metadata or {})[RUNS_KEY])
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return []
+    return runs
 
 
 def disturbed_timings(folder: Path) -> list[str]:

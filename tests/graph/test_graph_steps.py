@@ -3,9 +3,10 @@
 import re
 
 import pytest
+from rows.made_rows import a_run, rows_for
 from synthetic_rows import origin, write_timings
 
-from seerbench.graph.steps import WORDS, disturbed_timings, in_words, measured_durations, step_name
+from seerbench.graph.steps import WORDS, disturbed_timings, in_words, measured_durations, measured_parts, step_name
 from seerbench.paths import PUBLISHED, ROOT
 from seerbench.rows.store import Run, write_rows
 
@@ -35,6 +36,16 @@ def test_words_name_only_wildcards_of_rules(rule):
 def test_a_rule_that_only_collects_files_has_no_words():
     assert in_words("figures", {}) is None
     assert in_words("show_figure", {"artefact": "fig6"}) is None
+
+
+def test_a_published_run_says_which_parts_it_has(tmp_path):
+    for table, step in (("perplexity", "perplexity yarn-math"), ("training", "distill long"), ("maps", "maps")):
+        run = a_run(step=step)
+        write_rows(tmp_path / table / "all.parquet", table, rows_for(table, run), run)
+    assert measured_parts(tmp_path, "perplexity") == {"yarn-math"}
+    assert measured_parts(tmp_path, "training") == {"distill-long"}
+    assert measured_parts(tmp_path, "maps") == {"maps"}
+    assert measured_parts(tmp_path, "cells") == set()
 
 
 def test_a_step_is_named_as_its_rows_name_it():

@@ -1,10 +1,11 @@
 # Names that the rules share: the command, the digests that make a result stale, and the lists of files.
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 from seerbench.devices import usable_gpus
 from seerbench.errors import ConfigError
-from seerbench.graph.steps import disturbed_timings
+from seerbench.graph.steps import disturbed_timings, measured_parts
 from seerbench.paths import ROOT
 from seerbench.presets.types import SWEEPS
 from seerbench.rows.schema import TABLES
@@ -85,9 +86,12 @@ def launcher(processes):
     return f"torchrun --standalone --nproc-per-node {processes} --no-python "
 
 
-def is_there(table):
-    """Return whether the run that is drawn has rows of a table; a published run may lack some tables."""
-    return DRAWN == RUN or any((DRAWN / table).glob("*.parquet"))
+def is_there(table, pattern):
+    """Return whether the run that is drawn has such parts of a table; a published run may lack some."""
+    if DRAWN == RUN:
+        return True
+    parts = measured_parts(DRAWN, table)
+    return any(fnmatch(part, one) for part in parts for one in pattern.split("|"))
 
 
 def artefacts_of(kind=None):
@@ -101,7 +105,7 @@ def drawable(kind=None):
         name
         for name in artefacts_of(kind)
         if not PRESET.rows_for(ARTEFACTS[name].needs)[1]
-        and all(is_there(table) for table, _ in ARTEFACTS[name].needs)
+        and all(is_there(*need) for need in ARTEFACTS[name].needs)
     ]
 
 
