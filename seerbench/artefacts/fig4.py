@@ -83,7 +83,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         right.set(title="against dense, paired", xlabel="blocks skipped (realised)")
         right.set_ylabel("delta NLL (nats per token)")
         if panel == METHODS:
-            left.legend(loc="upper left", fontsize=5)
+            # Up to 20 settings: inside the panel the legend would cover the lines.
+            handles, names = left.get_legend_handles_labels()
+            fig.legend(handles, names, title=METHODS, loc="outside upper center", ncols=3, fontsize=6)
             # The loss of random blocks would flatten the other lines on linear axes.
             style.log_axis(left)
             right.set_yscale("symlog", linthresh=0.02)
