@@ -21,6 +21,8 @@ class StdlibCorpus(Settings):
     kind: Literal["stdlib"]
     documents: Annotated[str, OneOf(GROUPINGS)] = "file"
     """file: each file is a document; folder: the files of one folder are one document"""
+    tokenizer: Name | None = None
+    """the model whose tokenizer makes the tokens, where it is not the preset's"""
 
 
 class SplitFiles(Settings):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -86,7 +86,7 @@ class PresetFile(Settings):
     dtype: Annotated[str, OneOf(DTYPES)]
     seed: Seed
     block: Block
-    """tokens per block, for gates and accuracy"""
+    """tokens per block, for gates and accuracy; an existing model may have its own"""
     data: Text = "data"
     """folder that local corpora and models are relative to; SEERBENCH_DATA overrides it"""
     published: Name | None = None
@@ -116,6 +116,18 @@ class PresetFile(Settings):
         """Return whether a model is a geometry with random weights."""
         return isinstance(self.models.get(model), RandomModel)
 
+    def base_of(self, model: str) -> str:
+        """Return the model that a model extends; the model itself if it extends none."""
+        return self.extend.model if self.extend and model in self.extend.models() else model
+
+    def of_model(self, model: str, key: Literal["scale", "scale_kind", "block"]) -> Any:
+        """Return a setting of runs in a model: the model's own if it states one, else the preset's.
+
+        A model that `extend` makes has the settings of the model that it extends.
+        """
+        own = getattr(self.models.get(self.base_of(model)), key, None)
+        return getattr(self, key) if own is None else own
+
     def sweeps(self) -> dict[str, AnySweep]:
         """Return the timing sweeps by name."""
         if self.latency is None:
@@ -144,6 +156,9 @@ class PresetFile(Settings):
     def _blocks(self) -> Iterator[tuple[str, int]]:
         """Yield every block size with its place."""
         yield "block", self.block
+        for name, model in self.models.items():
+            if isinstance(model, SourceModel) and model.block is not None:
+                yield f"models/{name}/block", model.block
         for name, job in self.gates.items():
             if isinstance(job, TrainedGates) and job.block is not None:
                 yield f"gates/{name}/block", job.block
@@ -236,7 +251,7 @@ class PresetFile(Settings):
             self._need_corpus(place, job.corpus, "train", job.model)
             self._need_positions(f"{place}/context", job.model, job.context)
             try:
-                job.configs(self.block)
+                job.configs(self.of_model(job.model, "block"))
             except ValueError as error:
                 raise _wrong(f"{place}/sets", str(error)) from None
         return self
@@ -263,12 +278,11 @@ class PresetFile(Settings):
             raise _wrong("extend/gates", text)
         self._need_gate("extend/gates", GateRef(extend.gates, PAPER_GATE))
         if isinstance(job, TrainedGates):
-            config = job.configs(self.block)[PAPER_GATE]
-            if (config.block, config.query_block) != (self.block, self.block):
+            block = self.of_model(extend.model, "block")
+            config = job.configs(block)[PAPER_GATE]
+            if (config.block, config.query_block) != (block, block):
                 blocks = f"{config.query_block} x {config.block}"
-                raise _wrong(
-                    "extend/gates", f"joint training has the preset's blocks of {self.block}, not {blocks}"
-                )
+                raise _wrong("extend/gates", f"joint training has the model's blocks of {block}, not {blocks}")
         self._need_positions("extend/context", YARN, extend.context)
         return self
 
@@ -276,7 +290,13 @@ class PresetFile(Settings):
     def _measures_what_there_is(self) -> PresetFile:
         if self.profile:
             self._need_corpus("profile", self.profile.corpus, self.profile.split)
-            shortest = max(MIN_PROFILE, 4 * self.block)  # MoA profiles a quarter of it, at least one block
+            for name in self.profile.published:
+                self._need("profile/published", "models", name)
+                if not isinstance(self.models[name], SourceModel):
+                    raise _wrong("profile/published", f"{name} is made here, so no published run has its plans")
+            searched = [name for name in self.model_names if name not in self.profile.published]
+            largest = max(self.of_model(name, "block") for name in searched or [""])
+            shortest = max(MIN_PROFILE, 4 * largest)  # MoA profiles a quarter of it, at least one block
             if self.profile.context < shortest:
                 text = f"the searches need at least {shortest} tokens, not {self.profile.context}"
                 raise _wrong("profile/context", text)
@@ -311,7 +331,7 @@ class PresetFile(Settings):
             if sweep.min_rounds > rounds:
                 raise _wrong(f"{place}/min_rounds", f"{sweep.min_rounds} rounds at least, of {rounds} in all")
         for context in sweep.contexts:
-            self._check_names(place, sweep.at(context), timing.shape.block if sweep.model is None else self.block)
+            self._check_names(place, sweep.at(context), sweep.model)
         if sweep.model is None:
             self._refuse_what_needs_weights(place, sweep)
             return
@@ -359,7 +379,8 @@ class PresetFile(Settings):
                     if self.profile is None:
                         text = f"what {arm.method} needs is searched for the model; add a section profile"
                         raise _wrong(at, text)
-                    self._need_corpus("profile", self.profile.corpus, self.profile.split, name)
+                    if name not in self.profile.published:
+                        self._need_corpus("profile", self.profile.corpus, self.profile.split, name)
                 for label in self._labels(each, name):
                     if label in labels and arm.sparsity_by_context is None:
                         raise _wrong(
@@ -381,13 +402,17 @@ class PresetFile(Settings):
             return [None if gate is None else gate.set]
         return list(job.set_names())
 
-    def _check_names(self, place: str, arms: Iterable[Arm], block: int) -> None:
-        """Refuse a timing in which two methods of one cell would have the same name (`steps.latency.named`)."""
+    def _check_names(self, place: str, arms: Iterable[Arm], model: str | None) -> None:
+        """Refuse a timing in which two methods of one cell would have the same name (`steps.latency.named`).
+
+        model: the sweep's; None: its inputs are random, of the section's shape.
+        """
+        block = cast(Latency, self.latency).shape.block if model is None else self.of_model(model, "block")
         found = [(each, name) for each in flat(arms) for name in self._set_names(each.gate)]
         several = len({name for each, name in found if each.gate}) > 1
         names: set[tuple[Any, ...]] = set()
         for each, gate_set in found:
-            arm, size = each.arm, self._block_of(each)
+            arm, size = each.arm, self._block_of(each, model)
             shown = None if arm.method in DENSE or size in (None, block) else size
             patterns = None if arm.patterns in (None, DEFAULT_PATTERNS) else PurePath(arm.patterns).stem
             key = (
@@ -401,12 +426,14 @@ class PresetFile(Settings):
                 raise _wrong(place, f"{arm.method}: two arms would have the same name in one cell; leave one out")
             names.add(key)
 
-    def _block_of(self, each: FlatArm) -> int | None:
-        """Return the tokens per block of an arm; None where a file that is not read here decides."""
+    def _block_of(self, each: FlatArm, model: str | None) -> int | None:
+        """Return the tokens per block of an arm in a model; None where a file that is not read here decides."""
         job = self.gates.get(each.gate.job) if each.gate else None
         if isinstance(job, TrainedGates):
-            return job.block or self.block
-        return None if isinstance(job, ReleasedGates | PublishedGates) else each.arm.block or self.block
+            return job.block or self.of_model(job.model, "block")
+        if isinstance(job, ReleasedGates | PublishedGates):
+            return None
+        return each.arm.block or (self.block if model is None else self.of_model(model, "block"))
 
     def _check_recipe(self, place: str, each: FlatArm, model: str) -> None:
         """Check how model and gates of an arm were trained against what the arm says."""
@@ -420,21 +447,22 @@ class PresetFile(Settings):
             raise _wrong(place, f"yarn says that YaRN extends the model, and {model} is not extended")
 
     def _check_recall(self, place: str, recall: Recall) -> None:
+        block = self.of_model(recall.model, "block")
         for number, each in enumerate(recall.arms):
             at = f"{place}/arms/{number}"
             if each.model is not None:
                 raise _wrong(at, "recall runs in one model; leave the arm's model out")
-            if each.block not in (None, self.block):
-                raise _wrong(at, f"recall compares blocks of the preset's size, {self.block}, not {each.block}")
+            if each.block not in (None, block):
+                raise _wrong(at, f"recall compares blocks of the model's size, {block}, not {each.block}")
             if each.gate is not None:
-                self._need_square_blocks(at, each.gate, self.block)
+                self._need_square_blocks(at, each.gate, block)
 
     def _need_square_blocks(self, place: str, gate: GateRef, block: int | None = None) -> None:
         """Refuse a gate set with other blocks than `block`, or with blocks that are not square."""
         job = self.gates.get(gate.job)
         if not isinstance(job, TrainedGates):
             return
-        for name, config in job.configs(self.block).items():
+        for name, config in job.configs(self.of_model(job.model, "block")).items():
             blocks = {config.block, config.query_block}
             if gate.set in (name, EVERY_SET) and blocks != {block or config.block}:
                 wanted = f"blocks of {block}" if block else "square blocks"
@@ -460,7 +488,7 @@ class PresetFile(Settings):
             text = f"the tokens of {name} are those of {own}, and {model} is trained on the preset's tokenizer"
             raise _wrong(place, text)
         if own is None and model is not None and isinstance(self.tokenizer, TrainedTokenizer):
-            theirs = self._base(model)
+            theirs = self.base_of(model)
             found = self.models.get(theirs)
             if isinstance(found, SourceModel) and isinstance(found.source, WheelFile):
                 text = f"the tokens of {name} are made by the tokenizer trained here, and {theirs} has its own"
@@ -484,12 +512,8 @@ class PresetFile(Settings):
 
     def _architecture(self, model: str) -> Architecture | None:
         """Return the architecture of a model that is trained here, or that extends one; None for any other."""
-        found = self.models.get(self._base(model))
+        found = self.models.get(self.base_of(model))
         return found.model if isinstance(found, TrainedModel) else None
-
-    def _base(self, model: str) -> str:
-        """Return the model that a model extends; the model itself if it extends none."""
-        return self.extend.model if self.extend and model in self.extend.models() else model
 
     def _need_gate(self, place: str, gate: GateRef, model: str | None = None) -> None:
         """Refuse a gate set that is not there, or whose gates do not fit the model."""

@@ -64,6 +64,7 @@ from seerbench.presets.types import (
     Latency,
     LongBench,
     MethodsSweep,
+    Profile,
     PublishedGates,
     QuestionSet,
     RandomModel,
@@ -111,10 +112,25 @@ class Preset:
 
     @property
     def setup(self) -> Setup:
-        """Return the settings that all jobs of the preset share."""
-        file = self.file
-        scale = file.scale, file.scale_kind
-        return Setup(file.preset, self.reference, *scale, file.device, file.dtype, file.seed, file.block)
+        """Return the settings of jobs that run in no model with settings of its own."""
+        return self.setup_in(None)
+
+    def setup_in(self, model: str | None) -> Setup:
+        """Return the settings of jobs that run in a model, which may state its own in place of the preset's.
+
+        model: its name; None for jobs without a model.
+        """
+        file, name = self.file, model or ""
+        return Setup(
+            preset=file.preset,
+            reference=self.reference,
+            scale=file.of_model(name, "scale"),
+            scale_kind=file.of_model(name, "scale_kind"),
+            device=file.device,
+            dtype=file.dtype,
+            seed=file.seed,
+            block=file.of_model(name, "block"),
+        )
 
     def data(self, path: str) -> Path:
         """Return a path from the preset file below its data folder, which SEERBENCH_DATA overrides."""
@@ -224,8 +240,14 @@ class Preset:
         return _said(found if name is None else _one_of(section, found, name))
 
     def settings_of_all_jobs(self) -> dict[str, Any]:
-        """Return the settings that change every number."""
-        return {name: getattr(self.file, name) for name in ("device", "dtype", "seed", "block")}
+        """Return the settings that change every number, with the blocks of models that state their own."""
+        own = {
+            name: model.block
+            for name, model in self.file.models.items()
+            if isinstance(model, SourceModel) and model.block
+        }
+        shared = {name: getattr(self.file, name) for name in ("device", "dtype", "seed", "block")}
+        return shared | ({"blocks": own} if own else {})
 
     def tokenizer_settings(self) -> Any:
         """Return the settings of the tokenizer and of the corpus that it is trained on."""
@@ -366,7 +388,7 @@ class Preset:
             sparsity=sparsity,
             corpus=extend.corpus,
             tokens=self.tokens(extend.corpus).file,
-            block=self.file.block,
+            block=self.file.of_model(extend.model, "block"),
             factor=extend.factor,
             context=extend.context,
             batch=extend.batch,
@@ -406,13 +428,14 @@ class Preset:
             raise ConfigError(
                 f"the gates {name!r} are released ones; run: seerbench import-gates {self.name} {name}"
             )
+        block = self.file.of_model(job.model, "block")
         return DistillJob(
             name=name,
             model=self.model(job.model),
             corpus=job.corpus,
             tokens=self.tokens(job.corpus).file,
-            sets=job.configs(self.file.block),
-            block=job.block or self.file.block,
+            sets=job.configs(block),
+            block=job.block or block,
             context=job.context,
             batch=job.batch,
             mix=job.mix,
@@ -441,10 +464,13 @@ class Preset:
         )
 
     def profile(self, model: str) -> ProfileJob:
-        """Return the job that searches MoA's plans of a model, for the budget of every arm in the preset."""
-        section = self._profile()
+        """Return the job that searches MoA's plans of a model, for the budget of every arm in the preset.
+
+        Raises ConfigError for a model whose plans are those of a published run.
+        """
+        section = self._search_of(model)
         return ProfileJob(
-            setup=self.setup,
+            setup=self.setup_in(model),
             model=self.model(model),
             tokens=self.tokens(section.corpus),
             split=section.split,
@@ -454,19 +480,27 @@ class Preset:
         )
 
     def moa_budgets(self) -> list[tuple[float | None, int]]:
-        """Return the requested sparsity and the number of dense last rows of all MoA arms.
+        """Return the requested sparsity and the number of dense last rows of all MoA arms whose plans are searched.
 
-        The sparsity None stands for upstream's KV density. It is the only budget if there are no arms of MoA.
+        The sparsity None stands for upstream's KV density. It is the only budget if there are no such arms.
         """
-        arms = [each for each in flat(self._arms_in_models()) if each.arm.method == "moa"]
-        wanted = {(each.sparsity, each.arm.last_rows_dense) for each in arms} or {(None, 0)}
+        published = self.file.profile.published if self.file.profile else {}
+        wanted = {
+            (each.sparsity, each.arm.last_rows_dense)
+            for model, arm in self._arms_in_models()
+            for each in flat([arm])
+            if arm.method == "moa" and (each.model or model) not in published
+        } or {(None, 0)}
         return sorted(wanted, key=lambda budget: (-1.0 if budget[0] is None else budget[0], budget[1]))
 
     def patterns(self, model: str) -> PatternsJob:
-        """Return the job that searches MInference's patterns of a model."""
-        section = self._profile()
+        """Return the job that searches MInference's patterns of a model.
+
+        Raises ConfigError for a model whose patterns are those of a published run.
+        """
+        section = self._search_of(model)
         return PatternsJob(
-            setup=self.setup,
+            setup=self.setup_in(model),
             model=self.model(model),
             tokens=self.tokens(section.corpus),
             tokenizer=self.tokenizer_of(section.corpus),
@@ -489,25 +523,38 @@ class Preset:
         timed = [
             sweep for sweep in self.file.sweeps().values() if isinstance(sweep, MethodsSweep | FirstTokenSweep)
         ]
-        return [*self._arms_in_models(), *(arm for sweep in timed for arm in sweep.arms)]
+        return [*(arm for _, arm in self._arms_in_models()), *(arm for sweep in timed for arm in sweep.arms)]
 
-    def _profile(self) -> Any:
-        if self.file.profile is None:
+    def _search_of(self, model: str) -> Profile:
+        """Return the section that says on what is searched for a model."""
+        profile = self.file.profile
+        if profile is None:
             raise ConfigError(f"the preset {self.name} has no profile section to search with")
-        return self.file.profile
+        if model in profile.published:
+            run = profile.published[model]
+            raise ConfigError(
+                f"the plans of {model} are those of the published run {run}, so nothing is searched; to search, "
+                f"take {model} out of profile/published"
+            )
+        return profile
 
-    def _arms_in_models(self) -> list[Arm]:
-        """Return the arms of every experiment and timing that runs in a model with weights."""
+    def _plans_of(self, model: str) -> RunPaths:
+        """Return the paths of the run with the plans and patterns of a model: this one, or a published one."""
+        published = self.file.profile.published if self.file.profile else {}
+        return RunPaths(PUBLISHED / published[model]) if model in published else self.paths
+
+    def _arms_in_models(self) -> list[tuple[str, Arm]]:
+        """Return the arms of every experiment and timing in a model with weights, each after that model's name."""
         file = self.file
         experiments = [*file.perplexity.values(), *file.tasks.values(), *file.recall.values()]
-        found = [arm for experiment in experiments for arm in experiment.arms]
+        found = [(experiment.model, arm) for experiment in experiments for arm in experiment.arms]
         for sweep in file.sweeps().values():
             if (
                 isinstance(sweep, MethodsSweep | FirstTokenSweep)
                 and sweep.model
                 and not file.is_random(sweep.model)
             ):
-                found += [arm for context in sweep.contexts for arm in sweep.at(context)]
+                found += [(sweep.model, arm) for context in sweep.contexts for arm in sweep.at(context)]
         return found
 
     # Accuracy
@@ -516,7 +563,7 @@ class Preset:
         """Return the job of a perplexity experiment."""
         section = _one_of("perplexity", self.file.perplexity, name)
         return PerplexityJob(
-            setup=self.setup,
+            setup=self.setup_in(section.model),
             experiment=name,
             tokens=self.tokens(section.corpus),
             contexts=section.contexts,
@@ -533,7 +580,7 @@ class Preset:
         groups, rows = self._groups(section.arms, section.model), self.paths.rows("tasks", name)
         if isinstance(section, LongBench):
             return LongBenchJob(
-                setup=self.setup,
+                setup=self.setup_in(section.model),
                 experiment=name,
                 source=self.local(section.longbench),
                 revision=section.revision,
@@ -545,7 +592,7 @@ class Preset:
         if isinstance(section, Ruler):
             asked = [task for task in section.ruler if RULER_TASKS[task].asks_documents]
             return RulerJob(
-                setup=self.setup,
+                setup=self.setup_in(section.model),
                 experiment=name,
                 tokens=self.tokens(section.corpus),
                 tokenizer=self.tokenizer_of(section.corpus),
@@ -559,7 +606,7 @@ class Preset:
             )
         if isinstance(section, QuestionSet):
             return QuestionSetJob(
-                setup=self.setup,
+                setup=self.setup_in(section.model),
                 experiment=name,
                 questions=self.data(section.questions),
                 new_tokens=section.new_tokens,
@@ -568,7 +615,7 @@ class Preset:
                 rows=rows,
             )
         return RetrievalJob(
-            setup=self.setup,
+            setup=self.setup_in(section.model),
             experiment=name,
             tokens=self.tokens(section.corpus),
             tokenizer=self.tokenizer_of(section.corpus),
@@ -584,7 +631,7 @@ class Preset:
         """Return the job of an experiment of block recall."""
         section = _one_of("recall", self.file.recall, name)
         return RecallJob(
-            setup=self.setup,
+            setup=self.setup_in(section.model),
             experiment=name,
             tokens=self.tokens(section.corpus),
             contexts=section.contexts,
@@ -601,7 +648,7 @@ class Preset:
         if section is None:
             raise ConfigError(f"the preset {self.name} records no maps")
         return MapsJob(
-            setup=self.setup,
+            setup=self.setup_in(section.model),
             model=self.model(section.model),
             tokens=self.tokens(section.corpus),
             context=section.context,
@@ -620,7 +667,9 @@ class Preset:
         if isinstance(section, FirstTokenSweep):
             cap_s = latency.cap_s if section.cap_s is None else section.cap_s
             rounds = Rounds(section.rounds or latency.rounds, section.min_rounds, cap_s)
-        shared = self.setup, context, rounds, self.paths.rows("cells", part), self.paths.rows("samples", part)
+        model = section.model if isinstance(section, MethodsSweep | FirstTokenSweep) else None
+        files = self.paths.rows("cells", part), self.paths.rows("samples", part)
+        shared = self.setup_in(model), context, rounds, *files
         if isinstance(section, KernelSweep):
             return KernelLatencyJob(
                 *shared,
@@ -667,16 +716,16 @@ class Preset:
         weights = model.name if model is not None and model.geometry is None else None
         plan = None
         if weights and arm.method == "moa":
-            plan = self.paths.moa_plan(weights, sparsity, arm.last_rows_dense)
+            plan = self._plans_of(weights).moa_plan(weights, sparsity, arm.last_rows_dense)
         patterns: Path | str | None = arm.patterns
         if weights and arm.patterns == SEARCHED:  # without weights the file's checks refuse it
-            patterns = self.paths.minference_patterns(weights)
+            patterns = self._plans_of(weights).minference_patterns(weights)
         elif arm.patterns not in (None, SEARCHED, *OWN_PATTERNS):
             patterns = self.data(arm.patterns)
         return ArmJob(
             method=arm.method,
             sparsity=sparsity,
-            block=arm.block or self.file.block,
+            block=arm.block or self.file.of_model(weights or "", "block"),
             gate=gate,
             gates=None if gate is None else self.gates(gate.job),
             plan=plan,

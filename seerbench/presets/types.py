@@ -36,7 +36,7 @@ from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS
 from seerbench.methods.gate_config import GateConfig, all_poolings
 from seerbench.methods.registry import card_of
 from seerbench.rows.gate_ref import GateRef
-from seerbench.rows.schema import SPREADS
+from seerbench.rows.schema import SCALE_KINDS, SPREADS
 from seerbench.settings import (
     BLOCKS,
     Block,
@@ -210,11 +210,23 @@ class SourceModel(Settings):
     """commit or tag of a hub id"""
     yarn: Factor | None = None
     """scale RoPE by this factor with YaRN, weights as they are"""
+    scale: Text | None = None
+    """what runs in this model are, in words, where they are not what the preset says"""
+    scale_kind: Annotated[str, OneOf(SCALE_KINDS)] | None = None
+    """of runs in this model, where it is not the preset's"""
+    block: Block | None = None
+    """tokens per block in this model, where it is not the preset's"""
 
     @model_validator(mode="after")
     def _has_one_version(self) -> SourceModel:
         if self.revision is not None and isinstance(self.source, WheelFile):
             raise ValueError("a wheel has its version in its name; leave revision out")
+        return self
+
+    @model_validator(mode="after")
+    def _names_scale_and_kind(self) -> SourceModel:
+        if (self.scale is None) != (self.scale_kind is None):
+            raise ValueError("give both scale and scale_kind, or neither")
         return self
 
 
@@ -361,7 +373,7 @@ class TrainedGates(Settings):
     packing: Count | None = None
     """documents packed into rows at a time, instead of a mix"""
     block: Block | None = None
-    """keys per block, where it is not the preset's"""
+    """keys per block, where it is not the model's"""
     processes: Count = 1
     """processes of torchrun, with a GPU each, that share every batch"""
 
@@ -369,7 +381,7 @@ class TrainedGates(Settings):
     _share = model_validator(mode="after")(_whole_share)
 
     def configs(self, block: int) -> dict[str, GateConfig]:
-        """Return the gate sets by name, given the preset's block size. Raises ValueError for invalid options."""
+        """Return the gate sets by name, given the model's block size. Raises ValueError for invalid options."""
         block = self.block or block
         if isinstance(self.sets, str):
             return all_poolings(block=block)
@@ -458,6 +470,9 @@ class Profile(Settings):
     documents: Count
     split: Annotated[str, OneOf(SPLITS[:2])] = "validation"
     """of the corpus: train or validation"""
+    published: dict[Name, Name] = Field(default_factory=dict)
+    """models whose plans and patterns a published run holds, in place of a search: model -> folder below
+    results/published"""
 
 
 # Arms and experiments
@@ -480,7 +495,7 @@ class Arm(Settings):
     sparsities: Sparsities | None = None
     """requested; without it the method chooses for itself"""
     block: Block | None = None
-    """tokens per block, where it is not the preset's; an arm with a gate has the gate's"""
+    """tokens per block, where it is not the model's; an arm with a gate has the gate's"""
     sparsity_by_context: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
     """instead of sparsities, in a timing sweep: one for each of its contexts"""
     patterns: Text | None = None

@@ -206,7 +206,7 @@ def _quality(run: Run) -> Quality:
     model = rows.model[rows.experiment == "contexts"].iloc[0]
     rows = rows[rows.experiment.isin(["contexts", "gates"]) & (rows.model == model)]
     measured = rows[rows.status == "measured"].sort_values("experiment", kind="stable")
-    default, blocks = _blocks(run)
+    default, blocks = _blocks(run, model)
     measured = measured.assign(
         gate_set=measured.gate.map(gate_sets.set_of),
         block=[blocks.get(gate_sets.job_of(gate), default) for gate in measured.gate],
@@ -214,14 +214,14 @@ def _quality(run: Run) -> Quality:
     return Quality(run, measured, labels.label(run, rows))
 
 
-def _blocks(run: Run) -> tuple[int | None, dict[str | None, int]]:
-    """Return (block size of the run's preset, gate job -> its block size), as far as the preset is known here."""
+def _blocks(run: Run, model: str) -> tuple[int | None, dict[str | None, int]]:
+    """Return (block size of a model in the run's preset, gate job -> its own), as far as the preset is known."""
     try:
         file = load_preset(run.table("runs").preset.iloc[-1]).file
     except ConfigError:
         return None, {}
     jobs = {name: job.block for name, job in file.gates.items() if isinstance(job, TrainedGates)}
-    return file.block, {name: block for name, block in jobs.items() if block is not None}
+    return file.of_model(model, "block"), {name: block for name, block in jobs.items() if block is not None}
 
 
 def with_loss(timed: pd.DataFrame, quality: Quality | None, context: int) -> pd.DataFrame:

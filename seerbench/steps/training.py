@@ -45,7 +45,9 @@ def distill_gates(preset: Preset, name: str) -> None:
     """Train the gate sets of one gate job."""
     job = preset.distill(name)
     require(preset, [job.tokens, *job.model.files], [job.out, job.rows])
-    run = start(preset.setup, f"distill {name}", Tokens(job.corpus, job.tokens), "train", [job.model])
+    run = start(
+        preset.setup_in(job.model.name), f"distill {name}", Tokens(job.corpus, job.tokens), "train", [job.model]
+    )
     with fsdp.processes(job.device) as device:
         rows = distill(dataclasses.replace(job, device=device))
         if fsdp.rank_and_world_size()[0]:
@@ -69,7 +71,7 @@ def finetune_model(preset: Preset, name: str) -> None:
     job = preset.finetune(name)
     gates = [] if job.gates is None else [job.gates]
     require(preset, [job.tokens, *job.model.files, *gates], [job.out, job.rows])
-    run = start(preset.setup, f"finetune {name}", Tokens(job.corpus, job.tokens), "train", [job.model])
+    run = start(preset.setup_in(name), f"finetune {name}", Tokens(job.corpus, job.tokens), "train", [job.model])
     with fsdp.processes(job.device) as device:
         rows = finetune(dataclasses.replace(job, device=device))
         if fsdp.rank_and_world_size()[0]:

@@ -91,7 +91,7 @@ def resolve(preset):
         preset.import_gates(name)
     for name in file.model_names:
         preset.model(name)
-        if file.profile:
+        if file.profile and name not in file.profile.published:
             preset.profile(name), preset.patterns(name)
     for table in ("perplexity", "tasks", "recall"):
         for name in getattr(file, table):

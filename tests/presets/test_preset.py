@@ -156,6 +156,65 @@ def test_published_gates_are_read_where_they_were_published(tmp_path, monkeypatc
         edited(tmp_path, gates=gates, models=models, perplexity={"contexts": wrong})
 
 
+def test_runs_in_a_model_have_its_scale_and_blocks(tmp_path):
+    smoke = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
+    own = {"source": "a/model", "scale": "a real model", "scale_kind": "real", "block": 64}
+    corpora = smoke["corpora"] | {"python": {"kind": "stdlib", "documents": "folder", "tokenizer": "real"}}
+    job = next(job for job in smoke["gates"].values() if "mix" in job) | {"model": "real", "corpus": "python"}
+    arms = [STREAMING, {"method": "seer", "gate": "real:v1", "recipe": "post", "sparsities": [0.5]}]
+    experiment = {"model": "real", "corpus": "python", "contexts": [512], "documents": 1, "arms": arms}
+    preset = edited(
+        tmp_path,
+        corpora=corpora,
+        models=smoke["models"] | {"real": own},
+        gates=smoke["gates"] | {"real": job | {"sets": {"v1": {}}}},
+        perplexity=smoke["perplexity"] | {"real": experiment},
+        recall={"real": experiment | {"arms": [STREAMING | {"block": 64}]}},
+    )
+    shared = (preset.setup.scale, preset.setup.scale_kind, preset.setup.block)
+    assert shared == (smoke["scale"], smoke["scale_kind"], smoke["block"]) != ("a real model", "real", 64)
+    for job in (preset.perplexity("real"), preset.recall("real")):
+        assert (job.setup.scale, job.setup.scale_kind, job.setup.block) == ("a real model", "real", 64)
+        assert {arm.block for arm in job.groups[0].arms} == {64}
+    assert (preset.distill("real").block, preset.distill("real").sets["v1"].block) == (64, 64)
+    name = next(name for name in preset.file.perplexity if name != "real")
+    assert preset.perplexity(name).setup == preset.setup
+    assert preset.settings_of_all_jobs()["blocks"] == {"real": 64}
+    with pytest.raises(ConfigError, match="blocks of the model's size, 64, not 16"):
+        edited(
+            tmp_path,
+            corpora=corpora,
+            models=smoke["models"] | {"real": own},
+            recall={"real": experiment | {"arms": [STREAMING | {"block": 16}]}},
+        )
+    with pytest.raises(ConfigError, match="both scale and scale_kind"):
+        edited(tmp_path, models=smoke["models"] | {"real": {"source": "a/model", "scale": "a real model"}})
+
+
+def test_published_plans_are_read_where_they_were_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PUBLISHED", tmp_path)
+    smoke = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
+    arms = [{"method": "moa", "sparsities": [0.6]}, {"method": "minference", "patterns": "searched"}]
+    corpora = smoke["corpora"] | {"python": {"kind": "stdlib", "tokenizer": "real"}}
+    experiment = {"model": "real", "corpus": "python", "contexts": [512], "documents": 1, "arms": arms}
+    profile = smoke["profile"] | {"published": {"real": "gpu-run"}}
+    models = smoke["models"] | {"real": {"source": "a/model"}}
+    made = {"corpora": corpora, "models": models, "perplexity": smoke["perplexity"] | {"real": experiment}}
+    preset = edited(tmp_path, **made, profile=profile)
+    plans = tmp_path / "gpu-run" / "plans"
+    assert preset.perplexity("real").plan_files == [plans / "moa-real-0.60.json", plans / "minference-real.json"]
+    assert (0.6, 0) not in preset.moa_budgets()
+    for step in (preset.profile, preset.patterns):
+        assert step("long").setup == preset.setup
+        with pytest.raises(ConfigError, match="those of the published run gpu-run"):
+            step("real")
+    searched = edited(tmp_path, **made)
+    assert searched.perplexity("real").plan_files[0].parent == searched.paths.plans
+    assert (0.6, 0) in searched.moa_budgets()
+    with pytest.raises(ConfigError, match="long is made here"):
+        edited(tmp_path, **made, profile=smoke["profile"] | {"published": {"long": "gpu-run"}})
+
+
 def test_ruler_and_question_sets_are_experiments_of_tasks(tmp_path, monkeypatch):
     monkeypatch.setenv("SEERBENCH_DATA", "/data")
     fixed = {"model": "long", "batch": 4, "arms": [{"method": "dense"}]}
