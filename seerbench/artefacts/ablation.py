@@ -39,7 +39,8 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     label = str(labels.label(run, rows))
     parts = [losses.assign(label=label), _against(run, rows).assign(label=label)]
     tasks = requests.rows(run, "tasks")
-    tasks = tasks[(tasks.experiment == "retrieval") & _names(tasks).isin(_names(losses))]
+    tasks = tasks[(tasks.experiment == "retrieval") & tasks.model.isin(losses.model)]
+    tasks = tasks[_names(tasks).isin(_names(losses))]
     parts += [] if tasks.empty else [_lookups(tasks).assign(label=str(labels.label(run, tasks)))]
     frame = frames.tidy(*parts, extra=["protocol"])
     frame["place"] = frame.metric.map(METRICS.index)
@@ -59,7 +60,7 @@ def _against(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     and `contexts`. A setting beyond their range has no line.
     """
     every = requests.rows(run, "perplexity")
-    every = every[every.experiment.isin(["gates", "contexts"])]
+    every = every[every.experiment.isin(["gates", "contexts"]) & every.model.isin(rows.model)]
     base = every[(every.method == "seer") & gate_sets.is_set(every.gate, PAPER_GATE)]
     base = base.sort_values("experiment", kind="stable")
     base = base[base.gate.isin(base.gate.head(1))]  # Several gate jobs may have this set: the first of `contexts`.
