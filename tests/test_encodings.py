@@ -5,7 +5,8 @@ import ast
 from seerbench.paths import ROOT
 
 NAMES = ("read_text", "write_text", "open")
-OTHER_OPEN = ("gzip", "os", "tarfile", "webbrowser")  # their `open` opens no text unless its mode has a "t"
+# Their `open` opens no text unless its mode has a "t"; an archive is a zipfile.ZipFile.
+OTHER_OPEN = ("archive", "gzip", "os", "tarfile", "webbrowser")
 FOLDERS = ("seerbench", "kernels", "baselines", "examples", "notebooks", "tools")
 FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
