@@ -182,7 +182,9 @@ def test_doctor_says_what_there_is_and_what_is_missing(seerbench, edited):
     assert done.code == 1
 
 
-@pytest.mark.parametrize(("preset", "published"), [("speed", "h100-speed"), ("gpu", "h200-smollm2"), ("paper", None)])
+@pytest.mark.parametrize(
+    ("preset", "published"), [("speed", "h100-speed"), ("gpu", "h200-smollm2"), ("paper", None)]
+)
 def test_doctor_says_what_is_drawn_where_a_preset_cannot_measure(seerbench, monkeypatch, preset, published):
     monkeypatch.setattr("seerbench.report.doctor.has_gpu", lambda: False)
     done = seerbench("doctor", preset)
