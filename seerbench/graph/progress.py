@@ -91,6 +91,8 @@ class ProgressHandler(logging.Handler):
         self.active = False  # whether a graph runs that this handler tells of
         self.total: int | None = None  # steps of this run, known once the graph is planned
         self.begun = self.done = self.failed = 0
+        self.to_repeat: list[str] = []  # what failed, for the end of a run that went on without it
+        self.went_on = False
         self.began_at = 0.0
         self.expected: Mapping[str, float] = {}
         self.running: dict[int, Step] = {}
@@ -135,6 +137,8 @@ class ProgressHandler(logging.Handler):
             self.active = False
             duration = in_time(self.clock() - self.began_at)
             if self.failed:
+                if self.went_on:
+                    self._write(*(f"failed: {each}" for each in self.to_repeat))
                 self._write(
                     f"stopped after {self.done} of {_steps(self.total)}. Mend what the error says, then run the "
                     "same command again: finished steps are not repeated, and the last good tables and figures stay"
@@ -173,6 +177,7 @@ class ProgressHandler(logging.Handler):
         step = self.running.pop(job, None)
         if step is not None:
             self.done += 1
+            self.went_on = bool(self.to_repeat)
             self._write(f"{self._place(step)} done in {in_time(self.clock() - step.started)}: {step.words}")
 
     def _failed(self, job: Mapping) -> None:
@@ -183,6 +188,7 @@ class ProgressHandler(logging.Handler):
         place = f"{self._place(step)} FAILED: {step.words}" if step else f"FAILED: {job['rule_name']}"
         said = [f"    {line}" for line in lines] or [f"    the command wrote nothing: {job['shellcmd']}"]
         self._write(f"{place}; the end of its log, {log}:", *said)
+        self.to_repeat.append(f"{step.words if step else job['rule_name']}; log: {log}")
 
     # The line that changes, and the lines once per minute
 

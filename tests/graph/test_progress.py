@@ -124,6 +124,20 @@ def test_a_failed_step_shows_the_end_of_its_log_and_how_to_go_on(graph, tmp_path
     assert run.own.getvalue() == ""  # Snakemake's account of the failed command says less
 
 
+def test_a_run_that_went_on_names_in_the_end_what_failed(graph, tmp_path):
+    log = tmp_path / "fetch.log"
+    log.write_text("seerbench: no network; run: pip download\n")
+    run = graph()
+    run.start(fetch=1, maps=1, total=2)
+    run.job(1, "fetch", log, model="smollm2")
+    run.fail(1, "fetch", log)
+    run.job(2, "maps", log)
+    run.tell("job_finished", job_id=2)
+    run.handler.close()
+    assert run.lines[-2] == f"failed: fetch the model smollm2; log: {log}"
+    assert run.lines[-1].startswith("stopped after 1 of 2 steps.")
+
+
 def test_a_failed_step_without_words_in_its_log_names_its_command(graph, tmp_path):
     run = graph()
     run.start(maps=1, total=1)
