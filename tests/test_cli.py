@@ -332,10 +332,10 @@ def test_the_version(seerbench):
     ("words", "step"),
     [
         ("corpus cpu stdlib", "tokenizer cpu"),
-        ("perplexity cpu contexts", "corpus cpu stdlib"),
+        ("perplexity cpu contexts", "corpus cpu python"),
         ("train cpu long", "corpus cpu stdlib"),
-        ("latency cpu methods 2048", "corpus cpu stdlib"),
-        ("maps cpu", "corpus cpu stdlib"),
+        ("latency cpu methods 2048", "corpus cpu python"),
+        ("maps cpu", "corpus cpu python"),
     ],
 )
 def test_a_step_without_its_inputs_names_the_step_to_run_first(fails_with, tmp_path, words, step):
@@ -346,15 +346,17 @@ def test_a_step_without_its_inputs_names_the_step_to_run_first(fails_with, tmp_p
 def test_every_input_that_is_missing_has_a_step_that_makes_it(fails_with, tmp_path):
     """Make the inputs of a measurement one by one, as empty files, and follow the advice."""
     preset = load_preset("cpu", tmp_path)
-    job = preset.perplexity("contexts")
+    job = preset.perplexity("gates")
     steps = []
     for file in dict.fromkeys([job.tokens.file, *job.arm_files]):
         step = preset.step_that_makes(file)
-        fails_with(f"run `{step}` first", "perplexity", "cpu", "contexts", "--results", tmp_path)
+        fails_with(f"run `{step}` first", "perplexity", "cpu", "gates", "--results", tmp_path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
         steps.append(step.split()[1])
-    assert {"corpus", "train", "distill", "profile"} <= set(steps)
+    assert set(steps) == {"corpus", "train", "distill"}
+    assert preset.step_that_makes(preset.paths.moa_plan("long", 0.5)) == "seerbench profile cpu long"
+    assert preset.step_that_makes(preset.paths.model("smollm2") / "config.json") == "seerbench fetch cpu smollm2"
 
 
 DAMAGED = st.one_of(st.just(b""), st.binary(max_size=64), st.integers(0, 10**6))
