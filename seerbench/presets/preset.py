@@ -384,7 +384,7 @@ class Preset:
         return FinetuneJob(
             name=name,
             model=self.model(extend.model),
-            gates=None if sparsity is None else self.paths.gates(extend.gates),
+            gates=None if sparsity is None else self.gates(extend.gates),
             sparsity=sparsity,
             corpus=extend.corpus,
             tokens=self.tokens(extend.corpus).file,

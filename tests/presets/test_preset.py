@@ -148,6 +148,16 @@ def test_published_gates_are_read_where_they_were_published(tmp_path, monkeypatc
     (group,) = preset.perplexity("contexts").groups
     assert group.arms[0].gates == tmp_path / "gpu-run" / "gates" / "long.safetensors"
     assert "real" not in [*preset.trained_gates(), *preset.released_gates()]
+    extended = edited(
+        tmp_path,
+        gates=gates,
+        models=models,
+        perplexity={},
+        tasks={},
+        recall={},
+        extend=smoke["extend"] | {"model": "real", "gates": "real"},
+    )
+    assert extended.finetune("joint-0.5").gates == tmp_path / "gpu-run" / "gates" / "long.safetensors"
     for step in (preset.distill, preset.import_gates):
         with pytest.raises(ConfigError, match="published run"):
             step("real")
