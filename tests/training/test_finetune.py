@@ -55,6 +55,17 @@ def test_recomputed_activations_give_the_same_training(world, gates, tmp_path):
         assert (first - second).abs().mean() < 0.01 * ADAM["optimizer"].adam_lr
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_windows_that_pass_one_at_a_time_give_the_same_training(world, gates, tmp_path, monkeypatch, joint):
+    changes = {**ADAM, "gates": gates if joint else None, "sparsity": 0.5 if joint else None, "batch": 3}
+    together = finetune(finetune_job(world, tmp_path / "together", **changes))
+    monkeypatch.setattr("seerbench.training.finetune.TOKENS_AT_ONCE", 100)
+    alone = finetune(finetune_job(world, tmp_path / "alone", **changes))
+    for first, second in zip(together, alone, strict=True):
+        assert first["lm_loss"] == pytest.approx(second["lm_loss"], rel=1e-4)
+        assert first["gate_loss"] == pytest.approx(second["gate_loss"], rel=1e-4, nan_ok=True)
+
+
 def test_a_model_is_saved_in_the_dtype_that_it_is_read_in(world, tmp_path):
     finetune(finetune_job(world, tmp_path / "half", dtype="bfloat16", **ADAM))
     with safe_open(tmp_path / "half" / "model.safetensors", framework="pt") as saved:
