@@ -355,7 +355,7 @@ def test_every_input_that_is_missing_has_a_step_that_makes_it(fails_with, tmp_pa
         file.write_bytes(b"")
         steps.append(step.split()[1])
     assert set(steps) == {"corpus", "train", "distill"}
-    assert preset.step_that_makes(preset.paths.moa_plan("long", 0.5)) == "seerbench profile cpu long"
+    assert preset.step_that_makes(preset.paths.moa_plan("long", None)) == "seerbench profile cpu long"
     assert preset.step_that_makes(preset.paths.model("smollm2") / "config.json") == "seerbench fetch cpu smollm2"
 
 
