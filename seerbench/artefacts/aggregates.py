@@ -6,7 +6,7 @@ Perplexities have intervals over documents, timings and speed-ups over rounds. A
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -25,6 +25,8 @@ OUTCOME = ["source", "metric", "unit", "count", "sparsity_realised", "status", "
 # The key of a timing, and the key of a perplexity.
 TIMING = ["model", "method", "inputs_kind", "implementation", "context", "sparsity_requested", "stage", "base"]
 CELL = ["model", "corpus", "context", "method", "gate", "recipe", "sparsity_requested", "threshold"]
+# The columns of a perplexity's rows, one per document, of which it is made.
+OF_DOCUMENT = ["document", "nll", "sparsity_realised", "status", "reason"]
 # The paper's baseline is FlashAttention-2. Where that does not run (a CPU), it is torch's own dense kernel.
 REFERENCES = ("fa2", "dense")
 # Methods that nobody would run and that do not compete: blocks chosen by the gate's target, known exactly, and at
@@ -47,16 +49,17 @@ def perplexities(rows: pd.DataFrame, dense: pd.DataFrame | None = None) -> pd.Da
     dense = dense[dense.status == "measured"].drop_duplicates(["corpus", "context", "document"])
     dense_nll = {key: group.set_index("document").nll for key, group in dense.groupby(["corpus", "context"])}
     lines = []
-    for key, cell in rows.groupby(CELL, dropna=False, sort=False):
+    # Without the other columns, since each cell gets a copy of all of them.
+    for key, cell in rows[[*CELL, *OF_DOCUMENT]].groupby(CELL, dropna=False, sort=False):
         line: dict[str, Any] = dict(zip(CELL, key))
         line |= {"source": "measured", "metric": "perplexity", "unit": "perplexity"}
-        done = cell[cell.status == "measured"]
-        lost = cell[cell.status != "measured"]
+        measured = (cell.status == "measured").to_numpy()
+        done, lost = (cell, cell[:0]) if measured.all() else (cell[measured], cell[~measured])
         line |= {"count": len(done), "sparsity_realised": done.sparsity_realised.mean()}
         line["status"] = "measured" if len(done) else lost.status.iloc[0]
         line["reason"] = _reason_of_loss(lost, len(cell)) if len(lost) else None
         if len(done):
-            nll = done.set_index("document").nll
+            nll = pd.Series(done.nll.to_numpy(), done.document.to_numpy())
             line |= dict(zip(NUMBERS, bootstrap.perplexity(nll)))
             base = dense_nll.get((line["corpus"], line["context"]))
             if base is not None and nll.index.intersection(base.index).size:
@@ -144,13 +147,15 @@ def speedups(cells: pd.DataFrame, samples: pd.DataFrame, stage: str, against: st
     """
     rounds = _rounds(samples)
     lines = []
-    for _, group in cells.groupby(["run_id", "cell"], sort=False):
+    groups: dict[tuple, list[dict[Hashable, Any]]] = {}
+    for cell in cells.to_dict("records"):
+        groups.setdefault((cell["run_id"], cell["cell"]), []).append(cell)
+    for group in groups.values():
         stages_of = {
-            cell["method"]: rounds.get((cell["run_id"], cell["cell"], cell["method"]), {})
-            for cell in group.to_dict("records")
+            cell["method"]: rounds.get((cell["run_id"], cell["cell"], cell["method"]), {}) for cell in group
         }
         base = dense_base(group, stages_of, stage, against)
-        for cell in group.to_dict("records"):
+        for cell in group:
             method, ms = cell["method"], stages_of[cell["method"]].get(stage)
             line = _line(cell) | {"metric": "speedup", "unit": "x", "stage": stage, "base": base}
             if is_dense(cell) and ms is None:
@@ -167,20 +172,26 @@ def speedups(cells: pd.DataFrame, samples: pd.DataFrame, stage: str, against: st
     return _frame(lines, [*TIMING, *OUTCOME, *NUMBERS])
 
 
-def _without_base(cells: pd.DataFrame) -> dict[str, str]:
+def _without_base(methods: Sequence[Mapping[Hashable, Any]]) -> dict[str, str]:
     """Return status and reason of a speed-up for which the cell has no dense timing."""
-    disturbed = cells[cells.apply(is_dense, axis=1) & (cells.status == DISTURBED)]
-    if len(disturbed):
-        return {"status": DISTURBED, "reason": f"the dense timing: {disturbed.reason.iloc[0]}"}
+    disturbed = [one["reason"] for one in methods if is_dense(one) and one["status"] == DISTURBED]
+    if disturbed:
+        return {"status": DISTURBED, "reason": f"the dense timing: {disturbed[0]}"}
     return {"status": "missing", "reason": "no dense timing in the same cell"}
 
 
-def dense_base(cells: pd.DataFrame, stages_of: dict[str, dict], stage: str, against: str) -> str | None:
+def dense_base(
+    cell: Sequence[Mapping[Hashable, Any]], stages_of: dict[str, dict], stage: str, against: str
+) -> str | None:
     """Return the dense method of one cell that the others are compared with, or None if none was timed there.
 
-    stages_of: method -> stage -> ms by round. against: as for `speedups`.
+    Args:
+        cell: the rows of the cell, one per method.
+        stages_of: method -> stage -> ms by round.
+        stage: the stage that is compared.
+        against: as for `speedups`.
     """
-    methods = [cell["method"] for cell in cells.to_dict("records") if is_dense(cell)]
+    methods = [one["method"] for one in cell if is_dense(one)]
     times = {method: dense_time(stages_of[method], stage) for method in methods}
     medians = {method: ms.median() for method, ms in times.items() if ms is not None}
     if against == "fastest":

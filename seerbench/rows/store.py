@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -205,21 +205,38 @@ class Run:
             raise ResultsError(f"no results in {self.folder}; measure first (make figures) or name another run")
         self._manifest = Manifest.of(self.folder)
         self._read: dict[Path, tuple[tuple[int, int], pd.DataFrame, list[dict[str, Any]]]] = {}
+        self._made: dict[Hashable, tuple[dict[Path, tuple[int, int]], pd.DataFrame]] = {}
 
-    def table(self, name: str, part: str | None = None) -> pd.DataFrame:
-        """Return all rows of a table, or those of the file `<part>.parquet`; an empty frame if there are none."""
+    def table(
+        self, name: str, part: str | None = None, prepare: Callable[[str, pd.DataFrame], pd.DataFrame] | None = None
+    ) -> pd.DataFrame:
+        """Return all rows of a table, or those of the file `<part>.parquet`; an empty frame if there are none.
+
+        Args:
+            name: the name of the table; "runs" is the provenance of all rows, oldest execution first.
+            part: the name of a file of the table; None: all of them.
+            prepare: what is done to the rows once for as long as their files do not change: a function of the name
+                and the rows that depends on nothing else.
+        """
         expected = schema(name)
-        if name == "runs":
-            return self._runs()
-        frames = [self._rows_of(path, name)[0] for path in self._files(name, part)]
-        if not frames:
-            return expected.empty_table().to_pandas()
-        return pd.concat(frames, ignore_index=True)
+        tables = TABLES if name == "runs" else [name]
+        files = {path: table for table in tables for path in self._files(table, part)}
+        versions = {path: _version(path) for path in files}  # before reading: a file may change meanwhile
+        key = name, part, prepare
+        if key not in self._made or self._made[key][0] != versions:
+            read = [self._rows_of(path, table) for path, table in files.items()]
+            if not read:
+                rows = expected.empty_table().to_pandas()
+            elif name == "runs":
+                rows = _provenance(runs for _, runs in read)
+            else:
+                rows = pd.concat([rows for rows, _ in read], ignore_index=True)
+            self._made[key] = versions, prepare(name, rows) if prepare else rows
+        return self._made[key][1].copy()
 
     def _rows_of(self, path: Path, table: str) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         """Return the rows of a file, which callers must not change, and their executions."""
-        status = path.stat()
-        version = (status.st_mtime_ns, status.st_size)
+        version = _version(path)
         if path not in self._read or self._read[path][0] != version:
             content = path.read_bytes()
             if self._manifest is not None:
@@ -235,12 +252,14 @@ class Run:
             self._manifest.require_all_of(table, files)
         return files
 
-    def _runs(self) -> pd.DataFrame:
-        """Return the provenance of all rows in the folder, oldest execution first."""
-        runs: dict[str, dict[str, Any]] = {}
-        for table in TABLES:
-            for path in self._files(table):
-                runs.update({run["run_id"]: run for run in self._rows_of(path, table)[1]})
-        if not runs:
-            return schema("runs").empty_table().to_pandas()
-        return to_table("runs", runs.values()).to_pandas().sort_values("started", ignore_index=True)
+
+def _version(path: Path) -> tuple[int, int]:
+    """Return what differs after a file was written again: the time in nanoseconds and the size in bytes."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _provenance(runs_of_files: Iterable[list[dict[str, Any]]]) -> pd.DataFrame:
+    """Return the executions of several files as one frame, oldest first."""
+    runs = {run["run_id"]: run for runs in runs_of_files for run in runs}
+    return to_table("runs", runs.values()).to_pandas().sort_values("started", ignore_index=True)

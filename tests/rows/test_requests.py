@@ -76,8 +76,9 @@ def test_a_refused_cell_has_no_samples(tmp_path):
     cells.loc[cells.method == "moa", "sparsity_realised"] = 0.28
 
     class Rows:
-        def table(self, name, part=None):
-            return {"cells": cells, "samples": samples}[name]
+        def table(self, name, part=None, prepare=None):
+            rows = {"cells": cells, "samples": samples}[name]
+            return prepare(name, rows) if prepare else rows
 
     found, kept = timed(Rows(), "methods")
     (reason,) = found[found.status == "refused"].reason
