@@ -36,6 +36,7 @@ WORDS = {
     "draw_table": "draw {artefact}",
     "write_report": "write the report",
     "execute_notebook": "execute the notebook {notebook}",
+    "execute_longest_notebook": "execute the notebook {notebook}",
     "compare_one": "check and time your kernel or method",
 }
 

@@ -3,6 +3,7 @@
 # Snakemake deletes the outputs of a rule before the rule runs. So a rule writes into the hidden folder NEW, and a rule
 # show_... puts its finished files in the place of the last ones. A step that fails leaves those as they are.
 NEW = f"{FIGURES}/.new"
+LONGEST_NOTEBOOK = "results"
 PAPER = [near(ROOT / f"results/paper/{name}.csv") for name in ("values", "claims")]
 # Copies, not links: Snakemake sets the time of each output when a rule has ended, and then asks that none is older
 # than an input. With links, an input would get the time of a later output.
@@ -123,7 +124,7 @@ rule execute_notebook:
     log:
         f"{LOGS}/notebook-{{notebook}}.log",
     wildcard_constraints:
-        notebook=one_of(notebooks()),
+        notebook=one_of([name for name in notebooks() if name != LONGEST_NOTEBOOK]),
     params:
         run=DRAWN,
         out=subpath(output[0], parent=True),
@@ -135,6 +136,13 @@ rule execute_notebook:
         ),
     shell:
         "seerbench notebook --run {params.run:q} --out {params.out:q} -- {input.source:q} > {log:q} 2>&1"
+
+
+# It begins before what else is drawn at the end, so that no core waits for it alone.
+use rule execute_notebook as execute_longest_notebook with:
+    wildcard_constraints:
+        notebook=LONGEST_NOTEBOOK,
+    priority: 10
 
 
 use rule show_figure as show_notebook with:
