@@ -26,7 +26,8 @@ from seerbench.errors import MissingRows
 from seerbench.report import claims_section, notebooks, verdicts
 from seerbench.rows.timings import timings
 
-runs = notebooks.runs()
+own, published = notebooks.own_run(), notebooks.published()
+runs = notebooks.own_first(own, published)
 paper = paper_values()
 notebooks.overview(runs).style.hide()
 
@@ -238,7 +239,7 @@ show("pareto")
 # or that a part of what the claim speaks of was not measured.
 
 # %% tags=["claims", "hide-input"]
-display(HTML(claims_section.section(verdicts.judge(notebooks.published(), notebooks.own_run()))))
+display(HTML(claims_section.section(verdicts.judge(published, own))))
 
 # %% [markdown]
 # ## What is not here

@@ -55,10 +55,14 @@ def published() -> list[Run]:
 
 def runs() -> list[Run]:
     """Return the runs that a notebook reads: the one that it is executed for, if any, then the published ones."""
-    own = own_run()
+    return own_first(own_run(), published())
+
+
+def own_first(own: Run | None, published: list[Run]) -> list[Run]:
+    """Return the run that a notebook is executed for, if any, and then the published ones without it."""
     if own is None:
-        return published()
-    return [own, *(run for run in published() if run.folder.resolve() != own.folder.resolve())]
+        return published
+    return [own, *(run for run in published if run.folder.resolve() != own.folder.resolve())]
 
 
 def overview(runs: Sequence[Run]) -> pd.DataFrame:

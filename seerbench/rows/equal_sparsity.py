@@ -20,13 +20,14 @@ SETTING = ["gate", "sparsity_requested", "threshold"]  # what tells the settings
 
 
 def settings(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the measured rows of each setting of one method, in the order of their realised sparsity.
+    """Return the measured losses of each setting of one method, in the order of their realised sparsity.
 
     Args:
         rows: rows of the table `perplexity` of one method (and one gate set) in one model, text and context. A
             document that was measured twice under a setting counts once.
     """
-    measured = rows[rows.status == "measured"].drop_duplicates([*SETTING, "document"])
+    measured = rows.loc[rows.status == "measured", [*SETTING, "document", "nll", "sparsity_realised"]]
+    measured = measured.drop_duplicates([*SETTING, "document"])
     groups = [group for _, group in measured.groupby(SETTING, dropna=False)]
     return sorted(groups, key=realised)
 

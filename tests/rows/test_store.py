@@ -108,6 +108,30 @@ def test_no_run_and_unknown_tables_say_so(tmp_path):
     assert Run(tmp_path).table("samples").empty
 
 
+def test_rows_are_prepared_again_only_when_a_file_has_changed(tmp_path):
+    run, calls = a_run(), []
+
+    def prepare(table, rows):
+        calls.append(table)
+        return rows.assign(doubled=2 * rows.ms)
+
+    rows = rows_for("samples", run)
+    write_rows(tmp_path / "samples" / "a.parquet", "samples", rows, run)
+    reader = Run(tmp_path)
+    first = reader.table("samples", prepare=prepare)
+    first["doubled"] = 0.0  # a frame is the caller's own
+    assert reader.table("samples", prepare=prepare).doubled.tolist() == [2 * row["ms"] for row in rows]
+    assert calls == ["samples"]
+    assert "doubled" not in reader.table("samples")
+    later = a_run(run_id="later")
+    write_rows(tmp_path / "samples" / "b.parquet", "samples", rows_for("samples", later), later)
+    assert len(reader.table("samples", prepare=prepare)) == 2 * len(rows)
+    assert set(reader.table("runs").run_id) == {run["run_id"], "later"}
+    write_rows(tmp_path / "samples" / "b.parquet", "samples", rows_for("samples", later)[:1], later)
+    assert len(reader.table("samples", prepare=prepare)) == len(rows) + 1
+    assert calls == ["samples"] * 3
+
+
 def test_nan_is_an_empty_value_only_where_the_table_allows_it():
     run = a_run()
     rows = rows_for("perplexity", run)
