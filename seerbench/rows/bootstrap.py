@@ -44,7 +44,7 @@ def paired_speedup(base_ms: Values, new_ms: Values, resamples: int = 10_000, see
         seed: seed of the resamples.
     """
     base, new = _paired(base_ms, new_ms, "rounds")
-    return _bootstrap(base / new, np.median, resamples, seed)
+    return _bootstrap(base / new, _median, resamples, seed)
 
 
 def perplexity(nll: Values, resamples: int = 10_000, seed: int = 0) -> Interval:
@@ -128,10 +128,18 @@ def _paired(first: Values, second: Values, unit: str) -> tuple[Array, Array]:
 
 
 def _bootstrap(values: Array, statistic: Callable[..., Any], resamples: int, seed: int) -> Interval:
-    """Return a statistic (np.mean, np.median) of the values with its percentile interval."""
+    """Return a statistic (np.mean, _median) of the values with its percentile interval."""
     if values.size == 0 or np.isnan(values).any():
         raise ValueError("statistics need at least one value, and none that is NaN")
     return _interval(values.tobytes(), statistic, resamples, seed)
+
+
+def _median(values: Array, axis: int = -1) -> Array:
+    """Return the same as np.median, which is several times slower for many short rows."""
+    ranked = np.sort(values, axis=axis)
+    units = values.shape[axis]
+    middle = ranked.take([(units - 1) // 2, units // 2], axis=axis)
+    return middle.mean(axis=axis)
 
 
 @functools.lru_cache(maxsize=2**16)
