@@ -24,7 +24,6 @@ from transformers.masking_utils import sdpa_mask
 
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem, LayerContext, Rope
-from seerbench.core.reference import repeat_kv
 from seerbench.errors import ModelError, Refused
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.methods.protocol import Method, realised_sparsity
@@ -321,8 +320,10 @@ def _decode(state: LayerState, q: Tensor, k: Tensor, v: Tensor, attention_mask: 
         k, v = k[:, :, : state.seen + 1], v[:, :, : state.seen + 1]
     if state.shared.record is not None:
         state.shared.record.decoded += 1
-    k, v = repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1])
-    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+    # The query heads of a group stand as the queries of one head, so that no key is copied for each of them.
+    grouped = q.reshape(len(q), k.shape[1], -1, q.shape[3])
+    out = nn.functional.scaled_dot_product_attention(grouped, k, v, attn_mask=attention_mask)
+    return out.reshape(q.shape)
 
 
 def _check_once(shared: _Shared, q: Tensor, k: Tensor, plan: Any) -> None:

@@ -652,7 +652,7 @@ class Ruler(Experiment):
     examples: Count
     """for each task and length"""
     batch: Count
-    """prompts whose answers are decoded together; their keys and values are in memory at a time"""
+    """answers that are decoded together; the keys and values of their prompts are in memory at a time"""
 
 
 class QuestionSet(Experiment):
@@ -663,7 +663,7 @@ class QuestionSet(Experiment):
     new_tokens: Count
     """the largest number of tokens in an answer"""
     batch: Count
-    """prompts whose answers are decoded together; their keys and values are in memory at a time"""
+    """answers that are decoded together; the keys and values of their prompts are in memory at a time"""
 
 
 Tasks = Annotated[

@@ -10,7 +10,7 @@ from measure.toy import CONFIG, TOKENS, Refuses
 from seerbench.data.prompts import Prompt
 from seerbench.errors import Refused
 from seerbench.measure.arm import Arm
-from seerbench.measure.generation import answer_prompts
+from seerbench.measure.generation import RoomyLayer, answer_prompts
 from seerbench.methods.registry import create
 from seerbench.models.hugging_face import attention_method
 from seerbench.models.random_weights import random_model
@@ -63,7 +63,7 @@ def test_answers_are_the_same_together_and_one_by_one(model, uncompiled, arm):
     asked = prompts()
     one_by_one = [generated(model, prompt, arm.method) for prompt in asked]
     assert len(set(one_by_one)) > 1
-    for batch in (1, 3, 5):
+    for batch in (1, 3, 5, 9):
         rows = answer_prompts(model, Tokenizer(), asked, [arm], batch)
         assert [row["prediction"] for row in rows] == one_by_one
         assert [row["example"] for row in rows] == [0, 1, 2, 3, 4]
@@ -78,6 +78,30 @@ def test_an_answer_ends_before_the_token_that_ends_a_text(model):
     tokenizer.eos_token_id = int(tokens[2])
     (row,) = answer_prompts(model, tokenizer, prompts((100,)), [DENSE], 1)
     assert row["prediction"].split() == tokens[: tokens.index(tokens[2])]
+
+
+def test_answers_that_have_ended_leave_the_batch_and_change_no_other(model, monkeypatch):
+    asked = prompts(new_tokens=12)
+    whole = [row["prediction"].split() for row in answer_prompts(model, Tokenizer(), asked, [DENSE], 5)]
+    ends = {token for tokens in whole[:-1] for token in tokens} - set(whole[-1])  # the last answer goes on
+    left = []
+    select = RoomyLayer.batch_select_indices
+    monkeypatch.setattr(
+        RoomyLayer, "batch_select_indices", lambda layer, rows: (left.append(len(rows)), select(layer, rows))
+    )
+    monkeypatch.setattr("seerbench.measure.generation._ends", lambda *_: [int(end) for end in ends])
+    together = answer_prompts(model, Tokenizer(), asked, [DENSE], 5)
+    assert left
+    for tokens, row in zip(whole, together, strict=True):
+        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        assert row["prediction"].split() == tokens[:end]
+
+
+def test_arms_are_answered_side_by_side(model, uncompiled):
+    asked = prompts()
+    together = answer_prompts(model, Tokenizer(), asked, [DENSE, STREAMING], 7)
+    alone = [row for arm in (DENSE, STREAMING) for row in answer_prompts(model, Tokenizer(), asked, [arm], 1)]
+    assert together == alone
 
 
 def test_rows_have_what_a_score_is_computed_from(model):
