@@ -348,7 +348,7 @@ def gate_needs_rope(run: Run, paper: pd.DataFrame) -> Evidence:
                     lengths.add(style.size(trained_at))
     if not beyond:
         raise missing_rows(run, "gates with and without RoPE beyond their training length", ROPE)
-    note = f"With RoPE against without; trained at {', '.join(sorted(lengths))}."
+    note = f"With RoPE against without; trained at {', '.join(sorted(lengths))}.{_learned_from(run, gates.gate)}"
     return Evidence(beyond, rows, note=note, varied=without_gaps({"contexts up to the training length": within}))
 
 
@@ -373,6 +373,7 @@ def best_pooling(run: Run, paper: pd.DataFrame) -> Evidence:
     missing = [] if measured == others else [f"{others - measured} of the {others} other poolings"]
     count = rows.document.nunique()
     note = f"Place {better + 1} of {measured + 1} at {highest:.0%} by the mean over {count} documents."
+    note += _learned_from(run, rows.gate.dropna())
     # Those that are against the claim, at the lower sparsities too.
     against = {comparison.what for comparison in comparisons if comparison.contradicts}
     varied: dict[str, list[Comparison]] = {
@@ -383,6 +384,17 @@ def best_pooling(run: Run, paper: pd.DataFrame) -> Evidence:
         run, rows, highest
     )
     return Evidence(comparisons, rows, missing, note, without_gaps(varied))
+
+
+def _learned_from(run: Run, gates: pd.Series) -> str:
+    """Return a sentence on the tokens that gates were trained on, which decides what a comparison of them tells."""
+    tokens = budget.tokens_of(run)
+    found = {tokens.get((gate_sets.job_of(gate), gate_sets.set_of(gate))) for gate in gates.unique()} - {None}
+    return (
+        f" Each gate learned from {' or '.join(f'{each / 1e6:.3g}M' for each in sorted(found))} tokens."
+        if found
+        else ""
+    )
 
 
 def _against_best_pooling(seer: pd.DataFrame) -> list[Comparison]:

@@ -198,3 +198,21 @@ def test_other_tasks_support_the_claim_on_longbench_and_never_contradict_it(tmp_
     assert evidence.missing == ["LongBench"]
     with pytest.raises(MissingRows, match="LongBench"):
         checks_quality.tasks_at_or_above(Run(tmp_path / "paper"), paper_values())
+
+
+def test_claims_about_gates_say_how_long_these_learned(tmp_path):
+    folder = write_run(tmp_path)
+    run = origin("distill short")
+    row = {
+        "run_id": run["run_id"],
+        "name": "short",
+        "kind": "distill",
+        "step": 9,
+        "tokens": 32_800_000,
+        "context": 512,
+    }
+    rows = [row | {"recipe": name, "gate_loss": 1.0, "learning_rate": 1e-3} for name in ("rope", "norope")]
+    write_rows(folder / "training" / "distill-short.parquet", "training", rows, run)
+    evidence = checks_quality.gate_needs_rope(Run(folder), paper_values())
+    assert evidence.note.endswith("Each gate learned from 32.8M tokens.")
+    assert "learned" not in checks_quality.best_pooling(Run(folder), paper_values()).note  # no such rows
