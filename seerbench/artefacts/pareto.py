@@ -8,12 +8,15 @@ of a point is that at the realised sparsity of its timed cell, interpolated alon
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from seerbench.artefacts import aggregates, colors, frames, gate_sets, labels, style
 from seerbench.errors import MissingRows
@@ -22,15 +25,16 @@ from seerbench.rows.schema import CAPTURED
 from seerbench.rows.store import Run
 
 NO_LOSS = "no loss was measured at its realised sparsity"
+LINEAR_BELOW = 0.003  # nats per token. Intervals of smaller losses often include zero, which has no logarithm.
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """Return one line per method, sparsity and stage: speed-up (x) and delta NLL (y).
+    """Return one line per context, method, sparsity and stage: speed-up (x) and delta NLL (y).
 
-    All lines are at the longest context that has both. SeerAttention is shown with the paper's gate, since the
-    sweep times one gate per block size. Raises MissingRows if no context has both.
+    The contexts are those that have both. SeerAttention is shown with the paper's gate, since the sweep times one
+    gate per block size. Raises MissingRows if no context has both.
     """
-    rows = frames.experiment(run, "perplexity", "contexts", "perplexity")
+    every = rows = frames.experiment(run, "perplexity", "contexts", "perplexity")
     cells, samples = frames.timings(run, "methods")
     # Captured in a model of these losses, at a context that the model was trained for.
     of_model = (cells.inputs_kind == CAPTURED) & cells.inputs_model.isin(rows.model.unique())
@@ -39,28 +43,31 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     if not both:
         what = "timings of the sweep 'methods' on the model and at a context of the experiment 'contexts'"
         raise MissingRows("cells", what, "latency PRESET methods CONTEXT", run.folder)
-    cells = cells[of_model & (cells.context == both[-1])]
+    cells = cells[of_model & cells.context.isin(both)]
     dense = aggregates.dense_rows(run, rows)
-    at_context = rows[(rows.context == both[-1]) & rows.sparsity_requested.notna()]
-    gated = at_context.gate.map(gate_sets.set_of)
-    at_context = at_context[gated.isna() | (gated == PAPER_GATE)]
+    rows = rows[rows.sparsity_requested.notna()]
+    gated = rows.gate.map(gate_sets.set_of)
+    rows = rows[gated.isna() | (gated == PAPER_GATE)]
     lines = []
     for stage in style.STAGE_LINES:
         faster = aggregates.speedups(cells, samples, stage)
-        faster = faster[faster.sparsity_requested.notna() & faster.method.isin(at_context.method)]
+        faster = faster[faster.sparsity_requested.notna()]
         faster = faster.rename(columns={"value": "x", "low": "x_low", "high": "x_high"})
-        lines += [line | {"panel": stage} | _loss(at_context, dense, line) for line in faster.to_dict("records")]
-    frame = pd.DataFrame(lines).assign(label=str(labels.label(run, rows, cells, timed=True)))
+        for (context, method), settings in faster.groupby(["context", "method"], sort=False):
+            losses = rows[(rows.context == context) & (rows.method == method)]
+            if len(losses):
+                records = settings.to_dict("records")
+                lines += [line | {"panel": stage} | _loss(losses, dense, line) for line in records]
+    frame = pd.DataFrame(lines).assign(label=str(labels.label(run, every, cells, timed=True)))
     frame["rank"] = frame.method.map(colors.rank)
     frame = frame.sort_values(
-        ["panel", "rank", "method", "sparsity_requested"], ascending=[False, True, True, True]
+        ["panel", "context", "rank", "method", "sparsity_requested"], ascending=[False, True, True, True, True]
     )
     return frames.tidy(frame, extra=("x_low", "x_high"))
 
 
 def _loss(rows: pd.DataFrame, dense: pd.DataFrame, line: dict[Hashable, Any]) -> dict[str, Any]:
-    """Return y, low and high of a timed line: the loss of its method at its realised sparsity."""
-    rows = rows[rows.method == line["method"]]
+    """Return y, low and high of a timed line: the loss at its realised sparsity, from the rows of its method."""
     place = {"model": rows.model.iloc[0], "corpus": rows.corpus.iloc[0]}
     place |= dict.fromkeys(("y", "low", "high"), math.nan)
     if line["status"] != "measured":
@@ -74,46 +81,66 @@ def _loss(rows: pd.DataFrame, dense: pd.DataFrame, line: dict[Hashable, Any]) ->
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw two panels: with the time of block selection, and the attention alone."""
-    fig, axes = style.figure(1, len(style.STAGE_LINES), 3.4, sharey=True)
-    for ax, (stage, (_, meaning)) in zip(axes, style.STAGE_LINES.items()):
-        for method, points in frame[frame.panel == stage].groupby("method", sort=False):
-            points = points.sort_values("sparsity_requested")
-            color = colors.color(method)
-            known = points[points.x.notna() & points.y.notna()]
-            ax.errorbar(
-                known.x,
-                known.y,
-                xerr=[known.x - known.x_low, known.x_high - known.x],
-                yerr=[known.y - known.low, known.high - known.y],
-                color=color,
-                marker=colors.marker(method),
-                elinewidth=0.6,
-                label=colors.display(method),
-            )
-            for point in known.itertuples():
-                ax.annotate(
-                    f"{point.sparsity_realised:.2f}",
-                    (point.x, point.y),
-                    xytext=(3, 3),
-                    textcoords="offset points",
-                    fontsize=5,
-                    color=color,
-                )
-        ax.axvline(1, color="black", linewidth=0.8)
-        ax.axhline(0, color="black", linewidth=0.4)
-        ax.set(title=meaning, xlabel="speed-up over dense (x)")
-    axes[0].set_ylabel("delta NLL (nats per token)")
-    handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels())}
-    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=6)
+    """Draw one row of panels per context: with the time of block selection, and the attention alone."""
+    contexts = sorted(frame.context.unique())
+    fig, axes = style.figure(len(contexts), len(style.STAGE_LINES), 1.2 + 2.5 * len(contexts), sharey=True)
+    known = frame[frame.x.notna() & frame.y.notna()]
+    for place, (context, stage) in enumerate(itertools.product(contexts, style.STAGE_LINES)):
+        ax, ends = axes[place], {}
+        points = known[(known.panel == stage) & (known.context == context)]
+        for method, line in points.groupby("method", sort=False):
+            _line(ax, method, line.sort_values("sparsity_requested"))
+            shares = sorted({f"{share:.0%}" for share in line.sparsity_realised})
+            last = line.loc[line.sparsity_requested.idxmax()]
+            ends[f"{colors.display(method)}, {' to '.join(dict.fromkeys((shares[0], shares[-1])))}"] = last
+        _axes(ax, known)
+        ax.set_title(f"{style.size(context)}, {style.STAGE_LINES[stage][1]}")
+        style.names_at_the_right(ax, {name: (end.x, end.y, colors.color(end.method)) for name, end in ends.items()})
+    for ax in axes[:: len(style.STAGE_LINES)]:
+        ax.set_ylabel("delta NLL (nats per token)")
     bases = ", ".join(colors.display(base) for base in frame.base.dropna().unique())
-    place = f"{', '.join(frame.model.unique())} at {style.size(frame.context.max())}"
     style.caption(
         fig,
         frame,
-        f"{place}, {', '.join(frame.corpus.unique())}. Numbers: blocks skipped (realised) in the layer that was "
-        f"timed. Speed-up over {bases} [95% interval over rounds]; left of 1, the method is slower. Delta NLL at "
-        "that sparsity, interpolated between the measured ones [95% paired interval over documents]. The paper has "
-        "no such figure.",
+        f"{', '.join(frame.model.unique())}, {', '.join(frame.corpus.unique())}. Right is faster and down is a "
+        "smaller loss. A name is at the sparsest point of its line, with the realised sparsity of the line's ends; "
+        f"larger marks skip more. Both axes are logarithmic; the loss is linear below {LINEAR_BELOW}.",
+        f"Speed-up over {bases} [95% interval over rounds]. Delta NLL at the sparsity of the timed layer, "
+        "interpolated between the measured ones [95% paired interval over documents]. The paper has no such "
+        "figure.",
     )
     return fig
+
+
+def _line(ax: Axes, method: str, points: pd.DataFrame) -> None:
+    """Draw the line of one method with both intervals, and marks that grow with the share of skipped blocks."""
+    color = colors.color(method)
+    ax.errorbar(
+        points.x,
+        points.y,
+        xerr=[points.x - points.x_low, points.x_high - points.x],
+        yerr=[points.y - points.low, points.high - points.y],
+        color=color,
+        elinewidth=0.6,
+        linewidth=0.9,
+    )
+    sizes = (2 + 4 * points.sparsity_realised) ** 2
+    ax.scatter(points.x, points.y, s=sizes, color=color, marker=colors.marker(method), linewidths=0, zorder=3)
+
+
+def _axes(ax: Axes, points: pd.DataFrame) -> None:
+    """Give a panel its logarithmic axes: speed-ups in powers of two, losses linear around zero."""
+    ax.axvline(1, color="black", linewidth=0.8)
+    ax.axhline(0, color="black", linewidth=0.4)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("speed-up over dense")
+    ax.set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.5)
+    # Over the losses of all panels, which share the axis.
+    step = {10.0**power * first for power in range(-3, 2) for first in (1, 3)}
+    ticks = [sign * tick for tick in step if tick >= LINEAR_BELOW for sign in (-1, 1)]
+    low, high = min(points.low.min(), 0), points.high.max()
+    ax.yaxis.set_major_locator(FixedLocator([0, *(tick for tick in ticks if low * 2 <= tick <= high * 1.5)]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,22 +110,69 @@ def line(
         ax.plot(unknown.x, np.full(len(unknown), 0.02), "x", color=color, transform=where, clip_on=False)
 
 
-def unmeasured(frame: pd.DataFrame, most: int = 3) -> list[str]:
-    """Return one sentence per reason that a cell is empty: "MInference at 8k: refused (head_dim 48)".
+def names_at_the_right(ax: Axes, ends: Mapping[str, tuple[float, float, str]], gap: float = 0.075) -> None:
+    """Write the name of each line at the right of a panel, one below the other, with a thin line to its end.
 
-    most: the number of sentences; the rest is counted.
+    Call it when the panel has its lines and scales, since the names are sorted by where the lines end.
+
+    ends: name -> (x, y, color) of the end of its line. gap: the least distance of two names as a share of the
+    panel's height.
+    """
+    if not ends:
+        return
+    names = sorted(ends, key=lambda name: ends[name][1])
+    to_axes = ax.transScale + ax.transLimits
+    wanted = np.array([to_axes.transform(ends[name][:2])[1] for name in names])
+    heights = spread(wanted, gap)
+    for name, height in zip(names, heights):
+        x, y, color = ends[name]
+        ax.annotate(
+            name,
+            (x, y),
+            xytext=(1.03, height),
+            textcoords="axes fraction",
+            color=color,
+            fontsize=6,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.4, "relpos": (0, 0.5), "shrinkB": 3},
+        )
+
+
+def spread(places: np.ndarray, gap: float) -> np.ndarray:
+    """Return ascending places moved apart until neighbours differ by `gap`, inside 0 to 1 if they fit."""
+    moved = np.array(places)
+    for place in range(1, len(moved)):
+        moved[place] = max(moved[place], moved[place - 1] + gap)
+    excess = max(0.0, moved[-1] - 1)
+    moved[-1] -= excess
+    for place in range(len(moved) - 2, -1, -1):
+        moved[place] = min(moved[place], moved[place + 1] - gap)
+    return moved
+
+
+def unmeasured(frame: pd.DataFrame, most: int = 3) -> list[str]:
+    """Return why cells have no number: "x on the axis: MInference at 8k: refused (head_dim 48)".
+
+    Only points whose place on the x axis is known have a cross there; the others are introduced by "no number".
+
+    most: the number of reasons that are written out. If there are more, there is one sentence per status.
     """
     empty = frame[~frame.status.isin(["measured", "printed"])]
-    sentences = []
-    for (status, reason), cells in empty.groupby(["status", "reason"], sort=False, dropna=False):
-        names = ", ".join(dict.fromkeys(colors.display(method) for method in cells.method))
-        contexts = ", ".join(size(context) for context in sorted(cells.context.dropna().unique()))
-        at = f" at {contexts}" if contexts else ""
-        because = f" ({reason})" if isinstance(reason, str) and reason else ""
-        sentences.append(f"{names}{at}: {str(status).replace('_', ' ')}{because}")
-    if len(sentences) > most:
-        sentences = [*sentences[:most], f"{len(sentences) - most} more reasons are in the CSV"]
-    return [f"x on the axis: {sentence}" for sentence in sentences]
+    empty = empty.assign(crossed=empty.x.notna() if "x" in empty else False)
+    reasons = empty.groupby(["crossed", "status", "reason"], sort=False, dropna=False)
+    groups = reasons if reasons.ngroups <= most else empty.groupby(["crossed", "status"], sort=False)
+    return [_unmeasured(cells, bool(crossed), str(status)) for (crossed, status, *_), cells in groups]
+
+
+def _unmeasured(cells: pd.DataFrame, crossed: bool, status: str) -> str:
+    """Return the sentence on cells of one status, with their reason or the number of their reasons."""
+    names = ", ".join(dict.fromkeys(colors.display(method) for method in cells.method))
+    contexts = ", ".join(size(context) for context in sorted(cells.context.dropna().unique()))
+    at = f" at {contexts}" if contexts else ""
+    reasons = cells.reason.dropna().unique()
+    because = f" ({reasons[0]})" if len(reasons) == 1 else f" ({len(reasons)} reasons, in the CSV)"
+    start = "x on the axis" if crossed else "no number"
+    return f"{start}: {names}{at}: {status.replace('_', ' ')}{because if len(reasons) else ''}"
 
 
 def caption(fig: Figure, frame: pd.DataFrame, *notes: str) -> None:
