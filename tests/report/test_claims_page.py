@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from seerbench.cli import app
 from seerbench.errors import ResultsError
 from seerbench.paths import ROOT
-from seerbench.report import claims_page, html, notebooks, verdicts
+from seerbench.report import claims_page, html, verdicts
 from seerbench.rows.store import Run, write_rows
 
 
@@ -57,15 +57,14 @@ def written(folder, scale_kind):
     return Run(folder)
 
 
-def notebook_page(published, own, monkeypatch):
+def notebook_page(published, own):
     """Return what the claims cell of the notebook shows, executed here with these runs."""
     source = jupytext.read(ROOT / "notebooks" / "results.py")
     (cell,) = [cell for cell in source.cells if "claims" in cell.metadata.get("tags", [])]
-    monkeypatch.setattr(notebooks, "published", lambda: published)
-    monkeypatch.setattr(notebooks, "own_run", lambda: own)
     shown = []
-    imports = "from seerbench.report import claims_section, notebooks, verdicts\n"
-    exec(imports + cell.source, {"HTML": str, "display": shown.append})
+    imports = "from seerbench.report import claims_section, verdicts\n"
+    names = {"HTML": str, "display": shown.append, "published": published, "own": own}  # of its first cell
+    exec(imports + cell.source, names)
     return shown[0]
 
 
@@ -83,7 +82,7 @@ def test_all_pages_give_the_same_verdicts_from_the_same_rows(tmp_path, monkeypat
     tally = verdicts.headline(judgements)
     monkeypatch.setattr(html, "ARTEFACTS", {})  # drawing them takes seconds and says nothing about claims
     report = html.html(own, published)
-    notebook = notebook_page(published, own, monkeypatch)
+    notebook = notebook_page(published, own)
     for page in (report, notebook):
         assert re.findall(CLAIM, unescape(page), re.DOTALL) == expected
         assert tally in page
