@@ -78,8 +78,10 @@ def draw(frame: pd.DataFrame) -> Figure:
             dense = frame[(frame.line == name) & (frame.method == "dense")]
             cells = cells if dense.empty else dense
             ax.set_ylabel(textwrap.fill(name, 16), fontsize=6)
-        if cells.empty:
-            ax.set_axis_off()
+        if cells.empty:  # nothing but the name of its line, if it is the first
+            ax.set_frame_on(False)
+            ax.grid(False)
+            ax.tick_params(left=False, labelleft=False, bottom=False, labelbottom=False)
             continue
         drawn = ax.imshow(_map(cells, contexts), cmap="viridis", vmin=0, vmax=100, aspect="auto")
         ax.set_facecolor(UNKNOWN)

@@ -93,5 +93,7 @@ def test_methods_at_their_own_sparsity_have_a_line_per_configuration(tmp_path):
     asked = [row for row in ruler_rows("") if row["method"] == "dense"]
     rows = [row | own | {"gate": gate} for gate in ("tau 0.9", "tau 0.8") for row in asked]
     rows += [row | {"method": "xattention", "sparsity_requested": 0.5, "gate": "stride 8"} for row in asked]
-    names = lines(needle.collect(written(tmp_path, [*asked, *rows]), None))
+    frame = needle.collect(written(tmp_path, [*asked, *rows]), None)
+    names = lines(frame)
+    assert all(ax.axison for ax in needle.draw(frame).axes)  # a line without a first map has its name too
     assert names == ["Dense", "XAttention", "XAttention (tau\n0.8)", "XAttention (tau\n0.9)"]
