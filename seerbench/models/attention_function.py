@@ -4,6 +4,10 @@
 hooks on the layers. The hooks see what the attention function is not given: how many tokens the layer's cache holds
 already, which tells prefill, decoding and later chunks apart, and q and k before RoPE.
 
+With a method for decoding, each layer also keeps the compressed keys of what its cache holds. The tensor of keys in
+the cache is remembered after each call: if it is another one at the next call, somebody has reordered, cropped or
+exchanged the cache, and the compressed keys are not of its tokens.
+
 hugging_face.py checks a model (self_check.py) before it calls `method_in_layers`.
 """
 
@@ -15,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +31,9 @@ from seerbench.core.problem import AttentionProblem, LayerContext, Rope
 from seerbench.errors import ModelError, Refused
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.methods.protocol import Method, realised_sparsity
+from seerbench.methods.seer_decode import CompressedKeys, SeerDecode
 from seerbench.models.architectures import attention_layers, rope_of
-from seerbench.models.attention_masks import planned_pairs, visible_pairs
+from seerbench.models.attention_masks import first_tokens, planned_pairs, require_all_visible, visible_pairs
 
 NAME = "seerbench"  # the name under which our attention function is registered with transformers
 # Arguments of transformers' attention function that change no number: the mask has the window, q and k have the
@@ -52,7 +57,8 @@ class Record:
     """What the layers did while a method was in the model. Every layer call is counted, or was refused."""
 
     sparsity: list[float] = field(default_factory=list)  # realised, one entry per layer and prefill
-    decoded: int = 0  # layer calls that attended densely with one new token
+    decoded: int = 0  # layer calls with one new token
+    decode_sparsity: list[float] = field(default_factory=list)  # realised, one per layer call of sparse decoding
     planned: bool = False  # whether any layer had a plan; a dense method has none
 
     def mean_sparsity(self) -> float:
@@ -68,10 +74,12 @@ class _Shared:
     rope: Rope
     record: Record | None
     part: Callable[[str], AbstractContextManager]
+    decode: SeerDecode | None
     accepted: set[AttentionProblem] = field(default_factory=set)  # the problems that the method does not refuse
     thread: int = field(default_factory=threading.get_ident)
     with_gradients: bool = False  # whether the model's forward pass began with gradients
     to_recompute: int = 0  # layer calls in re-entrant checkpoints whose backward pass has not come yet
+    checked: tuple[Tensor | None, int] | None = None  # mask and place of a decoding step, the same for all layers
 
 
 @dataclass
@@ -83,6 +91,9 @@ class LayerState:
     attended: bool = False  # whether this call of the layer has reached the attention function
     q_unrotated: Tensor | None = None  # [B, Hq, N, D], from the projection until the layer's plan is made
     k_unrotated: Tensor | None = None  # [B, Hk, N, D]
+    cache: Any = None  # the model's cache during a call, for sparse decoding
+    cached_keys: ReferenceType[Tensor] | None = None  # the cache's keys after the last call, for sparse decoding
+    compressed: CompressedKeys | None = None  # of the tokens in the cache, for sparse decoding
 
 
 # By attention module, and by decoder for its `shared`. Not attributes, which a copy of a model would have too.
@@ -100,6 +111,7 @@ def method_in_layers(
     method: Method,
     count: bool = True,
     part: Callable[[str], AbstractContextManager] = nullcontext,
+    decode: SeerDecode | None = None,
 ) -> Iterator[Record]:
     """Put `method` into every attention layer of a model that has been checked (`hugging_face.attention_method`).
 
@@ -107,7 +119,7 @@ def method_in_layers(
     """
     _register()
     layers, record = attention_layers(model), Record()
-    shared = _Shared(method, rope_of(model), record if count else None, part)
+    shared = _Shared(method, rope_of(model), record if count else None, part, decode)
     with ExitStack() as stack:
         with _ENTRY:
             before = _own_implementation(model, layers)
@@ -201,16 +213,34 @@ def _before_layer(layer: nn.Module, _inputs: tuple, options: dict[str, Any]) -> 
     cache = options.get("cache", options.get("past_key_values"))  # transformers has renamed it
     state.seen = 0 if cache is None else int(cache.get_seq_length(layer.layer_idx))
     state.attended = False
+    if state.shared.decode is not None:
+        _before_sparse_decoding(layer, state, cache)
+
+
+def _before_sparse_decoding(layer: nn.Module, state: LayerState, cache: Any) -> None:
+    """Keep the cache for the time of the call; raise Refused if it is not what the last call left behind."""
+    state.cache = cache
+    if state.seen == 0:
+        state.compressed = state.cached_keys = None
+    elif state.cached_keys is None or cache.layers[layer.layer_idx].keys is not state.cached_keys():
+        raise Refused(
+            f"the cache of layer {layer.layer_idx} is not the one that the last call left behind: it was filled "
+            "outside of the block, or has been reordered (beam search), cropped, moved or exchanged since. Sparse "
+            "decoding needs a prefill and then one token at a time, with one cache"
+        )
 
 
 @_uncompiled
 def _after_layer(layer: nn.Module, _inputs: tuple, _output: Any) -> None:
-    """Raise ModelError if an attention module did not call our attention function: a hook."""
-    if not layer_state(layer).attended:
+    """Remember the cache's keys; raise ModelError if a module did not call our attention function: a hook."""
+    state = layer_state(layer)
+    if not state.attended:
         raise ModelError(
             f"layer {layer.layer_idx} did not call the method that is in the model; do not change the attention "
             "implementation inside the block"
         )
+    if state.cache is not None:
+        state.cached_keys, state.cache = ref(state.cache.layers[layer.layer_idx].keys), None
 
 
 @_uncompiled
@@ -255,7 +285,8 @@ def _attention(
     if state.seen == 0:
         out = _prefill(module, state, query, key, value, attention_mask)
     elif query.shape[2] == 1:
-        out = _decode(state, query, key, value, attention_mask)
+        sparse = state.shared.decode is not None
+        out = (_decode_sparsely if sparse else _decode)(state, query, key, value, attention_mask)
     else:
         raise Refused(
             f"chunked prefill is not supported yet: {query.shape[2]} new tokens after {state.seen} that the cache "
@@ -285,8 +316,10 @@ def _prefill(
     if k.shape[2] != tokens:  # a static cache, which has the prompt's keys first
         k, v = k[:, :, :tokens].contiguous(), v[:, :, :tokens].contiguous()
     visible = visible_pairs(attention_mask, tokens)
+    layer = LayerContext(module.layer_idx, state.q_unrotated, state.k_unrotated, shared.rope)
+    if shared.decode is not None and state.cache is not None:
+        state.compressed = shared.decode.start(layer, first_tokens(visible, len(q), tokens))
     with shared.part("plan"):
-        layer = LayerContext(module.layer_idx, state.q_unrotated, state.k_unrotated, shared.rope)
         # The state drops q and k, which would otherwise outlive the layer and take 1.25 GiB per layer at 128k
         # tokens with 32 query and 8 key heads of dimension 128.
         state.q_unrotated = state.k_unrotated = None
@@ -324,6 +357,32 @@ def _decode(state: LayerState, q: Tensor, k: Tensor, v: Tensor, attention_mask: 
     grouped = q.reshape(len(q), k.shape[1], -1, q.shape[3])
     out = nn.functional.scaled_dot_product_attention(grouped, k, v, attn_mask=attention_mask)
     return out.reshape(q.shape)
+
+
+def _decode_sparsely(state: LayerState, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return attention of one new token over the blocks of the cache that the method chooses, [B, Hq, 1, D]."""
+    shared, compressed = state.shared, state.compressed
+    q_unrotated, k_unrotated = state.q_unrotated, state.k_unrotated
+    state.q_unrotated = state.k_unrotated = None
+    # The hooks have set these.
+    assert shared.decode is not None
+    assert compressed is not None
+    assert q_unrotated is not None
+    assert k_unrotated is not None
+    if k.shape[2] <= state.seen:
+        raise Refused("sparse decoding takes no sliding window that is shorter than the text")
+    if shared.checked is None or shared.checked[0] is not attention_mask or shared.checked[1] != state.seen:
+        require_all_visible(attention_mask, compressed.first, state.seen + 1)
+        shared.checked = attention_mask, state.seen
+    with shared.part("plan"):
+        compressed.append(k_unrotated)
+        lists = shared.decode.plan(q_unrotated, compressed)
+    with shared.part("attend"):
+        out = shared.decode.attend(q, k, v, lists)
+    if shared.record is not None:
+        shared.record.decoded += 1
+        shared.record.decode_sparsity.append(1.0 - lists.density())
+    return out
 
 
 def _check_once(shared: _Shared, q: Tensor, k: Tensor, plan: Any) -> None:

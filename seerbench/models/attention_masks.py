@@ -7,6 +7,7 @@ alone. Any other mask, such as a sliding window's, is for dense attention.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -127,6 +128,47 @@ def causal_sequences(visible: Tensor) -> list[tuple[int, int, int]] | None:
             squares[row, start : start + length, start : start + length] = True
     same = torch.equal(squares.tril()[real], visible[real])
     return sequences if same else None
+
+
+def first_tokens(visible: Tensor | None, batch: int, tokens: int) -> list[int]:
+    """Return the place of each sequence's first token in a prompt that may have padding on the left.
+
+    Args:
+        visible: from `visible_pairs`.
+        batch: B.
+        tokens: N.
+
+    Raises:
+        Refused: a row of the batch has no sequence or several, or one that does not end with the last token.
+    """
+    if visible is None:
+        return [0] * batch
+    sequences = causal_sequences(visible.expand(batch, -1, -1, -1)) or []
+    if [(row, end) for row, _, end in sequences] != [(row, tokens) for row in range(batch)]:
+        raise Refused("sparse decoding takes one sequence per row of a batch, with padding on the left only")
+    return [start for _, start, _ in sequences]
+
+
+def require_all_visible(mask: Tensor | None, first: Sequence[int], tokens: int) -> None:
+    """Raise Refused unless a new token sees every token of its sequence. It waits for a GPU if there is a mask.
+
+    Args:
+        mask: None, or [B or 1, 1, 1, keys], bool or additive, where keys after `tokens` are unused room.
+        first: place of each sequence's first token.
+        tokens: tokens in the cache with the new one.
+    """
+    if mask is None:
+        hidden = any(first)
+    else:
+        shown = mask if mask.dtype == torch.bool else mask > HIDDEN
+        places = torch.arange(mask.shape[-1], device=mask.device)
+        wanted = (places >= torch.tensor(first, device=mask.device)[:, None]) & (places < tokens)
+        hidden = not bool((shown == wanted[:, None, None]).all())
+    if hidden:
+        raise Refused(
+            "sparse decoding takes no attention mask that hides a token of the text (a sliding window, packed "
+            "documents) or shows padding"
+        )
 
 
 def _part(tensor: Tensor | None, part: tuple[slice, ...]) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Put a method into a Hugging Face model, or show a function the q, k and v of every layer.
 
     attention_method   a context in which all attention layers of a model use a method
+    generate           a text continued with a sparse prefill and sparse decoding
     for_each_layer     a dense forward pass that calls a function once per layer
     chunked_mlps       a context in which long prompts need less memory
 
@@ -14,7 +15,7 @@ used first (self_check.py); architectures.py lists what is supported.
 What a layer call is follows from how many tokens the layer's cache holds, whatever kind the cache is:
 
     none               prefill: the method runs
-    some, 1 new one    decoding: dense attention, as in the paper
+    some, 1 new one    decoding: dense attention, as in the paper, or a method for decoding
     some, more new     a later chunk, a second turn or drafted tokens: refused
 
 Batches with padding and packed documents are planned sequence by sequence, and run in masked form, which gives the
@@ -36,6 +37,7 @@ from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.errors import Refused
 from seerbench.kernels.flex_attention import masked_attention
 from seerbench.methods.protocol import Method
+from seerbench.methods.seer_decode import SeerDecode
 from seerbench.models.architectures import attention_layers
 from seerbench.models.attention_function import Record, method_in_layers
 from seerbench.models.self_check import check_model
@@ -50,6 +52,7 @@ def attention_method(
     method: Method,
     count: bool = True,
     part: Callable[[str], AbstractContextManager] = nullcontext,
+    decode: SeerDecode | None = None,
 ) -> Iterator[Record]:
     """Put `method` into every attention layer of `model` until the block ends.
 
@@ -59,6 +62,8 @@ def attention_method(
         count: whether to record the realised sparsity. Counting waits for the GPU once per layer, so timed forward
             passes do without.
         part: makes the context that is entered around each layer's "plan" and "attend", for timing them.
+        decode: a method for decoding; without one, decoding is dense. It needs one sequence per row of a batch,
+            with padding on the left only, and a cache that nobody else changes.
 
     Yields:
         The Record that forward passes fill; it stays empty without `count`.
@@ -78,8 +83,36 @@ def attention_method(
             f"{method.name} has gates, a plan or patterns for a model of {method.model_layers} layers; "
             f"{type(model).__name__} has {layers}"
         )
-    with method_in_layers(model, method, count, part) as record:
+    if decode is not None and decode.model_layers != layers:
+        raise Refused(
+            f"{decode.name} has gates for a model of {decode.model_layers} layers; {type(model).__name__} has "
+            f"{layers}"
+        )
+    with method_in_layers(model, method, count, part, decode) as record:
         yield record
+
+
+def generate(
+    model: Any, tokens: Tensor, prefill: Method, decode: SeerDecode | None = None, **options: Any
+) -> tuple[Tensor, Record]:
+    """Continue texts by the model's own `generate`, with one method for the prompt and one for the new tokens.
+
+    Args:
+        model: a causal language model of transformers.
+        tokens: the prompts, int64 [B, N].
+        prefill: the method of the prompt.
+        decode: the method of each new token; without one, decoding is dense.
+        options: of the model's `generate`, such as max_new_tokens, or attention_mask for prompts of several
+            lengths, which are padded on the left.
+
+    Returns:
+        The prompts with their continuations as `generate` returns them, and the Record of realised sparsities.
+
+    Raises:
+        ModelError, Refused: as from `attention_method`. Beam search is refused with a method for decoding.
+    """
+    with torch.no_grad(), attention_method(model, prefill, decode=decode) as record:
+        return model.generate(tokens, **options), record
 
 
 def for_each_layer(
