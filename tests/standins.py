@@ -161,9 +161,12 @@ def make_gate_file(
 
     v2: `attn_gate_weights.pth` (a state dict of gates only) beside a config.json that names the base model.
     v1: the whole model in safetensors with an index, gates among the weights, as the first code's Trainer saved it.
+    r: as v2, for decoding.
     projection: single (the authors' default) or double (the first release: also a linear on Q).
     """
     generator = torch.Generator().manual_seed(seed)
+    if recipe == "r":
+        return _make_decode_gates(folder, block, generator)
     projection = projection or {"v1": "double", "v2": "single"}[recipe]
     pools = {"v1": "maxmin", "v2": "maxminavg"}[recipe]
     heads = SIZES["num_attention_heads"] if projection == "single" else SIZES["num_key_value_heads"]
@@ -197,6 +200,34 @@ def make_gate_file(
         "seerattn_last_block_dense": True,
         "seerattn_sparsity_method": "threshold",
         "seerattn_threshold": 0.002,
+    }
+    _write(folder / "config.json", config)
+    return folder
+
+
+def _make_decode_gates(folder: Path, block: int, generator: torch.Generator) -> Path:
+    kv_heads = SIZES["num_key_value_heads"]
+    shapes = {
+        "linear_q": (kv_heads, SIZES["num_attention_heads"] // kv_heads, HEAD_DIM, HEAD_DIM),
+        "linear_k": (kv_heads, 3 * HEAD_DIM, HEAD_DIM),
+        "qnorm": (HEAD_DIM,),
+        "knorm": (HEAD_DIM,),
+    }
+    gates = {
+        f"model.layers.{layer}.self_attn.attn_gate.attngate_{name}.weight": _random(shape, generator)
+        for layer in range(SIZES["num_hidden_layers"])
+        for name, shape in shapes.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(gates, folder / STATE)
+    config = {
+        "base_model": "Qwen/Qwen3-4B",
+        "seerattn_q_head_pooling_type": "Qproj",
+        "seerattn_k_seq_pooling_type": "Kmaxminavg",
+        "seerattn_gate_block_size": block,
+        "seerattn_gate_hidden_size": HEAD_DIM,
+        "seerattn_use_qk_norm": True,
+        "seerattn_use_rope": True,
     }
     _write(folder / "config.json", config)
     return folder

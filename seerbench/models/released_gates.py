@@ -10,6 +10,9 @@ of two formats:
 
 In both, a gate's weights are called `model.layers.<layer>.self_attn.attn_gate.mask_linear_{q,k}.weight` and have
 the shape [heads, inputs, outputs], as ours have. A gate without a linear layer on Q is a `single` projection.
+
+Gates of SeerAttention-R (recipe r, for decoding) are published as gates only. Their weights are called
+`attngate_linear_{q,k}` and `attngate_{q,k}norm`, and their shapes say how many heads the model has.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from torch import Tensor
 
 from seerbench.core.finite import require_finite
 from seerbench.errors import ModelError
+from seerbench.methods.decode_gate import DecodeGate, DecodeGateConfig
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import POOLINGS, GateConfig
 from seerbench.reading import first_line, read_json, reading
@@ -37,11 +41,12 @@ GATES_FILE = "attn_gate_weights.pth"
 INDEX_FILE = "model.safetensors.index.json"  # of a model in several files
 MODEL_FILE = "model.safetensors"  # of a model in one file
 WEIGHT = re.compile(r"model\.layers\.(\d+)\.self_attn\.attn_gate\.mask_linear_([qk])\.weight")
-# Part of the weights' names in SeerAttention-R, whose gates choose blocks for decoding.
-DECODING_WEIGHT = "attngate_linear"
+# The weights of SeerAttention-R, whose gates choose blocks for decoding, and what they are called here.
+DECODING_WEIGHT = re.compile(r"model\.layers\.(\d+)\.self_attn\.attn_gate\.attngate_(\w+)\.weight")
+DECODING_NAMES = {"linear_q": "wq", "linear_k": "wk", "qnorm": "q_norm", "knorm": "k_norm"}
 
 
-def read_released(source: Path | str, revision: str | None = None) -> list[AttnGate]:
+def read_released(source: Path | str, revision: str | None = None) -> list[AttnGate] | list[DecodeGate]:
     """Read released gates, one per layer, without gradients.
 
     Args:
@@ -49,17 +54,23 @@ def read_released(source: Path | str, revision: str | None = None) -> list[AttnG
         revision: commit or tag of the hub id.
 
     Returns:
-        Gates in float32, whose `config.recipe` (v1 or v2) names the format that they were read from.
+        Gates in float32, whose `config.recipe` (v1, v2 or r) names the format that they were read from; those of
+        recipe r are DecodeGates.
 
     Raises:
         ModelError: files, layers or weights are missing, or a shape does not fit the config.
     """
     folder = Path(source) if Path(source).is_dir() else _fetch(str(source), revision)
     model_config = read_json(folder / "config.json", ModelError, CURE)
+    state = _state(folder, source)
+    if any(map(DECODING_WEIGHT.fullmatch, state)):
+        return _decode_gates(state, model_config, folder, source)
     with reading(folder / "config.json", ModelError, CURE):
         options = _gate_options(model_config, source)
         layers, *_ = (int(model_config[key]) for key in MODEL_KEYS)
-    weights = _weights(folder, source)
+    weights = {(int(match[1]), match[2]): state[name] for name in state if (match := WEIGHT.fullmatch(name))}
+    if not weights:
+        raise ModelError(f"{source} has no weights called {WEIGHT.pattern}")
     if {layer for layer, _ in weights} != set(range(layers)):
         raise ModelError(f"{source} has gates for {len({layer for layer, _ in weights})} of its {layers} layers")
     return [_gate(layer, weights, options, model_config, source) for layer in range(layers)]
@@ -122,19 +133,56 @@ def _gate(
     return gate.requires_grad_(False)
 
 
-def _weights(folder: Path, source: Path | str) -> dict[tuple[int, str], Tensor]:
-    """Return the weights of the gates in a folder: (layer, "q" or "k") -> weight [heads, inputs, outputs]."""
+def _decode_gates(
+    state: Mapping[str, Tensor], model_config: Mapping[str, Any], folder: Path, source: Path | str
+) -> list[DecodeGate]:
+    """Return the gates of SeerAttention-R in a state dict, one per layer, with the options of their config.json."""
+    with reading(folder / "config.json", ModelError, CURE):
+        queries = model_config["seerattn_q_head_pooling_type"]
+        keys = str(model_config["seerattn_k_seq_pooling_type"])
+        block = int(model_config["seerattn_gate_block_size"])
+    if queries != "Qproj" or keys.removeprefix("K") not in POOLINGS:
+        raise ModelError(
+            f"{source} has gates for decoding of the type {queries}_{keys}; SeerBench reads Qproj with one of "
+            f"{', '.join(f'K{pooling}' for pooling in POOLINGS)}"
+        )
+    if not model_config.get("seerattn_use_rope", True):
+        raise ModelError(f"{source} has gates for decoding without RoPE; SeerBench reads gates with RoPE")
+    norm = bool(model_config.get("seerattn_use_qk_norm", False))
+    config = DecodeGateConfig(k_pool=keys.removeprefix("K"), norm=norm, block=block)
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name in state:
+        if match := DECODING_WEIGHT.fullmatch(name):
+            layers.setdefault(int(match[1]), {})[DECODING_NAMES.get(match[2], name)] = state[name]
+    if set(layers) != set(range(len(layers))):
+        raise ModelError(f"{source} has gates for the layers {sorted(layers)}, and not for all from 0 on; {CURE}")
+    return [_decode_gate(config, layers[layer], f"{source}, gate of layer {layer}") for layer in range(len(layers))]
+
+
+def _decode_gate(config: DecodeGateConfig, weights: Mapping[str, Tensor], place: str) -> DecodeGate:
+    """Return a gate with these weights; raise ModelError, which names the place, if some do not fit."""
+    shape = list(weights["wq"].shape) if "wq" in weights else []
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise ModelError(
+            f"{place}: the projection of the queries is {shape or 'missing'}, not [key/value heads, query heads "
+            "per key/value head, head_dim, head_dim]"
+        )
+    gate = DecodeGate(config, shape[0] * shape[1], shape[0], shape[2])
+    wanted = {name: list(parameter.shape) for name, parameter in gate.named_parameters()}
+    found = {name: list(weight.shape) for name, weight in weights.items()}
+    if found != wanted:
+        raise ModelError(f"{place} has the weights {found}, not {wanted} as its config.json needs; {CURE}")
+    gate.load_state_dict(weights)
+    require_finite(gate.named_parameters(), place, CURE)
+    return gate.requires_grad_(False)
+
+
+def _state(folder: Path, source: Path | str) -> dict[str, Tensor]:
+    """Return the weights in a folder that may be those of gates, by their names."""
     if (folder / GATES_FILE).is_file():
         with reading(folder / GATES_FILE, ModelError, CURE):
-            state = dict(torch.load(folder / GATES_FILE, map_location="cpu", weights_only=True))
-    else:
-        state = _gates_in_model(folder, source)
-    if any(DECODING_WEIGHT in name for name in state):
-        raise ModelError(f"{source} has the gates of SeerAttention-R, which are for decoding, not for prefill")
-    weights = {(int(match[1]), match[2]): state[name] for name in state if (match := WEIGHT.fullmatch(name))}
-    if not weights:
-        raise ModelError(f"{source} has no weights called {WEIGHT.pattern}")
-    return weights
+            return dict(torch.load(folder / GATES_FILE, map_location="cpu", weights_only=True))
+    return _gates_in_model(folder, source)
 
 
 def _gates_in_model(folder: Path, source: Path | str) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def distill_gates(preset: Preset, name: str) -> None:
 
 
 def import_gates(preset: Preset, name: str) -> None:
-    """Read gates that their authors released; write them as one gate set named after its recipe (v1 or v2)."""
+    """Read gates that their authors released; write them as one gate set named after its recipe (v1, v2 or r)."""
     job = preset.import_gates(name)
     require(preset, job.model.files, [job.out])
     gates = read_released(job.source, job.revision)

@@ -9,12 +9,14 @@ from safetensors import safe_open
 
 from seerbench.errors import ModelError
 from seerbench.kernels import flex_attention
+from seerbench.methods.decode_gate import DecodeGateConfig
 from seerbench.methods.gate import gate_scores
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.protocol import Method
 from seerbench.methods.registry import create
+from seerbench.methods.seer_decode import SeerDecode
 from seerbench.models.architectures import attention_layers
-from seerbench.models.hugging_face import attention_method
+from seerbench.models.hugging_face import attention_method, generate
 from seerbench.models.released_gates import read_released
 from seerbench.models.sources import check_gates, load
 
@@ -146,12 +148,6 @@ def without_gates(folder):
     torch.save({"lm_head.weight": torch.zeros(1)}, folder / "attn_gate_weights.pth")
 
 
-def for_decoding(folder):
-    torch.save(
-        {"model.layers.0.self_attn.attn_gate.attngate_linear_k.weight": torch.zeros(1)}, folder / standins.STATE
-    )
-
-
 @pytest.mark.parametrize(
     ("spoil", "token"),
     [
@@ -175,7 +171,6 @@ def for_decoding(folder):
         (lambda folder: torch.save([1], folder / standins.STATE), f"{standins.STATE} is not readable"),
         (not_a_number, "not finite"),
         (lambda folder: (folder / standins.STATE).write_bytes(b"gASVCwAAAAAAAABYBAAAAGV2aWw="), "is not readable"),
-        (for_decoding, "SeerAttention-R"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, spoil, token):
@@ -207,6 +202,56 @@ def test_gates_among_damaged_weights_are_refused(tmp_path, spoil, token):
     spoil(folder)
     with pytest.raises(ModelError, match=token):
         read_released(folder)
+
+
+def dropped(folder, word):
+    state = torch.load(folder / standins.STATE)
+    torch.save({name: weight for name, weight in state.items() if word not in name}, folder / standins.STATE)
+
+
+def reshaped(folder):
+    state = torch.load(folder / standins.STATE)
+    torch.save({name: weight[..., :8] for name, weight in state.items()}, folder / standins.STATE)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "token"),
+    [
+        (lambda folder: change(folder, seerattn_q_head_pooling_type="Qavg"), "Qavg_Kmaxminavg"),
+        (lambda folder: change(folder, seerattn_k_seq_pooling_type="Kmode"), "Qproj_Kmode"),
+        (lambda folder: change(folder, seerattn_k_seq_pooling_type="Kmax"), r"'wk': \[2, 48, 16\]"),
+        (lambda folder: change(folder, seerattn_use_rope=False), "without RoPE"),
+        (lambda folder: change(folder, seerattn_use_qk_norm=False), "'q_norm'"),
+        (lambda folder: without(folder, "seerattn_gate_block_size"), "no entry 'seerattn_gate_block_size'"),
+        (lambda folder: dropped(folder, "layers.0."), r"the layers \[1\]"),
+        (lambda folder: dropped(folder, "linear_q"), "queries is missing"),
+        (lambda folder: dropped(folder, "knorm"), "as its config.json needs"),
+        (reshaped, r"\[2, 2, 16, 8\]"),
+        (not_a_number, "not finite"),
+    ],
+)
+def test_gates_for_decoding_that_do_not_fit_are_refused(tmp_path, spoil, token):
+    folder = standins.make_gate_file(tmp_path, "r")
+    spoil(folder)
+    with pytest.raises(ModelError, match=token):
+        read_released(folder)
+
+
+def test_released_gates_for_decoding_are_read_and_run(tmp_path):
+    folder = standins.make_gate_file(tmp_path / "gates", "r", block=32)
+    gates, names = read_released(folder), saved(folder)
+    check_gates(gates, standins.make_llama_checkpoint(tmp_path / "model"))
+    assert len(gates) == 2
+    for layer, gate in enumerate(gates):
+        assert gate.config == DecodeGateConfig(k_pool="maxminavg", norm=True, block=32)
+        assert (gate.q_heads, gate.kv_heads, gate.head_dim) == (4, 2, standins.HEAD_DIM)
+        prefix = f"model.layers.{layer}.self_attn.attn_gate.attngate_"
+        theirs = {"wq": "linear_q", "wk": "linear_k", "q_norm": "qnorm", "k_norm": "knorm"}
+        for name, parameter in gate.named_parameters():
+            assert torch.equal(parameter, names[f"{prefix}{theirs[name]}.weight"].float())
+    model = load(tmp_path / "model")
+    _, record = generate(model, TOKENS, create("dense"), SeerDecode(gates, budget=32), max_new_tokens=3)
+    assert min(record.decode_sparsity) > 0.3
 
 
 def test_gates_of_another_model_are_refused(tmp_path):
