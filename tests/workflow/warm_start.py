@@ -161,6 +161,8 @@ if __name__ == "__main__":
     import seerbench.steps.latency
     import seerbench.steps.search
     import seerbench.steps.training  # noqa: F401
+    from seerbench.rows.source_digest import source_digest
 
+    source_digest()  # is kept, and every step writes it into its rows
     _compile_once()
     _serve(socket.socket(fileno=int(sys.argv[1])))
