@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from seerbench.core.finite import require_finite
 from seerbench.errors import ModelError
+from seerbench.methods.decode_gate import DecodeGate
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_files import save_gates
 from seerbench.reading import reading
@@ -197,8 +198,10 @@ def save_gate_sets(out: Path, sets: Mapping[str, nn.ModuleList]) -> None:
     atomically(out, lambda part: save_gates(part, unsharded), _temporary(out))
 
 
-def _unsharded(gate: AttnGate) -> AttnGate:
+def _unsharded(gate: Any) -> Any:
     """Return a copy of a gate on the CPU. If it is sharded, all processes must call this."""
-    copy = AttnGate(gate.config, gate.q_heads, gate.wk.shape[0], gate.head_dim)
+    # The class of a sharded gate is one of FSDP's, below ours.
+    make: Any = DecodeGate if isinstance(gate, DecodeGate) else AttnGate
+    copy = make(gate.config, gate.q_heads, gate.wk.shape[0], gate.head_dim)
     copy.load_state_dict({key: full_tensor(value).cpu() for key, value in gate.state_dict().items()})
     return copy

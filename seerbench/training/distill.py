@@ -4,7 +4,8 @@ A gate needs only the q and k of its own layer, so nothing flows back through th
 shows them, layer by layer, to any number of gate sets. The sets share the pools and the target, and each is
 trained as it would be by itself, with a loss and a clipping of its own. Memory holds q, k and target of one layer
 at a time, the weights, and the gates with their optimizer; docs/checkpoints.md has its size for an 8B model. Under
-torchrun the processes share the windows of a batch (fsdp.py).
+torchrun the processes share the windows of a batch (fsdp.py). Gates for decoding (recipe r) are trained in the same
+pass, on single queries.
 
 The step `distill` calls `distill` with a resolved job. Source: arXiv:2410.13276; AdamW without weight decay and the
 cosine schedule are the final settings of the authors' code (microsoft/SeerAttention).
@@ -13,15 +14,17 @@ cosine schedule are the final settings of the authors' code (microsoft/SeerAtten
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seerbench.core.problem import LayerContext, Rope
+from seerbench.core.problem import LayerContext
 from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.kernels.attn_gate.reference import pool_blocks
 from seerbench.kernels.pooled.api import pooled_attention
+from seerbench.methods.decode_gate import RECIPE, DecodeGate, DecodeGateConfig, decode_rows, decode_target
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import UNPOOLED, GateConfig
 from seerbench.methods.gate_losses import first_row, gate_loss, gate_target, row_loss, token_target
@@ -39,7 +42,7 @@ from seerbench.training.optimizers import GATE_CLIP, cosine_at, set_lr, update_w
 
 # The windows of a batch pass through the model this many tokens at a time, which bounds the memory of a layer.
 TOKENS_AT_ONCE = 131072
-# A gate without pooled queries learns from a run of this many queries of each window, another one in each step.
+# A gate that scores single queries learns from a run of this many queries of each window, another one in each step.
 # The target of a query needs its whole row of the attention map, so that of all queries would take most of the
 # time; a run of them has the same loss in the mean over steps.
 QUERIES_PER_STEP = 256
@@ -112,13 +115,16 @@ def distill(job: DistillJob) -> list[Row]:
     )
 
 
-def fresh_gates(model: nn.Module, configs: Mapping[str, GateConfig], seed: int) -> dict[str, nn.ModuleList]:
+def fresh_gates(
+    model: nn.Module, configs: Mapping[str, GateConfig | DecodeGateConfig], seed: int
+) -> dict[str, nn.ModuleList]:
     """Return one gate per attention layer of `model` for each config. Each set starts from the same seed."""
     sets = {}
     for name, config in configs.items():
         torch.manual_seed(seed)
+        make: Any = DecodeGate if isinstance(config, DecodeGateConfig) else AttnGate
         sets[name] = nn.ModuleList(
-            AttnGate(config, model.config.num_attention_heads, model.config.num_key_value_heads, layer.head_dim)
+            make(config, model.config.num_attention_heads, model.config.num_key_value_heads, layer.head_dim)
             for layer in attention_layers(model)
         )
     return sets
@@ -134,7 +140,7 @@ def accumulate_gradients(
         windows: int64 [B, N].
         sets: name -> one gate per layer.
         block: keys per block.
-        place: which queries a gate without pooled queries learns from, 0 to 1 (`queries_of_step`).
+        place: which queries a gate that scores single queries learns from, 0 to 1 (`queries_of_step`).
 
     Returns:
         The loss of each set, summed over layers and averaged over windows and processes, as the gradients are.
@@ -148,11 +154,10 @@ def accumulate_gradients(
         pools: dict[tuple[bool, int], tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         for name, gates in sets.items():
             gate = gates[layer.index]
-            rope, block_q = gate.config.rope, gate.config.query_block
-            if gate.config.q_pool == UNPOOLED:
-                keys = pool_blocks(layer.k_unrotated if rope else k, block)
-                totals[name] += learn_from_queries(gate, keys, q, k, layer.rope, share, place)
+            if gate.config.recipe == RECIPE or gate.config.q_pool == UNPOOLED:
+                totals[name] += learn_from_queries(gate, q, k, layer, share, place)
                 continue
+            rope, block_q = gate.config.rope, gate.config.query_block
             if (rope, block_q) not in pools:
                 queries, keys = (layer.q_unrotated, layer.k_unrotated) if rope else (q, k)
                 pools[rope, block_q] = pool_blocks(queries, block_q), pool_blocks(keys, block)
@@ -175,24 +180,17 @@ def accumulate_gradients(
 
 
 def learn_from_queries(
-    gate: nn.Module,
-    k_pools: Mapping[str, Tensor],
-    q: Tensor,
-    k: Tensor,
-    rope: Rope | None,
-    share: float,
-    place: float,
+    gate: nn.Module, q: Tensor, k: Tensor, layer: LayerContext, share: float, place: float
 ) -> Tensor:
-    """Add the gradients of a gate without pooled queries, whose target has one row per query token.
+    """Add the gradients of a gate that scores single queries, whose target has one row per query token.
 
     The loss is that of the queries of the step; part after part of them is in memory.
 
     Args:
-        gate: an AttnGate whose `q_pool` is UNPOOLED.
-        k_pools: pools of the keys that the gate reads, by operator (`pool_blocks`).
+        gate: a DecodeGate, or an AttnGate whose `q_pool` is UNPOOLED.
         q: queries [B, Hq, N, D] after RoPE.
         k: keys [B, Hk, N, D] after RoPE.
-        rope: the model's rotary embedding.
+        layer: has the rotation, and q and k before RoPE.
         share: factor on the loss.
         place: which queries (`queries_of_step`).
 
@@ -200,32 +198,36 @@ def learn_from_queries(
         The loss, detached.
     """
     batch, heads, tokens, _ = q.shape
+    decodes, block = gate.config.recipe == RECIPE, gate.config.block
+    read: Any = layer.q_unrotated if decodes else q
+    k_pools = pool_blocks(layer.k_unrotated if decodes or gate.config.rope else k, block)
     learned = queries_of_step(tokens, gate.config.recipe, place)
     at_once = max(1, MAP_AT_ONCE[q.device.type] // (4 * batch * heads * tokens))
     total = torch.zeros((), device=q.device)
     for first in range(learned.start, learned.stop, at_once):
-        queries = q[:, :, first : min(first + at_once, learned.stop)]
-        target = token_target(queries, k, first, gate.config.block)
+        rows = slice(first, min(first + at_once, learned.stop))
+        target = (decode_target if decodes else token_target)(q[:, :, rows], k, first, block)
+        queries = read[:, :, rows] if decodes else {UNPOOLED: read[:, :, rows]}
         with torch.enable_grad():
-            scores = gate({UNPOOLED: queries}, k_pools, rope, first)
-            loss = share * queries.shape[2] / len(learned) * row_loss(scores, target, gate.config.recipe)
+            scores = gate(queries, k_pools, layer.rope, first)
+            loss = share * target.shape[2] / len(learned) * row_loss(scores, target, gate.config.recipe)
             loss.backward()
         total += loss.detach()
     return total
 
 
 def queries_of_step(tokens: int, recipe: str, place: float) -> range:
-    """Return the queries that a gate without pooled queries learns from in one step.
+    """Return the queries that a gate that scores single queries learns from in one step.
 
     The rows that the recipe's loss reads are divided into runs of QUERIES_PER_STEP, of which the last may be
     shorter. If the runs are chosen by chance, each row has the same chance.
 
     Args:
         tokens: queries per window.
-        recipe: of the gate's loss, "v1" or "v2".
+        recipe: of the gate's loss, "v1", "v2" or "r".
         place: from 0 to 1 without 1; chooses the run.
     """
-    start = first_row(tokens, recipe)
+    start = decode_rows(tokens).start if recipe == RECIPE else first_row(tokens, recipe)
     runs = range(start, tokens, QUERIES_PER_STEP)
     first = runs[int(place * len(runs))]
     return range(first, min(first + QUERIES_PER_STEP, tokens))

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from seerbench.methods.decode_gate import DecodeGateConfig
 from seerbench.methods.gate_config import GateConfig
 from seerbench.models.model_source import ModelSource
 from seerbench.settings import (
@@ -264,7 +265,7 @@ class DistillJob:
     model: ModelSource
     corpus: str
     tokens: Path
-    sets: Mapping[str, GateConfig]
+    sets: Mapping[str, GateConfig | DecodeGateConfig]
     block: int
     context: int
     batch: int

@@ -6,8 +6,10 @@ import pytest
 import torch
 from tiny_jobs import SETS, distill_job, gate_weights
 
-from seerbench.core.rope import plain_rope
+from seerbench.core.problem import LayerContext
+from seerbench.core.rope import plain_rope, rotate
 from seerbench.kernels.attn_gate.reference import pool_blocks
+from seerbench.methods.decode_gate import DecodeGate, decode_loss, decode_target
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_losses import gate_loss, token_target
 from seerbench.models.model_source import ModelSource
@@ -23,8 +25,8 @@ def run_distill(world, out, **changes):
 def test_sets_train_as_if_alone(world, tmp_path):
     """Check that a set trained together with others ends with the weights of a training by itself."""
     rows = run_distill(world, tmp_path / "all")
-    assert len(rows) == 4 * 4
-    for name in ("v1", "v2", "tall", "token"):
+    assert len(rows) == 5 * 4
+    for name in ("v1", "v2", "tall", "token", "r"):
         run_distill(world, tmp_path / name, sets={name: SETS[name]})
         assert torch.allclose(gate_weights(tmp_path / "all", name), gate_weights(tmp_path / name, name), atol=1e-6)
 
@@ -40,10 +42,32 @@ def test_single_queries_learn_the_same_part_by_part(monkeypatch):
     for size in (1, 70 * 8 * 4 * 16, 2**30):
         monkeypatch.setattr(distill, "MAP_AT_ONCE", {"cpu": size})
         with torch.no_grad():
-            found = distill.learn_from_queries(gate, pools, q, k, rope, 0.5, 0.0)
+            found = distill.learn_from_queries(gate, q, k, LayerContext(0, q, k, rope), 0.5, 0.0)
         assert found.item() == pytest.approx(loss.item() / 2, rel=1e-5)
         assert torch.allclose(gate.wk.grad, want / 2, atol=1e-6)
         gate.wk.grad = None
+
+
+def test_a_gate_for_decoding_learns_the_same_part_by_part(monkeypatch):
+    """Check that its loss is that of the second half of the rows, in parts of any size."""
+    torch.manual_seed(0)
+    rope, layer = (
+        plain_rope(32),
+        LayerContext(0, torch.randn(2, 4, 70, 32), torch.randn(2, 2, 70, 32), plain_rope(32)),
+    )
+    q, k = (rotate(x, *rope(torch.arange(70))) for x in (layer.q_unrotated, layer.k_unrotated))
+    gate = DecodeGate(SETS["r"], 4, 2, 32)
+    scores = gate(layer.q_unrotated, pool_blocks(layer.k_unrotated, 16), rope)[:, :, 35:]
+    loss = decode_loss(scores, decode_target(q, k, 0, 16)[:, :, 35:])
+    want = torch.autograd.grad(loss, list(gate.parameters()))
+    for size in (1, 70 * 8 * 4 * 16, 2**30):
+        monkeypatch.setattr(distill, "MAP_AT_ONCE", {"cpu": size})
+        with torch.no_grad():
+            found = distill.learn_from_queries(gate, q, k, layer, 0.5, 0.0)
+        assert found.item() == pytest.approx(loss.item() / 2, rel=1e-5)
+        for parameter, gradient in zip(gate.parameters(), want, strict=True):
+            assert torch.allclose(parameter.grad, gradient / 2, atol=1e-6)
+            parameter.grad = None
 
 
 def test_every_query_is_learned_from_once_over_the_places():
@@ -54,6 +78,7 @@ def test_every_query_is_learned_from_once_over_the_places():
     assert distill.queries_of_step(tokens, "v1", 0.0) == range(step)
     assert distill.queries_of_step(tokens, "v1", 0.9999) == range(tokens - step, tokens)
     assert distill.queries_of_step(70, "v2", 0.9) == range(17, 70)  # a short window has one run
+    assert distill.queries_of_step(70, "r", 0.9) == range(35, 70)
 
 
 def test_the_untrained_set_keeps_its_first_weights(world, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seerbench.data.tokens import tokenize, train_tokenizer
+from seerbench.methods.decode_gate import RECIPE, DecodeGateConfig, load_decode_gates
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_files import load_gates
 from seerbench.models.model_source import ModelSource
@@ -32,6 +33,7 @@ SETS = {
     "v2": GateConfig(block=16, k_pool="maxminavg", projection="single", recipe="v2"),
     "tall": GateConfig(block=16, block_q=32),
     "token": GateConfig(block=16, q_pool="none", k_pool="maxminavg", projection="single", recipe="v2"),
+    "r": DecodeGateConfig(block=16),
     "untrained": GateConfig(block=16),
 }
 OPTIMIZER = Optimizer(
@@ -86,7 +88,8 @@ def make_world(folder: Path) -> None:
 
 def gate_weights(path: Path, name: str) -> torch.Tensor:
     """Return all weights of a gate set in one vector."""
-    return torch.cat([p.flatten() for gate in load_gates(path, name) for p in gate.parameters()])
+    gates = (load_decode_gates if name == RECIPE else load_gates)(path, name)
+    return torch.cat([p.flatten() for gate in gates for p in gate.parameters()])
 
 
 def distill_job(world: Path, out: Path, **changes) -> DistillJob:
