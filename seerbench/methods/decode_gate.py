@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,40 +28,14 @@ from seerbench.core.problem import Rope
 from seerbench.core.reference import grouped_products
 from seerbench.core.rope import block_starts, rotate
 from seerbench.errors import ModelError
+from seerbench.methods.decode_gate_config import RECIPE, DecodeGateConfig
 from seerbench.methods.gate import concat_pools
-from seerbench.methods.gate_config import OPERATORS, POOLINGS
+from seerbench.methods.gate_config import OPERATORS
 from seerbench.methods.gate_files import CURE, SHAPE, _described, _require_equal_names
 from seerbench.methods.gate_losses import row_loss
 from seerbench.reading import reading
 
-RECIPE = "r"
 NORM_EPSILON = 1e-6
-
-
-@dataclass(frozen=True)
-class DecodeGateConfig:
-    """Options of a DecodeGate. The defaults are those of the authors' training script.
-
-    Attributes:
-        k_pool: pooling of the keys, one of POOLINGS.
-        norm: whether projected queries and keys are normalised (RMSNorm) before RoPE.
-        block: keys per block.
-        recipe: always "r"; it tells files of these gates from those of AttnGate.
-
-    Raises:
-        ValueError: an option has no such value.
-    """
-
-    k_pool: str = "maxminavg"
-    norm: bool = True
-    block: int = 64
-    recipe: str = RECIPE
-
-    def __post_init__(self) -> None:
-        if self.k_pool not in POOLINGS:
-            raise ValueError(f"no pooling {self.k_pool!r}; choose from {', '.join(POOLINGS)}")
-        if self.recipe != RECIPE:
-            raise ValueError(f"the recipe of a gate for decoding is {RECIPE}, not {self.recipe!r}")
 
 
 class DecodeGate(nn.Module):

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from seerbench.core.finite import require_finite
 from seerbench.errors import ModelError
-from seerbench.methods.decode_gate import DecodeGate, DecodeGateConfig
+from seerbench.methods.decode_gate import DecodeGate
+from seerbench.methods.decode_gate_config import DecodeGateConfig
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import POOLINGS, GateConfig
 from seerbench.reading import first_line, read_json, reading

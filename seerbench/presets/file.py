@@ -14,7 +14,9 @@ from pydantic_core import PydanticCustomError
 
 from seerbench.data.corpora import SPLITS, Corpus, HubCorpus, ParquetCorpus, UnionCorpus
 from seerbench.methods.block_sparse_kernels import DENSE
+from seerbench.methods.decode_gate_config import DecodeGateConfig
 from seerbench.methods.gate_config import RECIPES as GATE_RECIPES
+from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.registry import card_of
 from seerbench.presets.types import (
     DEFAULT_PATTERNS,
@@ -280,6 +282,7 @@ class PresetFile(Settings):
         if isinstance(job, TrainedGates):
             block = self.of_model(extend.model, "block")
             config = job.configs(block)[PAPER_GATE]
+            assert isinstance(config, GateConfig)  # _need_gate refuses gates for decoding
             if (config.block, config.query_block) != (block, block):
                 blocks = f"{config.query_block} x {config.block}"
                 raise _wrong("extend/gates", f"joint training has the model's blocks of {block}, not {blocks}")
@@ -463,6 +466,8 @@ class PresetFile(Settings):
         if not isinstance(job, TrainedGates):
             return
         for name, config in job.configs(self.of_model(job.model, "block")).items():
+            if isinstance(config, DecodeGateConfig):
+                continue
             blocks = {config.block, config.query_block}
             if gate.set in (name, EVERY_SET) and blocks != {block or config.block}:
                 wanted = f"blocks of {block}" if block else "square blocks"
@@ -526,6 +531,9 @@ class PresetFile(Settings):
             # Released and published gates have sets that are named after their recipes.
             names = job.set_names() if isinstance(job, TrainedGates) else list(GATE_RECIPES)
             trained_for = job.model
+            decoding = job.for_decoding() if isinstance(job, TrainedGates) else []
+            if decoding and gate.set in (*decoding, EVERY_SET):
+                raise _wrong(place, f"{gate.job}:{decoding[0]} are gates for decoding, which no arm takes")
         if gate.set not in (*names, EVERY_SET):
             raise _wrong(place, f"the gates {gate.job!r} have no set {gate.set!r}; {advice(gate.set, names)}")
         if model is None:

@@ -33,7 +33,8 @@ from seerbench.data.ruler.tasks import TASKS as RULER_TASKS
 from seerbench.errors import ConfigError
 from seerbench.measure.names import MASKS
 from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS
-from seerbench.methods.gate_config import GateConfig, all_poolings
+from seerbench.methods.decode_gate_config import RECIPE, DecodeGateConfig
+from seerbench.methods.gate_config import POOLINGS, GateConfig, all_poolings
 from seerbench.methods.registry import card_of
 from seerbench.rows.gate_ref import GateRef
 from seerbench.rows.schema import SCALE_KINDS, SPREADS
@@ -337,6 +338,31 @@ class GateSet(GateConfig):
         return GateConfig(**options | {"block": block})
 
 
+class DecodeGateSet(Settings):
+    """The options of one set of gates for decoding (SeerAttention-R)."""
+
+    recipe: Literal["r"]
+    k_pool: Annotated[str, OneOf(POOLINGS)] = "maxminavg"
+    norm: Flag = True
+    """whether projected queries and keys are normalised"""
+
+    def config(self, block: int) -> DecodeGateConfig:
+        """Return the gate's configuration for `block` keys per block."""
+        return DecodeGateConfig(self.k_pool, self.norm, block)
+
+
+def _purpose(options: Any) -> str:
+    """Return what a gate set is for, as its recipe says."""
+    recipe = options.get("recipe") if isinstance(options, Mapping) else getattr(options, "recipe", None)
+    return "a gate for decoding" if recipe == RECIPE else "a gate for prefill"
+
+
+AnyGateSet = Annotated[
+    Annotated[GateSet, Tag("a gate for prefill")] | Annotated[DecodeGateSet, Tag("a gate for decoding")],
+    Discriminator(_purpose),
+]
+
+
 def _batches_from_one_source(section: Any) -> Any:
     if (section.mix is None) == (section.packing is None):
         raise ValueError("give either mix or packing")
@@ -356,7 +382,7 @@ class TrainedGates(Settings):
     corpus: Name
     sets: Annotated[
         Annotated[Literal["all poolings"], Tag("a word")]
-        | Annotated[dict[Name, GateSet], Field(min_length=1), Tag("sets by name")],
+        | Annotated[dict[Name, AnyGateSet], Field(min_length=1), Tag("sets by name")],
         Discriminator(lambda value: "a word" if isinstance(value, str) else "sets by name"),
     ]
     """gate sets by name, or `all poolings`; a set `untrained` keeps its initial weights"""
@@ -380,12 +406,20 @@ class TrainedGates(Settings):
     _source = model_validator(mode="after")(_batches_from_one_source)
     _share = model_validator(mode="after")(_whole_share)
 
-    def configs(self, block: int) -> dict[str, GateConfig]:
+    def configs(self, block: int) -> dict[str, GateConfig | DecodeGateConfig]:
         """Return the gate sets by name, given the model's block size. Raises ValueError for invalid options."""
         block = self.block or block
         if isinstance(self.sets, str):
-            return all_poolings(block=block)
+            return {**all_poolings(block=block)}
         return {name: options.config(block) for name, options in self.sets.items()}
+
+    def for_decoding(self) -> list[str]:
+        """Return the names of the gate sets for decoding, which no arm takes."""
+        return (
+            []
+            if isinstance(self.sets, str)
+            else [name for name, options in self.sets.items() if isinstance(options, DecodeGateSet)]
+        )
 
     def set_names(self) -> list[str]:
         """Return the names of the gate sets."""

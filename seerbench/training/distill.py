@@ -24,7 +24,8 @@ from seerbench.core.problem import LayerContext
 from seerbench.data.tokens import load_tokenizer, read_tokens
 from seerbench.kernels.attn_gate.reference import pool_blocks
 from seerbench.kernels.pooled.api import pooled_attention
-from seerbench.methods.decode_gate import RECIPE, DecodeGate, DecodeGateConfig, decode_rows, decode_target
+from seerbench.methods.decode_gate import DecodeGate, decode_rows, decode_target
+from seerbench.methods.decode_gate_config import RECIPE, DecodeGateConfig
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import UNPOOLED, GateConfig
 from seerbench.methods.gate_losses import first_row, gate_loss, gate_target, row_loss, token_target

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from seerbench.methods.decode_gate import DecodeGateConfig
+from seerbench.methods.decode_gate_config import DecodeGateConfig
 from seerbench.methods.gate_config import GateConfig
 from seerbench.models.model_source import ModelSource
 from seerbench.settings import (

@@ -9,14 +9,8 @@ import torch.nn.functional as F
 from seerbench.core.rope import plain_rope, rotate
 from seerbench.errors import ModelError
 from seerbench.kernels.attn_gate.reference import pool_blocks
-from seerbench.methods.decode_gate import (
-    DecodeGate,
-    DecodeGateConfig,
-    decode_loss,
-    decode_rows,
-    decode_target,
-    load_decode_gates,
-)
+from seerbench.methods.decode_gate import DecodeGate, decode_loss, decode_rows, decode_target, load_decode_gates
+from seerbench.methods.decode_gate_config import DecodeGateConfig
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_files import save_gates

@@ -6,7 +6,8 @@ import torch
 from seerbench.core.problem import LayerContext
 from seerbench.core.rope import plain_rope
 from seerbench.kernels.attn_gate.reference import pool_blocks
-from seerbench.methods.decode_gate import DecodeGate, DecodeGateConfig
+from seerbench.methods.decode_gate import DecodeGate
+from seerbench.methods.decode_gate_config import DecodeGateConfig
 from seerbench.methods.seer_decode import CompressedKeys, SeerDecode, select_blocks
 
 BLOCK, ROPE = 16, plain_rope(16)

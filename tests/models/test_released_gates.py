@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from seerbench.errors import ModelError
 from seerbench.kernels import flex_attention
-from seerbench.methods.decode_gate import DecodeGateConfig
+from seerbench.methods.decode_gate_config import DecodeGateConfig
 from seerbench.methods.gate import gate_scores
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.protocol import Method

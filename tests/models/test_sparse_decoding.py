@@ -9,7 +9,8 @@ from models.toy import TOKENS, make
 from seerbench.errors import Refused
 from seerbench.kernels import flex_attention
 from seerbench.kernels.attn_gate.reference import pool_blocks
-from seerbench.methods.decode_gate import DecodeGate, DecodeGateConfig
+from seerbench.methods.decode_gate import DecodeGate
+from seerbench.methods.decode_gate_config import DecodeGateConfig
 from seerbench.methods.registry import create
 from seerbench.methods.seer_decode import SeerDecode
 from seerbench.models.architectures import attention_layers, rope_of

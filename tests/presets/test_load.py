@@ -73,6 +73,14 @@ def test_an_unknown_key_names_its_place_and_the_nearest_known_one(change, place,
         (lambda preset: preset["gates"]["long"].update(packing=3), "gates/long"),
         (lambda preset: preset["gates"]["long"].update(batch=2, processes=3), "gates/long"),
         (lambda preset: preset["gates"]["long"]["sets"]["v2"].update(k_pool="median"), "gates/long/sets"),
+        (
+            lambda preset: preset["gates"]["long"]["sets"].update(r={"recipe": "r", "k_pool": "median"}),
+            "gates/long/sets/r/k_pool",
+        ),
+        (
+            lambda preset: preset["gates"]["long"]["sets"].update(r={"recipe": "r", "q_pool": "avg"}),
+            "gates/long/sets/r/q_pool",
+        ),
         (lambda preset: preset["models"]["short"]["stages"][0].update(tokens=3), "models/short/stages/0"),
         (
             lambda preset: preset["perplexity"]["contexts"].update(contexts=[256, 256]),
@@ -271,6 +279,11 @@ def several(*changes):
         (edit("extend", gates="long"), "extend/gates", "trained for long"),
         (edit("gates", "base", block=32), "extend/gates", "blocks"),
         (edit("gates", "base", sets={"v2": {}}), "extend/gates", "no set 'v1'"),
+        (
+            edit("gates", "long", sets={"v1": {"recipe": "r"}}),
+            "perplexity/contexts/arms/1",
+            "gates for decoding, which no arm takes",
+        ),
         (edit("extend", processes=2, batch=2), "extend", "packing"),
         (edit("gates", "long", processes=2, batch=2), "gates/long/processes", "a GPU each"),
         (edit("models", "short", init="long"), "models/short/init", "cannot continue itself"),

@@ -10,6 +10,7 @@ import yaml
 
 from seerbench.artefacts import ARTEFACTS
 from seerbench.errors import ConfigError
+from seerbench.methods.decode_gate_config import DecodeGateConfig
 from seerbench.methods.gate_config import GateConfig
 from seerbench.paths import ROOT
 from seerbench.presets import preset as module
@@ -69,6 +70,14 @@ def test_jobs_know_the_files_that_they_read(smoke, tmp_path):
     plans = smoke.perplexity("contexts").plan_files
     assert plans == [run / f"plans/{name}.json" for name in ("moa-long-kv0.50", "moa-long-0.50", "minference-long")]
     assert set(smoke.profile("long").plans.values()) == set(plans[:2])
+
+
+def test_a_job_may_train_gates_for_decoding_beside_others(tmp_path):
+    gates = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text(encoding="utf-8"))["gates"]
+    gates["long"]["sets"]["r"] = {"recipe": "r", "norm": False}
+    sets = edited(tmp_path, gates=gates).distill("long").sets
+    assert sets["r"] == DecodeGateConfig(norm=False, block=16)
+    assert sets["v1"] == GateConfig(block=16)
 
 
 def test_jobs_are_resolved(smoke):

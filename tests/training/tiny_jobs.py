@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seerbench.data.tokens import tokenize, train_tokenizer
-from seerbench.methods.decode_gate import RECIPE, DecodeGateConfig, load_decode_gates
+from seerbench.methods.decode_gate import load_decode_gates
+from seerbench.methods.decode_gate_config import RECIPE, DecodeGateConfig
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_files import load_gates
 from seerbench.models.model_source import ModelSource
