@@ -1,7 +1,8 @@
 """Artefacts: the tables and figures of the paper, and some beyond it, drawn from the rows of a run.
 
 Each artefact is one module. A figure has `collect(run, paper) -> frame` and `draw(frame) -> Figure`. A table has
-`collect`, `render(frame) -> frame of strings` and `remarks(frame) -> lines of text`. `make` writes the files of one
+`collect`, `render(frame) -> frame of strings` and `remarks(frame) -> lines of text`. Either may have
+`chart(frame) -> Chart` for the report (chart.py). `make` writes the files of one
 artefact. Listing the artefacts imports neither matplotlib nor torch.
 """
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from seerbench.artefacts import aggregates, frames, gate_sets, labels, paper_numbers, style, table_format
+from seerbench.artefacts import chart as charts
 from seerbench.errors import MissingRows
 from seerbench.rows import bootstrap
 from seerbench.rows.gate_ref import PAPER_GATE, UNTRAINED
@@ -22,6 +23,8 @@ from seerbench.rows.store import Run
 LOSS, AGAINST = "loss", f"minus {PAPER_GATE}"
 METRICS = (LOSS, AGAINST)
 EXPERIMENT = "contexts"
+# The report shows the paper's lines and this run's in one table.
+BESIDE_THE_PAPER = True
 PLACE = ["model", "corpus", "context"]
 SMALL = 0.1  # Losses below this have four decimals, as the smallest of the paper's are 0.003.
 
@@ -61,12 +64,11 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 def _printed(paper: pd.DataFrame, contexts: pd.Series) -> pd.DataFrame:
     """Return the losses of SeerAttention that follow from the perplexities of the paper's Table 1."""
     printed = paper_numbers.printed(paper, "table1")
-    dense = printed[printed.method == "dense"].set_index("context").value
+    printed = printed.assign(value=paper_numbers.losses(printed))
     seer = printed[printed.method == "seer"]
     at_these = seer[seer.context.isin(contexts)]
     seer = at_these if len(at_these) else seer
-    value = np.log(seer.value / seer.context.map(dense))
-    return seer.assign(gate=PAPER_GATE, metric=LOSS, unit="nats", value=value)
+    return seer.assign(gate=PAPER_GATE, metric=LOSS, unit="nats")
 
 
 def _against(sparse: pd.DataFrame) -> pd.DataFrame:
@@ -99,6 +101,31 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
     lines = {"length": "context", "source": "source", "model": "model", "corpus": "corpus"}
     lines |= {"method_name": "method", "metric": "quantity"}
     return table_format.grid(frame, lines, "sparsity_requested", _cell, lambda sparsity: f"{sparsity:.2f}")
+
+
+def chart(frame: pd.DataFrame) -> charts.Chart:
+    """Return the loss over the share of skipped blocks, the longest context first.
+
+    Each panel also has the paper's losses at the nearest context of its own, at the requested sparsity, since the
+    paper prints no realised one.
+    """
+    losses = frame[frame.metric == LOSS].sort_values("context", ascending=False, kind="stable")
+    measured, printed = losses[losses.source == "measured"], losses[losses.source == "paper"]
+    parts = [charts.points(measured, panel=_panel(measured))]
+    for (panel, context), _ in measured.groupby([_panel(measured), "context"], sort=False):
+        nearest = min(printed.context.unique(), key=lambda other: abs(other - context), default=None)
+        paper = printed[printed.context == nearest]
+        names = [
+            f"{table_format.method_name(entry)}: paper, {style.size(entry.context)}"
+            for _, entry in paper.iterrows()
+        ]
+        parts.append(charts.points(paper, panel=panel, x=paper.sparsity_requested, name=names))
+    how = "Right skips more and down is a smaller loss."
+    return charts.Chart(charts.SKIPPED, charts.LOSS, how, pd.concat(parts, ignore_index=True))
+
+
+def _panel(losses: pd.DataFrame) -> pd.Series:
+    return losses.context.map(style.size) + ", " + losses.corpus
 
 
 def _cell(entry: pd.Series) -> str:

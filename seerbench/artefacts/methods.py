@@ -9,6 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from seerbench.artefacts import aggregates, colors, frames, labels, style, table_format
+from seerbench.artefacts import chart as charts
 from seerbench.rows.store import Run
 
 STAGES = ("plan", "attend", "total")
@@ -82,6 +83,15 @@ def _speedups(faster: pd.DataFrame) -> str:
             base = f" {colors.display(by_metric.base[metric])}" if against == "fastest" else ""
             texts.append(f"{by_metric.value[metric]:.3g}x{base}")
     return "; ".join(texts)
+
+
+def chart(frame: pd.DataFrame) -> charts.Chart:
+    """Return the speed-up of each method over the share of blocks that it skips, the longest context first."""
+    faster = frame[frame.metric == _metric("reference")].sort_values("context", ascending=False, kind="stable")
+    points = charts.points(faster, panel=faster.context.map(style.size))
+    bases = ", ".join(colors.display(base) for base in faster.base.dropna().unique())
+    how = f"Right skips more and up is faster. Planning is included. Dense is {bases}."
+    return charts.Chart(charts.SKIPPED, charts.SPEED_UP, how, points)
 
 
 def remarks(frame: pd.DataFrame) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from seerbench import paths
@@ -62,6 +63,12 @@ def paper_values(folder: Path | str = paths.PAPER) -> pd.DataFrame:
     if len(unexplained):
         raise ResultsError(f"{path}, line {unexplained[0] + 2}: an empty value needs a note that says why")
     return frame
+
+
+def losses(printed: pd.DataFrame) -> pd.Series:
+    """Return nats per token over the dense model of the same context, from the perplexities of Table 1."""
+    dense = printed[printed.method == "dense"].set_index("context").value
+    return np.log(printed.value / printed.context.map(dense))
 
 
 def printed(paper: pd.DataFrame, artefact: str) -> pd.DataFrame:

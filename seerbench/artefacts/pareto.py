@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from seerbench.artefacts import aggregates, colors, frames, gate_sets, labels, style
+from seerbench.artefacts import chart as charts
+from seerbench.artefacts.chart import LINEAR_BELOW
 from seerbench.errors import MissingRows
 from seerbench.rows.gate_ref import PAPER_GATE
 from seerbench.rows.schema import CAPTURED
 from seerbench.rows.store import Run
 
 NO_LOSS = "no loss was measured at its realised sparsity"
-LINEAR_BELOW = 0.003  # nats per token. Intervals of smaller losses often include zero, which has no logarithm.
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
@@ -77,6 +78,17 @@ def _loss(rows: pd.DataFrame, dense: pd.DataFrame, line: dict[Hashable, Any]) ->
     if loss is None:
         return place | {"status": "missing", "reason": NO_LOSS}
     return place | dict(zip(("y", "low", "high"), loss)) | {"gate": rows.gate.iloc[0]}
+
+
+def chart(frame: pd.DataFrame) -> charts.Chart:
+    """Return the points of the figure, the longest context first."""
+    frame = frame.sort_values("context", ascending=False, kind="stable")
+    meanings = {stage: meaning for stage, (_, meaning) in style.STAGE_LINES.items()}
+    panels = frame.context.map(style.size) + ", " + frame.panel.map(meanings)
+    skipped = [f"{share:.0%} of the blocks skipped" for share in frame.sparsity_realised]
+    points = charts.points(frame, panel=panels, note=skipped)
+    how = "Right is faster and down is a smaller loss."
+    return charts.Chart(charts.SPEED_UP, charts.LOSS, how, points)
 
 
 @style.styled

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from seerbench.artefacts import aggregates, frames, labels, style, table_format
+from seerbench.artefacts import chart as charts
 from seerbench.rows import bootstrap
 from seerbench.rows.store import Run
 
@@ -62,6 +63,15 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.assign(place=frame.metric.map(list(METRICS).index))
     frame = frame.sort_values(["model", "context", "windows", "place"], kind="stable")
     return table_format.grid(frame, lines, "sparsity_requested", _cell, lambda sparsity: f"{sparsity:.2f}")
+
+
+def chart(frame: pd.DataFrame) -> charts.Chart:
+    """Return each quantity over the share of skipped blocks."""
+    frame = frame.sort_values("context", ascending=False, kind="stable")
+    windows = frame.task.fillna("text") + ", " + frame.context.map(style.size)
+    points = charts.points(frame, panel=frame.metric.map(METRICS) + ": " + windows)
+    kept = charts.Axis("share", charts.LINEAR, table_format.number)
+    return charts.Chart(charts.SKIPPED, kept, "Right skips more and up finds more of the right blocks.", points)
 
 
 def _cell(entry: pd.Series) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from seerbench.artefacts import aggregates, frames, labels, style, table_format
+from seerbench.artefacts import chart as charts
 from seerbench.data.ruler.tasks import TASKS
 from seerbench.rows import bootstrap
 from seerbench.rows.schema import REFUSED
@@ -113,6 +114,13 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
     lines = {"model": "model", "corpus": "text", "length": "length", "method_name": "method"}
     lines |= {"requested": "sparsity", "last_rows": "last rows"}
     return table_format.grid(shown, lines, "place", _cell, lambda place: names[place].removeprefix("niah_"))
+
+
+def chart(frame: pd.DataFrame) -> charts.Chart:
+    """Return the means over all tasks over the share of skipped blocks, the longest length first."""
+    means = frame[frame.task == MEAN].sort_values("context", ascending=False, kind="stable")
+    places = means.model + ", " + means.corpus + ", " + means.context.map(style.size)
+    return charts.scores(means, places, means.apply(_last_rows, axis=1))
 
 
 def _last_rows(entry: pd.Series) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from seerbench.artefacts import ablation, aggregates, colors, frames, labels, paper_numbers, table_format
+from seerbench.artefacts import chart as charts
 from seerbench.rows import bootstrap, requests
 from seerbench.rows.schema import REFUSED
 from seerbench.rows.store import Run
@@ -162,6 +163,13 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
     )
     lines = {"source": "source", "model": "model", "method_name": "method", "requested": "sparsity"}
     return table_format.grid(shown, lines | {"last_rows": "last rows"}, "column", _accuracy)
+
+
+def chart(frame: pd.DataFrame) -> charts.Chart:
+    """Return the means over tasks over the share of skipped blocks, the longest bucket first."""
+    means = frame[(frame.source == "measured") & (frame.task == MEAN) & frame.reach.isna()]
+    means = means.sort_values("context", ascending=False, kind="stable")
+    return charts.scores(means, means.bucket, means.apply(_last_rows, axis=1))
 
 
 def _last_rows(entry: pd.Series) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from seerbench.artefacts import aggregates, colors, frames, labels, paper_numbers, style, table_format
+from seerbench.artefacts import chart as charts
 from seerbench.rows.schema import RANDOM_WEIGHTS
 from seerbench.rows.store import Run
 
@@ -98,6 +99,19 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
         "quantity": "quantity",
     }
     return table_format.grid(frame, lines, "context", _cell, style.size).drop(columns="variant")
+
+
+def chart(frame: pd.DataFrame) -> charts.Chart:
+    """Return the speed-up of a forward over dense attention by context, the paper's beside this run's."""
+    faster = frame[frame.metric == "speedup"]
+    origin = faster.source.map({"paper": ": paper", "measured": ""})
+    variant = faster.variant.map(lambda place: f", setting {place + 1:.0f}" if place else "")
+    names = pd.Series([table_format.method_name(entry) for _, entry in faster.iterrows()], faster.index)
+    skipped = faster.sparsity_realised.fillna(faster.sparsity_requested)
+    notes = skipped.map(lambda share: "" if pd.isna(share) else f"{share:.0%} of the blocks skipped")
+    names = names + variant + origin
+    points = charts.points(faster, panel="time to first token", x=faster.context, name=names, note=notes)
+    return charts.Chart(charts.CONTEXT, charts.SPEED_UP, "Up is faster.", points)
 
 
 def _with_joined_parts(frame: pd.DataFrame) -> pd.DataFrame:

@@ -120,7 +120,7 @@ def advise(context: int, gpu: str | None, folders: Sequence[Path], tolerance: fl
     compared = [run for run in runs if set(run.table("runs").preset) == {COMPARED}]
     measured = [run for run in runs if run not in compared]
     quality = strongest_quality(measured)
-    machines = _machines(measured, gpu)
+    machines = machines_of(measured, gpu)
     exact_first = sorted(machines, key=lambda device: not _has(machines[device], context))
     accepted = f"a loss of up to {tolerance:g} nats per token over dense attention is accepted (--loss)"
     head = [f"Prompts of {style.size(context)} tokens; {accepted}."]
@@ -140,7 +140,7 @@ def advise(context: int, gpu: str | None, folders: Sequence[Path], tolerance: fl
     return [*head, *body, *foot, *rest]
 
 
-def _machines(runs: Sequence[Run], gpu: str | None) -> dict[str, dict[str, Timed]]:
+def machines_of(runs: Sequence[Run], gpu: str | None) -> dict[str, dict[str, Timed]]:
     """Return device -> sweep -> its timings, those of the strongest run."""
     machines: dict[str, dict[str, Timed]] = {}
     for run in runs:

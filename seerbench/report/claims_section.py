@@ -1,7 +1,7 @@
 """Show the claims with their judgements as HTML, in the report and in the notebook `results`.
 
 Each claim has the verdict of its strongest evidence, and all other evidence below it. The colors of the verdicts
-are in the style sheet of both pages (html.CSS).
+are in the style sheet of both pages (page_style.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ LEGEND = (
 
 
 def section(judgements: Sequence[Judgement]) -> str:
-    """Return the tally, a list of all claims at a glance, and one article per claim with its evidence."""
+    """Return the claims at a glance, then one article per claim."""
+    return glance(judgements) + articles(judgements)
+
+
+def glance(judgements: Sequence[Judgement]) -> str:
+    """Return the tally and a list of all claims with their verdicts and links to their articles."""
     links = (
         f'<li><a href="#{judgement.id}" class="{_css_class(judgement.verdict)}">{judgement.id}</a> '
         f"{escape(judgement.verdict)}: {escape(judgement.claim)}</li>"
@@ -31,7 +36,12 @@ def section(judgements: Sequence[Judgement]) -> str:
         f"<p>{escape(_own_run(judgements))} {LEGEND}</p>",
         f'<ul class="glance">{"".join(links)}</ul>',
     ]
-    return "".join([*parts, *map(_article, judgements)])
+    return "".join(parts)
+
+
+def articles(judgements: Sequence[Judgement]) -> str:
+    """Return one article per claim with its evidence."""
+    return "".join(map(_article, judgements))
 
 
 def _own_run(judgements: Sequence[Judgement]) -> str:

@@ -23,7 +23,7 @@ from seerbench.artefacts import style
 from seerbench.errors import MissingRows, NotebookError
 from seerbench.paths import PUBLISHED, ROOT
 from seerbench.reading import first_line, reading
-from seerbench.report.html import CSS
+from seerbench.report.page_style import CSS, SCRIPT, wide
 from seerbench.report.verdicts import published_runs
 from seerbench.rows import requests
 from seerbench.rows.store import Run
@@ -162,9 +162,9 @@ def html(notebook: Any, source: Path, run: Path | None) -> str:
         if "image/png" in data:
             description = escape(output.metadata.get("image/png", {}).get("alt", ""))
             image = f'<img alt="{description}" src="data:image/png;base64,{data["image/png"].strip()}">'
-            return f'<div class="wide" tabindex="0" role="region" aria-label="{description}">{image}</div>'
+            return wide(image, description)
         if "text/html" in data:
-            return f'<div class="wide" tabindex="0" role="region" aria-label="table">{data["text/html"]}</div>'
+            return wide(data["text/html"], "table")
         if "text/markdown" in data:
             return f'<div class="label">{markdown(data["text/markdown"])}</div>'
         return f"<pre>{escape(data['text/plain'])}</pre>"
@@ -185,7 +185,8 @@ def html(notebook: Any, source: Path, run: Path | None) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>SeerBench: {escape(source.stem)}</title><style>{light}",
             f"@media (prefers-color-scheme: dark) {{ {dark} }}{CSS}{PAGE_CSS}</style></head><body>",
-            f'<main>{"".join(parts)}<p class="label">{escape(origin)}</p></main></body></html>\n',
+            f'<main>{"".join(parts)}<p class="label">{escape(origin)}</p></main>',
+            f"<script>{SCRIPT}</script></body></html>\n",
         )
     )
 

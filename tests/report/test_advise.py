@@ -1,5 +1,8 @@
 """seerbench advise: the method that it recommends, what it never recommends, and what it says of runs left out."""
 
+import re
+from html import unescape
+
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -9,7 +12,7 @@ from typer.testing import CliRunner
 
 from seerbench.cli import app
 from seerbench.errors import ResultsError
-from seerbench.report import advise
+from seerbench.report import advise, choice
 from seerbench.rows.store import Run, write_rows
 
 # At 0.6 skipped a method loses this many nats: LOSS * 0.6 ** 3, with the noise of the synthetic rows.
@@ -74,6 +77,16 @@ def test_the_tolerance_decides(folders, tolerance, chosen, more):
     assert [line.split(": ")[1].partition(",")[0] for line in lines if "with more loss" in line] == (
         [more] if more else []
     )
+
+
+def test_the_report_recommends_the_same_within_two_budgets(folders):
+    page = unescape(choice.section([Run(folder) for folder in folders]))
+    assert "<caption>Fast GPU</caption>" in page
+    row = page[page.index('<th scope="row">attention, 8k</th>') :]
+    within, beyond = re.findall("<td>(.*?)</td>", row)[:2]
+    assert re.match(r"SeerAttention, 6\d% skipped: 4.98x .* loss \+0.01", within)
+    assert re.match(r"MoA, 6\d% skipped: .* loss \+0.06", beyond)
+    assert "lack one of the two" in choice.section([Run(folders[0])])
 
 
 def test_a_gate_without_training_is_never_recommended(tmp_path):

@@ -14,7 +14,7 @@ from seerbench import artefacts
 from seerbench.artefacts import ARTEFACTS
 from seerbench.errors import ResultsError
 from seerbench.paths import PUBLISHED, ROOT
-from seerbench.report import html
+from seerbench.report import artefact_sections, html, page_style
 from seerbench.rows.store import Run, write_rows
 
 RUN = PUBLISHED / "cpu-xeon-2-cores"
@@ -44,15 +44,68 @@ def test_it_fetches_nothing_and_has_every_part(page):
         for tag, attributes in elements
         if tag in ("a", "img", "link", "script")
     ]
-    assert all(link.startswith(("#", "data:")) for link in links)
+    assert all(link.startswith(("#", "data:")) for link in links if link not in (None, html.PAPER_LINK))
+    assert not [tag for tag, attributes in elements if tag == "link" or "srcset" in attributes]
+    assert all(attributes.get("src", "data:").startswith("data:") for _, attributes in elements)
     ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {link[1:] for link in links if link[0] == "#"} <= set(ids)
+    assert {link[1:] for link in links if link and link[0] == "#"} <= set(ids)
     assert all(attributes["alt"] for tag, attributes in elements if tag == "img")
-    assert ids.index("claims") < ids.index("table1")
     commit = Run(RUN).table("runs").commit.iloc[0][:7]
     for text in ("C17", "reproduced (small scale)", "not testable here", commit, "12.09 s", "train long"):
         assert text in page
+
+
+def test_the_page_answers_a_strangers_questions_in_their_order(page):
+    """The first picture once came after 17 claims and 4 tables, about 10,000 pixels down."""
+    elements = Elements(page).elements
+    sections = [attributes["id"] for tag, attributes in elements if tag == "h2"]
+    assert sections == ["choice", "claims", "reproduce", "artefacts", "cost"]
+    tags = [tag for tag, _ in elements]
+    assert tags.index("svg") < min(tags.index("table"), tags.index("article"), tags.index("details"))
+    assert html.PAPER_LINK in page[: page.index("<svg")]
+    text_above = re.sub("<[^>]*>", "", page[page.index("</style>") : page.index("<svg")])
+    assert len(text_above) < 1200
+    assert "make figures PRESET=cpu" in page
+
+
+def test_nothing_scrolls_sideways_without_saying_so(page):
+    boxes = page.count('<div class="wide"')
+    assert boxes == page.count(f'{page_style.HINT}<div class="wide"') > 0
+    outside = re.sub(r'<div class="wide".*?</div>', "", page, flags=re.DOTALL)
+    assert "<table" not in outside
+    assert "<img" not in outside
+
+
+def test_long_tables_are_folded_below_a_chart(page):
+    folded = re.findall(r"<summary>Table of (\d+) lines</summary>", page)
+    assert folded
+    assert all(int(lines) > artefact_sections.LONG for lines in folded)
+    for section in page.split("<section>"):
+        if "<summary>Table of" in section and 'id="choice"' not in section:
+            above = section[: section.index("<summary>Table of")]
+            assert "<svg" in above or html.ABOVE in above
+    open_tables = re.sub("<details>.*?</details>", "", page, flags=re.DOTALL)
+    for table in re.findall("<tbody>.*?</tbody>", open_tables, re.DOTALL):
+        assert table.count("<tr>") <= artefact_sections.LONG
+
+
+def test_what_all_lines_share_is_in_the_caption():
+    """The columns source, model and corpus once pushed the numbers off a narrow screen."""
+    cells = pd.DataFrame(
+        {
+            "source": ["paper", "measured", "measured"],
+            "model": ["Llama", "small", "small"],
+            "method": ["Dense", "Dense", "MoA"],
+            "8k": ["1", "2", "3"],
+        }
+    )
+    text = artefact_sections.table(cells)
+    assert "<caption>paper: Llama; measured: small</caption>" in text
+    assert re.findall('<th scope="col">([^<]*)</th>', text) == ["source", "method", "8k"]
+    alone = artefact_sections.table(cells[cells.source == "measured"])
+    assert "<caption>measured: small</caption>" in alone
+    assert re.findall('<th scope="col">([^<]*)</th>', alone) == ["method", "8k"]
 
 
 def test_the_data_are_the_artefacts(page, tmp_path):
@@ -70,7 +123,7 @@ def test_a_run_with_one_table_names_what_it_lacks(tmp_path):
     rows = [{**row, "learning_rate": 0.1, "run_id": run["run_id"]}]
     write_rows(tmp_path / "training" / "a.parquet", "training", rows, run)
     text = html.html(Run(tmp_path))
-    assert text.count('<p class="missing">') == len(ARTEFACTS)
+    assert text.count('<p class="missing"') == len(ARTEFACTS)
     assert "<b>x</b>" not in text
     assert "PRESET" not in text  # no command that cannot work
 
