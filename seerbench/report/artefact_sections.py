@@ -23,7 +23,7 @@ from seerbench.rows.store import Run
 
 LARGE = 200_000  # A CSV of more bytes than this is embedded gzipped.
 LONG = 40  # A table of more lines is folded below its chart.
-# Columns that say where a line comes from. What is equal in all lines of a source stands in the caption.
+# Columns that say where a line comes from. The caption has those that are equal in all lines of a source.
 ORIGINS = ["model", "corpus", "text", "windows"]
 
 
@@ -49,11 +49,11 @@ def chart_of(name: str, frame: pd.DataFrame) -> str:
 
 
 def section(name: str, frame: pd.DataFrame, chart: str) -> str:
-    """Return the section of one artefact. chart: what stands above its table or figure, as HTML."""
+    """Return the section of one artefact. chart: what is above its table or figure, as HTML."""
     entry, module = ARTEFACTS[name], module_of(name)
     parts = [f'<section><h3 id="{name}">{escape(heading(name))}</h3>{chart}']
     if entry.kind == "table":
-        # In some tables, lines of the paper stand beside this run's; in the others they come after them.
+        # Some tables have the paper and this run in neighbouring lines; the others have the paper after this run.
         groups = [frame] if getattr(module, "BESIDE_THE_PAPER", False) else _by_source(frame)
         parts += [table(module.render(group)) for group in groups]
         notes = [*module.remarks(frame), *table_format.notes(frame)]

@@ -389,7 +389,8 @@ def best_pooling(run: Run, paper: pd.DataFrame) -> Evidence:
 def _learned_from(run: Run, gates: pd.Series) -> str:
     """Return a sentence on the tokens that gates were trained on, which decides what a comparison of them tells."""
     tokens = budget.tokens_of(run)
-    found = {tokens.get((gate_sets.job_of(gate), gate_sets.set_of(gate))) for gate in gates.unique()} - {None}
+    keys = [(str(gate_sets.job_of(gate)), str(gate_sets.set_of(gate))) for gate in gates.unique()]
+    found = {tokens[key] for key in keys if key in tokens}
     return (
         f" Each gate learned from {' or '.join(f'{each / 1e6:.3g}M' for each in sorted(found))} tokens."
         if found
