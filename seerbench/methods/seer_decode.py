@@ -42,7 +42,8 @@ ROOM = 64  # blocks of room that a prefill leaves for those to come
 @functools.lru_cache(maxsize=64)
 def integers(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor of integers [len(values)]. All layers get the same tensor in a step."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    # Made on the GPU, it would wait for what runs there.
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 class CompressedKeys:

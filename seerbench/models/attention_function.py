@@ -58,12 +58,18 @@ class Record:
 
     sparsity: list[float] = field(default_factory=list)  # realised, one entry per layer and prefill
     decoded: int = 0  # layer calls with one new token
-    decode_sparsity: list[float] = field(default_factory=list)  # realised, one per layer call of sparse decoding
+    # The share of blocks read, one per layer call of sparse decoding. They stay on a GPU until somebody asks, since
+    # decoding would wait for each of them.
+    decode_density: list[Tensor] = field(default_factory=list)
     planned: bool = False  # whether any layer had a plan; a dense method has none
 
     def mean_sparsity(self) -> float:
         """Return the realised sparsity, averaged over layers and prefills; 0 if nothing was recorded."""
         return sum(self.sparsity) / len(self.sparsity) if self.sparsity else 0.0
+
+    def mean_decode_sparsity(self) -> float:
+        """Return the share of blocks that decoding skipped, averaged over layers and steps; 0 if it was dense."""
+        return 1.0 - float(torch.stack(self.decode_density).mean()) if self.decode_density else 0.0
 
 
 @dataclass
@@ -381,7 +387,7 @@ def _decode_sparsely(state: LayerState, q: Tensor, k: Tensor, v: Tensor, attenti
         out = shared.decode.attend(q, k, v, lists)
     if shared.record is not None:
         shared.record.decoded += 1
-        shared.record.decode_sparsity.append(1.0 - lists.density())
+        shared.record.decode_density.append(lists.density())
     return out
 
 

@@ -111,6 +111,8 @@ def generate(
     Raises:
         ModelError, Refused: as from `attention_method`. Beam search is refused with a method for decoding.
     """
+    # With a static cache on a GPU, transformers would compile the model, whose attention runs uncompiled.
+    options = {"disable_compile": True, **options}
     with torch.no_grad(), attention_method(model, prefill, decode=decode) as record:
         return model.generate(tokens, **options), record
 

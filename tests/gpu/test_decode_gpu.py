@@ -3,14 +3,21 @@
 import pytest
 import torch
 from decode_cases import KINDS, build_lists, check_decoding, draw_cache, poison
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from seerbench.core.block_mask import block_count
 from seerbench.errors import KernelError
 from seerbench.kernels.decode import api, reference, triton
 from seerbench.kernels.decode.lists import CacheLists
+from seerbench.methods.decode_gate import DecodeGate
+from seerbench.methods.decode_gate_config import DecodeGateConfig
+from seerbench.methods.registry import create
+from seerbench.methods.seer_decode import SeerDecode
+from seerbench.models.hugging_face import generate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DTYPES = [torch.bfloat16, torch.float16]
+DEVICE = "cuda"
 
 
 def drawn(lengths, kind, dtype=torch.bfloat16, heads=32, kv_heads=8, head_dim=128, block=64):
@@ -96,3 +103,28 @@ def test_what_the_kernel_does_not_take_is_refused():
         api.decode_attention(q.float(), k.float(), v.float(), lists)
     with pytest.raises(KernelError, match="blocks of"):
         api.decode_attention(q, k, v, build_lists("all", [100], [0], 8, 48, "cuda"))
+
+
+@torch.no_grad()
+def test_generating_with_everything_in_the_budget_is_dense():
+    """Compare the logits of ten steps in a padded batch with those of dense decoding."""
+    shape = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model = (
+        LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=256, vocab_size=99)).to(DEVICE, DTYPES[0]).eval()
+    )
+    gates = [DecodeGate(DecodeGateConfig(), 4, 2, 64).to(DEVICE, DTYPES[0]) for _ in range(2)]
+    tokens = torch.randint(3, 99, (2, 300), device=DEVICE)
+    mask = torch.ones_like(tokens)
+    mask[1, :77] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
+    options |= {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
+    dense, _ = generate(model, tokens, create("dense"), **options)
+    sparse, record = generate(model, tokens, create("dense"), SeerDecode(gates, budget=1024), **options)
+    assert record.mean_decode_sparsity() == 0.0
+    for step, (one, other) in enumerate(zip(dense.logits, sparse.logits, strict=True)):
+        torch.testing.assert_close(one.float(), other.float(), rtol=2**-5, atol=2**-5)
+        if not torch.equal(dense.sequences[:, : 301 + step], sparse.sequences[:, : 301 + step]):
+            break  # rounding has chosen another token, and the texts go apart
+    _, record = generate(model, tokens, create("dense"), SeerDecode(gates, budget=64), **options)
+    assert record.mean_decode_sparsity() > 0.2

@@ -42,7 +42,7 @@ if not INTERPRETED:
         assert lists.counts.tolist() == [[3, 0], [1, 3]]
         assert lists.blocks[..., :3].tolist() == [[[0, 2, 3], [0, 0, 0]], [[4, 0, 0], [0, 1, 4]]]
         assert lists.blocks.shape[-1] == (width or 5)
-        assert lists.density() == pytest.approx((3 + 0 + 1 + 3) / 4 / 5)
+        assert float(lists.density()) == pytest.approx((3 + 0 + 1 + 3) / 4 / 5)
         with pytest.raises(MaskError, match="bool"):
             CacheLists.from_flags(flags.int(), first, end, 16)
 
