@@ -7,10 +7,10 @@ A step of a layer is `CompressedKeys.append` with the new key, `plan`, and `atte
 sequence's own first token, so a sequence that is padded on the left reads what it reads alone. (In the authors'
 code blocks begin at multiples of the block size in the padded batch.)
 
-Selection follows the paper: of the finished blocks before the current one, a budget of T tokens keeps the T / block
-best, and a threshold keeps those whose share of the softmax exceeds it; the first and the current block are kept
-whatever their scores. The authors' code also gives the unfinished block a logit of 0, which takes part in the
-softmax and in the budget; here it does not, as in training.
+Selection: of the finished blocks before the current one, a budget of T tokens keeps the T / block best, and a
+threshold keeps those whose share of the softmax exceeds it; the first and the current block are kept whatever their
+scores. The authors' code also gives the unfinished block a logit of 0, which takes part in the softmax and in the
+budget; here it does not, as in training.
 
 Source: SeerAttention-R (arXiv:2506.08889) and the authors' code (microsoft/SeerAttention, decode_sparse).
 """
@@ -42,7 +42,7 @@ ROOM = 64  # blocks of room that a prefill leaves for those to come
 @functools.lru_cache(maxsize=64)
 def integers(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor of integers [len(values)]. All layers get the same tensor in a step."""
-    # Made on the GPU, it would wait for what runs there.
+    # A tensor that is made on a GPU waits for what runs there; this copy does not.
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
@@ -81,6 +81,7 @@ class CompressedKeys:
             unfinished = k[row, :, length - length % block : length]
             self.tail[row, :, : unfinished.shape[1]] = unfinished
 
+    @torch.no_grad()
     def append(self, k: Tensor) -> None:
         """Take in the key of one new token per sequence, before RoPE, [B, Hk, 1, D]."""
         block, device = self.gate.config.block, k.device
@@ -179,6 +180,7 @@ class SeerDecode:
         if rotated_by == "last":
             self.name += "-last-position"
 
+    @torch.no_grad()
     def start(self, layer: LayerContext, first: Sequence[int]) -> CompressedKeys:
         """Return the compressed keys of a prompt in one layer.
 
@@ -201,6 +203,7 @@ class SeerDecode:
             )
         return CompressedKeys(gate, k, layer.rope, first, self.rotated_by)
 
+    @torch.no_grad()
     def score(self, q: Tensor, compressed: CompressedKeys) -> Tensor:
         """Return the scores of one new token, fp32 [B, Hk, n]; those of the current block on are undefined.
 

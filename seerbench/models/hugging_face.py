@@ -109,8 +109,11 @@ def generate(
         The prompts with their continuations as `generate` returns them, and the Record of realised sparsities.
 
     Raises:
-        ModelError, Refused: as from `attention_method`. Beam search is refused with a method for decoding.
+        ModelError, Refused: as from `attention_method`. With a method for decoding, beam search and generation
+            without a cache are refused.
     """
+    if decode is not None and options.get("use_cache") is False:
+        raise Refused("without a cache every new token is a prefill, and nothing is decoded; leave use_cache on")
     # With a static cache on a GPU, transformers would compile the model, whose attention runs uncompiled.
     options = {"disable_compile": True, **options}
     with torch.no_grad(), attention_method(model, prefill, decode=decode) as record:

@@ -151,8 +151,9 @@ else:
         return o
 
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("lengths", [[1], [16], [100, 17]], ids=str)
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    @pytest.mark.parametrize(
+        ("lengths", "dtype"), [([1], torch.float16), ([16], torch.float32), ([100, 17], torch.float16)], ids=str
+    )
     def test_every_kind_of_list(kind, lengths, dtype):
         check(lengths, kind, dtype=dtype)
 
@@ -160,8 +161,7 @@ else:
     def test_blocks_and_splits(block, splits):
         check([300, 131], "random", splits, block=block)
 
-    @pytest.mark.parametrize("group", [1, 3, 20, 64])
-    @pytest.mark.parametrize("head_dim", [16, 128])
+    @pytest.mark.parametrize(("group", "head_dim"), [(1, 128), (3, 64), (20, 32), (64, 16)])
     def test_groups_and_head_dims(group, head_dim):
         check([70], "random", heads=2 * group, head_dim=head_dim, dtype=torch.float16)
 

@@ -234,6 +234,11 @@ def test_a_cache_that_was_filled_outside_is_refused(model):
             run(model, TOKENS[:, :1], cache)
 
 
+def test_generation_without_a_cache_is_refused(model):
+    with pytest.raises(Refused, match="without a cache"):
+        generate(model, TOKENS, DENSE, SeerDecode(gates_for(model), budget=BLOCK), use_cache=False)
+
+
 def test_beam_search_is_refused(model):
     with pytest.raises(Refused, match="beam search"):
         generate(model, TOKENS, DENSE, SeerDecode(gates_for(model), budget=BLOCK), num_beams=2, max_new_tokens=5)
