@@ -21,9 +21,13 @@ from seerbench.compare.trials import Finding, Kernel, Trial, inputs, kept_blocks
 from seerbench.core.block_mask import BlockMask, block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.rope import plain_rope
-from seerbench.errors import MaskError
+from seerbench.errors import MaskError, Refused
 from seerbench.measure.correctness import compare_with_reference
 from seerbench.methods.protocol import BlockSparse, realised_sparsity
+
+# Plans are tried on at most this many blocks. Half of the causal blocks, which the method is asked to skip, are a
+# whole number of 4 blocks, and not of 5, whose plans the top-k rule refuses.
+PLANNED_BLOCKS = 4
 
 
 def check_kernel(
@@ -50,9 +54,11 @@ def check_method(
     """Check that a method's plans are valid and that its `attend` follows them; then run the trials of its kernel.
 
     A plan that is no BlockMask is checked through its `to_token_mask`. One that has none is checked only where the
-    method, asked to skip nothing, skips nothing: its output must then be dense attention. Trials in which neither
-    is possible are not yielded, since they compare nothing. The kernel's trials are left out for a method that
-    inherits `attend` from BlockSparse, whose kernel has tests of its own.
+    method, asked to skip nothing, skips nothing: its output must then be dense attention. Where neither is
+    possible, a trial says only whether the output depends on later keys and values (`sees_future`), and is yielded
+    only if it does, since it compares nothing else. A trial that the method refuses is not yielded either. The
+    kernel's trials are left out for a method that inherits `attend` from BlockSparse, whose kernel has tests of its
+    own.
 
     Args:
         make: requested sparsity -> method.
@@ -65,6 +71,10 @@ def check_method(
     for number, trial in enumerate(all_trials):
         if not trial.plans:
             continue
+        if trial.problem.context > PLANNED_BLOCKS * trial.problem.block_q:
+            tail = trial.problem.context % trial.problem.block_q
+            context = (PLANNED_BLOCKS - 1) * trial.problem.block_q + tail
+            trial = replace(trial, problem=replace(trial.problem, context=context))
         q, k, v = inputs(trial, torch.Generator().manual_seed(seed * 1_000 + len(all_trials) + number))
         layer = LayerContext(0, q, k, plain_rope(trial.problem.head_dim))
         trial = replace(trial, subject="its own plan", suspect="attend does not do what plan says")
@@ -72,6 +82,8 @@ def check_method(
             plan = method.plan(q, k, layer)
         except MaskError as error:
             yield trial, Finding(trial, torch.inf, 0.0, "in the plan", str(error))
+            continue
+        except Refused:
             continue
         if isinstance(plan, BlockMask):
             invalid = invalid_plan(plan, trial.problem)
@@ -81,6 +93,10 @@ def check_method(
                 yield trial, judge(method.attend, trial, q, k, v, plan)
             continue
         plans_are_masks = False
+        future = sees_future(method.attend, trial, q, k, v, plan)
+        if future:
+            yield trial, future
+            continue
         if plan is None or plan.to_token_mask() is not None:
             yield trial, judge(method.attend, trial, q, k, v, plan)
             continue
@@ -97,6 +113,37 @@ def check_method(
 def _with_plan(attend: Kernel, plan: Any, q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
     """Call `attend` with `plan` in place of the last argument."""
     return attend(q, k, v, plan)
+
+
+def sees_future(kernel: Kernel, trial: Trial, q: Tensor, k: Tensor, v: Tensor, plan: Any) -> Finding | None:
+    """Return what is wrong if outputs change when only later keys and values do, under the same plan; else None.
+
+    The reference cannot tell this of a plan whose pairs are unknown, or are not causal themselves.
+
+    Args:
+        kernel: (q, k, v, plan) -> output.
+        trial: the trial.
+        q: its queries [B, Hq, N, D].
+        k: its keys [B, Hk, N, D].
+        v: its values [B, Hk, N, D].
+        plan: the method's plan for them.
+    """
+    half = q.shape[2] // 2
+    other_k, other_v = k.clone(), v.clone()
+    other_k[:, :, half:] *= -1
+    other_v[:, :, half:] *= -1
+    with torch.no_grad():
+        first, second = (kernel(q, *pair, plan)[:, :, :half].double() for pair in ((k, v), (other_k, other_v)))
+    error = (first - second).abs().nan_to_num(torch.inf).max().item()
+    # Outputs are means of values, so a kernel that may order its sums differently changes them by a few eps of the
+    # largest value. The square root of eps is far above that, and far below the changes of the values themselves.
+    budget = torch.finfo(v.dtype).eps ** 0.5 * v.abs().max().item()
+    if error <= budget:
+        return None
+    guess = "looks into the future: an output depends on keys or values after its position"
+    if not first.isfinite().all():
+        guess = "NaN: leaves part of the output unwritten, or divides by zero"
+    return Finding(trial, error, budget, f"in positions 0 to {half - 1}, of keys from {half} on", guess, True)
 
 
 def invalid_plan(plan: BlockMask, problem: AttentionProblem) -> str | None:

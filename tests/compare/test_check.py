@@ -15,6 +15,7 @@ from seerbench.core import top_k
 from seerbench.core.problem import AttentionProblem
 from seerbench.core.reference import reference_attention
 from seerbench.devices import interpreter_refusal
+from seerbench.kernels import flex_attention
 from seerbench.methods.protocol import BlockSparse, Plan
 from seerbench.paths import ROOT
 
@@ -171,3 +172,37 @@ def test_minferences_own_tiles_are_compared_with_the_oracle():
 
 def test_every_trial_of_a_kernel_counts():
     assert compare_run.check(compare_load.load(str(EXAMPLES / "gather_attention.py")), CASE, 0) == ([], 11)
+
+
+class OpaquePlan(Plan):
+    """A plan that says nothing of its pairs."""
+
+    def density(self):
+        return 0.5
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_to_later_keys_is_found_without_a_reference(causal):
+    class Opaque(BlockSparse):
+        name, sparsity, block = "opaque", 0.5, 16
+
+        def plan(self, q, k, layer):
+            return OpaquePlan()
+
+        def attend(self, q, k, v, plan):
+            group = q.shape[1] // k.shape[1]
+            k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    found = [finding for _, finding in compare_check.check_method(lambda sparsity: Opaque(), CASE) if finding]
+    assert bool(found) != causal
+    assert all("looks into the future" in finding.guess for finding in found)
+
+
+def test_plans_are_tried_where_half_of_the_blocks_can_be_kept(monkeypatch):
+    """Refuse a plan of 5 blocks, of which none has half of them, and try one of 4 at a length beyond a block."""
+    monkeypatch.undo()  # the rule for short inputs is the real one here
+    monkeypatch.setattr(flex_attention, "flex_block_sparse", flex_attention.masked_attention)  # it would compile
+    cls = compare_load.load(str(EXAMPLES / "pooled_top_k.py"))
+    tried = [trial for trial, _ in compare_check.check_method(lambda sparsity: cls(sparsity, 16), CASE)]
+    assert [trial.problem.context for trial in tried] == [64, 57, 9]
