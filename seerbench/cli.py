@@ -398,6 +398,67 @@ def compare(
 
 
 @app.command(rich_help_panel=USE)
+def evaluate(
+    target: Annotated[str, typer.Argument(help="mine.py, mine.py:name, package.module:name, or a method's name")],
+    preset: Annotated[str, typer.Option(help="the preset whose protocol is followed", autocompletion=_presets)] = (
+        "cpu"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="few documents, the shortest context, 50% and 90%")
+    ] = False,
+    sparsities: Annotated[
+        str, typer.Option(help="requested sparsities, with commas", show_default="0.5,0.7,0.9")
+    ] = "",
+    results: Results = FRESH,
+    published: Published = PUBLISHED,
+    out: Annotated[Path, typer.Option(help="folder for rows and cards: OUT/PRESET/METHOD")] = Path(
+        "results/evaluate"
+    ),
+) -> None:
+    """Measure a method of your own as a preset measures its methods: loss, look-ups, time of plan and attention.
+
+    A method is a class under `@register` with plan and attend (docs/add-a-method.md). It is checked first; a wrong
+    one is not measured, and the report says why. An evaluation that was interrupted goes on where it was. It ends
+    in a card, beside other methods where a run of the same preset has them on the same windows.
+
+    Examples:
+
+    - `seerbench evaluate examples/pooled_top_k.py --quick`
+    - `seerbench evaluate mine.py --preset gpu`
+    - `seerbench evaluate streaming --sparsities 0.5,0.7`
+
+    Exit codes: 0 for a card, 1 if the method cannot be evaluated, 3 for a wrong method.
+    """
+    from rich.console import Console
+
+    from seerbench.compare import present
+    from seerbench.evaluate import card as cards
+    from seerbench.evaluate import protocol
+    from seerbench.evaluate.run import evaluate as run
+
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    usual = protocol.QUICK_SPARSITIES if quick else protocol.SPARSITIES
+    outcome = run(
+        target,
+        checked,
+        sparsities=_numbers(sparsities, float, "--sparsities") if sparsities else usual,
+        quick=quick,
+        out=out,
+        published=published,
+    )
+    if outcome.card is None:
+        typer.echo(f"{outcome.name} is wrong and was not measured: ", nl=False)
+        if outcome.refusal:
+            typer.echo(outcome.refusal)
+        else:
+            typer.echo(f"{len(outcome.findings)} trials fail\n\n{present.explain(outcome.findings)}")
+        raise typer.Exit(3)
+    cards.in_terminal(outcome.card, Console())
+    typer.echo("\nwritten: " + " ".join(map(str, outcome.files)))
+
+
+@app.command(rich_help_panel=USE)
 def advise(
     context: Annotated[int, typer.Option(help="tokens of the prompt, such as 32768 or 32k", parser=_tokens)],
     gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H100, Xeon")] = None,

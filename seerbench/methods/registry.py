@@ -92,6 +92,21 @@ def catalogue() -> dict[str, Card]:
     return cards
 
 
+def add(card: Card) -> None:
+    """Add a method to the catalogue of this process, such as one of a user's file.
+
+    Raises:
+        UnknownMethod: another method has this name.
+    """
+    known = catalogue().get(card.name)
+    if known is not None and (known.module, known.attribute) != (card.module, card.attribute):
+        raise UnknownMethod(
+            f"the name {card.name} is taken by {known.module}; give the method another in @register, or use the "
+            "known one by its name"
+        )
+    catalogue()[card.name] = card
+
+
 def card_of(name: str) -> Card:
     """Return the card of one method; raise UnknownMethod, which lists the known names, for another name."""
     if name not in catalogue():

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from seerbench.data import longbench
+from seerbench.data.lookup_parts import Example
 from seerbench.data.lookup_tasks import TASKS
 from seerbench.data.texts import data_set_origin, dataset_folder
 from seerbench.data.tokens import load_tokenizer, read_tokens
@@ -85,13 +86,8 @@ def _measure_retrieval(job: RetrievalJob) -> None:
     """Let every arm answer the look-ups of every task and length."""
     run = start(job.setup, f"tasks {job.experiment}", job.tokens, "test", job.models)
     rows: list[dict[str, Any]] = []
-    documents = read_tokens(job.tokens.file, "test")
     tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
-    examples = {
-        (task, context): TASKS[task](documents, tokenizer, context, job.examples, job.setup.seed)
-        for task in job.tasks
-        for context in job.contexts
-    }
+    examples = lookups(job, tokenizer)
     total = sum(map(len, examples.values())) * sum(len(group.arms) for group in job.groups)
     with tqdm(total=total, desc=f"tasks {job.experiment}", unit="example", mininterval=1) as bar:
         for group in job.groups:
@@ -107,6 +103,16 @@ def _measure_retrieval(job: RetrievalJob) -> None:
                 found = tasks.retrieval(model, tokenizer, asked, arms, job.batch, bar)
                 rows += [fixed | row for row in found]
     save("tasks", job.rows, rows, run)
+
+
+def lookups(job: RetrievalJob, tokenizer: Any) -> dict[tuple[str, int], list[Example]]:
+    """Return the look-ups of a job by task and context; `tokenizer` made the tokens of its text."""
+    documents = read_tokens(job.tokens.file, "test")
+    return {
+        (task, context): TASKS[task](documents, tokenizer, context, job.examples, job.setup.seed)
+        for task in job.tasks
+        for context in job.contexts
+    }
 
 
 def measure_recall(preset: Preset, experiment: str) -> None:

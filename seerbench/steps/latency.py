@@ -46,17 +46,18 @@ def measure_latency(preset: Preset, sweep: str, contexts: Iterable[int]) -> None
         if model is None and job.groups:
             model = load_model(job.groups[0].model, job.setup, job.text)
         run = start(job.setup, f"latency {sweep} {context}", job.text, "test" if job.text else None, job.models)
-        found = _timed(job, model, _timing(job.rounds, job.setup.seed), run["run_id"])
+        found = timed_rows(job, model, timing_of(job.rounds, job.setup.seed), run["run_id"])
         save("cells", job.cells, found.cells, run)
         save("samples", job.samples, found.samples, run)
 
 
-def _timing(rounds: Rounds, seed: int) -> Timing:
+def timing_of(rounds: Rounds, seed: int) -> Timing:
+    """Return the limits of a job's cells as the sampler takes them."""
     least = {} if rounds.min_rounds is None else {"min_rounds": rounds.min_rounds}
     return Timing(rounds=rounds.rounds, cap_s=rounds.cap_s, seed=seed, **least)
 
 
-def _timed(job: LatencyJob, model: Any, timing: Timing, run_id: str) -> Rows:
+def timed_rows(job: LatencyJob, model: Any, timing: Timing, run_id: str) -> Rows:
     """Run one job; `model` is loaded, or None for random inputs."""
     setup, block = job.setup, job.setup.block
     if isinstance(job, KernelLatencyJob):

@@ -59,6 +59,10 @@ class SavedRows:
             for run in executions:  # an execution has its longest wall time in the piece that it saved last
                 runs[run["run_id"]] = max(run, runs.get(run["run_id"], run), key=lambda each: each["wall_s"])
         write_rows(self.out, self.table, rows, runs.values())
+        self.discard()
+
+    def discard(self) -> None:
+        """Delete the pieces."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, name: str) -> Path:

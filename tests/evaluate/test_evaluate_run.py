@@ -1,0 +1,202 @@
+"""An evaluation from the file to rows and card; wrong methods are refused, and a killed one goes on."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from seerbench import errors
+from seerbench.artefacts import losses
+from seerbench.artefacts.paper_numbers import paper_values
+from seerbench.cli import app
+from seerbench.evaluate.card import OWN, as_page
+from seerbench.evaluate.run import evaluate
+from seerbench.measure import perplexity
+from seerbench.paths import ROOT
+from seerbench.rows.store import Run, write_rows
+from seerbench.steps import accuracy, data, latency
+
+EXAMPLE = ROOT / "examples" / "pooled_top_k.py"
+NAME = "pooled-top-k"
+
+
+def run(preset, tmp_path, target=EXAMPLE, sparsities=(0.5, 0.7), quick=False):
+    out = tmp_path / "evaluated"
+    return evaluate(
+        str(target), preset, sparsities=sparsities, quick=quick, out=out, published=tmp_path / "published"
+    )
+
+
+def table(card, title):
+    return next(section.cells for section in card.sections if section.title.startswith(title))
+
+
+def test_a_method_goes_through_the_whole_protocol(preset, tmp_path):
+    data.make_corpus(preset, "texts")
+    accuracy.measure_perplexity(preset, "contexts")
+    accuracy.measure_tasks(preset, "retrieval")
+    latency.measure_latency(preset, "methods", [256])
+    outcome = run(preset, tmp_path)
+    folder = tmp_path / "evaluated" / "small" / NAME
+    assert set(outcome.files) == {folder, folder / "card.md", folder / "card.html"}
+    rows = Run(folder)
+
+    found = rows.table("perplexity")
+    assert found.status.eq("measured").all()
+    assert found.groupby(["context", "method", "sparsity_requested"], dropna=False).document.nunique().eq(3).all()
+    assert len(found) == 2 * 3 * 3  # contexts, documents, arms
+    tasks = rows.table("tasks")
+    assert set(tasks.last_rows_dense[tasks.method != "dense"]) == {0, 2}
+    refused = tasks[tasks.correct.isna()]  # 16 blocks have no room for two dense rows at 70%, and 8 none at 50%
+    assert refused.reason.str.contains("the last 2 rows keep all").all()
+    assert set(zip(refused.context, refused.sparsity_requested)) == {(128, 0.5), (128, 0.7), (256, 0.7)}
+    timed = rows.table("samples")
+    assert {"plan", "attend", "total"} <= set(timed[timed.method == NAME].stage)
+    cells = rows.table("cells").groupby("method").source_digest.unique()
+    assert cells[NAME] != cells["dense"]
+
+    shown = table(outcome.card, "Loss over dense attention")
+    assert list(shown.method[shown.run == OWN]) == ["Pooled top-k"] * 2
+    assert "StreamingLLM" in set(shown.method[shown.run == "small"])
+    delta = losses.collect(rows, paper_values().iloc[:0])
+    delta = delta[(delta.context == 256) & (delta.sparsity_requested == 0.7)].value.item()
+    own = found[found.context == 256].set_index(["sparsity_requested", "document"]).nll
+    dense = found[(found.context == 256) & (found.method == "dense")].set_index("document").nll
+    assert (own[0.7] - dense).mean() == pytest.approx(delta)
+    cell = shown[(shown.run == OWN) & (shown.context == "256")]["70%"].item()
+    assert float(cell.split()[0]) == pytest.approx(delta, abs=5e-3)
+    assert any("place 1 of 2" in fact or "place 2 of 2" in fact for fact in outcome.card.facts)
+    assert "StreamingLLM" in set(table(outcome.card, "Time").method)
+    assert "StreamingLLM" in set(table(outcome.card, "Look-ups").method)
+    assert [section.title for section in outcome.card.sections][2] == "Time, 256 tokens"
+
+    assert (folder / "card.md").read_text().startswith("# Pooled top-k\n")
+    assert (folder / "card.html").read_text() == as_page(outcome.card)
+    assert (folder / EXAMPLE.name).read_bytes() == EXAMPLE.read_bytes()
+    runs = rows.table("runs")
+    assert all(command.startswith(f"seerbench evaluate {EXAMPLE} --preset ") for command in runs.command)
+    assert {json.loads(weights)["tiny"] for weights in runs.weights} == {"the folder tiny"}
+
+
+def test_other_windows_are_not_put_beside(preset, tmp_path):
+    data.make_corpus(preset, "texts")
+    accuracy.measure_perplexity(preset, "contexts")
+    rows, runs = (Run(preset.folder).table(name) for name in ("perplexity", "runs"))
+    other = preset.paths.rows("perplexity", "contexts")
+    worse = rows.assign(nll=rows.nll + 0.5)  # as of another model of the same name
+    runs = runs.astype(object).where(runs.notna(), None).to_dict("records")
+    write_rows(other, "perplexity", worse, runs)
+    outcome = run(preset, tmp_path, sparsities=(0.5,), quick=True)
+    assert set(table(outcome.card, "Loss over dense attention").run) == {OWN}
+    said = outcome.card.sources[-1]
+    assert f"seerbench perplexity {preset.reference} contexts" in said
+    assert f"seerbench latency {preset.reference} methods 256" in said
+
+
+def test_a_killed_evaluation_goes_on_and_an_edited_method_begins_again(preset, tmp_path, monkeypatch):
+    mine = tmp_path / "mine.py"
+    mine.write_text(EXAMPLE.read_text())
+    calls = []
+    whole = perplexity.perplexity
+
+    def killed_at(number):
+        def measured(*arguments):
+            calls.append(arguments)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return whole(*arguments)
+
+        return measured
+
+    monkeypatch.setattr(perplexity, "perplexity", killed_at(3))
+    with pytest.raises(KeyboardInterrupt):
+        run(preset, tmp_path, mine, (0.5,))
+    calls.clear()
+    monkeypatch.setattr(perplexity, "perplexity", killed_at(3))
+    mine.write_text(EXAMPLE.read_text() + "\n# edited\n")
+    with pytest.raises(KeyboardInterrupt):
+        run(preset, tmp_path, mine, (0.5,))
+    mine.write_text(EXAMPLE.read_text())
+    calls.clear()
+    monkeypatch.setattr(perplexity, "perplexity", killed_at(0))
+    assert run(preset, tmp_path, mine, (0.5,)).card is not None
+    assert len(calls) == 2 * 3 - 2  # two of the windows were measured before
+    folder = tmp_path / "evaluated" / "small" / NAME
+    assert Run(folder).table("perplexity").run_id.nunique() == 2
+    assert not list(folder.glob("*/*.pieces"))
+
+
+WRONG = '''
+import torch
+from seerbench.core.block_mask import BlockMask
+from seerbench.core.reference import reference_attention
+from seerbench.methods.protocol import Method, Plan
+from seerbench.methods.registry import register
+
+class Half(Plan):
+    def density(self):
+        return DENSITY
+
+@register("wrong", cites="none")
+class Wrong(Method):
+    """A wrong method."""
+    def __init__(self, sparsity=0.5, block=64):
+        self.sparsity, self.block = sparsity, block
+    def plan(self, q, k, layer):
+        return Half()
+    def attend(self, q, k, v, plan):
+        group = lambda x: x.repeat_interleave(q.shape[1] // x.shape[1], 1)
+        out = torch.nn.functional.scaled_dot_product_attention(q, group(k), group(v), is_causal=CAUSAL)
+        return CHANGE
+'''
+
+
+@pytest.mark.parametrize(
+    ("density", "causal", "change", "reason"),
+    [
+        ("0.5", "False", "out", "looks into the future"),
+        ("1.0", "True", "out", "128 tokens, asked to skip 50%: skips 0.0% of the blocks where 50.0% was requested"),
+        ("0.5", "True", "out if q.shape[2] % 16 == 0 else out * torch.nan", "NaN"),
+        (
+            "0.5",
+            "True",
+            "out if q.shape[2] < 128 else out * torch.nan",
+            "256 tokens, asked to skip 50%: the model's loss is not a number",
+        ),
+    ],
+)
+def test_a_wrong_method_is_refused_with_the_reason(preset, tmp_path, density, causal, change, reason):
+    text = WRONG.replace("DENSITY", density).replace("CAUSAL", causal).replace("CHANGE", change)
+    (tmp_path / "wrong.py").write_text(text)
+    command = ["evaluate", tmp_path / "wrong.py", "--preset", tmp_path / "small.yaml", "--sparsities", 0.5]
+    command += ["--out", tmp_path / "evaluated", "--results", tmp_path / "results"]
+    done = CliRunner().invoke(app, list(map(str, command)))
+    assert done.exit_code == 3, done.output
+    assert "wrong is wrong and was not measured" in done.output
+    assert reason in done.output
+    assert not list((tmp_path / "evaluated").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (ROOT / "examples" / "gather_attention.py", "is a kernel"),
+        ("seer", "needs trained gates"),
+        ("fa2", "takes no argument sparsity"),
+        ("nobody", "no method 'nobody'"),
+        (ROOT / "baselines" / "streaming.py", "the name streaming is taken"),
+    ],
+)
+def test_what_is_no_method_to_evaluate_is_one_line(preset, tmp_path, target, text):
+    with pytest.raises(errors.UserError, match=text):
+        run(preset, tmp_path, target)
+
+
+def test_sparsities_are_shares_and_a_preset_measures_losses(preset, tmp_path):
+    with pytest.raises(errors.ConfigError, match=r"above 0 and below 1, not 1\.5"):
+        run(preset, tmp_path, sparsities=(0.5, 1.5))
+    with pytest.raises(errors.ConfigError, match="once"):
+        run(preset, tmp_path, sparsities=(0.5, 0.5))
+    del preset.file.perplexity["contexts"]
+    with pytest.raises(errors.ConfigError, match="measures no loss"):
+        run(preset, tmp_path)
