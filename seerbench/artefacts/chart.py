@@ -14,7 +14,6 @@ import pandas as pd
 from seerbench.artefacts import style, table_format
 
 LINEAR, LOG2, LOG10, SYMLOG = "linear", "log2", "log10", "symlog"
-LINEAR_BELOW = 0.003  # nats per token. Intervals of smaller losses often include zero, which has no logarithm.
 # The columns of `Chart.points`. `panel`: which points are shown together. `name`: of a line. `note`: what a reader
 # must know of one point beside its place. The others are as in frames.COLUMNS.
 POINTS = ["panel", "source", "name", "method", "note", "x", "x_low", "x_high", "y", "low", "high"]
@@ -24,7 +23,7 @@ POINTS = ["panel", "source", "name", "method", "note", "x", "x_low", "x_high", "
 class Axis:
     """Describe an axis: what it shows, its scale, and how one of its numbers is written with its interval.
 
-    scale: one of LINEAR, LOG2, LOG10 and SYMLOG, which is logarithmic but for numbers below LINEAR_BELOW.
+    scale: one of LINEAR, LOG2, LOG10 and SYMLOG, which is logarithmic but for numbers below style.LINEAR_BELOW.
     """
 
     title: str

@@ -38,31 +38,35 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw the lines of the best combinations beside a map of all 49 at the highest sparsity."""
+    """Draw the best combinations with their intervals beside a map of all 49, both at the highest sparsity."""
     fig, (left, right) = style.figure(1, 2, 3.9, width_ratios=[4, 5])
-    drawn = [name for name in frame.series.unique() if frame.place[frame.series == name].min() <= BEST]
-    drawn += [BEST_POOLING] if BEST_POOLING not in drawn and (frame.series == BEST_POOLING).any() else []
-    tints = colors.shades("#888888", len(drawn))
-    for name, tint in zip(drawn, tints):
-        points = frame[frame.series == name].sort_values("x")
-        papers_best = name == BEST_POOLING
-        label = f"{points.place.iloc[0]:.0f}. {name}" + ("\n(the paper's best)" if papers_best else "")
-        color, width = (colors.color("seer"), 2.0) if papers_best else (tint, 0.9)
-        left.plot(points.x, points.y, color=color, linewidth=width, zorder=3 if papers_best else 2, label=label)
-        if papers_best:
-            left.fill_between(points.x, points.low, points.high, color=color, alpha=style.BAND, linewidth=0)
-    left.set(xlabel="blocks skipped (realised)", ylabel="delta NLL (nats per token)", title=f"(a) the best {BEST}")
-    left.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     highest = frame.sparsity_requested.max()
+    _draw_best(left, frame[frame.sparsity_requested == highest])
     _draw_map(fig, right, frame[frame.sparsity_requested == highest])
     style.caption(
         fig,
         frame,
-        f"At {style.size(frame.context.max())}; lower is better; places are those at {highest:.0%}. Band: 95% "
-        "interval over documents, paired with dense. Paper: Figure 10 prints no values; it says that Q avg with "
-        "K max and min (bold) is best.",
+        f"At {style.size(frame.context.max())}; lower is better. Bars: 95% intervals over "
+        f"{frame['count'].max():.0f} documents, paired with dense: an order inside them means nothing.",
+        "Paper: Figure 10 prints no values; it says that Q avg with K max and min (bold) is best. The CSV has the "
+        "other sparsities.",
     )
     return fig
+
+
+def _draw_best(ax: Axes, frame: pd.DataFrame) -> None:
+    """Draw one mark with its interval for each of the best combinations, and for the paper's best."""
+    shown = frame[(frame.place <= BEST) | (frame.series == BEST_POOLING)].sort_values("place")
+    for place, point in enumerate(shown.itertuples()):
+        color = colors.color("seer") if point.series == BEST_POOLING else "0.45"
+        ax.errorbar(point.y, place, xerr=[[point.y - point.low], [point.high - point.y]], fmt="o", color=color)
+    names = [f"{point.place:.0f}. {point.series}" for point in shown.itertuples()]
+    ax.set_yticks(range(len(names)), names, fontsize=6)
+    for text, name in zip(ax.get_yticklabels(), shown.series):
+        text.set_fontweight("bold" if name == BEST_POOLING else "normal")
+    ax.invert_yaxis()
+    sparsity = frame.sparsity_requested.max()
+    ax.set(xlabel="delta NLL (nats per token)", title=f"(a) the best {BEST} at {sparsity:.0%} skipped")
 
 
 def _draw_map(fig: Figure, ax: Axes, frame: pd.DataFrame) -> None:

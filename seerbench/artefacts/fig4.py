@@ -7,7 +7,10 @@ does not have, shows every method of the experiment `contexts` at its longest co
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from seerbench.artefacts import aggregates, colors, frames, gate_sets, labels, style
@@ -38,7 +41,8 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for (model, gate), group in seer.groupby(["model", "gate"], dropna=False, sort=True):
         dense = cells[(cells.method == "dense") & (cells.model == model)]
-        panel = colors.display(str(model), gate)
+        corpus = ", ".join(group.corpus.unique())
+        panel = f"{model} on {corpus}, gate {gate}"
         parts.append(pd.concat([dense.assign(sparsity_realised=0.0), group]).assign(panel=panel))
     frame = pd.concat(parts).assign(label=str(labels.label(run, rows)))
     frame["series"] = frame.context.map(style.size)
@@ -71,25 +75,42 @@ def draw(frame: pd.DataFrame) -> Figure:
     for place, panel in enumerate(panels):
         left, right = axes[2 * place], axes[2 * place + 1]
         lines = frame[frame.panel == panel]
-        for (context, series), points in lines.groupby(["context", "series"], sort=False):
-            method = points.method.iloc[-1] if panel == METHODS else "seer"
-            tint = colors.color(method) if panel == METHODS else tints[context]
-            style.line(left, points, series, method, color=tint)
-            points = points.drop(columns=["y", "low", "high"])
-            points = points.rename(columns={"delta": "y", "delta_low": "low", "delta_high": "high"})
-            style.line(right, points, series, method, color=tint)
-        where = f", context {style.size(lines.context.iloc[0])}" if panel == METHODS else ""
-        left.set(title=panel + where, xlabel="blocks skipped (realised)", ylabel="perplexity")
+        if panel == METHODS:
+            _draw_methods(left, right, lines)
+            handles, names = left.get_legend_handles_labels()
+            # Up to 20 settings: inside the panel the legend would cover the lines.
+            fig.legend(handles, names, title=METHODS, loc="outside upper center", ncols=3, fontsize=6)
+            where = f"{panel} on {', '.join(lines.corpus.unique())}, {style.size(lines.context.iloc[0])}"
+        else:
+            for (context, series), points in lines.groupby(["context", "series"], sort=False):
+                style.line(left, points, series, "seer", color=tints[context])
+                style.line(right, style.losses(points), series, "seer", color=tints[context])
+            left.legend(title="context", loc="upper left")
+            where = panel
+        left.set(title=where, xlabel="blocks skipped (realised)", ylabel="perplexity")
         right.set(title="against dense, paired", xlabel="blocks skipped (realised)")
         right.set_ylabel("delta NLL (nats per token)")
-        if panel == METHODS:
-            # Up to 20 settings: inside the panel the legend would cover the lines.
-            handles, names = left.get_legend_handles_labels()
-            fig.legend(handles, names, title=METHODS, loc="outside upper center", ncols=3, fontsize=6)
-            # The loss of random blocks would flatten the other lines on linear axes.
-            style.log_axis(left)
-            right.set_yscale("symlog", linthresh=0.02)
-        else:
-            left.legend(title="context", loc="upper left")
-    style.caption(fig, frame, "Bands: 95% intervals over documents. Paper: Figure 4 prints no values.")
+    style.caption(
+        fig,
+        frame,
+        "Bands: 95% intervals over documents; those of every method are in the CSV. Rows with all methods have "
+        f"logarithmic axes; the loss is linear below {style.LINEAR_BELOW}. Paper: Figure 4 prints no values.",
+    )
     return fig
+
+
+def _draw_methods(left: Axes, right: Axes, lines: pd.DataFrame) -> None:
+    """Draw every method at one context, without bands, which would cover each other; shades tell settings apart."""
+    settings = lines.drop_duplicates("series").groupby("method", sort=False).series.agg(list)
+    tints = {
+        name: tint
+        for method, names in settings.items()
+        for name, tint in zip(names, colors.shades(colors.color(str(method)), len(names)))
+    }
+    for series, points in lines.groupby("series", sort=False):
+        method, color = points.method.iloc[-1], tints[series]
+        for ax, shown in ((left, points), (right, style.losses(points))):
+            style.line(ax, shown.assign(low=math.nan, high=math.nan), str(series), method, color=color)
+    # The loss of random blocks would flatten the other lines on linear axes.
+    style.log_axis(left)
+    style.loss_axis(right, [lines.delta.min(), lines.delta.max()])

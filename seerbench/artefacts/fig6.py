@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -21,18 +23,24 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     cells, samples = frames.timings(run, "methods")
     cells = cells[~aggregates.is_control(cells.method)]
     methods = set(cells.method)
-    label = str(labels.label(run, cells, timed=True))
-    parts = [aggregates.speedups(cells, samples, stage).assign(label=label) for stage in style.STAGE_LINES]
+    label = labels.label(run, cells, timed=True)
+    parts = [aggregates.speedups(cells, samples, stage) for stage in style.STAGE_LINES]
+    texts = [str(label)] * len(parts)
     try:
-        cells, samples = frames.timings(run, "kernel")
+        of_kernels, samples = frames.timings(run, "kernel")
     except MissingRows:
         pass  # The figure is about methods, and a run may have these without kernels.
     else:
         # Of the kernels, only ours on random masks are shown: they bound what a method on them can reach.
-        cells = cells[(cells["mask"] == "dense") | cells.method.isin(OUR_KERNELS)]
-        kernels = aggregates.speedups(cells, samples, "attend")
-        parts.append(kernels.assign(label=str(labels.label(run, cells, timed=True))))
-    frame = frames.tidy(*parts)
+        of_kernels = of_kernels[(of_kernels["mask"] == "dense") | of_kernels.method.isin(OUR_KERNELS)]
+        parts.append(aggregates.speedups(of_kernels, samples, "attend"))
+        other = labels.label(run, of_kernels, timed=True)
+        if replace(label, commits=()) == replace(other, commits=()):
+            # They differ in nothing else, so that one caption names all commits.
+            texts = [str(labels.label(run, cells, of_kernels, timed=True))] * len(parts)
+        else:
+            texts.append(str(other))
+    frame = frames.tidy(*(part.assign(label=text) for part, text in zip(parts, texts)))
     if frame.empty:
         what = "sparse methods in the sweep 'methods'"
         raise MissingRows("cells", what, "latency PRESET methods CONTEXT", run.folder)
@@ -57,14 +65,18 @@ def draw(frame: pd.DataFrame) -> Figure:
     contexts = sorted(frame.context.unique())
     columns = min(3, len(contexts))
     rows = -(-len(contexts) // columns)
-    fig, axes = style.figure(rows, columns, 0.9 + 2.4 * rows + 0.14 * (len(methods) / 4), sharex=True)
+    fig, axes = style.figure(rows, columns, 0.9 + 2.4 * rows + 0.14 * (len(methods) / 4), sharex=True, sharey=True)
     for ax, context in zip(axes, contexts):
         at_context = frame[frame.context == context]
         for (method, stage), points in at_context.groupby(["method", "stage"], sort=False):
             dash, _ = style.STAGE_LINES[stage]
             style.line(ax, points, colors.display(method), method, linestyle=dash, fill=dash == "-")
         ax.axhline(1, color="black", linewidth=0.8)
-        ax.set(title=f"context {style.size(context)}", xlabel="blocks skipped (realised)")
+        # Our kernels are compared with torch's dense kernel, which on a GPU is FlashAttention-2 too.
+        compared = at_context[~at_context.method.isin(OUR_KERNELS)]
+        bases = (compared if len(compared) else at_context).base.dropna().unique()
+        ax.set_title(f"context {style.size(context)}, over {', '.join(map(colors.display, bases))}", fontsize=7)
+        ax.set_xlabel("blocks skipped (realised)")
         style.log_axis(ax)
     for ax in axes[::columns]:
         ax.set_ylabel("speed-up over dense (x)")
@@ -76,12 +88,11 @@ def draw(frame: pd.DataFrame) -> Figure:
             handles.setdefault(text, handle)  # The first line of a method is its filled one.
     names = [name for name in map(colors.display, methods) if name in handles]
     fig.legend([handles[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=6)
-    bases = ", ".join(colors.display(base) for base in frame.base.dropna().unique())
     legend = "; ".join(f"{MARKERS[dash]}: {meaning}" for dash, meaning in style.STAGE_LINES.values())
     style.caption(
         fig,
         frame,
-        f"Speed-up over {bases}; below 1, the method is slower. {legend}. Bands: 95% intervals over rounds. "
+        f"Below 1, the method is slower than dense. {legend}. Bands: 95% intervals over rounds. "
         "Paper: Figure 6 prints no values.",
         *aggregates.random_input_remarks(frame),
     )

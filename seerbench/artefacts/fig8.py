@@ -9,6 +9,7 @@ from seerbench.artefacts import aggregates, colors, frames, labels, style
 from seerbench.rows.store import Run
 
 LATENCY, MEMORY = "a", "b"
+FLASH = "sdpa-flash"  # the implementation of torch's dense kernel that is FlashAttention-2
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
@@ -41,7 +42,8 @@ def draw(frame: pd.DataFrame) -> Figure:
             style.empty_panel(ax, why)
             continue
         for method, points in rows.groupby("method", sort=False):
-            style.line(ax, points, colors.display(method), method)
+            flash = method == "dense" and (points.implementation == FLASH).any()
+            style.line(ax, points, colors.display("fa2" if flash else method), method)
         style.context_axis(ax, frame.context)
         style.log_axis(ax)
         ax.set(title=title, ylabel=unit)

@@ -16,11 +16,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from seerbench.artefacts import aggregates, colors, frames, gate_sets, labels, style
 from seerbench.artefacts import chart as charts
-from seerbench.artefacts.chart import LINEAR_BELOW
 from seerbench.errors import MissingRows
 from seerbench.rows.gate_ref import PAPER_GATE
 from seerbench.rows.schema import CAPTURED
@@ -95,7 +94,9 @@ def chart(frame: pd.DataFrame) -> charts.Chart:
 def draw(frame: pd.DataFrame) -> Figure:
     """Draw one row of panels per context: with the time of block selection, and the attention alone."""
     contexts = sorted(frame.context.unique())
-    fig, axes = style.figure(len(contexts), len(style.STAGE_LINES), 1.2 + 2.5 * len(contexts), sharey=True)
+    fig, axes = style.figure(
+        len(contexts), len(style.STAGE_LINES), 1.2 + 2.5 * len(contexts), sharex=True, sharey=True
+    )
     known = frame[frame.x.notna() & frame.y.notna()]
     for place, (context, stage) in enumerate(itertools.product(contexts, style.STAGE_LINES)):
         ax, ends = axes[place], {}
@@ -116,7 +117,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         frame,
         f"{', '.join(frame.model.unique())}, {', '.join(frame.corpus.unique())}. Right is faster and down is a "
         "smaller loss. A name is at the sparsest point of its line, with the realised sparsity of the line's ends; "
-        f"larger marks skip more. Both axes are logarithmic; the loss is linear below {LINEAR_BELOW}.",
+        f"larger marks skip more. Both axes are logarithmic; the loss is linear below {style.LINEAR_BELOW}.",
         f"Speed-up over {bases} [95% interval over rounds]. Delta NLL at the sparsity of the timed layer, "
         "interpolated between the measured ones [95% paired interval over documents]. The paper has no such "
         "figure.",
@@ -148,11 +149,4 @@ def _axes(ax: Axes, points: pd.DataFrame) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("speed-up over dense")
-    ax.set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.5)
-    # Over the losses of all panels, which share the axis.
-    step = {10.0**power * first for power in range(-3, 2) for first in (1, 3)}
-    ticks = [sign * tick for tick in step if tick >= LINEAR_BELOW for sign in (-1, 1)]
-    low, high = min(points.low.min(), 0), points.high.max()
-    ax.yaxis.set_major_locator(FixedLocator([0, *(tick for tick in ticks if low * 2 <= tick <= high * 1.5)]))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
+    style.loss_axis(ax, [points.low.min(), points.high.max()])  # those of all panels, which share the axis

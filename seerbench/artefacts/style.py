@@ -36,6 +36,7 @@ STYLE = {
     "svg.hashsalt": "seerbench",  # Makes the identifiers of SVG elements equal in every run.
 }
 styled = rc_context(STYLE)  # Decorates every `draw`.
+LINEAR_BELOW = 0.003  # nats per token. Intervals of smaller losses often include zero, which has no logarithm.
 BAND = 0.15  # The opacity of the band that shows an interval.
 WIDTH = 7.0  # The width of a figure in inches: two columns of a paper.
 # What a line shows of a timed method: stage -> (line style, what its time includes). Solid lines have filled
@@ -68,6 +69,20 @@ def log_axis(ax: Axes) -> None:
     """Make the y axis logarithmic (base 10) with plain numbers: 1, 2, 5, 10 and so on."""
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+def loss_axis(ax: Axes, values: Sequence[float]) -> None:
+    """Make the y axis logarithmic for losses in nats per token, but linear between LINEAR_BELOW and its negative.
+
+    values: the smallest and the largest loss that is drawn; the ticks cover them.
+    """
+    ax.set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.5)
+    steps = {10.0**power * first for power in range(-3, 2) for first in (1, 3)}
+    ticks = [sign * step for step in steps if step >= LINEAR_BELOW for sign in (-1, 1)]
+    low, high = min(*values, 0), max(values)
+    ax.yaxis.set_major_locator(FixedLocator([0, *(tick for tick in ticks if low * 2 <= tick <= high * 1.5)]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
 
@@ -148,6 +163,12 @@ def spread(places: np.ndarray, gap: float) -> np.ndarray:
     for place in range(len(moved) - 2, -1, -1):
         moved[place] = min(moved[place], moved[place + 1] - gap)
     return moved
+
+
+def losses(points: pd.DataFrame) -> pd.DataFrame:
+    """Return points whose y and interval are the delta NLL in place of the perplexity, for `line`."""
+    points = points.drop(columns=["y", "low", "high"])
+    return points.rename(columns={"delta": "y", "delta_low": "low", "delta_high": "high"})
 
 
 def unmeasured(frame: pd.DataFrame, most: int = 3) -> list[str]:

@@ -19,7 +19,8 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import MaxNLocator
 
 from seerbench.artefacts import colors
-from seerbench.artefacts.chart import LINEAR, LINEAR_BELOW, LOG2, SYMLOG, Axis, Chart
+from seerbench.artefacts.chart import LINEAR, LOG2, SYMLOG, Axis, Chart
+from seerbench.artefacts.style import LINEAR_BELOW
 
 WIDTH, HEIGHT = 640, 400  # of a panel in the units of its SVG
 LEFT, RIGHT, TOP, BOTTOM = 86, 14, 12, 62  # margins of the panel, in the same units

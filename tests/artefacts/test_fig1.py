@@ -36,3 +36,15 @@ def test_the_dense_fine_tuning_is_drawn_in_black(collect):
     lines = {line.get_label(): line.get_color() for line in loss.lines}
     assert [color for label, color in lines.items() if "dense" in label] == ["black"]
     assert len(lines) == 3
+
+
+def test_losses_are_drawn_against_dense_at_the_same_step(collect):
+    """The difficulty of a batch moves all recipes alike, and once hid how they differ."""
+    frame = collect("fig1")
+    rows = frame[(frame.panel == fig1.LOSS) & (frame.status == "measured")]
+    dense = rows[rows.recipe == "yarn"].set_index("x").y
+    joint = rows[rows.recipe == "joint"]
+    assert (joint.delta - (joint.y - joint.x.map(dense))).abs().max() < 1e-12
+    loss, *_ = fig1.draw(frame).axes
+    (line,) = [line for line in loss.lines if line.get_label() == joint.series.iloc[0]]
+    assert set(line.get_ydata()) == set(joint[joint.series == joint.series.iloc[0]].delta)

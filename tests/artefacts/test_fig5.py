@@ -17,6 +17,19 @@ def test_gate_and_top_k_are_drawn_apart_where_they_were_timed_apart(collect):
     assert by_stage["score"] + by_stage["select"] + by_stage["attend"] == pytest.approx(by_stage["total"], rel=0.1)
 
 
+def test_each_bar_says_its_method_and_the_share_of_choosing(collect):
+    """At long contexts choosing takes too little time to be seen in a bar."""
+    frame = collect("fig5")
+    ax = fig5.draw(frame).axes[0]
+    bars = frame[(frame.method == "seer") & (frame.panel == fig5.BREAKDOWN)]
+    names = [text.get_text() for text in ax.get_xticklabels() if "%" in text.get_text()]
+    assert len(names) == bars.x.nunique()
+    assert all(name.startswith("SeerAttention, ") for name in names)
+    times = bars[bars.x == bars.x.min()].set_index("stage").y
+    share = (times["score"] + times["select"]) / times["total"]
+    assert ax.texts[0].get_text() == f"{share:.1%}"
+
+
 @pytest.mark.parametrize("name", ["fig5", "fig6"])
 def test_everything_refused_is_still_a_figure(name, collect, tmp_path):
     methods = [("dense", None, {"attend": 1.0}, 1.0), ("seer", 0.5, {"total": 1.0}, 1.0)]

@@ -20,3 +20,11 @@ def test_a_method_that_nobody_knows_is_drawn(collect, tmp_path):
     fig = fig6.draw(collect("fig6", tmp_path))
     assert "mine" in {text.get_text() for text in fig.legends[0].get_texts()}
     assert style.image(fig, "png").startswith(b"\x89PNG")
+
+
+def test_panels_can_be_compared_and_a_label_is_written_once(collect):
+    frame = collect("fig6")
+    first, *others = fig6.draw(frame).axes
+    assert all(ax.get_ylim() == first.get_ylim() for ax in others)
+    assert "over Dense" in first.get_title()
+    assert frame.label.nunique() == 1  # its two sweeps differ at most in their commits
