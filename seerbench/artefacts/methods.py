@@ -14,8 +14,12 @@ from seerbench.rows.store import Run
 
 STAGES = ("plan", "attend", "total")
 PLACE = ["method", "sparsity_requested", "context"]
-TIMES, SPEEDUPS = "plan + attend; both in one call, ms", "speed-up over dense; over the fastest dense"
 AGAINST = ("reference", "fastest")
+# The columns of the table. A cell without a time has its reason where the time of both would be.
+SKIPPED, BOTH = "skipped", "both in one call, ms"
+OVER_DENSE, OVER_FASTEST = "speed-up over dense", "speed-up over the fastest dense"
+STAGE_COLUMNS = {"plan": "plan, ms", "attend": "attention, ms", "total": BOTH}
+TABLE = [SKIPPED, *STAGE_COLUMNS.values(), OVER_DENSE, OVER_FASTEST]
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
@@ -43,46 +47,41 @@ def _metric(against: str) -> str:
 
 
 def render(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return two lines per method and sparsity, times and speed-ups, with one column per context."""
-    lines = []
-    for _, group in frame.groupby(PLACE, sort=False, dropna=False):
-        first = group.iloc[0]
-        times, faster = (group[(group.metric == "latency") == is_time] for is_time in (True, False))
-        lines.append({**first, "quantity": TIMES, "text": _times(times, first)})
-        if len(faster):
-            lines.append({**first, "quantity": SPEEDUPS, "text": _speedups(faster)})
-    cells = pd.DataFrame(lines)
-    cells["method_name"] = cells.apply(table_format.method_name, axis=1)
-    cells["requested"] = cells.apply(
-        lambda entry: "" if entry.series == "dense" else table_format.requested(entry), axis=1
+    """Return one line per method, sparsity and context, with a column for each time and speed-up."""
+    cells = frame.assign(column=[_column(entry) for _, entry in frame.iterrows()])
+    skipped = frame[frame.sparsity_realised.notna() & (frame.status == "measured")].drop_duplicates(PLACE)
+    cells = pd.concat([cells, skipped.assign(column=SKIPPED, metric=SKIPPED)]).sort_index(kind="stable")
+    cells = cells.assign(
+        method_name=cells.apply(table_format.method_name, axis=1),
+        requested=cells.apply(_requested, axis=1),
+        length=cells.context.map(style.size),
     )
-    rows = {"method_name": "method", "requested": "requested sparsity", "quantity": "quantity"}
-    return table_format.grid(cells, rows, "context", lambda entry: entry.text, style.size)
+    rows = {"method_name": "method", "requested": "requested sparsity", "length": "context"}
+    grid = table_format.grid(cells, rows, "column", _cell)
+    return grid[[*rows.values(), *(name for name in TABLE if name in grid)]]
 
 
-def _times(times: pd.DataFrame, first: pd.Series) -> str:
-    """Return "1.51 + 28.4; 30.9 (0.90)": plan, attend, both in one call, and the realised sparsity.
-
-    For a dense method it is the time of its attention.
-    """
-    ms = times.dropna(subset="stage").set_index("stage").value
-    if set(STAGES) <= set(ms.index):
-        text = f"{ms['plan']:.3g} + {ms['attend']:.3g}; {ms['total']:.3g}"
-    else:
-        text = "; ".join(f"{value:.3g}" for value in ms)
-    return text + table_format.in_brackets(first.sparsity_realised)
+def _column(entry: pd.Series) -> str:
+    """Return the column of a line of the frame."""
+    if entry.metric == "latency":
+        return STAGE_COLUMNS.get(entry.stage, BOTH)
+    return OVER_DENSE if entry.metric == _metric("reference") else OVER_FASTEST
 
 
-def _speedups(faster: pd.DataFrame) -> str:
-    """Return "14.0x; 7.9x cuDNN": the speed-ups over the reference and over the fastest dense method."""
-    by_metric = faster.drop_duplicates("metric").set_index("metric")
-    texts = []
-    for against in AGAINST:
-        metric = _metric(against)
-        if metric in by_metric.index and pd.notna(by_metric.value[metric]):
-            base = f" {colors.display(by_metric.base[metric])}" if against == "fastest" else ""
-            texts.append(f"{by_metric.value[metric]:.3g}x{base}")
-    return "; ".join(texts)
+def _requested(entry: pd.Series) -> str:
+    return "" if entry.series == "dense" else table_format.requested(entry)
+
+
+def _cell(entry: pd.Series) -> str:
+    """Return a time as "1.51", a share as "90%", a speed-up as "7.9x [7.8, 8.0]" or "7.9x cuDNN [7.8, 8.0]"."""
+    if entry.column == SKIPPED:
+        return f"{entry.sparsity_realised:.0%}"
+    if entry.metric == "latency":
+        return f"{entry.value:.3g}"
+    if pd.isna(entry.value):
+        return table_format.ABSENT
+    base = f" {colors.display(entry.base)}" if entry.column == OVER_FASTEST else ""
+    return f"{entry.value:.3g}x{base} [{entry.low:.3g}, {entry.high:.3g}]"
 
 
 def chart(frame: pd.DataFrame) -> charts.Chart:
@@ -102,9 +101,9 @@ def remarks(frame: pd.DataFrame) -> list[str]:
     inputs = frame[frame.model.notna()].groupby("model").context.unique()
     inputs_text = "; ".join(f"{name} ({', '.join(map(style.size, sorted(at)))})" for name, at in inputs.items())
     return [
-        "Times: medians in ms of planning, of attention alone, and of both in one call, which is not their sum "
-        "(realised sparsity). Speed-ups: medians over rounds of dense time / method time, planning included; "
-        f"dense is {bases}.",
+        "Times: medians in ms of planning, of attention alone, and of both in one call, which is not their sum. "
+        "Skipped: the realised sparsity. Speed-ups: medians over rounds of dense time / method time [95% "
+        f"interval], planning included; dense is {bases}.",
         "A dense method plans nothing: its attention is all of its time. The oracles and random blocks do "
         "not compete: an oracle's plan computes the whole attention with its pooled map.",
         f"Inputs q, k and v: {inputs_text}.",

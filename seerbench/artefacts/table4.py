@@ -11,7 +11,10 @@ from seerbench.rows.store import Run
 
 # The stages inside a forward and what remains of it -> the metrics of the frame, in the order of the table.
 PARTS = {"attend": "attention", "plan": "planning", "rest": "rest"}
-METRICS = ["seconds", *PARTS.values(), "speedup", "speedup_over_fastest_dense", "peak_memory"]  # in this order
+# In the order of the table: seconds of different machines do not compare, but their ratios to dense do.
+METRICS = ["speedup", "speedup_over_fastest_dense", "seconds", *PARTS.values(), "peak_memory"]
+# The report shows the paper's lines and this run's in one table.
+BESIDE_THE_PAPER = True
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
@@ -87,17 +90,14 @@ def speedups_of_the_paper(printed: pd.DataFrame) -> pd.DataFrame:
 
 
 def render(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one line per method and metric, with one column per context."""
+    """Return one line per metric and method, the paper's beside this run's, with one column per context."""
     frame = _with_joined_parts(frame)
+    frame = frame.assign(place=frame.metric.map(METRICS.index), rank=frame.method.map(colors.rank))
+    frame = frame.sort_values(["place", "rank"], kind="stable")
     frame["method_name"] = frame.apply(table_format.method_name, axis=1)
     frame["quantity"] = frame.apply(_quantity, axis=1)
-    lines = {
-        "source": "source",
-        "model": "model",
-        "method_name": "method",
-        "variant": "variant",
-        "quantity": "quantity",
-    }
+    lines = {"quantity": "quantity", "method_name": "method", "source": "source", "model": "model"}
+    lines |= {"variant": "variant"}
     return table_format.grid(frame, lines, "context", _cell, style.size).drop(columns="variant")
 
 
@@ -146,11 +146,10 @@ def _cell(entry: pd.Series) -> str:
         return entry.text
     if entry.metric == "peak_memory":
         return f"{entry.value:.3g}"
-    text = table_format.number(entry.value, entry.low, entry.high)
-    if entry.metric != "seconds":
-        return f"{text}x"
+    unit = "" if entry.metric == "seconds" else "x"
     realised = entry.sparsity_realised if pd.notna(entry.sparsity_realised) else entry.sparsity_requested
-    return text + ("" if entry.method == "dense" else table_format.in_brackets(realised))
+    skipped = "" if entry.method == "dense" else table_format.in_brackets(realised)
+    return f"{table_format.number(entry.value, entry.low, entry.high)}{unit}{skipped}"
 
 
 def remarks(frame: pd.DataFrame) -> list[str]:
@@ -159,9 +158,9 @@ def remarks(frame: pd.DataFrame) -> list[str]:
     fewest = seconds.groupby("context")["count"].min()
     rounds = ", ".join(f"{int(count)} at {style.size(context)}" for context, count in fewest.items())
     notes = [
-        "Seconds: median [quartiles] (sparsity: requested for the paper, realised for this run). Speed-up: "
-        "median over rounds of dense time / method time [95% bootstrap interval; with three rounds it is their "
-        f"range]; rounds: {rounds or 'none'}. The paper's speed-ups are quotients of its seconds.",
+        "In brackets: the sparsity, requested for the paper and realised for this run. Seconds: median "
+        "[quartiles]. Speed-up: median over rounds of dense time / method time [95% bootstrap interval; with three "
+        f"rounds it is their range]; rounds: {rounds or 'none'}. The paper's speed-ups are quotients of its seconds.",
         "The paper's 10.09 s for FlashAttention-2 at 64k is probably a misprint of 12.09 s "
         "(results/paper/README.md).",
     ]

@@ -25,13 +25,14 @@ def with_controls(tmp_path):
 def test_controls_and_refused_methods_are_in_the_table(with_controls, collect):
     frame = collect("methods", with_controls)
     cells = methods.render(frame)
-    times, speedups = cells[cells.method == "Oracle by maximum"]["2k"]
-    assert float(times.split(" + ")[0]) == pytest.approx(7, rel=0.2)
-    assert times.endswith("(0.89)")
-    assert float(speedups.split("x; ")[0]) == pytest.approx(6 / 8, rel=0.1)
-    assert speedups.endswith("x cuDNN")
-    assert cells[cells.method == "FlashAttention-2, its package"]["1k"].tolist() == ["refused, note 1"]
-    assert (cells.method == "FlashAttention-2").sum() == 2  # times and speed-ups, once for all cells
+    (oracle,) = cells[(cells.method == "Oracle by maximum") & (cells.context == "2k")].to_dict("records")
+    assert float(oracle["plan, ms"]) == pytest.approx(7, rel=0.2)
+    assert oracle["skipped"] == "89%"
+    assert float(oracle["over dense"].split("x")[0]) == pytest.approx(6 / 8, rel=0.1)
+    assert "x cuDNN [" in oracle["over the fastest dense"]
+    refused = cells[cells.method == "FlashAttention-2, its package"]
+    assert refused[methods.BOTH].tolist() == ["refused, note 1"] * 2
+    assert (cells.method == "FlashAttention-2").sum() == 2  # once per context
     assert any("pip install it" in note for note in table_format.notes(frame))
 
 
@@ -40,3 +41,16 @@ def test_controls_are_in_no_figure_of_speed(name, with_controls, collect):
     drawn = set(collect(name, with_controls).method)
     assert "seer" in drawn
     assert not {"oracle", "random"} & drawn
+
+
+def test_each_cell_of_a_time_is_one_number(with_controls, collect):
+    """A cell once held up to four numbers: "0.0287 + 0.112; 0.357 (0.51)"."""
+    cells = methods.render(collect("methods", with_controls))
+    assert list(cells)[3:] == methods.TABLE
+    seer = cells[cells.method == "SeerAttention"]
+    assert len(seer) == 4  # two sparsities at two contexts
+    for column in methods.STAGE_COLUMNS.values():
+        assert pytest.approx(seer[column].astype(float), rel=0.2) == methods_times[column]
+
+
+methods_times = {"plan, ms": 0.5, "attention, ms": 1.0, methods.BOTH: 1.5}
