@@ -160,7 +160,8 @@ def remarks(frame: pd.DataFrame) -> list[str]:
     notes = [
         "In brackets: the sparsity, requested for the paper and realised for this run. Seconds: median "
         "[quartiles]. Speed-up: median over rounds of dense time / method time [95% bootstrap interval; with three "
-        f"rounds it is their range]; rounds: {rounds or 'none'}. The paper's speed-ups are quotients of its seconds.",
+        f"rounds it is their range]; rounds: {rounds or 'none'}. The paper's speed-ups are quotients of its "
+        "seconds.",
         "The paper's 10.09 s for FlashAttention-2 at 64k is probably a misprint of 12.09 s "
         "(results/paper/README.md).",
     ]
