@@ -4,9 +4,9 @@
 hooks on the layers. The hooks see what the attention function is not given: how many tokens the layer's cache holds
 already, which tells prefill, decoding and later chunks apart, and q and k before RoPE.
 
-With a method for decoding, each layer also keeps the compressed keys of what its cache holds. The tensor of keys in
-the cache is remembered after each call: if it is another one at the next call, somebody has reordered, cropped or
-exchanged the cache, and the compressed keys are not of its tokens.
+A method for decoding keeps something of what each layer's cache holds, such as compressed keys. The tensor of keys
+in the cache is remembered after each call: if it is another one at the next call, somebody has reordered, cropped
+or exchanged the cache, and what the method keeps is not of its tokens.
 
 hugging_face.py checks a model (self_check.py) before it calls `method_in_layers`.
 """
@@ -29,9 +29,10 @@ from transformers.masking_utils import sdpa_mask
 from seerbench.core.block_mask import BlockMask
 from seerbench.core.problem import AttentionProblem, LayerContext, Rope
 from seerbench.errors import ModelError, Refused
+from seerbench.kernels.decode.dense import dense_decode_attention
 from seerbench.kernels.flex_attention import masked_attention
+from seerbench.methods.decode_protocol import CacheState, DecodeMethod, NewToken
 from seerbench.methods.protocol import Method, realised_sparsity
-from seerbench.methods.seer_decode import CompressedKeys, SeerDecode
 from seerbench.models.architectures import attention_layers, rope_of
 from seerbench.models.attention_masks import first_tokens, planned_pairs, require_all_visible, visible_pairs
 
@@ -80,7 +81,7 @@ class _Shared:
     rope: Rope
     record: Record | None
     part: Callable[[str], AbstractContextManager]
-    decode: SeerDecode | None
+    decode: DecodeMethod | None
     accepted: set[AttentionProblem] = field(default_factory=set)  # the problems that the method does not refuse
     thread: int = field(default_factory=threading.get_ident)
     with_gradients: bool = False  # whether the model's forward pass began with gradients
@@ -99,7 +100,7 @@ class LayerState:
     k_unrotated: Tensor | None = None  # [B, Hk, N, D]
     cache: Any = None  # the model's cache during a call, for sparse decoding
     cached_keys: ReferenceType[Tensor] | None = None  # the cache's keys after the last call, for sparse decoding
-    compressed: CompressedKeys | None = None  # of the tokens in the cache, for sparse decoding
+    kept: CacheState | None = None  # what the method for decoding keeps of the tokens in the cache
 
 
 # By attention module, and by decoder for its `shared`. Not attributes, which a copy of a model would have too.
@@ -117,7 +118,7 @@ def method_in_layers(
     method: Method,
     count: bool = True,
     part: Callable[[str], AbstractContextManager] = nullcontext,
-    decode: SeerDecode | None = None,
+    decode: DecodeMethod | None = None,
 ) -> Iterator[Record]:
     """Put `method` into every attention layer of a model that has been checked (`hugging_face.attention_method`).
 
@@ -227,7 +228,7 @@ def _before_sparse_decoding(layer: nn.Module, state: LayerState, cache: Any) -> 
     """Keep the cache for the time of the call; raise Refused if it is not what the last call left behind."""
     state.cache = cache
     if state.seen == 0:
-        state.compressed = state.cached_keys = None
+        state.kept = state.cached_keys = None
     elif state.cached_keys is None or cache.layers[layer.layer_idx].keys is not state.cached_keys():
         raise Refused(
             f"the cache of layer {layer.layer_idx} is not the one that the last call left behind: it was filled "
@@ -324,7 +325,7 @@ def _prefill(
     visible = visible_pairs(attention_mask, tokens)
     layer = LayerContext(module.layer_idx, state.q_unrotated, state.k_unrotated, shared.rope)
     if shared.decode is not None and state.cache is not None:
-        state.compressed = shared.decode.start(layer, first_tokens(visible, len(q), tokens))
+        state.kept = shared.decode.start(layer, k, first_tokens(visible, len(q), tokens))
     with shared.part("plan"):
         # The state drops q and k, which would otherwise outlive the layer and take 1.25 GiB per layer at 128k
         # tokens with 32 query and 8 key heads of dimension 128.
@@ -359,35 +360,33 @@ def _decode(state: LayerState, q: Tensor, k: Tensor, v: Tensor, attention_mask: 
         k, v = k[:, :, : state.seen + 1], v[:, :, : state.seen + 1]
     if state.shared.record is not None:
         state.shared.record.decoded += 1
-    # The query heads of a group stand as the queries of one head, so that no key is copied for each of them.
-    grouped = q.reshape(len(q), k.shape[1], -1, q.shape[3])
-    out = nn.functional.scaled_dot_product_attention(grouped, k, v, attn_mask=attention_mask)
-    return out.reshape(q.shape)
+    return dense_decode_attention(q, k, v, attention_mask)
 
 
 def _decode_sparsely(state: LayerState, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Return attention of one new token over the blocks of the cache that the method chooses, [B, Hq, 1, D]."""
-    shared, compressed = state.shared, state.compressed
+    shared, kept = state.shared, state.kept
     q_unrotated, k_unrotated = state.q_unrotated, state.k_unrotated
     state.q_unrotated = state.k_unrotated = None
     # The hooks have set these.
     assert shared.decode is not None
-    assert compressed is not None
+    assert kept is not None
     assert q_unrotated is not None
     assert k_unrotated is not None
     if k.shape[2] <= state.seen:
         raise Refused("sparse decoding takes no sliding window that is shorter than the text")
     if shared.checked is None or shared.checked[0] is not attention_mask or shared.checked[1] != state.seen:
-        require_all_visible(attention_mask, compressed.first, state.seen + 1)
+        require_all_visible(attention_mask, kept.first, state.seen + 1)
         shared.checked = attention_mask, state.seen
     with shared.part("plan"):
-        compressed.append(k_unrotated)
-        lists = shared.decode.plan(q_unrotated, compressed)
+        token = NewToken(q, k, q_unrotated, k_unrotated)
+        shared.decode.append(token, kept)
+        plan = shared.decode.plan(token, kept)
     with shared.part("attend"):
-        out = shared.decode.attend(q, k, v, lists)
+        out = shared.decode.attend(q, k, v, plan)
     if shared.record is not None:
         shared.record.decoded += 1
-        shared.record.decode_density.append(lists.density())
+        shared.record.decode_density.append(plan.density())
     return out
 
 

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.errors import Refused
 from seerbench.kernels.flex_attention import masked_attention
+from seerbench.methods.decode_protocol import DecodeMethod
 from seerbench.methods.protocol import Method
-from seerbench.methods.seer_decode import SeerDecode
 from seerbench.models.architectures import attention_layers
 from seerbench.models.attention_function import Record, method_in_layers
 from seerbench.models.self_check import check_model
@@ -52,7 +52,7 @@ def attention_method(
     method: Method,
     count: bool = True,
     part: Callable[[str], AbstractContextManager] = nullcontext,
-    decode: SeerDecode | None = None,
+    decode: DecodeMethod | None = None,
 ) -> Iterator[Record]:
     """Put `method` into every attention layer of `model` until the block ends.
 
@@ -83,7 +83,7 @@ def attention_method(
             f"{method.name} has gates, a plan or patterns for a model of {method.model_layers} layers; "
             f"{type(model).__name__} has {layers}"
         )
-    if decode is not None and decode.model_layers != layers:
+    if decode is not None and decode.model_layers not in (None, layers):
         raise Refused(
             f"{decode.name} has gates for a model of {decode.model_layers} layers; {type(model).__name__} has "
             f"{layers}"
@@ -93,7 +93,7 @@ def attention_method(
 
 
 def generate(
-    model: Any, tokens: Tensor, prefill: Method, decode: SeerDecode | None = None, **options: Any
+    model: Any, tokens: Tensor, prefill: Method, decode: DecodeMethod | None = None, **options: Any
 ) -> tuple[Tensor, Record]:
     """Continue texts by the model's own `generate`, with one method for the prompt and one for the new tokens.
 

@@ -8,7 +8,8 @@ from seerbench.core.rope import plain_rope
 from seerbench.kernels.attn_gate.reference import pool_blocks
 from seerbench.methods.decode_gate import DecodeGate
 from seerbench.methods.decode_gate_config import DecodeGateConfig
-from seerbench.methods.seer_decode import CompressedKeys, SeerDecode, select_blocks
+from seerbench.methods.decode_protocol import NewToken, select_blocks
+from seerbench.methods.seer_decode import CompressedKeys, SeerDecode
 
 BLOCK, ROPE = 16, plain_rope(16)
 
@@ -68,9 +69,10 @@ def test_compressed_keys_are_those_of_all_tokens_at_once(first, prompt):
 def test_lists_are_of_each_sequence_and_as_narrow_as_the_budget():
     k, q = torch.randn(2, 2, 200, 16), torch.randn(2, 4, 200, 16)
     decode = SeerDecode([gate()], budget=2 * BLOCK + 3)
-    compressed = decode.start(LayerContext(0, q, k, ROPE), [0, 77])
-    compressed.append(torch.randn(2, 2, 1, 16))
-    lists = decode.plan(torch.randn(2, 4, 1, 16), compressed)
+    compressed = decode.start(LayerContext(0, q, k, ROPE), k, [0, 77])
+    token = NewToken(q[:, :, :1], torch.randn(2, 2, 201, 16), torch.randn(2, 4, 1, 16), torch.randn(2, 2, 1, 16))
+    decode.append(token, compressed)
+    lists = decode.plan(token, compressed)
     assert lists.blocks.shape == (2, 2, 4)
     assert (lists.first.tolist(), lists.end.tolist()) == ([0, 77], [201, 201])
     assert ((lists.counts == 3) | (lists.counts == 4)).all()

@@ -6,6 +6,10 @@ from transformers import DynamicCache
 
 from models.test_attention_function import run
 from models.toy import TOKENS, make
+from seerbench.baselines.decode.dense import DenseDecode
+from seerbench.baselines.decode.oracle import OracleDecode
+from seerbench.baselines.decode.quest import QuestDecode
+from seerbench.baselines.decode.streaming import StreamingDecode
 from seerbench.errors import Refused
 from seerbench.kernels import flex_attention
 from seerbench.kernels.attn_gate.reference import pool_blocks
@@ -60,14 +64,14 @@ def continued(model, decode, kind="dynamic", lengths=LENGTHS, prefill=DENSE):
 class Watched(SeerDecode):
     """Keeps (layer, tokens of each sequence, scores, lists) of every step."""
 
-    def start(self, layer, first):
-        compressed = super().start(layer, first)
+    def start(self, layer, keys, first):
+        compressed = super().start(layer, keys, first)
         compressed.layer, self.steps = layer.index, getattr(self, "steps", [])
         return compressed
 
-    def plan(self, q, compressed):
-        lists = super().plan(q, compressed)
-        self.steps.append((compressed.layer, compressed.lengths, self.score(q, compressed), lists))
+    def plan(self, token, compressed):
+        lists = super().plan(token, compressed)
+        self.steps.append((compressed.layer, compressed.lengths, self.score(token, compressed), lists))
         return lists
 
 
@@ -119,6 +123,20 @@ def test_a_budget_that_covers_everything_is_dense(kind, model):
             step = torch.nn.functional.pad(mask, (0, 1), value=1)
             logits.append(run(model, TOKENS[:, :1], cache, attention_mask=step))
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("baseline", [StreamingDecode, QuestDecode, OracleDecode])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_baselines_decode_inside_a_model(baseline, kind, model):
+    """Compare with dense decoding under a budget that covers everything, and see that a small one skips blocks."""
+    texts, _ = continued(model, DenseDecode(), kind)
+    assert torch.equal(texts, continued(model, None, kind)[0])
+    same, of_all = continued(model, baseline(1024, BLOCK), kind)
+    assert torch.equal(same, texts)
+    assert of_all.mean_decode_sparsity() == 0.0
+    _, record = continued(model, baseline(BLOCK, BLOCK), kind)
+    assert 0.05 < record.mean_decode_sparsity() < 0.9
 
 
 @pytest.mark.parametrize("kind", KINDS)
