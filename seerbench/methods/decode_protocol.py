@@ -84,7 +84,7 @@ StateT = TypeVar("StateT", bound=CacheState)
 
 
 class DecodeMethod(Generic[StateT]):
-    """Base class of methods for decoding; models.hugging_face puts one into a model.
+    """Base class of methods for decoding, which models.hugging_face puts into models.
 
     A subclass that scores blocks defines `score`, and `start` and `append` if it keeps more than a CacheState.
 
