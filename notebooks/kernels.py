@@ -113,7 +113,8 @@ exact, rounded = reference_attention(q, k, v, mask)[0], reference_attention(q, k
 error, budget = error_and_budget(walk(q, k, v, mask), exact, rounded)
 print(f"error {error:.2e}, budget {budget:.2e}: {'right' if error <= budget else 'wrong'}")
 
-# %% [markdown] The budget is derived, not chosen: the error of a kernel against float64 may be at most twice the
+# %% [markdown]
+# The budget is derived, not chosen: the error of a kernel against float64 may be at most twice the
 # error of the same mathematics in the kernel's dtype. It needs no constant per dtype that could be loosened. Keys
 # that are wrong by 2% exceed it clearly:
 
@@ -195,7 +196,8 @@ comparison = pd.DataFrame(
 )
 display(comparison.style.hide().set_caption(f"context {style.size(context)}, requested sparsity {most:.0%}"))
 
-# %% [markdown] Left: the rate on kept blocks. If the line of a kernel falls towards high sparsity, a part of its
+# %% [markdown]
+# Left: the rate on kept blocks. If the line of a kernel falls towards high sparsity, a part of its
 # work does not shrink with the number of blocks, probably launches, lists, and the beginning and end of each row.
 # Right: the speed-up, with the ideal 1 / (1 - skipped) dashed. A kernel above the dashed line has a higher rate
 # than the dense kernel that it is compared with.
@@ -227,7 +229,8 @@ with rc_context(style.STYLE):
     notebooks.caption(figure, str(labels.label(run, cells, timed=True)))
 notebooks.picture(figure, "Rate on kept blocks and speed-up against sparsity, one line per kernel")
 
-# %% [markdown] The next table has this speed-up at each context. In short contexts the fixed cost of a launch is
+# %% [markdown]
+# The next table has this speed-up at each context. In short contexts the fixed cost of a launch is
 # probably a larger part of the time.
 
 # %%

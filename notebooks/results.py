@@ -9,11 +9,12 @@
 # # Results: every artefact, the numbers behind it, and what they mean
 #
 # SeerBench asks one question: how much attention can be skipped in a long prefill, at what loss, and how much
-# time does that save? This notebook answers in that order. It measures nothing: it reads rows (parquet, one fact
-# per row) and computes every number from them. Each artefact is drawn once per machine that measured it; its
-# caption names machine, date and commit.
+# time does that save? The answers come first, then what they rest on. The notebook measures nothing: it reads rows
+# (parquet, one fact per row) and computes every number from them. Each artefact is drawn from one run: the one that
+# the notebook was executed for, or else the published run of the strongest scale. Its caption names machine, date
+# and commit.
 
-# %%
+# %% tags=["hide-input"]
 import importlib
 from functools import cache
 
@@ -23,7 +24,7 @@ from IPython.display import HTML, Markdown, display
 from seerbench.artefacts import ARTEFACTS, aggregates, colors, table_format
 from seerbench.artefacts.paper_numbers import paper_values
 from seerbench.errors import MissingRows
-from seerbench.report import claims_section, notebooks, verdicts
+from seerbench.report import artefact_sections, claims_section, notebooks, verdicts
 from seerbench.rows.timings import timings
 
 own, published = notebooks.own_run(), notebooks.published()
@@ -31,7 +32,8 @@ runs = notebooks.own_first(own, published)
 paper = paper_values()
 notebooks.overview(runs).style.hide()
 
-# %% [markdown] A run has what one preset measured on one machine. A small model on a CPU shows which method finds
+# %% [markdown]
+# A run has what one preset measured on one machine. A small model on a CPU shows which method finds
 # the right blocks; it says nothing about the speed of a GPU. A run of kernels shows how much time is saved, and
 # nothing about loss. The column *scale* says what the numbers of a run are about.
 
@@ -53,42 +55,39 @@ def measured(name):
     return pairs
 
 
-def show(name):
-    """Draw an artefact with its notes, once per machine."""
+def show(name, every=False):
+    """Draw an artefact with its notes, from the first run that has it or from every one; long tables are folded."""
     entry, module = ARTEFACTS[name], importlib.import_module(f"seerbench.artefacts.{name}")
-    for run, frame in measured(name):
+    pairs = measured(name)
+    for run, frame in pairs if every else pairs[:1]:
         if entry.kind == "figure":
             display(notebooks.picture(module.draw(frame), f"{name}: {entry.title}; {run.folder.name}"))
             continue
-        for source in ("measured", "paper"):
-            if not (frame.source == source).any():
-                continue
-            lines = frame[frame.source == source]
-            block = module.render(lines)
-            filled = [column for column in block if not block[column].isin([table_format.ABSENT, ""]).all()]
-            display(block[filled].style.hide().set_caption(f"{entry.title}: {source}"))
-            display(Markdown("\n".join(f"- {note}" for note in table_format.notes(lines))))
-        display(Markdown("\n".join(f"- {note}" for note in module.remarks(frame))))
-    if not measured(name):
+        for table in artefact_sections.tables(name, frame):
+            display(HTML(table))
+        notes = [*module.remarks(frame), *table_format.notes(frame)]
+        display(Markdown("\n".join(f"- {note}" for note in notes)))
+    if not pairs:
         print(f"no run here has rows for {name}")
+    elif len(pairs) > 1 and not every:
+        others = ", ".join(run.folder.name for run, _ in pairs[1:])
+        display(Markdown(f"Other runs have it too: {others}. `show({name!r}, every=True)` draws all of them."))
 
 
 # %% [markdown]
-# ## What is lost when blocks are skipped
+# ## Loss against time
 #
-# Figure 4 shows perplexity against the share of skipped blocks. Table 1 has these numbers with the baselines at
-# equal sparsity. The perplexities of documents differ far more than a method changes any of them, so compare the
-# *loss*: nats per token above dense on the same documents. 0.01 nats per token are 1% of perplexity.
+# This figure shows loss against speed-up on the same model, text and masks, with and without the time of block
+# selection. Points further right and lower are better. It needs a run with both at one context.
 
 # %%
-show("fig4")
-# %%
-show("table1")
+show("pareto")
 
 # %% [markdown]
-# Users often ask the reverse question: which sparsity has an acceptable loss? The next tables have, for each method
-# and context, the highest realised sparsity at which the whole 95% interval of the loss is at most 0.02 nats per
-# token. In an empty cell, no measured sparsity meets that.
+# ### How far can I go?
+#
+# The next tables have, for each method and context, the highest realised sparsity at which the whole 95% interval
+# of the loss is at most 0.02 nats per token. In an empty cell, no measured sparsity meets that.
 
 # %%
 ACCEPTABLE = 0.02  # nats per token, 2% of perplexity; choose your own
@@ -102,16 +101,69 @@ for run, frame in measured("table1"):
     title = f"{run.folder.name}: blocks skipped at a loss of at most {ACCEPTABLE} nats per token"
     display(shares.style.hide().set_caption(title))
 
+# %% [markdown]
+# ### From which sparsity is it faster?
+#
+# For each run, sweep, context and method, the next table has the lowest requested sparsity at which the whole
+# interval of the speed-up is above 1, and the speed-up at the highest measured sparsity. "Never" means that no
+# measured sparsity is faster.
+
+# %% tags=["hide-input"]
+SWEEPS = {"kernel": "attend", "methods": "total", "ttft": "ttft"}
+
+lines = []
+for run in runs:
+    cells, samples = timings(run)
+    for sweep, stage in SWEEPS.items():
+        # Of the two kinds of masks, only random ones are shown here.
+        of_sweep = cells[(cells.sweep == sweep) & (cells["mask"] != "gate-shaped")]
+        if of_sweep.empty:
+            continue
+        speed = aggregates.speedups(of_sweep, samples[samples.run_id.isin(of_sweep.run_id)], stage)
+        speed = speed[(speed.status == "measured") & speed.sparsity_requested.notna()]
+        for (context, method), group in speed.groupby(["context", "method"], sort=False):
+            pays, most = group[group.low > 1], group.loc[group.sparsity_requested.idxmax()]
+            interval = f"{most.value:.2f}x [{most.low:.2f}, {most.high:.2f}]"
+            lines.append(
+                {
+                    "run": run.folder.name,
+                    "sweep": sweep,
+                    "context": context,
+                    "method": colors.display(method),
+                    "over": most.base,
+                    "pays from": f"{pays.sparsity_requested.min():.0%}" if len(pays) else "never",
+                    "at the highest": f"{most.sparsity_requested:.0%}: {interval}",
+                }
+            )
+crossing = pd.DataFrame(lines, columns=["run", "sweep", "context", "method", "over", "pays from", "at the highest"])
+order = {sweep: place for place, sweep in enumerate(SWEEPS)}
+crossing = crossing.sort_values(["run", "sweep", "context"], key=lambda x: x.map(order) if x.name == "sweep" else x)
+display(HTML(artefact_sections.table(crossing)))
+
+# %% [markdown]
+# ## What is lost when blocks are skipped
+#
+# Figure 4 shows perplexity against the share of skipped blocks. Table 1 has these numbers with the baselines at
+# equal sparsity. The perplexities of documents differ far more than a method changes any of them, so compare the
+# *loss*: nats per token above dense on the same documents. 0.01 nats per token are 1% of perplexity.
+
+# %%
+show("fig4")
+# %%
+show("table1")
+
 # %%
 show("losses")
 
-# %% [markdown] A loss says little if the model would not miss its distant text. The next figure scores the same
+# %% [markdown]
+# A loss says little if the model would not miss its distant text. The next figure scores the same
 # tokens with more and more text before them.
 
 # %%
 show("context_use")
 
-# %% [markdown] Perplexity is an average over all tokens, and most tokens depend mainly on nearby ones. Look-up
+# %% [markdown]
+# Perplexity is an average over all tokens, and most tokens depend mainly on nearby ones. Look-up
 # tasks need one distant block. Which rows are sparse decides what they show: where the last rows are dense, the
 # rows that ask read everything, and a simple look-up says little about the choice of blocks. Compare only methods
 # of one protocol; a name says so where the last rows are dense.
@@ -182,54 +234,6 @@ show("methods")
 show("table4")
 # %%
 show("fig8")
-# %% [markdown]
-# ### From which sparsity is it faster?
-#
-# For each run, sweep, context and method, the next table has the lowest requested sparsity at which the whole
-# interval of the speed-up is above 1, and the speed-up at the highest measured sparsity. "Never" means that no
-# measured sparsity is faster.
-
-# %% tags=["hide-input"]
-SWEEPS = {"kernel": "attend", "methods": "total", "ttft": "ttft"}
-
-lines = []
-for run in runs:
-    cells, samples = timings(run)
-    for sweep, stage in SWEEPS.items():
-        # Of the two kinds of masks, only random ones are shown here.
-        of_sweep = cells[(cells.sweep == sweep) & (cells["mask"] != "gate-shaped")]
-        if of_sweep.empty:
-            continue
-        speed = aggregates.speedups(of_sweep, samples[samples.run_id.isin(of_sweep.run_id)], stage)
-        speed = speed[(speed.status == "measured") & speed.sparsity_requested.notna()]
-        for (context, method), group in speed.groupby(["context", "method"], sort=False):
-            pays, most = group[group.low > 1], group.loc[group.sparsity_requested.idxmax()]
-            interval = f"{most.value:.2f}x [{most.low:.2f}, {most.high:.2f}]"
-            lines.append(
-                {
-                    "run": run.folder.name,
-                    "sweep": sweep,
-                    "context": context,
-                    "method": colors.display(method),
-                    "over": most.base,
-                    "pays from": f"{pays.sparsity_requested.min():.0%}" if len(pays) else "never",
-                    "at the highest": f"{most.sparsity_requested:.0%}: {interval}",
-                }
-            )
-crossing = pd.DataFrame(lines, columns=["run", "sweep", "context", "method", "over", "pays from", "at the highest"])
-order = {sweep: place for place, sweep in enumerate(SWEEPS)}
-crossing = crossing.sort_values(["run", "sweep", "context"], key=lambda x: x.map(order) if x.name == "sweep" else x)
-display(crossing.style.hide())
-
-# %% [markdown]
-# ## Loss against time
-#
-# This figure shows loss against speed-up on the same model, text and masks, with and without the time of block
-# selection. Points further right and lower are better. It needs a run with both at one context.
-
-# %%
-show("pareto")
-
 # %% [markdown]
 # ## The paper's claims
 #

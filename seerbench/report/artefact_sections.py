@@ -53,9 +53,7 @@ def section(name: str, frame: pd.DataFrame, chart: str) -> str:
     entry, module = ARTEFACTS[name], module_of(name)
     parts = [f'<section><h3 id="{name}">{escape(heading(name))}</h3>{chart}']
     if entry.kind == "table":
-        # Some tables have the paper and this run in neighbouring lines; the others have the paper after this run.
-        groups = [frame] if getattr(module, "BESIDE_THE_PAPER", False) else _by_source(frame)
-        parts += [table(module.render(group)) for group in groups]
+        parts += [wide(table, name) for table in tables(name, frame)]
         notes = [*module.remarks(frame), *table_format.notes(frame)]
     else:
         methods = ", ".join(colors.display(method) for method in frame.method.dropna().unique())
@@ -65,6 +63,16 @@ def section(name: str, frame: pd.DataFrame, chart: str) -> str:
         notes = [f"{text}." for text in frame.label.dropna().unique()]
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f'{"".join(parts)}<ul class="label">{items}</ul><p>{_data(name, frame)}</p></section>'
+
+
+def tables(name: str, frame: pd.DataFrame) -> list[str]:
+    """Return the table of an artefact as HTML, in one or two parts.
+
+    Some tables have the paper and this run in neighbouring lines; the others have the paper after this run.
+    """
+    module = module_of(name)
+    groups = [frame] if getattr(module, "BESIDE_THE_PAPER", False) else _by_source(frame)
+    return [table(module.render(group)) for group in groups]
 
 
 def _by_source(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -87,11 +95,11 @@ def table(cells: pd.DataFrame) -> str:
         f"{''.join(f'<td>{escape(str(cell))}</td>' for cell in others)}</tr>"
         for first, *others in cells.to_numpy()
     )
-    text = escape(caption)
-    body = f"<table><caption>{text}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    title = f"<caption>{escape(caption)}</caption>"
+    body = f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     if len(cells) <= LONG:
-        return wide(body, text)
-    return f"<details><summary>Table of {len(cells)} lines</summary>{wide(body, text)}</details>"
+        return body
+    return f"<details><summary>Table of {len(cells)} lines</summary>{body}</details>"
 
 
 def _with_caption(cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:

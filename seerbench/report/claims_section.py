@@ -20,11 +20,12 @@ LEGEND = (
 
 
 def section(judgements: Sequence[Judgement]) -> str:
-    """Return the claims at a glance, then one article per claim."""
-    return glance(judgements) + articles(judgements)
+    """Return the claims at a glance, then one article per claim, folded."""
+    summary = "<summary>The evidence for each claim</summary>"
+    return f"{_glance(judgements)}<details>{summary}{''.join(map(_article, judgements))}</details>"
 
 
-def glance(judgements: Sequence[Judgement]) -> str:
+def _glance(judgements: Sequence[Judgement]) -> str:
     """Return the tally and a list of all claims with their verdicts and links to their articles."""
     links = (
         f'<li><a href="#{judgement.id}" class="{_css_class(judgement.verdict)}">{judgement.id}</a> '
@@ -37,11 +38,6 @@ def glance(judgements: Sequence[Judgement]) -> str:
         f'<ul class="glance">{"".join(links)}</ul>',
     ]
     return "".join(parts)
-
-
-def articles(judgements: Sequence[Judgement]) -> str:
-    """Return one article per claim with its evidence."""
-    return "".join(map(_article, judgements))
 
 
 def _own_run(judgements: Sequence[Judgement]) -> str:

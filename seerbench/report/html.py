@@ -67,8 +67,7 @@ def html(run: Run, published: Sequence[Run] = (), paper_dir: Path = paths.PAPER)
             "Methods that are compared ran in the same rounds or read the same documents; timings that other "
             "processes disturbed are left out, and a method that cannot run a case is shown as refused. What the "
             "paper claims is judged from these rows:</p>"
-            f"{claims_section.glance(judgements)}<details><summary>The evidence for each claim</summary>"
-            f"{claims_section.articles(judgements)}</details>",
+            f"{claims_section.section(judgements)}",
             '<h3 id="paper">Where the paper contradicts itself</h3><ul>',
             *(f"<li>{escape(text)}</li>" for text in oddities.oddities(paper_dir)),
             "</ul></section>",

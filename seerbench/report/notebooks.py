@@ -24,7 +24,7 @@ from seerbench.errors import MissingRows, NotebookError
 from seerbench.paths import PUBLISHED, ROOT
 from seerbench.reading import first_line, reading
 from seerbench.report.page_style import CSS, SCRIPT, wide
-from seerbench.report.verdicts import published_runs
+from seerbench.report.verdicts import published_runs, scale_rank
 from seerbench.rows import requests
 from seerbench.rows.store import Run
 from seerbench.writing import require_writable, write_bytes
@@ -59,7 +59,8 @@ def runs() -> list[Run]:
 
 
 def own_first(own: Run | None, published: list[Run]) -> list[Run]:
-    """Return the run that a notebook is executed for, if any, and then the published ones without it."""
+    """Return the run that a notebook is executed for, if any, then the others, the strongest scale first."""
+    published = sorted(published, key=lambda run: min(map(scale_rank, run.table("runs").scale_kind)), reverse=True)
     if own is None:
         return published
     return [own, *(run for run in published if run.folder.resolve() != own.folder.resolve())]
@@ -169,10 +170,12 @@ def html(notebook: Any, source: Path, run: Path | None) -> str:
             return f'<div class="label">{markdown(data["text/markdown"])}</div>'
         return f"<pre>{escape(data['text/plain'])}</pre>"
 
-    parts = []
+    parts: list[str] = []
+    headings: list[str] = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            parts.append(markdown(cell.source))
+            text = re.sub("<h2>(.*?)</h2>", lambda found: _numbered(found, headings), markdown(cell.source))
+            parts.append(text)
         else:
             opened = "" if FOLDED in cell.metadata.get("tags", []) else " open"
             code = f'<details class="code"{opened}><summary>code</summary>{colored(cell.source)}</details>'
@@ -185,10 +188,23 @@ def html(notebook: Any, source: Path, run: Path | None) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>SeerBench: {escape(source.stem)}</title><style>{light}",
             f"@media (prefers-color-scheme: dark) {{ {dark} }}{CSS}{PAGE_CSS}</style></head><body>",
-            f'<main>{"".join(parts)}<p class="label">{escape(origin)}</p></main>',
+            f"<main>{parts[0]}{_contents(headings)}{''.join(parts[1:])}",
+            f'<p class="label">{escape(origin)}</p></main>',
             f"<script>{SCRIPT}</script></body></html>\n",
         )
     )
+
+
+def _numbered(found: re.Match[str], headings: list[str]) -> str:
+    """Return a heading with an id, and add its text to `headings`."""
+    headings.append(found[1])
+    return f'<h2 id="part-{len(headings)}">{found[1]}</h2>'
+
+
+def _contents(headings: Sequence[str]) -> str:
+    """Return links to the headings of a page, which stay in sight."""
+    links = (f'<a href="#part-{place}">{text}</a>' for place, text in enumerate(headings, 1))
+    return f'<nav aria-label="Sections">{"".join(links)}</nav>' if headings else ""
 
 
 def sources() -> list[Path]:

@@ -29,7 +29,7 @@ th, td { padding: .25rem .6rem; text-align: left; white-space: nowrap; border-to
 .wrap td, .wrap th { white-space: normal; vertical-align: top }
 th { background: var(--card) } td.number { text-align: right; font-variant-numeric: tabular-nums }
 th[scope=row] { position: sticky; left: 0; font-weight: normal; max-width: 20rem; white-space: normal }
-@media (max-width: 600px) { th[scope=row] { max-width: 8rem } }
+@media (max-width: 600px) { th[scope=row] { max-width: 8rem } pre { white-space: pre-wrap } }
 """
 # Above each box that can scroll sideways; the script removes it where the box is wide enough.
 HINT = '<p class="hint">Wider than this page: scroll it sideways.</p>'

@@ -119,7 +119,7 @@ def by_scale(judgements: Sequence[Judgement]) -> str:
     parts = [
         f"{SCALES[scale] if scale else 'unknown scale'}: "
         + ", ".join(f"{of_scale[scale][kind]} {kind}" for kind in KINDS if of_scale[scale][kind])
-        for scale in sorted(of_scale, key=_scale_rank, reverse=True)
+        for scale in sorted(of_scale, key=scale_rank, reverse=True)
     ]
     return f"{'; '.join(parts).capitalize()}." if parts else ""
 
@@ -151,11 +151,11 @@ def _judge(claim: Any, runs: Sequence[tuple[Run, bool]], paper: pd.DataFrame) ->
 
 def _rank(evidence: Evidence, steps: pd.DataFrame, own: bool) -> tuple[int, bool, float, str]:
     """Return what decides between runs, by the rules of this module: the largest value decides."""
-    smallest_scale = min(_scale_rank(scale) for scale in steps.scale_kind)
+    smallest_scale = min(scale_rank(scale) for scale in steps.scale_kind)
     return smallest_scale, not own, evidence.rows.context.max(), steps.started.max()
 
 
-def _scale_rank(scale: object) -> int:
+def scale_rank(scale: object) -> int:
     """Return the place of a value of runs.scale_kind; a missing one is the smallest."""
     return SCALE_KINDS.index(scale) if scale in SCALE_KINDS else -1
 

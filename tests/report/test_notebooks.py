@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from seerbench.artefacts import ARTEFACTS
 from seerbench.errors import MissingRows, NotebookError
 from seerbench.paths import PUBLISHED, ROOT
 from seerbench.report import notebooks, page_style
@@ -43,6 +44,12 @@ def test_every_notebook_is_tested():
     assert {path.stem for path in notebooks.sources()} == set(EXPECTED)
 
 
+def test_no_text_is_in_a_marker_line():
+    """Jupytext takes it for the title of the cell, and the page lacks the beginning of the sentence."""
+    for path in notebooks.sources():
+        assert re.findall(r"^# %% \[markdown\] [^\[{]*$", path.read_text(), re.MULTILINE) == [], path
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_it_runs_on_the_published_rows(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -59,7 +66,15 @@ def test_it_runs_on_the_published_rows(name, tmp_path, monkeypatch):
     for word in words:
         assert word in text, word
     assert text.count("<script") == text.count(page_style.SCRIPT) == 1  # which measures boxes that scroll
+    sections = re.findall('<h2 id="(part-\\d+)">', text)
+    assert re.findall('<a href="#(part-\\d+)">', text) == sections
     if name == "results":
+        # Every artefact once came once per machine, and the answers after the tables: 40,000 pixels.
+        assert links.images <= sum(entry.kind == "figure" for entry in ARTEFACTS.values())
+        answers, evidence = (
+            text.index(f">{title}</h2>") for title in ("Loss against time", "Are they the right blocks?")
+        )
+        assert answers < text.index("pays from") < evidence
         tally = re.search(r"\*\*(\d+ claims: .*?)\.\*\*", (ROOT / "CLAIMS.md").read_text(encoding="utf-8")).group(1)
         assert tally in text
 
