@@ -459,6 +459,46 @@ def evaluate(
 
 
 @app.command(rich_help_panel=USE)
+def leaderboard(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option(help="a folder of rows that is yours, beside the published ones; may be given several times"),
+    ] = None,
+    published: Published = PUBLISHED,
+    out: Annotated[Path, typer.Option(help="folder for leaderboard.html, .md and .csv")] = Path(
+        "figures/leaderboard"
+    ),
+) -> None:
+    """Rank all methods by loss where they were measured alike, with their look-ups, RULER and times.
+
+    It reads the published runs and yours: the folder of an evaluation, or a fresh run. Methods are ranked in
+    the same model, on the same texts, at the same context and requested sparsity. A number that is missing has the
+    command that measures it. The page sorts by any column and needs no network.
+
+    Example: `seerbench leaderboard --runs results/evaluate/cpu/mine`
+    """
+    from seerbench.evaluate import leaderboard as boards
+    from seerbench.report.advise import runs_in
+    from seerbench.rows.store import Run
+
+    own = runs or []
+    folders = [*runs_in(published, Path(os.devnull)), *own]
+    found = boards.boards(map(Run, folders))
+    if not found:
+        raise ResultsError(
+            f"no numbers of methods in {published}; name a folder of rows with --runs ({IN_CHECKOUT_ONLY})"
+        )
+    names = [folder.resolve().name for folder in own]
+    for kind, text in {
+        "html": boards.as_page(found, names),
+        "md": boards.as_markdown(found, names),
+        "csv": boards.as_frame(found).to_csv(index=False),
+    }.items():
+        write_bytes(out / f"leaderboard.{kind}", text.encode())
+        typer.echo(out / f"leaderboard.{kind}")
+
+
+@app.command(rich_help_panel=USE)
 def advise(
     context: Annotated[int, typer.Option(help="tokens of the prompt, such as 32768 or 32k", parser=_tokens)],
     gpu: Annotated[str | None, typer.Option(help="part of a machine's name: H100, Xeon")] = None,

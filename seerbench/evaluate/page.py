@@ -12,6 +12,7 @@ from seerbench.report.html import CSS
 
 # How a cell begins that says why it has no number.
 WITHOUT_NUMBER = ("missing", "refused", "failed", "disturbed", "out of memory")
+LONG = 50  # characters of a cell above which its text may take several lines
 STYLE = """
 h1 { overflow-wrap: anywhere } caption { font-weight: 600 }
 th button { all: unset; cursor: pointer; font-weight: 600 }
@@ -19,12 +20,21 @@ th button:focus-visible { outline: 3px solid var(--link) }
 th[aria-sort=ascending] button::after { content: " \\2191" }
 th[aria-sort=descending] button::after { content: " \\2193" }
 tr.own td { font-weight: 600 } .hint { color: var(--faint); font-size: .85rem; margin: .2rem 0 }
+details { border-top: 1px solid var(--line); padding: .4rem 0 } summary { cursor: pointer; font-size: 1.2rem }
+th { white-space: normal; vertical-align: bottom } td.long { white-space: normal; min-width: 12rem }
 td.missing { color: var(--faint) }
-@media (min-width: 60rem) { .hint.scroll { display: none } }
-@media (max-width: 40rem) { td { white-space: normal; min-width: 4rem } }
+@media (max-width: 40rem) { td { white-space: normal } td:not(:first-child) { min-width: 4rem } }
 """
-# Sort the lines of a table by a column: by number where its cells begin with one, else by text; empty ones last.
+# Say which tables scroll sideways. Sort the lines of a table by a column: by number where its cells begin with one,
+# else by text; cells without a number last.
 SCRIPT = """
+const hints = () => {
+  for (const table of document.querySelectorAll(".wide"))
+    table.previousElementSibling.hidden = table.scrollWidth <= table.clientWidth
+}
+hints()
+addEventListener("resize", hints)
+for (const board of document.querySelectorAll("details")) board.addEventListener("toggle", hints)
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => {
   const head = button.closest("th"), table = head.closest("table"), column = head.cellIndex
   const down = head.getAttribute("aria-sort") === "ascending"
@@ -76,7 +86,7 @@ def section(title: str, cells: pd.DataFrame, notes: Sequence[str], own: Sequence
     return (
         f"<section><h2>{escape(title)}</h2>"
         '<p class="hint">A click on a heading sorts.</p>'
-        '<p class="hint scroll">The table scrolls sideways on a narrow screen.</p>'
+        '<p class="hint scroll">The table scrolls sideways.</p>'
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(title)}"><table><thead><tr>{head}</tr>'
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
         f'<ul class="label">{items}</ul></section>'
@@ -86,5 +96,5 @@ def section(title: str, cells: pd.DataFrame, notes: Sequence[str], own: Sequence
 def _cell(text: object) -> str:
     """Return a cell. It is faint if it has no number, and last whichever way its column is sorted."""
     empty = text == table_format.ABSENT or str(text).startswith(WITHOUT_NUMBER)
-    faint = ' class="missing"' if empty else ""
-    return f"<td{faint}>{escape(str(text))}</td>"
+    kind = "missing" if empty else "long" if len(str(text)) > LONG else ""
+    return f"<td{f' class={kind!r}' if kind else ''}>{escape(str(text))}</td>"
