@@ -19,6 +19,7 @@ EXPECTED = {
         1,
         ("right", "of the dense ceiling", "_inner_loop", "reading the union of their lists: not worth it"),
     ),
+    "compare_methods": (1, ("StreamingLLM", "loses less", "is faster", "right, %")),
     "gates": (4, ("recorded (layer, head)", "missed mass", "kept by the gate")),
 }
 
