@@ -23,6 +23,7 @@ from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.rows import requests
 from seerbench.rows.schema import schema
 from seerbench.rows.store import Run, write_rows
+from seerbench.rows.timings import timings
 
 FOLDER = "beside"
 # Largest difference, in nats per token, that the rounding of another device or dtype makes between two losses of
@@ -74,9 +75,11 @@ def comparable(run: Run, other: Run, table: str) -> pd.DataFrame:
 
 
 def _of(run: Run, table: str) -> pd.DataFrame:
-    """Return the rows of the compared experiment or sweep."""
+    """Return the rows of the compared experiment or sweep; disturbed cells are marked (rows/timings.py)."""
+    if table == "cells":
+        return timings(run, TIMINGS)[0]
     rows = requests.rows(run, table)
-    return rows[rows["sweep" if table == "cells" else "experiment"] == TABLES[table]]
+    return rows[rows.experiment == TABLES[table]]
 
 
 def _same_inputs(run: Run, other: Run, mine: pd.DataFrame) -> set[str]:
@@ -127,7 +130,7 @@ def _write(folder: Path, other: Run, table: str, rows: pd.DataFrame) -> None:
     stored = [name for name in rows if name in schema(table).names]
     write_rows(folder / table / f"{TABLES[table]}.parquet", table, _records(rows[stored]), executions)
     if table == "cells":
-        samples = other.table("samples")
+        _, samples = timings(other, TIMINGS)
         kept = samples.merge(rows[["run_id", "cell", "method"]].drop_duplicates())
         write_rows(folder / "samples" / f"{TABLES[table]}.parquet", "samples", kept, executions)
 

@@ -22,6 +22,7 @@ from seerbench.evaluate import page
 from seerbench.evaluate.beside import FOLDER
 from seerbench.evaluate.protocol import LOOKUPS, LOSSES, TIMINGS
 from seerbench.methods.block_sparse_kernels import DENSE
+from seerbench.rows import requests
 from seerbench.rows.store import Run
 
 OWN = "yours"  # the column `run` of the lines of the evaluation itself
@@ -79,7 +80,7 @@ def card(run: Run, title: str, facts: Sequence[str], beside: Mapping[str, Path],
 
 def _collected(run: Run, table: str, artefact: ModuleType, beside: Mapping[str, Path]) -> pd.DataFrame:
     """Return the numbers of an artefact with the column `run`: the evaluation's, then those beside it."""
-    if run.table(table).empty:
+    if requests.rows(run, table).empty:
         return pd.DataFrame(columns=["run", "label"])
     nothing_printed = paper_values().iloc[:0]
     parts = {OWN: artefact.collect(run, nothing_printed)}
