@@ -16,6 +16,8 @@ from seerbench.rows import requests
 from seerbench.rows.store import Run
 from seerbench.rows.timings import timings as judged_timings
 
+# The reason of a method of the paper that a run did not measure. Tables name these methods below, without a line.
+NOT_HERE = "not in this run"
 # The columns of a frame, in this order; each artefact has those that it needs.
 COLUMNS = (
     "panel",
@@ -130,7 +132,7 @@ def unmeasured_methods(printed: pd.DataFrame, measured: pd.DataFrame) -> pd.Data
             "bucket": place.bucket if "bucket" in measured else None,
             "metric": place.metric,
             "status": "missing",
-            "reason": "not in this run",
+            "reason": NOT_HERE,
             "label": place.label,
         }
         for method in methods

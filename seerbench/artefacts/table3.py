@@ -32,7 +32,7 @@ def _gaps(printed: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     places = measured[["corpus", "context"]].drop_duplicates()
     gaps = wanted[[(line.recipe, round(line.sparsity_requested, 3)) not in have for line in wanted.itertuples()]]
     return gaps.merge(places, how="cross").assign(
-        source="measured", status="missing", reason="not in this run", label=measured.label.iloc[0]
+        source="measured", status="missing", reason="not measured", label=measured.label.iloc[0]
     )
 
 

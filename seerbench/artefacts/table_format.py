@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from seerbench.artefacts import colors, gate_sets
+from seerbench.artefacts import colors, frames, gate_sets
 from seerbench.rows.gate_ref import UNTRAINED
 
 ABSENT = "-"  # Shown where the frame has no line for a place in the grid.
@@ -63,6 +63,7 @@ def grid(
     ABSENT. A place that was not measured holds its status and the number of the note with its reason.
     """
     reasons = _reasons(frame if noted is None else noted)
+    frame = frame[frame.reason != frames.NOT_HERE]
     values = list(dict.fromkeys(frame[column].dropna()))
     values = sorted(values) if frame[column].dtype.kind in "fi" else values
     lines = []
@@ -97,6 +98,9 @@ def notes(frame: pd.DataFrame) -> list[str]:
         f"Note {place}: {status.replace('_', ' ')}: {reason}."
         for place, (status, reason) in enumerate(_reasons(frame), 1)
     ]
+    unmeasured = frame[frame.reason == frames.NOT_HERE].method.unique()
+    if len(unmeasured):
+        reasons.append(f"Not in this run: {', '.join(map(colors.display, unmeasured))}.")
     absent = f"{ABSENT}: neither the paper nor this run has this number."
     return [*(f"{text}." for text in frame.label.dropna().unique()), *reasons, absent]
 

@@ -28,6 +28,21 @@ WHAT = (
     "blocks it and other methods can skip, what that costs in quality, and how much time it really saves.</p>"
 )
 ABOVE = '<p><a href="#choice">Its chart is above.</a></p>'
+# What a reader of the tables must know; docs/glossary.md has all words.
+WORDS = {
+    "loss, delta NLL": "nats per token above dense attention on the same documents; 0.01 nats are 1% of perplexity",
+    "blocks skipped, sparsity": "the share of the causal blocks of the attention map that is not computed",
+    "requested, realised": "the sparsity that a method was asked for, and that of the plan which it computed",
+    "own": "the method takes no requested sparsity and decides by itself",
+    "1.02 [0.98, 1.05]": "a number with its 95% interval",
+    "1.02 (0.91)": "a number with the realised sparsity",
+    "SeerAttention (long:v1)": "with the gate set v1 of the gate job `long`; v1 is the paper's gate, v2 the gate "
+    "of its authors' later code, and `untrained` has its initial weights",
+    "oracle, random": "the blocks with the largest true attention, and random ones: controls, which do not compete",
+    "last rows dense": "the last block rows, which ask the question of a look-up, read every key",
+    "captured:smollm2": "the inputs of a timing were recorded in this model",
+    "refused": "a method said why it cannot run a case; nothing else ran under its name",
+}
 # The first of these that the run has is the page's first picture.
 FIRST = ("pareto", "losses", "table1", "methods", "table4")
 
@@ -74,7 +89,9 @@ def html(run: Run, published: Sequence[Run] = (), paper_dir: Path = paths.PAPER)
             _reproduce(runs),
             '<section><h2 id="artefacts">Tables and figures</h2><ul class="glance">',
             *(f'<li><a href="#{name}">{escape(artefact_sections.heading(name))}</a></li>' for name in drawn),
-            "</ul>",
+            "</ul><details><summary>What the words and brackets mean</summary><dl>",
+            *(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in WORDS.items()),
+            "</dl></details>",
             *(artefact_sections.section(name, frame, charts[name]) for name, frame in drawn.items()),
             '<h3 id="missing">Not in this run</h3>' if missing else "",
             *missing,

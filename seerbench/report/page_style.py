@@ -15,6 +15,7 @@ nav { position: sticky; top: 0; z-index: 2; background: var(--page); border-bott
 nav a { display: inline-block; padding: .3rem .8rem .3rem 0 }
 .glance { list-style: none; padding: 0; columns: 22rem; font-size: .85rem } .glance li { margin: .15rem 0;
   break-inside: avoid } .glance a { font-weight: 600 }
+dt { font-weight: 600 } dd { margin: 0 0 .3rem 1rem }
 ul.label { padding-left: 1.2rem } summary { cursor: pointer; color: var(--link) } pre { overflow-x: auto }
 article { border: 1px solid var(--line); border-radius: 6px; padding: .6rem 1rem; margin: .7rem 0 }
 article h3 { margin: 0; font-size: 1rem } article p { margin: .3rem 0; overflow-wrap: anywhere }

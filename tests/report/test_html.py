@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -67,6 +68,13 @@ def test_the_page_answers_a_strangers_questions_in_their_order(page):
     text_above = re.sub("<[^>]*>", "", page[page.index("</style>") : page.index("<svg")])
     assert len(text_above) < 1200
     assert "make figures PRESET=cpu" in page
+
+
+def test_the_words_of_the_tables_are_explained(page):
+    text = unescape(page)
+    explained = " ".join(re.findall("<dt>(.*?)</dt>", text))
+    for word in ("delta NLL", "realised", "own", "long:v1", "captured:", "refused", "random", "last rows dense"):
+        assert word in explained
 
 
 def test_nothing_scrolls_sideways_without_saying_so(page):
