@@ -96,7 +96,7 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.sort_values(["place", "rank"], kind="stable")
     frame["method_name"] = frame.apply(table_format.method_name, axis=1)
     frame["quantity"] = frame.apply(_quantity, axis=1)
-    lines = {"quantity": "quantity", "method_name": "method", "source": "source", "model": "model"}
+    lines = {"method_name": "method", "quantity": "quantity", "source": "source", "model": "model"}
     lines |= {"variant": "variant"}
     return table_format.grid(frame, lines, "context", _cell, style.size).drop(columns="variant")
 

@@ -57,12 +57,14 @@ def section(name: str, frame: pd.DataFrame, chart: str) -> str:
         notes = [*module.remarks(frame), *table_format.notes(frame)]
     else:
         methods = ", ".join(colors.display(method) for method in frame.method.dropna().unique())
-        description = f"{name}: {entry.title}. {len(frame)} numbers of {methods}; the CSV below has all of them."
+        origins = "; ".join(frame.label.dropna().unique())
+        description = f"{name}: {entry.title}. {len(frame)} numbers of {methods}, all in the CSV below. {origins}."
         svg = base64.b64encode(style.image(module.draw(frame), "svg")).decode()
         parts.append(wide(f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{svg}">', name))
-        notes = [f"{text}." for text in frame.label.dropna().unique()]
+        notes = []  # They are in the picture.
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'{"".join(parts)}<ul class="label">{items}</ul><p>{_data(name, frame)}</p></section>'
+    below = f'<ul class="label">{items}</ul>' if notes else ""
+    return f"{''.join(parts)}{below}<p>{_data(name, frame)}</p></section>"
 
 
 def tables(name: str, frame: pd.DataFrame) -> list[str]:

@@ -129,13 +129,17 @@ def html(chart: Chart, title: str) -> str:
 
 
 def _inks(points: pd.DataFrame) -> dict[str, str]:
-    """Return name of a line -> its color, in the order of every legend; lines of one method differ in shade."""
-    lines = points.drop_duplicates("name")
+    """Return name of a line -> its color, in the order of every legend.
+
+    Lines of one method differ in shade; those of the paper, which are dashed, do not count among this run's.
+    """
+    lines = points.drop_duplicates("name").sort_values("name")
+    lines = lines.assign(rank=lines.method.map(colors.rank), paper=lines.source == "paper")
     inks: dict[str, str] = {}
-    for method, group in sorted(lines.groupby("method"), key=lambda pair: colors.rank(pair[0])):
+    for (_, method, _), group in lines.groupby(["rank", "method", "paper"]):
         base = colors.color(method)
         tints = [base] if len(group) == 1 else map(to_hex, colors.shades(base, len(group)))
-        inks |= dict(zip(sorted(group["name"]), tints))
+        inks |= dict(zip(group["name"], tints))
     return inks
 
 

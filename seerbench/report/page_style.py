@@ -29,8 +29,9 @@ table { border-collapse: collapse; font-size: .85rem } caption { text-align: lef
 th, td { padding: .25rem .6rem; text-align: left; white-space: nowrap; border-top: 1px solid var(--line) }
 .wrap td, .wrap th { white-space: normal; vertical-align: top }
 th { background: var(--card) } td.number { text-align: right; font-variant-numeric: tabular-nums }
-th[scope=row] { position: sticky; left: 0; font-weight: normal; max-width: 20rem; white-space: normal }
-@media (max-width: 600px) { th[scope=row] { max-width: 8rem } pre { white-space: pre-wrap } }
+th[scope=row] { position: sticky; left: 0; font-weight: normal; min-width: 12rem;
+  max-width: 20rem; white-space: normal }
+@media (max-width: 600px) { th[scope=row] { min-width: 6rem; max-width: 8rem } pre { white-space: pre-wrap } }
 """
 # Above each box that can scroll sideways; the script removes it where the box is wide enough.
 HINT = '<p class="hint">Wider than this page: scroll it sideways.</p>'

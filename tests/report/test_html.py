@@ -94,6 +94,13 @@ def test_long_tables_are_folded_below_a_chart(page):
         assert not folded or "<svg" in above or html.ABOVE in above
 
 
+def test_a_figure_says_its_origin_once(page):
+    """The caption in the picture was once repeated under it."""
+    for section in page.split("<section>"):
+        if "<img" in section:
+            assert '<ul class="label">' not in section
+
+
 def test_what_all_lines_share_is_in_the_caption():
     """The columns source, model and corpus once pushed the numbers off a narrow screen."""
     cells = pd.DataFrame(

@@ -6,7 +6,7 @@ from html import unescape
 import pandas as pd
 import pytest
 
-from seerbench.artefacts import chart
+from seerbench.artefacts import chart, colors
 from seerbench.report import interactive
 
 
@@ -46,6 +46,12 @@ def test_lines_of_one_method_differ_in_color(figure):
     """Gates of SeerAttention once had equal entries in the legend."""
     inks = re.findall(r'<i style="background:(#\w+)">', figure)
     assert len(set(inks)) == 3
+
+
+def test_a_line_of_the_paper_takes_no_shade_from_this_runs():
+    points = pd.DataFrame({"name": ["SeerAttention", "SeerAttention: paper"], "method": "seer"})
+    inks = interactive._inks(points.assign(source=["measured", "paper"]))
+    assert set(inks.values()) == {colors.color("seer")}
 
 
 def test_the_papers_marks_are_hollow(figure):
