@@ -23,6 +23,7 @@ from seerbench.evaluate.beside import FOLDER
 from seerbench.evaluate.protocol import LOOKUPS, LOSSES, TIMINGS
 from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.rows import requests
+from seerbench.rows.schema import DISTURBED
 from seerbench.rows.store import Run
 
 OWN = "yours"  # the column `run` of the lines of the evaluation itself
@@ -146,7 +147,10 @@ def _times(frame: pd.DataFrame) -> Section:
         f"Medians of one layer's attention, on q, k and v {inputs}. Speed-up: dense time / method time, planning "
         f"included, in the same rounds [95% interval over rounds]; dense is {bases}. Below 1 the method is slower."
     )
-    return _section("Time", cells[[*lines.values(), *shown]], (note, *_reasons(frame)))
+    notes = [note, *_reasons(frame)]
+    if (frame.status[frame.run == OWN] == DISTURBED).any():
+        notes.append("To time again, run the same command on a quiet machine; nothing else is measured again then.")
+    return _section("Time", cells[[*lines.values(), *shown]], tuple(notes))
 
 
 def _section(title: str, cells: pd.DataFrame, notes: tuple[str, ...]) -> Section:

@@ -19,7 +19,7 @@ from seerbench.evaluate.protocol import LOOKUPS, LOSSES, Protocol
 from seerbench.measure import perplexity, tasks
 from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.presets.jobs import MethodsLatencyJob, PerplexityJob, RetrievalJob
-from seerbench.rows.schema import REFUSED
+from seerbench.rows.schema import DISTURBED, REFUSED
 from seerbench.rows.source_digest import files_digest, source_digest
 from seerbench.steps.accuracy import lookups
 from seerbench.steps.arms import make_arms
@@ -44,6 +44,7 @@ class Evaluation:
     def __init__(self, protocol: Protocol, method: Candidate, model: Any, command: str) -> None:
         self.protocol, self.method, self.model, self.command = protocol, method, model, command
         self.saved: list[SavedRows] = []
+        self.disturbed = False  # whether timings were; then the same command measures them again, and nothing else
 
     def measure(self) -> None:
         """Measure everything that is not saved yet, and write the rows.
@@ -61,7 +62,7 @@ class Evaluation:
         for job in self.protocol.timings:
             self._timings(job)
         for saved in self.saved:
-            saved.join()
+            saved.join(keep=self.disturbed and saved.table in ("perplexity", "tasks"))
 
     def _saved(self, table: str, job: AnyJob) -> SavedRows:
         """Return the pieces of a table; what decides its rows tells them from those of other evaluations."""
@@ -135,6 +136,7 @@ class Evaluation:
             for row in found.cells:
                 if row["method"] not in DENSE:
                     row["source_digest"] = self._digest
+                self.disturbed |= row["status"] == DISTURBED
             cells.save("all", found.cells)
             samples.save("all", found.samples)
             bar.update()
@@ -163,4 +165,4 @@ def _require_measured(rows: Rows, accepted: tuple[str, ...]) -> None:
         raise MeasureError(f"dense attention cannot be measured in this model: {wrong[0]['reason']}")
     if wrong:
         said = [f"asked to skip {row['sparsity_requested']:.0%}: {row['reason']}" for row in wrong]
-        raise Refused(f"{wrong[0]['context']} tokens, {'; '.join(said)}")
+        raise Refused(f"at {wrong[0]['context']} tokens, {'; '.join(said)}")

@@ -49,8 +49,11 @@ class SavedRows:
         write_rows(self._file(name), self.table, [{**row, "run_id": done["run_id"]} for row in rows], done)
         self.files.append(self._file(name))
 
-    def join(self) -> None:
-        """Write the output of all pieces, with the provenance of every execution, and delete the pieces."""
+    def join(self, keep: bool = False) -> None:
+        """Write the output of all pieces, with the provenance of every execution, and delete the pieces.
+
+        keep: whether the pieces stay, so that they are not measured again with what must be.
+        """
         rows: list[dict[str, Any]] = []
         runs: dict[str, dict[str, Any]] = {}
         for file in self.files:
@@ -59,7 +62,8 @@ class SavedRows:
             for run in executions:  # an execution has its longest wall time in the piece that it saved last
                 runs[run["run_id"]] = max(run, runs.get(run["run_id"], run), key=lambda each: each["wall_s"])
         write_rows(self.out, self.table, rows, runs.values())
-        self.discard()
+        if not keep:
+            self.discard()
 
     def discard(self) -> None:
         """Delete the pieces."""
