@@ -51,13 +51,18 @@ class KeyRanges(CacheState):
         self.block = block
         if any(first):  # tokens of each sequence from 0 on
             keys = torch.stack([row.roll(-start, 1) for row, start in zip(keys, first, strict=True)])
-            ends = integers(self.lengths, torch.int64, keys.device)[:, None, None, None]
-            outside = torch.arange(keys.shape[2], device=keys.device)[:, None] >= ends
-            both = _both_signs(keys).masked_fill(outside, -math.inf)
-        else:
-            both = _both_signs(keys)
-        padded = F.pad(both, (0, 0, 0, -keys.shape[2] % block), value=-math.inf)
-        self.ranges = _with_room(padded.unflatten(2, (-1, block)).amax(3), ROOM)
+        ends = integers(self.lengths, torch.int64, keys.device)[:, None, None, None]
+        outside = torch.arange(keys.shape[2], device=keys.device)[:, None] >= ends
+
+        def blocks(fill: float) -> Tensor:
+            inside = keys.masked_fill(outside, fill) if any(first) else keys
+            return F.pad(inside, (0, 0, 0, -keys.shape[2] % block), value=fill).unflatten(2, (-1, block))
+
+        ranges = torch.cat([blocks(-math.inf).amax(3), -blocks(math.inf).amin(3)], -1)
+        self.ranges = _with_room(ranges, ROOM)
+
+    def kept_bytes(self) -> int:
+        return self.ranges.nbytes
 
     def take(self, key: Tensor) -> None:
         """Take in the key of one new token per sequence, after RoPE, [B, Hk, 1, D]."""

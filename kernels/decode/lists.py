@@ -55,6 +55,17 @@ class CacheLists:
         counts = kept.sum(-1, dtype=torch.int32)
         return cls(counts, columns.where(columns < n, 0), first, end, block)
 
+    def to_tokens(self, room: int) -> Tensor:
+        """Return which of `room` places in the cache are read, bool [B, Hk, room]."""
+        blocks = -(-room // self.block)
+        listed = torch.arange(self.blocks.shape[-1], device=self.blocks.device) < self.counts[..., None]
+        flags = torch.zeros(*self.counts.shape, blocks + 1, dtype=torch.bool, device=self.blocks.device)
+        flags = flags.scatter(-1, self.blocks.where(listed, blocks).long(), True)
+        places = torch.arange(room, device=self.blocks.device)
+        block = (places - self.first[:, None]).clamp(min=0) // self.block  # [B, room]
+        read = flags.gather(-1, block[:, None].expand(-1, flags.shape[1], -1))
+        return read & (places >= self.first[:, None, None]) & (places < self.end[:, None, None])
+
     def density(self) -> Tensor:
         """Return the share of a sequence's blocks that is read, averaged over batch and heads, fp32 []."""
         blocks = -((self.first - self.end) // self.block)

@@ -55,6 +55,7 @@ class Prepared:
         parts: returns the durations of parts of the call just timed (see `Candidate`).
         peak_mib: peak memory, where preparing the method measured it already.
         dense: whether the plan skipped nothing.
+        kept_mib: what a method for decoding keeps beside the cache.
     """
 
     stages: Mapping[str, Call]
@@ -66,6 +67,7 @@ class Prepared:
     parts: Callable[[], Mapping[str, float]] = dict
     peak_mib: float | None = None
     dense: bool = False
+    kept_mib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,13 @@ class CellTimer:
     """Settings that the cells of one sweep at one context share; `measure` times one of the cells.
 
     Attributes:
-        sweep: kernel, authors_kernel, methods, training_kernel or ttft.
+        sweep: kernel, authors_kernel, methods, training_kernel, ttft or decode.
         problem: gives context and device; the block size of an entry may differ.
         inputs: what q, k and v are.
         timing: the number of rounds and the seed.
         run_id: the execution that the rows belong to.
         patience: waits for a quiet machine.
+        part: what the names of the cells say after the context, for a sweep that has several of one sparsity.
     """
 
     sweep: str
@@ -116,10 +119,11 @@ class CellTimer:
     timing: Timing
     run_id: str
     patience: Patience = PATIENCE
+    part: str = ""
 
     def measure(self, sparsity: float | None, entries: Iterable[Entry]) -> Rows:
         """Prepare and check each entry, then time those that can be timed in the same rounds."""
-        cell = f"{self.sweep}-{self.problem.context}" + ("" if sparsity is None else f"-{sparsity:.2f}")
+        cell = f"{self.sweep}-{self.problem.context}{self.part}" + ("" if sparsity is None else f"-{sparsity:.2f}")
         rows: list[dict[str, Any]] = []
         candidates: dict[str, Candidate] = {}
         for entry in entries:
@@ -219,6 +223,7 @@ def _try(entry: Entry, device: str) -> tuple[dict[str, Any], Candidate | None]:
             "sparsity_realised": prepared.sparsity,
             "error_vs_oracle": check and check.error,
             "error_budget": check and check.budget,
+            "kept_mib": prepared.kept_mib,
             "flops": prepared.flops,
         }
         if prepared.dense:

@@ -139,6 +139,22 @@ def _at_sparsity(method: Method, sparsity: float) -> Method:
     return method
 
 
+def check_decoding(actual: Tensor, q: Tensor, k: Tensor, v: Tensor, read: Tensor | None) -> Check:
+    """Check attention of one new token per sequence over a part of a cache.
+
+    Args:
+        actual: the output [B, Hq, 1, D] to check.
+        q: queries [B, Hq, 1, D].
+        k: keys [B, Hk, N, D].
+        v: values [B, Hk, N, D].
+        read: the tokens that are read, bool [B, Hk, N]; None for all.
+    """
+    read = torch.ones(k.shape[:3], dtype=torch.bool, device=k.device) if read is None else read
+    pairs = read.repeat_interleave(q.shape[1] // k.shape[1], 1)[:, :, None]
+    exact, rounded = (reference_attention(q, k, v, pairs, dtype)[0] for dtype in (torch.float64, q.dtype))
+    return Check(*error_and_budget(actual, exact, rounded))
+
+
 def check_pooled(kernel: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, block: int) -> Check:
     """Check output and pooled map of a pooled-attention kernel; return the one that uses more of its budget.
 

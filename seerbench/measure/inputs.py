@@ -99,6 +99,28 @@ def random_inputs(problem: AttentionProblem, seed: int) -> tuple[Tensor, Tensor,
     return draw(problem.q_heads), draw(problem.kv_heads), draw(problem.kv_heads)
 
 
+def random_cache(problem: AttentionProblem, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return normally distributed q [B, Hq, 1, D] of a new token, and k and v [B, Hk, N + 1, D] of all tokens.
+
+    Raises MeasureError on a CPU whose memory does not hold them.
+    """
+    dtype, tokens = getattr(torch, problem.dtype), problem.context + 1
+    if problem.device == "cpu":
+        needed = 2 * problem.batch * problem.kv_heads * tokens * problem.head_dim * dtype.itemsize / 2**20
+        if needed > available_mib():
+            raise MeasureError(
+                f"{problem.batch} sequences of {problem.context} tokens need {needed / 1024:.0f} GiB of memory for "
+                f"their cache, and {available_mib() / 1024:.0f} GiB are free; take a smaller batch or context"
+            )
+    generator = torch.Generator(problem.device).manual_seed(seed)
+
+    def draw(heads: int, tokens: int) -> Tensor:
+        shape = (problem.batch, heads, tokens, problem.head_dim)
+        return torch.randn(shape, generator=generator, device=problem.device, dtype=dtype)
+
+    return draw(problem.q_heads, 1), draw(problem.kv_heads, tokens), draw(problem.kv_heads, tokens)
+
+
 def random_mask(q: Tensor, k: Tensor, sparsity: float, problem: AttentionProblem, seed: int) -> BlockMask:
     """Return a mask of random square blocks, drawn per head, that keeps the diagonal.
 

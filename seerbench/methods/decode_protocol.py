@@ -57,6 +57,10 @@ class CacheState:
         """The place behind the last token."""
         return self.first[0] + self.lengths[0]
 
+    def kept_bytes(self) -> int:
+        """Return the bytes that the method keeps of the layer beside the cache of keys and values."""
+        return 0
+
     def extend(self) -> None:
         """Count one new token per sequence."""
         self.lengths = tuple(length + 1 for length in self.lengths)

@@ -67,6 +67,9 @@ class CompressedKeys(CacheState):
             unfinished = k[row, :, length - length % block : length]
             self.tail[row, :, : unfinished.shape[1]] = unfinished
 
+    def kept_bytes(self) -> int:
+        return self.keys.nbytes + self.tail.nbytes
+
     @torch.no_grad()
     def append(self, k: Tensor) -> None:
         """Take in the key of one new token per sequence, before RoPE, [B, Hk, 1, D]."""

@@ -541,6 +541,17 @@ class FirstTokenLatencyJob(LatencyJob):
         return self.tokens
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeLatencyJob(LatencyJob):
+    """Time one step of decoding in one layer, on random inputs."""
+
+    sweep: str = "decode"
+    shape: Shape
+    batches: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    methods: tuple[str, ...]
+
+
 AnyLatencyJob = (
     KernelLatencyJob
     | AuthorsKernelLatencyJob
@@ -548,4 +559,5 @@ AnyLatencyJob = (
     | RandomMethodsLatencyJob
     | MethodsLatencyJob
     | FirstTokenLatencyJob
+    | DecodeLatencyJob
 )

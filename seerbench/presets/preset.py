@@ -30,6 +30,7 @@ from seerbench.presets.jobs import (
     ArmJob,
     AuthorsKernelLatencyJob,
     CorpusJob,
+    DecodeLatencyJob,
     FetchJob,
     FirstTokenLatencyJob,
     ImportGatesJob,
@@ -59,6 +60,7 @@ from seerbench.presets.types import (
     SEARCHED,
     Arm,
     AuthorsKernelSweep,
+    DecodeSweep,
     FirstTokenSweep,
     KernelSweep,
     Latency,
@@ -682,6 +684,14 @@ class Preset:
             )
         if isinstance(section, AuthorsKernelSweep):
             return AuthorsKernelLatencyJob(*shared, shape=latency.shape, sparsities=section.sparsities)
+        if isinstance(section, DecodeSweep):
+            return DecodeLatencyJob(
+                *shared,
+                shape=latency.shape,
+                batches=section.batches,
+                sparsities=section.sparsities,
+                methods=section.methods,
+            )
         if not isinstance(section, MethodsSweep | FirstTokenSweep):
             return TrainingKernelLatencyJob(*shared, shape=latency.shape, naive_limit_mib=latency.naive_limit_mib)
         arms = section.at(context)

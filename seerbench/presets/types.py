@@ -31,7 +31,7 @@ from seerbench.data.lookup_tasks import ASKED_IN_PROMPT
 from seerbench.data.lookup_tasks import TASKS as LOOKUPS
 from seerbench.data.ruler.tasks import TASKS as RULER_TASKS
 from seerbench.errors import ConfigError
-from seerbench.measure.names import MASKS
+from seerbench.measure.names import DECODE_METHODS, MASKS
 from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS
 from seerbench.methods.decode_gate_config import RECIPE, DecodeGateConfig
 from seerbench.methods.gate_config import POOLINGS, GateConfig, all_poolings
@@ -849,6 +849,19 @@ class FirstTokenSweep(TimedArms):
     """seconds past which no round is begun, once min_rounds are done; instead of the section's"""
 
 
+class DecodeSweep(Settings):
+    """One step of decoding in one layer, on random inputs: a new token after `contexts` tokens."""
+
+    contexts: Contexts
+    batches: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_distinct)]
+    """numbers of sequences, instead of the shape's"""
+    sparsities: Sparsities
+    methods: Annotated[
+        tuple[Annotated[str, OneOf(DECODE_METHODS)], ...], Field(min_length=1), AfterValidator(_distinct)
+    ] = DECODE_METHODS
+    """beside dense decoding"""
+
+
 class Sweeps(Settings):
     """The timing sweeps, by the names that rows and artefacts know them by."""
 
@@ -857,6 +870,7 @@ class Sweeps(Settings):
     training_kernel: TrainingKernelSweep | None = None
     methods: MethodsSweep | None = None
     ttft: FirstTokenSweep | None = None
+    decode: DecodeSweep | None = None
 
 
 class Latency(Settings):
@@ -872,4 +886,4 @@ class Latency(Settings):
 
 
 SWEEPS = tuple(Sweeps.model_fields)
-AnySweep = KernelSweep | AuthorsKernelSweep | TrainingKernelSweep | MethodsSweep | FirstTokenSweep
+AnySweep = KernelSweep | AuthorsKernelSweep | TrainingKernelSweep | MethodsSweep | FirstTokenSweep | DecodeSweep

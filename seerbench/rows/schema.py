@@ -14,8 +14,8 @@ from seerbench.errors import ResultsError
 # Stored in each file. Version 2 added the columns that migration.py fills for files of version 1. Version 3 added
 # the load of the machine while a cell was timed, version 4 how a method selects blocks (last_rows_dense, threshold,
 # spread, forced), version 5 which texts a corpus was made of (corpus_source) and where weights come from
-# (weights). All are empty in older rows.
-SCHEMA_VERSION = 5
+# (weights), version 6 what a method for decoding keeps (kept_mib). All are empty in older rows.
+SCHEMA_VERSION = 6
 TEXT, NUMBER, INTEGER, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
 # Values of cells.inputs_kind.
@@ -37,7 +37,8 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
     # Each row is one timing: the milliseconds of one stage of one method in one round of a cell.
     "samples": {
         "run_id": TEXT,  # The execution that measured the row; it is a key of the table `runs`, here and below.
-        "cell": TEXT,  # The name of the cell, e.g. "kernel-8192-0.90": sweep, context and requested sparsity.
+        "cell": TEXT,  # The name of the cell, e.g. "kernel-8192-0.90": sweep, context and requested sparsity; in
+        # the sweep decode also the batch, e.g. "decode-8192-b8-0.90".
         "method": TEXT,  # The name of the method in the cell, e.g. "seer" or "seer-128".
         "stage": TEXT,  # One of score, select, plan, attend, total, forward, ttft. In ttft cells, plan and attend
         # are sums over all layers of the same forward pass.
@@ -48,7 +49,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
     # Each row is one method in one cell: what was requested, on which inputs, and the outcome.
     "cells": {
         "run_id": TEXT,
-        "sweep": TEXT,  # One of kernel, authors_kernel, methods, training_kernel, ttft.
+        "sweep": TEXT,  # One of kernel, authors_kernel, methods, training_kernel, ttft, decode.
         "cell": TEXT,  # The name of the cell, as in `samples`.
         "method": TEXT,  # The name of the method in the cell, as in `samples`.
         "implementation": TEXT,  # The kernel that the method ran on, e.g. "gluon-hopper" or "sdpa-flash".
@@ -58,7 +59,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "q_heads": INTEGER,
         "kv_heads": INTEGER,
         "head_dim": INTEGER,
-        "context": INTEGER,  # The number of tokens.
+        "context": INTEGER,  # The number of tokens; in the sweep decode those before the new one.
         "block_q": INTEGER,  # The number of query rows of a block.
         "block_k": INTEGER,  # The number of key columns of a block.
         "inputs": TEXT,  # What q, k and v are, in words for labels. Code reads the three columns that follow.
@@ -81,6 +82,7 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?error_vs_oracle": NUMBER,  # The largest absolute error against the float64 reference.
         "?error_budget": NUMBER,  # The largest error that rounding explains (core/tolerance.py).
         "?peak_mib": NUMBER,  # Peak memory of one untimed call beyond its inputs, in MiB.
+        "?kept_mib": NUMBER,  # Decode: what the method keeps of the layer beside its cache, in MiB; else empty.
         "?flops": NUMBER,  # Floating-point operations on the kept causal blocks; empty for ttft.
         "?cores_own": NUMBER,  # The cores that this process used on average while the cell was timed.
         "?cores_others": NUMBER,  # The cores that other processes used meanwhile, at least (measure/load.py).

@@ -19,6 +19,7 @@ from seerbench.methods.block_sparse_kernels import DENSE, sparse_kernel
 from seerbench.methods.registry import create
 from seerbench.presets.jobs import (
     AuthorsKernelLatencyJob,
+    DecodeLatencyJob,
     FirstTokenLatencyJob,
     KernelLatencyJob,
     LatencyJob,
@@ -77,6 +78,9 @@ def timed_rows(job: LatencyJob, model: Any, timing: Timing, run_id: str) -> Rows
     if isinstance(job, TrainingKernelLatencyJob):
         problem = _problem(job.shape, setup, job.context)
         return sweeps.training_kernel_sweep(problem, timing, run_id, job.naive_limit_mib)
+    if isinstance(job, DecodeLatencyJob):
+        problem = _problem(job.shape, setup, job.context)
+        return sweeps.decode_sweep(problem, job.batches, job.sparsities, job.methods, timing, run_id)
     if isinstance(job, RandomMethodsLatencyJob):
         problem = _problem(job.shape, setup, job.context)
         attention = inputs.random_attention(problem, setup.seed)

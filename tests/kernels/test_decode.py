@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import triton as triton_package
-from gpu.decode_cases import KINDS, build_lists, check_decoding, draw_cache, poison
+from gpu.decode_cases import KINDS, build_lists, check_decoding, draw_cache, poison, read_by
 from gpu.kernel_cases import INTERPRETED, far_apart, run_in_interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +45,17 @@ if not INTERPRETED:
         assert float(lists.density()) == pytest.approx((3 + 0 + 1 + 3) / 4 / 5)
         with pytest.raises(MaskError, match="bool"):
             CacheLists.from_flags(flags.int(), first, end, 16)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_tokens_of_lists(kind):
+        lengths = [100, 3, 64]
+        (_, k, _), first = draw_cache(lengths, 4, 2, 16, torch.float32)
+        lists = build_lists(kind, lengths, first, 2, 16)
+        read = lists.to_tokens(k.shape[2])
+        assert read.shape == k.shape[:3]
+        for row in range(3):
+            for head in range(2):
+                assert read[row, head].nonzero()[:, 0].tolist() == sorted(read_by(lists, row, head).tolist())
 
     @pytest.mark.parametrize("pairs", [1, 8, 64, 256, 4096])
     @pytest.mark.parametrize("tiles", [1, 7, 8, 1000, 16384])

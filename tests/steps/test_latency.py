@@ -107,6 +107,22 @@ def test_every_arm_of_a_gpu_preset_has_a_row_on_a_cpu(tmp_path, monkeypatch):
     assert set(cells[cells.method == "oracle"].inputs) == {MEANINGLESS}
 
 
+def test_the_decode_sweep_of_a_gpu_preset_runs_on_a_cpu(tmp_path, monkeypatch):
+    """Resolve `decode` of `speed`, and run its step at a toy shape with its own sparsities and methods."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # a lock of its own
+    preset = load_preset("speed", tmp_path)
+    job = preset.latency("decode", 131072)
+    assert (job.batches, job.shape.kv_heads, job.cells.name) == ((1, 8, 32), 8, "decode-131072.parquet")
+    assert "decode-131072" in preset.parts("cells")
+    setup = dataclasses.replace(job.setup, device="cpu", dtype="float32")
+    shape = job.shape.model_copy(update={"q_heads": 2, "kv_heads": 1, "head_dim": 16, "block": 16})
+    job = dataclasses.replace(job, setup=setup, shape=shape, context=1000, batches=(2,))
+    cells, samples = frames(latency.timed_rows(job, None, Timing(rounds=1, min_rounds=1), "run"))
+    assert set(cells.status) == {"measured"}
+    assert len(cells) == 5 * 5 == len(samples.groupby(["cell", "method"]))
+    assert set(cells.method) == {"dense", "seer-r", "quest", "streaming", "oracle"}
+
+
 def test_random_plans_that_differ_have_files_of_their_own(tmp_path):
     job = load_preset("speed", tmp_path).latency("methods", 8192)
     arm = next(arm for arm in job.arms if arm.method == "moa")
