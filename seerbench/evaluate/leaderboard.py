@@ -370,14 +370,20 @@ def _command(name: str, arm: Wanted) -> str:
     section, preset = QUANTITIES[name][1], arm.board.presets[arm.run]
     step = _step(section, arm.board, arm.run)
     if _section_of(section, arm.board, arm.run) is None:
-        return f"{step}, once the preset has {'/'.join(section)} in this model"
+        return f"{step}, once the preset has {_key(section)} in this model"
     if _has_arm(name, arm):
         return step
     known = catalogue().get(arm.method)
     takes_request = known is not None and known.takes("sparsity") and arm.method not in NEEDS_A_MODEL
     if section in EVALUATED and takes_request and pd.notna(arm.sparsity):
         return f"seerbench evaluate {arm.method} --preset {preset} --sparsities {arm.sparsity:g}"
-    return f"{step}, once the preset has an arm for it in {'/'.join(section)}"
+    return f"{step}, once the preset has an arm for it in {_key(section)}"
+
+
+def _key(section: tuple[str, str]) -> str:
+    """Return where a section is in the file of a preset."""
+    kind, name = section
+    return f"latency/sweeps/{name}" if kind == "latency" else f"{kind}/{name}"
 
 
 def _step(section: tuple[str, str], board: Board, run: str) -> str:

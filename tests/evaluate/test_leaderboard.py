@@ -113,3 +113,14 @@ def test_the_command_writes_page_table_and_numbers(runs, tmp_path):
 def test_without_runs_it_says_so(tmp_path):
     done = CliRunner().invoke(app, ["leaderboard", "--published", str(tmp_path), "--out", str(tmp_path / "out")])
     assert done.exit_code == 1
+
+
+def test_every_quantity_is_read_from_a_whole_run(tmp_path):
+    run = Run(synthetic_rows.write_run(tmp_path / "whole"))
+    numbers = leaderboard.numbers_of(run)
+    assert set(numbers.quantity) == set(leaderboard.QUANTITIES) - {"lookups_last"}  # those rows have one protocol
+    found = leaderboard.boards([run])
+    assert all(leaderboard.standings(board) for board in found)
+    page = leaderboard.as_page(found)
+    assert page.count("<details") == len(found)
+    assert page.count("<details open>") == 1
