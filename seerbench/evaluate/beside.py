@@ -12,7 +12,7 @@ with it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +33,18 @@ SAME_LOSS = 0.01
 TABLES = {"perplexity": LOSSES, "tasks": LOOKUPS, "cells": TIMINGS}
 
 
-def write_beside(run: Run, others: Iterable[Run], preset: str, method: str) -> dict[str, Path]:
+def write_beside(run: Run, others: Sequence[Run], method: str) -> dict[str, Path]:
     """Write the comparable rows of other runs; return the folder of the run of each table that has some.
 
     For each table, the first run with comparable rows counts.
 
     Args:
         run: the evaluation.
-        others: the runs to search, the preferred ones first.
-        preset: the name of the preset; runs of other presets are not searched.
+        others: the runs of the same preset, the preferred ones first.
         method: the method that was evaluated; rows of a method of this name are left out.
     """
     shutil.rmtree(run.folder / FOLDER, ignore_errors=True)  # what an earlier evaluation found
     found: dict[str, Path] = {}
-    others = [other for other in others if preset in set(other.table("runs").preset)]
     for table in TABLES:
         for other in others:
             rows = comparable(run, other, table)

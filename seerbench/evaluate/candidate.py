@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from seerbench.compare.load import NEEDS_A_MODEL, load
 from seerbench.errors import CompareError
 from seerbench.methods.cards import Card, read_cards
 from seerbench.methods.registry import add, card_of
+from seerbench.settings import SLUG
 
 GIVEN = ("sparsity", "block")  # the arguments that `evaluate` gives to a method's constructor
 
@@ -54,6 +56,11 @@ def candidate(target: str) -> Candidate:
                 "under @register with plan and attend"
             )
         card = _card(made)
+        if not re.fullmatch(SLUG, card.name):
+            raise CompareError(
+                f"the name {card.name!r} in @register becomes that of a folder; write it with letters, digits, '.', "
+                "'_' and '-' alone"
+            )
         add(card)
     else:
         card = card_of(target)

@@ -84,6 +84,7 @@ def evaluate(
     plan = protocol(preset, method.name, sparsities, quick, RunPaths(folder))
     _make_inputs(preset, plan)
     require(preset, [*(text.file for text in plan.texts), *plan.model.files], plan.outputs)
+    others = _runs_of(preset, published)  # read now, so that a damaged file is found before anything is measured
     setup = plan.losses.setup
     model = load_model(plan.model, setup, plan.losses.tokens)
     with _of_the_user(target):
@@ -99,15 +100,20 @@ def evaluate(
         for file in set((folder / table).glob("*.parquet")) - set(plan.outputs):
             file.unlink()
     run = Run(folder)
-    others = [Run(each) for each in runs_in(published, preset.folder.parent)]
-    others.sort(key=lambda other: other.folder != preset.folder)
-    beside = write_beside(run, others, preset.name, method.name)
+    beside = write_beside(run, others, method.name)
     content = card(run, method.card.title or method.name, _facts(method, plan, command), beside, preset.reference)
     files = {"card.md": as_markdown(content), "card.html": as_page(content)}
     for name, text in files.items():
         write_bytes(folder / name, text.encode())
     write_bytes(folder / method.file.name, method.file.read_bytes())
     return Outcome(method.name, card=content, files=[*(folder / name for name in files), folder])
+
+
+def _runs_of(preset: Preset, published: Path) -> list[Run]:
+    """Return the runs of a preset that are there: this machine's first, then published ones."""
+    runs = [Run(folder) for folder in runs_in(published, preset.folder.parent)]
+    found = [run for run in runs if preset.name in set(run.table("runs").preset)]
+    return sorted(found, key=lambda run: run.folder != preset.folder)
 
 
 def require_sparsities(sparsities: Sequence[float]) -> None:

@@ -216,6 +216,12 @@ def test_what_is_no_method_to_evaluate_is_one_line(preset, tmp_path, target, tex
         run(preset, tmp_path, target)
 
 
+def test_a_name_that_is_no_folder_is_refused(preset, tmp_path):
+    (tmp_path / "mine.py").write_text(EXAMPLE.read_text().replace('"pooled-top-k"', '"../mine"'))
+    with pytest.raises(errors.CompareError, match=r"'\.\./mine' in @register"):
+        run(preset, tmp_path, tmp_path / "mine.py")
+
+
 def test_sparsities_are_shares_and_a_preset_measures_losses(preset, tmp_path):
     with pytest.raises(errors.ConfigError, match=r"above 0 and below 1, not 1\.5"):
         run(preset, tmp_path, sparsities=(0.5, 1.5))
