@@ -58,7 +58,7 @@ def candidate(target: str) -> Candidate:
         card = _card(made)
         if not re.fullmatch(SLUG, card.name):
             raise CompareError(
-                f"the name {card.name!r} in @register becomes that of a folder; write it with letters, digits, '.', "
+                f"the name {card.name!r} in @register becomes that of a folder; write letters, digits, '.', "
                 "'_' and '-' alone"
             )
         add(card)
