@@ -30,7 +30,8 @@ runs = notebooks.runs()
 # ## The two names
 #
 # Names are those of `seerbench list`. `seer` has the paper's gate; `seer:v2` has the gate set v2. Write two others
-# and run the notebook again.
+# and run the notebook again: in Jupyter (with jupytext installed), or with
+# `seerbench notebook notebooks/compare_methods.py`.
 
 # %%
 FIRST, SECOND = "seer", "streaming"

@@ -36,7 +36,8 @@ notebooks.overview([run]).style.hide()
 # %% [markdown]
 # ## Pick a head
 #
-# The run recorded the maps of these heads. Choose a head and a sparsity, and run the notebook again.
+# The run recorded the maps of these heads. Choose a head and a sparsity in the next cell, and run the notebook
+# again: in Jupyter (with jupytext installed), or with `seerbench notebook notebooks/gates.py`.
 
 # %%
 heads = maps[["layer", "head"]].drop_duplicates().sort_values(["layer", "head"]).to_numpy().tolist()

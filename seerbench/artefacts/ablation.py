@@ -109,7 +109,10 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cell(entry: pd.Series) -> str:
-    numbers = table_format.number(entry.value, entry.low, entry.high, sign=entry.metric != LOOKUPS)
+    if entry.metric == LOOKUPS:  # in percent, as in Table 2
+        numbers = f"{table_format.number(100 * entry.value, 100 * entry.low, 100 * entry.high)}%"
+    else:
+        numbers = table_format.number(entry.value, entry.low, entry.high, sign=True)
     return numbers + table_format.in_brackets(entry.sparsity_realised)
 
 
@@ -121,7 +124,7 @@ def remarks(frame: pd.DataFrame) -> list[str]:
         f"Columns: the quantity and the requested sparsity. {LOSS} at {contexts}: nats per token above dense "
         f"on the same documents. {AGAINST}: minus the loss of {base} with the gate set {PAPER_GATE} at the same "
         "realised sparsity, interpolated between its measured ones; negative numbers mean a lower loss. "
-        f"{LOOKUPS}: the share of look-ups answered correctly, unweighted mean over tasks and contexts. "
+        f"{LOOKUPS}: the percentage of look-ups answered correctly, unweighted mean over tasks and contexts. "
         "[95% interval] (realised sparsity).",
         "Protocol: every row of blocks is sparse, except where a name says that the last rows are dense. "
         + answers(frame),

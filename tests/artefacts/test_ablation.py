@@ -3,7 +3,7 @@
 import pytest
 from synthetic_rows import DENSE, LOSS, origin, perplexity
 
-from seerbench.artefacts import ablation
+from seerbench.artefacts import ablation, table_format
 from seerbench.artefacts.paper_numbers import paper_values
 from seerbench.rows.store import Run, write_rows
 
@@ -49,3 +49,11 @@ def test_variants_have_their_own_line_and_the_best_oracle_is_named(tmp_path):
     assert shown.loc["SeerAttention, threshold rule (long:v1)", "delta NLL, threshold 0.002"].startswith("+0.000")
     (note,) = [note for note in ablation.remarks(frame) if note.startswith("Best oracle measured")]
     assert "90%: Oracle by mass, one threshold per layer (+0.07" in note
+
+
+def test_lookups_are_percentages_as_in_table_2(collect):
+    cells = ablation.render(collect("ablation"))
+    columns = [name for name in cells if name.startswith(ablation.LOOKUPS)]
+    texts = [text for name in columns for text in cells[name] if text != table_format.ABSENT]
+    assert texts
+    assert all("]%" in text for text in texts)
