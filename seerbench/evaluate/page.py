@@ -8,7 +8,7 @@ from html import escape
 import pandas as pd
 
 from seerbench.artefacts import table_format
-from seerbench.report.html import CSS
+from seerbench.report.page_style import CSS
 
 # How a cell begins that says why it has no number.
 WITHOUT_NUMBER = ("missing", "refused", "failed", "disturbed", "out of memory")
