@@ -204,7 +204,7 @@ def _numbered(found: re.Match[str], headings: list[str]) -> str:
 def _contents(headings: Sequence[str]) -> str:
     """Return links to the headings of a page, which stay in sight."""
     links = (f'<a href="#part-{place}">{text}</a>' for place, text in enumerate(headings, 1))
-    return f'<nav aria-label="Sections">{"".join(links)}</nav>' if headings else ""
+    return f'<nav class="bar" aria-label="Sections">{"".join(links)}</nav>' if headings else ""
 
 
 def sources() -> list[Path]:

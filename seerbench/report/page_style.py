@@ -11,7 +11,8 @@ body { margin: 0 auto; padding: 1rem; max-width: 72rem; font: 16px/1.5 system-ui
 h1 { font-size: 1.6rem; margin: 0 0 .5rem } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
 h3 { margin-top: 2rem } a { color: var(--link) }
 small, .label { color: var(--faint); font-size: .85rem; overflow-wrap: anywhere }
-nav { position: sticky; top: 0; z-index: 2; background: var(--page); border-bottom: 1px solid var(--line) }
+@media (min-width: 601px) { nav.bar { position: sticky; top: 0; z-index: 2; background: var(--page);
+  border-bottom: 1px solid var(--line) } }
 nav a { display: inline-block; padding: .3rem .8rem .3rem 0 }
 .glance { list-style: none; padding: 0; columns: 22rem; font-size: .85rem } .glance li { margin: .15rem 0;
   break-inside: avoid } .glance a { font-weight: 600 }
