@@ -269,6 +269,26 @@ def _write_all_timings(folder: Path, context: int) -> None:
     ]
     refused = {"naive": "the map needs 512 GiB"} if context == 4096 else {}
     write_timings(folder, "training_kernel", context, training, refused)
+    _write_decoding(folder, context)
+
+
+def _write_decoding(folder: Path, context: int) -> None:
+    """Write the sweep `decode`: a step whose attention is proportional to batch, context and kept blocks."""
+    run = origin("latency", f"decode-{context}")
+    tables: tuple[list[Row], list[Row]] = [], []
+    for batch in (1, 8):
+        ms = batch * context / 4096
+        methods: list[Timed] = [("dense", None, {"attend": ms}, 1.0)]
+        for name, sparsity in itertools.product(("seer-r", "quest", "oracle"), (0.5, 0.9)):
+            plan, attend = ms if name == "oracle" else 0.05, ms * (1 - sparsity) + 0.01
+            methods.append((name, sparsity, {"plan": plan, "attend": attend, "total": plan + attend}, 1.0))
+        refused = {"quest": "no memory was left"} if (batch, context) == (8, 4096) else {}
+        for table, rows in zip(tables, timings(run["run_id"], "decode", context, methods, refused=refused)):
+            for row in rows:
+                of_batch = {"batch": batch} if "batch" in row else {}
+                table.append(row | of_batch | {"cell": f"{row['cell']}-b{batch}"})
+    for name, table in zip(("cells", "samples"), tables):
+        write_rows(folder / name / f"decode-{context}.parquet", name, table, run)
 
 
 def _write_tasks(folder: Path) -> None:

@@ -25,6 +25,8 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "seer": ("SeerAttention", "#D55E00", "o"),
     "seer-v2": ("SeerAttention v2", "#B36A00", "o"),
     "seer-128": ("SeerAttention, 128", "#8A3C00", "o"),
+    "seer-r": ("SeerAttention-R", "#F08A3C", "o"),
+    "quest": ("Quest", "#332288", "s"),
     "moa": ("MoA", "#009E73", "^"),
     "minference": ("MInference", "#0072B2", "s"),
     "minference-aligned": ("MInference, whole blocks", "#4477AA", "D"),

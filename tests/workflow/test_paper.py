@@ -24,9 +24,9 @@ from seerbench.rows.store import Run
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
-# The paper preset has no rows for these: its tasks are LongBench-E, its gates have one budget, and no experiment
-# scores the same tokens with shorter contexts.
-BEYOND_THE_PRESET = ("dilution", "budget", "context_use", "needle", "ruler")
+# The paper preset has no rows for these: its tasks are LongBench-E, its gates have one budget, no experiment scores
+# the same tokens with shorter contexts, and no sweep times decoding.
+BEYOND_THE_PRESET = ("dilution", "budget", "context_use", "needle", "ruler", "decode")
 
 
 def snakemake(environment, folder, preset, *arguments):
