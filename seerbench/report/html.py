@@ -70,7 +70,8 @@ def html(run: Run, published: Sequence[Run] = (), paper_dir: Path = paths.PAPER)
             f'<style>{CSS}{interactive.CSS}</style></head><body><header id="top"><h1>SeerBench report</h1>{WHAT}',
             f'<p class="label">This page: {escape(labels.label(run, runs).text)}. '
             f"{escape(verdicts.headline(judgements))}.</p></header>",
-            '<nav class="bar" aria-label="Sections"><a href="#choice">Which method?</a><a href="#claims">Can I trust it?</a>'
+            '<nav class="bar" aria-label="Sections"><a href="#choice">Which method?</a>'
+            '<a href="#claims">Can I trust it?</a>'
             '<a href="#reproduce">Reproduce it</a><a href="#artefacts">Tables and figures</a>'
             '<a href="#cost">Cost</a><a href="#top">Top</a></nav><main>',
             '<section><h2 id="choice">Which method, at my length and budget?</h2>',
