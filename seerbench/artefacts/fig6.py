@@ -82,12 +82,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set_ylabel("speed-up over dense (x)")
     for ax in axes[len(contexts) :]:
         ax.set_axis_off()
-    handles: dict[str, object] = {}
-    for ax in axes:
-        for handle, text in zip(*ax.get_legend_handles_labels()):
-            handles.setdefault(text, handle)  # The first line of a method is its filled one.
-    names = [name for name in map(colors.display, methods) if name in handles]
-    fig.legend([handles[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=6)
+    style.legend_of_methods(fig, axes, methods)
     legend = "; ".join(f"{MARKERS[dash]}: {meaning}" for dash, meaning in style.STAGE_LINES.values())
     style.caption(
         fig,

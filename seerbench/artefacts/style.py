@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,16 @@ def context_axis(ax: Axes, contexts: Sequence[float]) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(round(value))))
     ax.set_xlabel("context (tokens)")
+
+
+def legend_of_methods(fig: Figure, axes: Sequence[Axes], methods: Iterable[str]) -> None:
+    """Draw one legend above all panels, with an entry for each of the methods (keys) that has a line in any."""
+    handles: dict[str, object] = {}
+    for ax in axes:
+        for handle, text in zip(*ax.get_legend_handles_labels()):
+            handles.setdefault(text, handle)  # The first line of a method is its filled one.
+    names = [name for name in map(colors.display, methods) if name in handles]
+    fig.legend([handles[name] for name in names], names, loc="outside upper center", ncols=4, fontsize=6)
 
 
 def log_axis(ax: Axes) -> None:
