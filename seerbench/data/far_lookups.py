@@ -104,9 +104,9 @@ def two_questions(
 ) -> list[Example]:
     """Make key-value look-ups with two questions, of which the prompt has the first.
 
-    The first question's correct answer and the second question follow the prompt, token by token with dense
-    decoding, so blocks are chosen without knowing the second question. Its answer alone is scored. The arguments
-    and errors are those of `midtext`, and `count` is the number of examples.
+    The first question's correct answer and the second question follow the prompt, token by token, so the blocks of
+    the prompt are chosen without knowing the second question. Its answer alone is scored. The arguments and errors
+    are those of `midtext`, and `count` is the number of examples.
     """
     return _made(two_questions_example, 6, tokens, tokenizer, context, count, seed)
 

@@ -1,6 +1,6 @@
 """Define what all look-ups are made of: the example as a type, the tokens of facts and questions, text around them.
 
-lookups.py and far_lookups.py make the examples from these parts.
+lookups.py, far_lookups.py and passages.py make the examples from these parts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Example:
 
     The first `prefilled` tokens are the prompt, which runs through the method. If the answer is one of them, it is
     scored there, each of its tokens given those before it. Otherwise the answer is generated after the prompt and
-    after the tokens that are between the two, with dense decoding.
+    after the tokens that are between the two.
     """
 
     task: str

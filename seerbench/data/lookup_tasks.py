@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from seerbench.data import far_lookups, lookups
+from seerbench.data import far_lookups, lookups, passages
 from seerbench.data.lookup_parts import Example
 
 TASKS: dict[str, Callable[..., list[Example]]] = {
@@ -16,6 +16,9 @@ TASKS: dict[str, Callable[..., list[Example]]] = {
     "tracking": far_lookups.tracking,
     "question-first": far_lookups.question_first,
     "two-questions": far_lookups.two_questions,
+    "passage": passages.passage,
 }
+# Tasks whose answers are generated after the prompt; those of all others are scored in it.
+ANSWERED_AFTER_PROMPT = ("two-questions", "passage")
 # The tasks whose question is in the prompt, where a method can see it.
 ASKED_IN_PROMPT = tuple(task for task in TASKS if task != "two-questions")

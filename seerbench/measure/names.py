@@ -2,7 +2,9 @@
 
 # Kinds of block masks in the kernel sweep; `inputs.MASK_KINDS` makes them. The first is the default.
 MASKS = ("random", "gate-shaped")
-# Methods of the sweep `decode` beside dense decoding; sweeps/decode.py makes them.
-DECODE_METHODS = ("seer-r", "quest", "streaming", "oracle")
+# Methods for decoding beside dense decoding. The first needs a gate; decoders.py has the classes of the others.
+GATE_R = "seer-r"
+DECODE_METHODS = (GATE_R, "quest", "streaming", "oracle")
+DENSE_DECODE = "dense"
 # The mask of the sweep `authors_kernel`, which times as SeerAttention's authors did.
 AUTHORS = "authors"

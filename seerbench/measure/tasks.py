@@ -1,4 +1,4 @@
-"""Score tasks: look-ups and LongBench questions, answered greedily with dense decoding (Table 2).
+"""Score tasks: look-ups and LongBench questions, answered greedily (Table 2).
 
 data/lookup_tasks.py and data/longbench.py make the examples; steps/accuracy.py calls the functions here.
 """
@@ -17,9 +17,8 @@ from transformers import DynamicCache
 from seerbench.data import longbench, lookup_parts
 from seerbench.errors import ModelError, Refused
 from seerbench.measure.arm import Arm
+from seerbench.measure.generation import NOT_A_NUMBER, skipped_by_decoding
 from seerbench.models.hugging_face import attention_method
-
-NOT_A_NUMBER = "the model's output is not a number"
 
 
 @torch.no_grad()
@@ -33,16 +32,17 @@ def retrieval(
 ) -> list[dict[str, Any]]:
     """Let every arm answer look-ups: correct if every token of the answer is right.
 
-    The prompt runs through the method and the answer is decoded greedily, with dense attention. An answer that is
-    in the prompt is scored there: each of its tokens must have the highest logit, given those before it. Where a
-    method refuses, or the model's output is not a number, the row has the reason and no mark.
+    The prompt runs through the method and the answer is decoded greedily, as the arm says. An answer that is in
+    the prompt is scored there: each of its tokens must have the highest logit, given those before it. A generated
+    answer of several tokens has a score too, the share of them that are right. Where a method refuses, or the
+    model's output is not a number, the row has the reason and no mark.
 
     Args:
         model: a Hugging Face model.
         tokenizer: the model's own tokenizer.
         examples: look-ups of one task and one length.
         arms: the methods with their labels.
-        batch: the number of examples in one forward pass. Realised sparsity is the mean over them.
+        batch: the number of examples in one forward pass. Realised sparsities are the mean over them.
         progress: a bar that advances once per example.
 
     Returns:
@@ -54,12 +54,15 @@ def retrieval(
             batched = examples[start : start + batch]
             outcomes: list[dict[str, Any]]
             try:
-                with attention_method(model, arm.method) as record:
+                with attention_method(model, arm.method, decode=arm.decode) as record:
                     predicted = predictions(model, batched)
                 arm.require_request(record.mean_sparsity())
-                sparsity = {"sparsity_realised": record.mean_sparsity()}
+                skipped = {
+                    "sparsity_realised": record.mean_sparsity(),
+                    "decode_sparsity": skipped_by_decoding(record),
+                }
                 outcomes = [
-                    sparsity | _outcome(tokenizer, example, answer)
+                    skipped | _outcome(tokenizer, example, answer)
                     for example, answer in zip(batched, predicted, strict=True)
                 ]
             except Refused as refusal:
@@ -67,6 +70,7 @@ def retrieval(
             for place, (example, outcome) in enumerate(zip(batched, outcomes, strict=True)):
                 row = {
                     **arm.labels(),
+                    **arm.decode_labels(),
                     "task": example.task,
                     "context": example.context,
                     "example": start + place,
@@ -83,8 +87,11 @@ def _outcome(tokenizer: Any, example: lookup_parts.Example, predicted: np.ndarra
     """Return the prediction with its mark, or the reason why there is none."""
     if predicted is None:
         return {"reason": NOT_A_NUMBER}
-    text = tokenizer.decode(predicted.tolist())
-    return {"correct": bool((predicted == example.answer).all()), "prediction": text}
+    right = predicted == example.answer
+    outcome = {"correct": bool(right.all()), "prediction": tokenizer.decode(predicted.tolist())}
+    if len(right) > 1 and example.answer_start >= example.prefilled:
+        outcome["score"] = float(right.mean())
+    return outcome
 
 
 def asking_rows(example: lookup_parts.Example, block: int | None) -> int | None:
@@ -164,9 +171,9 @@ def answers(
 ) -> list[dict[str, Any]]:
     """Answer each LongBench question under each arm, greedily and at batch 1, and mark the answer from 0 to 1.
 
-    The prompt runs through the method; the tokens of the answer attend densely, as in the paper. Where a method
-    refuses a prompt, or the model's output is not a number, the row has the reason and no mark. Raises ModelError
-    for a model with too few positions.
+    The prompt runs through the method; the tokens of the answer attend densely, as in the paper, or as the arm
+    says. Where a method refuses a prompt, or the model's output is not a number, the row has the reason and no
+    mark. Raises ModelError for a model with too few positions.
 
     Args:
         model: a Hugging Face model.
@@ -189,6 +196,7 @@ def answers(
         for arm in arms:
             row = {
                 **arm.labels(),
+                **arm.decode_labels(),
                 "task": question.task,
                 "context": prompt.shape[1],
                 "bucket": question.bucket,
@@ -197,10 +205,11 @@ def answers(
                 "cut": cut,
             }
             try:
-                with attention_method(model, arm.method) as record:
+                with attention_method(model, arm.method, decode=arm.decode) as record:
                     answer = _greedy(model, tokenizer, prompt, question.task)
                 arm.require_request(record.mean_sparsity())
                 row["sparsity_realised"] = record.mean_sparsity()
+                row["decode_sparsity"] = skipped_by_decoding(record)
                 if answer is None:
                     row["reason"] = NOT_A_NUMBER
                 else:

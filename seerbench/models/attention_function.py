@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,6 +166,26 @@ def layer_state(layer: nn.Module) -> LayerState:
             "config of its own"
         )
     return state
+
+
+def kept_states(model: Any) -> list[CacheState]:
+    """Return what the method for decoding in a model keeps of each layer's cache, after a prefill."""
+    kept = [layer_state(layer).kept for layer in attention_layers(model)]
+    assert all(state is not None for state in kept)  # a prefill with a cache and a method for decoding
+    return kept  # type: ignore[return-value]
+
+
+def continue_from(model: Any, cache: Any, states: Sequence[CacheState]) -> None:
+    """Let the method for decoding in a model go on from a cache that was filled elsewhere.
+
+    Args:
+        model: a causal language model of transformers, with a method for decoding in it.
+        cache: the cache that the next forward pass is given.
+        states: what the method keeps of each layer of this cache.
+    """
+    for layer, kept in zip(attention_layers(model), states, strict=True):
+        state = layer_state(layer)
+        state.kept, state.cached_keys = kept, ref(cache.layers[layer.layer_idx].keys)
 
 
 def _own_implementation(model: Any, layers: list[nn.Module]) -> str:

@@ -13,8 +13,9 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from seerbench.data.corpora import SPLITS, Corpus, HubCorpus, ParquetCorpus, UnionCorpus
+from seerbench.measure.names import DENSE_DECODE
 from seerbench.methods.block_sparse_kernels import DENSE
-from seerbench.methods.decode_gate_config import DecodeGateConfig
+from seerbench.methods.decode_gate_config import RECIPE, DecodeGateConfig
 from seerbench.methods.gate_config import RECIPES as GATE_RECIPES
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.registry import card_of
@@ -31,6 +32,7 @@ from seerbench.presets.types import (
     Extend,
     FirstTokenSweep,
     FlatArm,
+    FlatDecode,
     Gates,
     Latency,
     LongBench,
@@ -377,6 +379,8 @@ class PresetFile(Settings):
                     self._need_gate(at, each.gate, name)
                 elif "gates" in card_of(arm.method).required():
                     raise _wrong(at, f"the method {arm.method} needs a gate, such as gate: long:v1")
+                if each.decode:
+                    self._check_decode(f"{at}/decode", each.decode, name)
                 self._check_recipe(f"{at}/recipe", each, name)
                 if arm.method == "moa" or arm.patterns == SEARCHED:
                     if self.profile is None:
@@ -395,8 +399,34 @@ class PresetFile(Settings):
         """Return what tells the rows of an arm from those of another one, for each of its gate sets."""
         arm = each.arm
         patterns = None if arm.patterns == DEFAULT_PATTERNS else arm.patterns
-        fixed = (model, *_choice(arm), patterns, each.sparsity)
+        fixed = (model, *_choice(arm), patterns, each.sparsity, self._decode_label(each.decode, model))
         return [(*fixed, each.gate and each.gate.job, name) for name in self._set_names(each.gate)]
+
+    def _check_decode(self, place: str, decode: FlatDecode, model: str) -> None:
+        """Check the gate of an arm's decoding, and its budget against the block."""
+        if decode.arm.gate is not None:
+            self._need_gate(f"{place}/gate", decode.arm.gate, model, for_decoding=True)
+        block = self._decode_block(decode, model)
+        if block is not None and decode.budget is not None and decode.budget < block:
+            raise _wrong(
+                f"{place}/budgets", f"a budget is at least one block of {block} tokens, not {decode.budget}"
+            )
+
+    def _decode_block(self, decode: FlatDecode, model: str) -> int | None:
+        """Return the tokens per block of an arm's decoding; None where a file that is not read here decides."""
+        if decode.arm.gate is None:
+            return decode.arm.block or self.of_model(model, "block")
+        job = self.gates.get(decode.arm.gate.job)
+        return (job.block or self.of_model(job.model, "block")) if isinstance(job, TrainedGates) else None
+
+    def _decode_label(self, decode: FlatDecode | None, model: str) -> tuple[Any, ...] | None:
+        """Return what tells the decoding of an arm's rows from that of another one's."""
+        if decode is None:
+            return None
+        arm = decode.arm
+        gate = arm.gate and str(arm.gate)
+        block = None if arm.method == DENSE_DECODE else self._decode_block(decode, model)
+        return (arm.method, gate, block, decode.budget, decode.threshold, arm.rotated_by)
 
     def _set_names(self, gate: GateRef | None) -> list[str | None]:
         """Return the gate sets that a reference stands for; [None] without a gate."""
@@ -520,20 +550,21 @@ class PresetFile(Settings):
         found = self.models.get(self.base_of(model))
         return found.model if isinstance(found, TrainedModel) else None
 
-    def _need_gate(self, place: str, gate: GateRef, model: str | None = None) -> None:
-        """Refuse a gate set that is not there, or whose gates do not fit the model."""
-        joint = self.extend.models() if self.extend else {}
-        if gate.job in joint and joint[gate.job] is not None:
-            names, trained_for = [PAPER_GATE], gate.job
-        else:
-            self._need(place, "gates", gate.job)
-            job = self.gates[gate.job]
-            # Released and published gates have sets that are named after their recipes.
-            names = job.set_names() if isinstance(job, TrainedGates) else list(GATE_RECIPES)
-            trained_for = job.model
-            decoding = job.for_decoding() if isinstance(job, TrainedGates) else []
-            if decoding and gate.set in (*decoding, EVERY_SET):
-                raise _wrong(place, f"{gate.job}:{decoding[0]} are gates for decoding, which no arm takes")
+    def _need_gate(self, place: str, gate: GateRef, model: str | None = None, for_decoding: bool = False) -> None:
+        """Refuse a gate set that is not there, that is for another purpose, or whose gates do not fit the model.
+
+        for_decoding: whether the gate is to choose blocks for decoding, and not for prefill.
+        """
+        for_prefill, decoding, trained_for = self._sets_of(place, gate.job)
+        if for_decoding and gate.set == EVERY_SET:
+            raise _wrong(place, f"decoding takes one gate set, not {EVERY_SET}")
+        if for_decoding and gate.set in for_prefill:
+            raise _wrong(place, f"{gate} are gates for prefill; decoding takes a set with recipe: {RECIPE}")
+        several = gate.set == EVERY_SET and isinstance(self.gates.get(gate.job), TrainedGates)
+        if not for_decoding and decoding and (several or gate.set in decoding):
+            text = f"{gate.job}:{decoding[0]} are gates for decoding, which an arm takes under decode"
+            raise _wrong(place, text)
+        names = decoding if for_decoding else for_prefill
         if gate.set not in (*names, EVERY_SET):
             raise _wrong(place, f"the gates {gate.job!r} have no set {gate.set!r}; {advice(gate.set, names)}")
         if model is None:
@@ -546,6 +577,19 @@ class PresetFile(Settings):
             if wanted != given:
                 text = f"the gates {gate.job!r} are for {trained_for} with {key} {given}, and {model} has {wanted}"
                 raise _wrong(place, text)
+
+    def _sets_of(self, place: str, job: str) -> tuple[list[str], list[str], str]:
+        """Return the sets of a gate job for prefill, those for decoding, and the model that they are for."""
+        joint = self.extend.models() if self.extend else {}
+        if joint.get(job) is not None:
+            return [PAPER_GATE], [], job
+        self._need(place, "gates", job)
+        found = self.gates[job]
+        if isinstance(found, TrainedGates):
+            decoding = found.for_decoding()
+            return [name for name in found.set_names() if name not in decoding], decoding, found.model
+        # Released and published gates have sets that are named after their recipes.
+        return list(GATE_RECIPES), [RECIPE] if isinstance(found, ReleasedGates) else [], found.model
 
 
 def _own_tokenizer(corpus: Corpus) -> str | None:

@@ -174,6 +174,29 @@ class PatternsJob:
 
 
 @dataclass(frozen=True)
+class DecodeJob:
+    """One method for decoding at one budget or threshold.
+
+    Attributes:
+        method: dense, or one of names.DECODE_METHODS.
+        block: tokens per block; None for dense decoding and for a gate, which has its own.
+        gate: the gate set, for seer-r.
+        gates: the file of that set's job.
+        budget: tokens of the best blocks, or
+        threshold: smallest share of the softmax for which a block is read.
+        rotated_by: first or last, for seer-r.
+    """
+
+    method: str
+    block: int | None = None
+    gate: GateRef | None = None
+    gates: Path | None = None
+    budget: int | None = None
+    threshold: float | None = None
+    rotated_by: str = "first"
+
+
+@dataclass(frozen=True)
 class ArmJob:
     """One method at one sparsity, with the files that it reads.
 
@@ -192,6 +215,7 @@ class ArmJob:
         spread: row or layer: how a budget is spread.
         forced: whether block 0 and the diagonal are kept for certain.
         options: further arguments of the method.
+        decode: how new tokens are decoded; None: densely, and the rows do not say so.
     """
 
     method: str
@@ -210,6 +234,12 @@ class ArmJob:
     spread: str = "row"
     forced: bool = False
     options: Mapping[str, int | float] = field(default_factory=dict)
+    decode: DecodeJob | None = None
+
+    @property
+    def all_gates(self) -> list[Path]:
+        """Return the files of the gates for prefill and for decoding."""
+        return [file for file in (self.gates, self.decode and self.decode.gates) if file]
 
     @property
     def plan_files(self) -> list[Path]:
@@ -248,7 +278,7 @@ class RunsArms:
     @property
     def gate_files(self) -> list[Path]:
         """Return the files of the arms' gates."""
-        return _once(arm.gates for group in self.groups for arm in group.arms if arm.gates)
+        return _once(file for group in self.groups for arm in group.arms for file in arm.all_gates)
 
     @property
     def plan_files(self) -> list[Path]:
@@ -272,6 +302,9 @@ class PerplexityJob(RunsArms):
         scored: number of last tokens that are scored, with windows of all contexts ending at the same token; None:
             all tokens.
         reaching: the smallest number of tokens in a document; None: the longest context.
+        decoded: number of last tokens that are predicted by decoding, with windows of all contexts ending at the
+            same token; None: nothing is decoded.
+        batch: number of documents that are decoded together.
     """
 
     setup: Setup
@@ -283,6 +316,8 @@ class PerplexityJob(RunsArms):
     reaching: int | None
     groups: tuple[ModelArms, ...]
     rows: Path
+    decoded: int | None = None
+    batch: int = 1
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from seerbench.data.corpora import FolderCorpus, HubCorpus, ParquetCorpus, TextS
 from seerbench.data.ruler.tasks import TASKS as RULER_TASKS
 from seerbench.devices import has_gpu
 from seerbench.errors import ConfigError, ModelError
+from seerbench.measure.names import DENSE_DECODE, GATE_R
 from seerbench.models.model_source import ModelSource
 from seerbench.paths import PUBLISHED
 from seerbench.presets.file import PresetFile
@@ -30,6 +31,7 @@ from seerbench.presets.jobs import (
     ArmJob,
     AuthorsKernelLatencyJob,
     CorpusJob,
+    DecodeJob,
     DecodeLatencyJob,
     FetchJob,
     FirstTokenLatencyJob,
@@ -62,6 +64,8 @@ from seerbench.presets.types import (
     AuthorsKernelSweep,
     DecodeSweep,
     FirstTokenSweep,
+    FlatArm,
+    FlatDecode,
     KernelSweep,
     Latency,
     LongBench,
@@ -80,7 +84,6 @@ from seerbench.presets.types import (
     WheelFile,
     flat,
 )
-from seerbench.rows.gate_ref import GateRef
 from seerbench.settings import advice
 from seerbench.training.jobs import DistillJob, FinetuneJob, PretrainJob
 
@@ -574,6 +577,8 @@ class Preset:
             reaching=section.reaching,
             groups=self._groups(section.arms, section.model),
             rows=self.paths.rows("perplexity", name),
+            decoded=section.decoded,
+            batch=section.batch or 1,
         )
 
     def tasks(self, name: str) -> AnyTasksJob:
@@ -714,15 +719,16 @@ class Preset:
         by_model: dict[str, list[ArmJob]] = {}
         for each in flat(arms):
             name = each.model or model
-            arm = self._arm_job(each.arm, each.sparsity, each.gate, self.model(name))
+            arm = self._arm_job(each, self.model(name))
             by_model.setdefault(name, []).append(arm)
         return tuple(ModelArms(self.model(name), tuple(found)) for name, found in by_model.items())
 
     def _arm_jobs(self, arms: Iterable[Arm]) -> tuple[ArmJob, ...]:
         """Return the jobs of arms on random inputs."""
-        return tuple(self._arm_job(each.arm, each.sparsity, each.gate, None) for each in flat(arms))
+        return tuple(self._arm_job(each, None) for each in flat(arms))
 
-    def _arm_job(self, arm: Arm, sparsity: float | None, gate: GateRef | None, model: ModelSource | None) -> ArmJob:
+    def _arm_job(self, each: FlatArm, model: ModelSource | None) -> ArmJob:
+        arm, sparsity, gate = each.arm, each.sparsity, each.gate
         weights = model.name if model is not None and model.geometry is None else None
         plan = None
         if weights and arm.method == "moa":
@@ -749,6 +755,20 @@ class Preset:
             spread=arm.spread,
             forced=arm.forced,
             options=arm.options or {},
+            decode=None if each.decode is None else self._decode_job(each.decode, weights or ""),
+        )
+
+    def _decode_job(self, each: FlatDecode, model: str) -> DecodeJob:
+        arm = each.arm
+        block = arm.block or self.file.of_model(model, "block")
+        return DecodeJob(
+            method=arm.method,
+            block=None if arm.method in (DENSE_DECODE, GATE_R) else block,
+            gate=arm.gate,
+            gates=None if arm.gate is None else self.gates(arm.gate.job),
+            budget=each.budget,
+            threshold=each.threshold,
+            rotated_by=arm.rotated_by,
         )
 
 

@@ -27,11 +27,11 @@ from pydantic import (
 
 from seerbench.data.corpora import SPLITS
 from seerbench.data.longbench import TASKS as LONGBENCH_TASKS
-from seerbench.data.lookup_tasks import ASKED_IN_PROMPT
+from seerbench.data.lookup_tasks import ANSWERED_AFTER_PROMPT, ASKED_IN_PROMPT
 from seerbench.data.lookup_tasks import TASKS as LOOKUPS
 from seerbench.data.ruler.tasks import TASKS as RULER_TASKS
 from seerbench.errors import ConfigError
-from seerbench.measure.names import DECODE_METHODS, MASKS
+from seerbench.measure.names import DECODE_METHODS, DENSE_DECODE, GATE_R, MASKS
 from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS
 from seerbench.methods.decode_gate_config import RECIPE, DecodeGateConfig
 from seerbench.methods.gate_config import POOLINGS, GateConfig, all_poolings
@@ -414,7 +414,7 @@ class TrainedGates(Settings):
         return {name: options.config(block) for name, options in self.sets.items()}
 
     def for_decoding(self) -> list[str]:
-        """Return the names of the gate sets for decoding, which no arm takes."""
+        """Return the names of the gate sets for decoding, which arms take under `decode`."""
         return (
             []
             if isinstance(self.sets, str)
@@ -512,6 +512,67 @@ class Profile(Settings):
 # Arms and experiments
 
 
+class DecodeArm(Settings):
+    """How an arm decodes: a method for the new tokens, at one or several budgets or thresholds."""
+
+    method: Annotated[str, OneOf((DENSE_DECODE, *DECODE_METHODS))]
+    """dense, seer-r (a gate with the recipe r), quest, streaming or oracle"""
+    gate: Gate | None = None
+    """<gate job>:<set> of a gate for decoding, for seer-r"""
+    budgets: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_distinct)] | None = None
+    """tokens of the best blocks that each new token reads, beside the first and the current block"""
+    thresholds: (
+        Annotated[
+            tuple[Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, lt=1)], ...],
+            Field(min_length=1),
+            AfterValidator(_distinct),
+        ]
+        | None
+    ) = None
+    """instead of budgets, for seer-r: smallest share of the softmax for which a block is read"""
+    block: Block | None = None
+    """tokens per block, where it is not the model's; seer-r has the gate's"""
+    rotated_by: Literal["first", "last"] = "first"
+    """for seer-r: the position of a block that is finished while decoding, its first token's or, as in the authors'
+    code, its last"""
+
+    @model_validator(mode="after")
+    def _has_what_its_method_takes(self) -> DecodeArm:
+        gated, dense = self.method == GATE_R, self.method == DENSE_DECODE
+        for key, takes in (
+            ("gate", gated),
+            ("thresholds", gated),
+            ("budgets", not dense),
+            ("block", not dense and not gated),
+        ):
+            if getattr(self, key) is not None and not takes:
+                raise ValueError(f"decoding by {self.method} takes no {key}")
+        if self.rotated_by != "first" and not gated:
+            raise ValueError(f"decoding by {self.method} takes no rotated_by")
+        if gated and self.gate is None:
+            raise ValueError(f"decoding by {self.method} needs a gate, such as gate: decode:r")
+        if not dense and (self.budgets is None) == (self.thresholds is None):
+            raise ValueError(f"decoding by {self.method} needs {'budgets or thresholds' if gated else 'budgets'}")
+        return self
+
+
+class FlatDecode(NamedTuple):
+    """A method for decoding at one budget or threshold; dense decoding has neither."""
+
+    arm: DecodeArm
+    budget: int | None
+    threshold: float | None
+
+
+def _flat_decode(arm: DecodeArm | None) -> list[FlatDecode | None]:
+    """Return one entry for each budget or threshold; [None] for an arm that does not say how it decodes."""
+    if arm is None:
+        return [None]
+    if arm.thresholds:
+        return [FlatDecode(arm, None, threshold) for threshold in arm.thresholds]
+    return [FlatDecode(arm, budget, None) for budget in arm.budgets or (None,)]
+
+
 class Arm(Settings):
     """One line of an experiment: a method with its options, at one or several sparsities.
 
@@ -549,6 +610,8 @@ class Arm(Settings):
     """keep block 0 and the diagonal for certain, inside the same number of blocks"""
     options: dict[Name, OptionValue] | None = None
     """further arguments of the method, such as {tau: 0.8, stride: 16}"""
+    decode: DecodeArm | None = None
+    """how new tokens are decoded after the method's prefill, in experiments that decode; without it, densely"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Arm:
@@ -598,26 +661,34 @@ class Arm(Settings):
 
 
 class FlatArm(NamedTuple):
-    """An arm at one sparsity."""
+    """An arm at one sparsity, with one budget or threshold of its decoding."""
 
     arm: Arm
     sparsity: float | None
     model: str | None
     gate: GateRef | None
+    decode: FlatDecode | None
 
 
 def flat(arms: Iterable[Arm]) -> list[FlatArm]:
-    """Return one entry for each sparsity of each arm, with `{sparsity}` filled in."""
+    """Return one entry for each sparsity of each arm and each budget of its decoding, `{sparsity}` filled in."""
     found = []
     for arm in arms:
         for sparsity in arm.sparsities or (None,):
             model = arm.model and arm.model.replace(PLACEHOLDER, str(sparsity))
             gate = arm.gate and GateRef(arm.gate.job.replace(PLACEHOLDER, str(sparsity)), arm.gate.set)
-            found.append(FlatArm(arm, sparsity, model, gate))
+            found += [FlatArm(arm, sparsity, model, gate, decode) for decode in _flat_decode(arm.decode)]
     return found
 
 
 Arms = Annotated[tuple[Arm, ...], Field(min_length=1)]
+
+
+def _refuse_decode(arms: Iterable[Arm], why: str) -> None:
+    """Raise ValueError if an arm says how it decodes where nothing is decoded; `why` is its first words."""
+    for arm in arms:
+        if arm.decode is not None:
+            raise ValueError(f"{why} leave decode out of the arm of {arm.method}")
 
 
 class Experiment(Settings):
@@ -644,11 +715,32 @@ class Perplexity(Experiment):
     """only this many last tokens count, and windows of all contexts end at the same one"""
     reaching: Count | None = None
     """only documents of at least this many tokens, even where contexts are shorter"""
+    decoded: Count | None = None
+    """this many last tokens are fed one by one and predicted by decoding, as each arm's `decode` says; they alone
+    count, and windows of all contexts end at the same one"""
+    batch: Count | None = None
+    """with decoded: documents that are decoded together, one by default"""
 
     @model_validator(mode="after")
     def _scores_what_there_is(self) -> Perplexity:
         if self.scored is not None and self.scored >= min(self.contexts):
             raise ValueError(f"scored {self.scored} of a context of {min(self.contexts)}: at most one token fewer")
+        if self.decoded is not None and self.decoded >= min(self.contexts) - 1:
+            raise ValueError(
+                f"decoded {self.decoded} of a context of {min(self.contexts)}: at most two tokens fewer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _says_what_is_decoded(self) -> Perplexity:
+        if self.decoded is None:
+            if self.batch is not None:
+                raise ValueError("batch is for experiments with decoded; leave it out")
+            _refuse_decode(self.arms, "perplexity decodes where decoded says how many tokens; add it, or")
+        elif self.scored is not None:
+            raise ValueError("give scored or decoded, not both")
+        elif any(arm.decode is None for arm in self.arms):
+            raise ValueError("with decoded, every arm says how it decodes, such as decode: {method: dense}")
         return self
 
 
@@ -660,6 +752,15 @@ class Retrieval(Experiment):
     examples: Count
     tasks: Annotated[tuple[Annotated[str, OneOf(LOOKUPS)], ...], Field(min_length=1), AfterValidator(_distinct)]
     batch: Count
+
+    @model_validator(mode="after")
+    def _decodes_where_arms_say_how(self) -> Retrieval:
+        in_prompt = [task for task in self.tasks if task not in ANSWERED_AFTER_PROMPT]
+        if in_prompt:
+            decoded = " and ".join(ANSWERED_AFTER_PROMPT)
+            why = f"{in_prompt[0]} is answered in the prompt, and {decoded} by decoding; take those, or"
+            _refuse_decode(self.arms, why)
+        return self
 
 
 class LongBench(Experiment):
@@ -725,6 +826,7 @@ class Recall(Experiment):
                 raise ValueError(f"{arm.method}: recall compares at equal sparsity; give sparsities")
             if card_of(arm.method).plans_blocks is False:
                 raise ValueError(f"{arm.method}: recall compares block masks, and this method plans none")
+        _refuse_decode(self.arms, "recall decodes nothing;")
         return self
 
 
@@ -795,6 +897,7 @@ class TimedArms(Settings):
     @model_validator(mode="after")
     def _has_a_sparsity_for_each_context(self) -> TimedArms:
         wanted = len(self.contexts)
+        _refuse_decode(self.arms, "the sweep `decode` times decoding;")
         for arm in self.arms:
             if arm.model is not None:
                 raise ValueError(f"{arm.method}: a timing runs in the sweep's model; leave the arm's model out")

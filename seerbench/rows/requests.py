@@ -19,6 +19,8 @@ from seerbench.rows.store import Run
 ROUNDING = 1e-9  # of the difference of two numbers with few decimals
 # table -> the columns that name one setting. Its realised sparsity is the mean over its rows: documents, examples,
 # or the heads of all layers. A bucket of LongBench has prompts of many lengths, so tasks are grouped by bucket.
+#
+# Blocks that decoding skips are no part of it, so the rows of all ways to decode after one prefill are one setting.
 SETTINGS: dict[str, list[str]] = {
     "perplexity": ["experiment", "model", "corpus", "context", "method", "gate", "recipe", "sparsity_requested"],
     "tasks": ["experiment", "model", "corpus", "bucket", "method", "gate", "sparsity_requested"],
@@ -37,8 +39,25 @@ SWEEPS_OF_ONE_LAYER = ("kernel", "methods")
 
 
 def rows(run: Run, table: str, part: str | None = None) -> pd.DataFrame:
-    """Return the rows of any table as `Run.table` does; those that break their request are refused."""
-    return run.table(table, part, refused if table in SETTINGS else None)
+    """Return the rows of any table as `Run.table` does; those that break their request are refused.
+
+    Rows that say how new tokens were decoded are left out: their loss or score is that of a prefill and of a method
+    for decoding together (`decoded_rows`).
+    """
+    return run.table(table, part, _of_prefill if table in SETTINGS else None)
+
+
+def decoded_rows(run: Run, table: str, part: str | None = None) -> pd.DataFrame:
+    """Return the rows of `perplexity` or `tasks` that say how new tokens were decoded; refused as in `rows`."""
+    return run.table(table, part, _of_decoding)
+
+
+def _of_prefill(table: str, measured: pd.DataFrame) -> pd.DataFrame:
+    return refused(table, measured[measured.decode.isna()] if "decode" in measured else measured)
+
+
+def _of_decoding(table: str, measured: pd.DataFrame) -> pd.DataFrame:
+    return refused(table, measured[measured.decode.notna()])
 
 
 def refused(table: str, measured: pd.DataFrame) -> pd.DataFrame:

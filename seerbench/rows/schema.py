@@ -14,8 +14,9 @@ from seerbench.errors import ResultsError
 # Stored in each file. Version 2 added the columns that migration.py fills for files of version 1. Version 3 added
 # the load of the machine while a cell was timed, version 4 how a method selects blocks (last_rows_dense, threshold,
 # spread, forced), version 5 which texts a corpus was made of (corpus_source) and where weights come from
-# (weights), version 6 what a method for decoding keeps (kept_mib). All are empty in older rows.
-SCHEMA_VERSION = 6
+# (weights), version 6 what a method for decoding keeps (kept_mib), version 7 how new tokens were decoded (decode
+# and the columns after it). All are empty in older rows.
+SCHEMA_VERSION = 7
 TEXT, NUMBER, INTEGER, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
 # Values of cells.inputs_kind.
@@ -90,7 +91,8 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?gpu_others": FLAG,  # Whether another process computed on the GPU meanwhile; empty if that is unknown.
         "source_digest": TEXT,  # The digest of kernels and methods (source_digest.py), or of a compared file.
     },
-    # Each row is the loss of one method on one document.
+    # Each row is the loss of one method on one document. Where `decode` is given, the last `tokens` tokens were fed
+    # one by one after a prefill by the method, and each of them was predicted by a step of decoding.
     "perplexity": {
         "run_id": TEXT,
         "experiment": TEXT,  # The name of the experiment in the preset.
@@ -106,6 +108,13 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?spread": TEXT,  # row: as many blocks in every row of every head. layer: one threshold for all of them.
         "?forced": FLAG,  # Whether block 0 and the diagonal were kept for certain, inside the budget.
         "?sparsity_realised": NUMBER,  # The mean over layers and heads.
+        "?decode": TEXT,  # The method for decoding, e.g. "dense" or "seer-r"; empty where the preset names none.
+        "?decode_gate": TEXT,  # Its gate reference "job:set".
+        "?decode_block": INTEGER,  # Its tokens per block; empty for dense decoding.
+        "?decode_budget": INTEGER,  # The tokens of the best blocks that a new token reads, or
+        "?decode_threshold": NUMBER,  # the smallest share of the softmax for which a block is read.
+        "?decode_sparsity": NUMBER,  # The share of the blocks that decoding skipped, the mean over layers, heads,
+        # steps and what was decoded together.
         "document": TEXT,  # The identifier of the document in its corpus.
         "?nll": NUMBER,  # The mean negative log-likelihood in nats per token; empty where there is a reason.
         "tokens": INTEGER,  # The number of tokens that the mean is over.
@@ -113,8 +122,9 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?reason": TEXT,  # Why there is no loss; empty if there is one.
     },
     # Each row is one answered example: a look-up, right or wrong (`correct`), or a question of LongBench, RULER or
-    # a question set, which is marked (`score`). Answers are decoded greedily with dense attention; those of rows
-    # before version 4 that are right or wrong had the correct answer given, in one sparse forward pass.
+    # a question set, which is marked (`score`). Answers are decoded greedily, as `decode` says or with dense
+    # attention; those of rows before version 4 that are right or wrong had the correct answer given, in one sparse
+    # forward pass.
     "tasks": {
         "run_id": TEXT,
         "experiment": TEXT,
@@ -134,6 +144,13 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?spread": TEXT,  # row: as many blocks in every row of every head. layer: one threshold for all of them.
         "?forced": FLAG,  # Whether block 0 and the diagonal were kept for certain, inside the budget.
         "?sparsity_realised": NUMBER,
+        "?decode": TEXT,  # The method for decoding, e.g. "dense" or "seer-r"; empty where the preset names none.
+        "?decode_gate": TEXT,  # Its gate reference "job:set".
+        "?decode_block": INTEGER,  # Its tokens per block; empty for dense decoding.
+        "?decode_budget": INTEGER,  # The tokens of the best blocks that a new token reads, or
+        "?decode_threshold": NUMBER,  # the smallest share of the softmax for which a block is read.
+        "?decode_sparsity": NUMBER,  # The share of the blocks that decoding skipped, the mean over layers, heads,
+        # steps and what was decoded together.
         "example": INTEGER,  # The number of the example within its task and bucket (LongBench: within its task).
         "?distance": INTEGER,  # Look-ups: the tokens between the fact and the question. RULER: from the one asked
         # needle to the end of the prompt. Empty otherwise.
@@ -141,7 +158,8 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
         "?asking_rows": INTEGER,  # Look-ups: the rows of the prompt in the block that asks. Empty for dense
         # methods, and where the question is not in the prompt.
         "?correct": FLAG,  # Whether every token of the answer is right; empty for LongBench.
-        "?score": NUMBER,  # The mark, from 0 to 1; empty for look-ups, and where there is a reason.
+        "?score": NUMBER,  # The mark, from 0 to 1; empty where there is a reason. Of look-ups only `passage`
+        # has one: the share of the answer's tokens that are right.
         "?prediction": TEXT,  # The generated answer.
         "?references": TEXT,  # RULER and question sets: the right answers, a JSON list.
         "?cut": FLAG,  # Whether the middle of the prompt was removed to fit the model; empty for look-ups.

@@ -38,12 +38,15 @@ def measure_perplexity(preset: Preset, experiment: str) -> None:
                     job.documents,
                     model,
                     longest=max(job.contexts),
-                    aligned=job.scored is not None,
+                    aligned=job.scored is not None or job.decoded is not None,
                     reaching=job.reaching,
                 )
                 bar.total = (bar.total or 0) + len(windows) * len(arms)
                 fixed = {"experiment": experiment, "model": group.model.name, "corpus": job.tokens.corpus}
-                found = perplexity.perplexity(model, windows, arms, bar, job.scored)
+                if job.decoded is None:
+                    found = perplexity.perplexity(model, windows, arms, bar, job.scored)
+                else:
+                    found = perplexity.decoded_perplexity(model, windows, arms, job.decoded, job.batch, bar)
                 rows += [fixed | row for row in found]
     save("perplexity", job.rows, rows, run)
 

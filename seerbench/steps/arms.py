@@ -10,15 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from seerbench.baselines.decode.dense import DenseDecode
 from seerbench.baselines.moa import save_plan
 from seerbench.core.problem import AttentionProblem
+from seerbench.errors import ConfigError
 from seerbench.measure.arm import Arm
+from seerbench.measure.decoders import BASELINES
+from seerbench.measure.names import DENSE_DECODE
+from seerbench.methods.decode_gate import load_decode_gates
+from seerbench.methods.decode_protocol import DecodeMethod
 from seerbench.methods.gate import AttnGate
 from seerbench.methods.gate_config import GateConfig
 from seerbench.methods.gate_files import gate_set_names, load_gates
 from seerbench.methods.registry import card_of, create
+from seerbench.methods.seer_decode import SeerDecode
 from seerbench.methods.wrappers import variant
-from seerbench.presets.jobs import ArmJob, Setup
+from seerbench.presets.jobs import ArmJob, DecodeJob, Setup
 from seerbench.presets.paths import moa_plan_name
 from seerbench.presets.types import DEFAULT_PATTERNS
 from seerbench.rows.gate_ref import EVERY_SET, GateRef
@@ -36,14 +43,31 @@ def make_arms(arms: Iterable[ArmJob], device: str) -> list[Arm]:
             options["plan"] = arm.plan
         if arm.gate is None or arm.gates is None:
             method = _method(arm, options)
-            found.append(Arm(method, None, arm.recipe))
+            found.append(Arm(method, None, arm.recipe, *_decoding(arm.decode, device)))
             continue
         names = gate_set_names(arm.gates) if arm.gate.set == EVERY_SET else [arm.gate.set]
         for name in names:
             gates = [gate.to(device) for gate in load_gates(arm.gates, name)]
             method = _method(arm, {"gates": gates, **options})
-            found.append(Arm(method, GateRef(arm.gate.job, name), arm.recipe))
+            found.append(Arm(method, GateRef(arm.gate.job, name), arm.recipe, *_decoding(arm.decode, device)))
     return found
+
+
+def _decoding(job: DecodeJob | None, device: str) -> tuple[DecodeMethod[Any] | None, GateRef | None]:
+    """Return the method for decoding of an arm, and its gate set."""
+    if job is None:
+        return None, None
+    if job.method == DENSE_DECODE:
+        return DenseDecode(), None
+    if job.gate is None or job.gates is None:
+        assert job.budget is not None  # the preset's checks
+        assert job.block is not None
+        return BASELINES[job.method](job.budget, job.block), None
+    gates = [gate.to(device) for gate in load_decode_gates(job.gates, job.gate.set)]
+    try:
+        return SeerDecode(gates, job.budget, job.threshold, job.rotated_by), job.gate
+    except ValueError as error:  # a budget below the block of gates that were not made here
+        raise ConfigError(f"decoding with {job.gate}: {error}") from None
 
 
 def random_arms(

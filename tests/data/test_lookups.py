@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from seerbench.data import lookup_parts, lookup_tasks, lookups
+from seerbench.data import lookup_parts, lookup_tasks, lookups, passages
 from seerbench.data import windows as data_windows
 from seerbench.errors import CorpusError
 
 
-@pytest.mark.parametrize("task", ["passkey", "kv", "kv-shared", "cloze"])
+@pytest.mark.parametrize("task", ["passkey", "kv", "kv-shared", "cloze", "passage"])
 def test_examples_hold_their_answer_where_they_say(setting, task):
     tokenizer, documents = setting
     examples = lookup_tasks.TASKS[task](documents["test"], tokenizer, 512, 12, 3)
@@ -33,6 +33,21 @@ def test_same_seed_same_examples(setting, task):
     first, again, other = (build(test, tokenizer, 256, 4, seed) for seed in (1, 1, 2))
     assert all((a.tokens == b.tokens).all() for a, b in zip(first, again, strict=True))
     assert any((a.tokens != b.tokens).any() for a, b in zip(first, other, strict=True))
+
+
+def test_the_cue_of_a_passage_occurs_once_before_it_is_shown_again(setting):
+    tokenizer, documents = setting
+    for example in passages.passage(documents["test"], tokenizer, 512, 12, 0):
+        text, start = example.tokens.tolist(), example.prefilled
+        cue = text[start - passages.CUE : start]
+        places = [at for at in range(start) if text[at : at + passages.CUE] == cue]
+        assert places == [start - example.distance - passages.CUE, start - passages.CUE]
+        assert example.answer_length == passages.ANSWER
+    with pytest.raises(CorpusError, match="context of 162 tokens, not 150"):
+        passages.passage(documents["test"], tokenizer, 150, 1, 0)
+    same = {"a": np.full(900, 40, dtype=np.int32)}
+    with pytest.raises(CorpusError, match="repeats itself less"):
+        passages.passage(same, tokenizer, 512, 1, 0)
 
 
 def test_passkey_is_five_different_digits_anywhere(setting):

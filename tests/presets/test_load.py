@@ -220,6 +220,17 @@ BOOKS["otherwise"] |= {"train": {"files": ["a"]}, "test": {"files": ["b"]}}  # a
 EXISTING = {"source": "a/b"}
 
 
+DECODED = "perplexity/contexts/arms/0/decode"
+DENSE_DECODING = {"method": "dense", "decode": {"method": "dense"}}
+
+
+def decoding(method="dense", decoded=None, scored=None, **decode):
+    """Return a change to one arm that decodes, in an experiment with these keys."""
+    keys = {name: value for name, value in (("decoded", decoded), ("scored", scored)) if value is not None}
+    arms = [{"method": "dense", "decode": {"method": method, **decode}}]
+    return edit("perplexity", "contexts", arms=arms, contexts=[512], **keys)
+
+
 def several(*changes):
     return lambda preset: [change(preset) for change in changes]
 
@@ -282,8 +293,31 @@ def several(*changes):
         (
             edit("gates", "long", sets={"v1": {"recipe": "r"}}),
             "perplexity/contexts/arms/1",
-            "gates for decoding, which no arm takes",
+            "gates for decoding, which an arm takes under decode",
         ),
+        (decoding(), "perplexity/contexts", "add it, or leave decode out of the arm of dense"),
+        (decoding(decoded=511), "perplexity/contexts", "at most two tokens fewer"),
+        (decoding(decoded=8, scored=8), "perplexity/contexts", "scored or decoded"),
+        (edit("perplexity", "contexts", decoded=8), "perplexity/contexts", "every arm says how it decodes"),
+        (edit("perplexity", "contexts", batch=2), "perplexity/contexts", "batch"),
+        (decoding("quest", decoded=8), f"{DECODED}", "quest needs budgets"),
+        (decoding("quest", decoded=8, thresholds=[0.1]), f"{DECODED}", "quest takes no thresholds"),
+        (decoding("quest", decoded=8, budgets=[8]), f"{DECODED}/budgets", "one block of 16 tokens, not 8"),
+        (decoding("dense", decoded=8, budgets=[64]), f"{DECODED}", "dense takes no budgets"),
+        (decoding("seer-r", decoded=8, budgets=[64]), f"{DECODED}", "needs a gate, such as"),
+        (decoding("seer-r", decoded=8, gate="long:v1", budgets=[64]), f"{DECODED}/gate", "gates for prefill"),
+        (decoding("seer-r", decoded=8, gate="long:r", budgets=[64]), f"{DECODED}/gate", "no set 'r'"),
+        (decoding("seer-r", decoded=8, gate="joint-0.5:v1", budgets=[64]), f"{DECODED}/gate", "gates for prefill"),
+        (decoding("seer-r", decoded=8, gate="long:all", budgets=[64]), f"{DECODED}/gate", "not all"),
+        (decoding("seer-r", decoded=8, gate="long:r"), f"{DECODED}", "budgets or thresholds"),
+        (decoding("queest", decoded=8), f"{DECODED}/method", "not 'queest'"),
+        (edit("tasks", "retrieval", arms=[DENSE_DECODING]), "tasks/retrieval", "is answered in the prompt"),
+        (
+            edit("recall", "gates", arms=[SEER | {"sparsities": [0.5], "decode": {"method": "dense"}}]),
+            "recall/gates",
+            "decodes nothing",
+        ),
+        (edit("latency", "sweeps", "methods", arms=[DENSE_DECODING]), "latency/sweeps/methods", "sweep `decode`"),
         (edit("extend", processes=2, batch=2), "extend", "packing"),
         (edit("gates", "long", processes=2, batch=2), "gates/long/processes", "a GPU each"),
         (edit("models", "short", init="long"), "models/short/init", "cannot continue itself"),

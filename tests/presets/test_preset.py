@@ -15,6 +15,7 @@ from seerbench.methods.gate_config import GateConfig
 from seerbench.paths import ROOT
 from seerbench.presets import preset as module
 from seerbench.presets.jobs import (
+    DecodeJob,
     FirstTokenLatencyJob,
     KernelLatencyJob,
     LongBenchJob,
@@ -78,6 +79,47 @@ def test_a_job_may_train_gates_for_decoding_beside_others(tmp_path):
     sets = edited(tmp_path, gates=gates).distill("long").sets
     assert sets["r"] == DecodeGateConfig(norm=False, block=16)
     assert sets["v1"] == GateConfig(block=16)
+
+
+def test_arms_combine_every_sparsity_with_every_way_to_decode(tmp_path):
+    smoke = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text(encoding="utf-8"))
+    smoke["gates"]["decode"] = smoke["gates"]["long"] | {"sets": {"r": {"recipe": "r"}}, "block": 32}
+    arms = [
+        {"method": "dense", "decode": {"method": "dense"}},
+        STREAMING | {"decode": {"method": "seer-r", "gate": "decode:r", "budgets": [64, 96]}},
+        {"method": "dense", "decode": {"method": "seer-r", "gate": "decode:r", "thresholds": [0.1]}},
+        {"method": "dense", "decode": {"method": "quest", "budgets": [64], "block": 32}},
+        {"method": "dense", "decode": {"method": "quest", "budgets": [64]}},
+    ]
+    losses = {"model": "long", "corpus": "toy", "contexts": [256, 512], "documents": 2, "decoded": 9, "batch": 2}
+    preset = edited(tmp_path, gates=smoke["gates"], perplexity={"decode": losses | {"arms": arms}})
+    job = preset.perplexity("decode")
+    gate = {"gate": GateRef("decode", "r"), "gates": tmp_path / "smoke/gates/decode.safetensors"}
+    assert (job.decoded, job.batch, job.gate_files) == (9, 2, [gate["gates"]])
+    assert [(arm.method, arm.sparsity, arm.decode) for arm in job.groups[0].arms] == [
+        ("dense", None, DecodeJob("dense")),
+        ("streaming", 0.5, DecodeJob("seer-r", budget=64, **gate)),
+        ("streaming", 0.5, DecodeJob("seer-r", budget=96, **gate)),
+        ("dense", None, DecodeJob("seer-r", threshold=0.1, **gate)),
+        ("dense", None, DecodeJob("quest", 32, budget=64)),
+        ("dense", None, DecodeJob("quest", 16, budget=64)),
+    ]
+    with pytest.raises(ConfigError, match="labels of another arm"):
+        edited(tmp_path, gates=smoke["gates"], perplexity={"decode": losses | {"arms": [arms[3], arms[3]]}})
+
+
+def test_the_experiments_in_the_page_on_decoding_are_valid(tmp_path):
+    page = (ROOT / "docs" / "decoding.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    sections = yaml.safe_load("\n".join(blocks))
+    smoke = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text(encoding="utf-8"))
+    models = smoke["models"] | {"smollm2": {"source": "x"}}
+    corpora = smoke["corpora"] | {"pg19": {"kind": "folder", "path": "x", "tokenizer": "smollm2"}}
+    preset = edited(
+        tmp_path, **sections | {"models": models, "corpora": corpora, "gates": smoke["gates"] | sections["gates"]}
+    )
+    assert preset.perplexity("decode").decoded == 256
+    assert {preset.tasks(name).experiment for name in sections["tasks"]} == {"decode", "decode-ruler"}
 
 
 def test_jobs_are_resolved(smoke):

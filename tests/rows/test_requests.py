@@ -9,7 +9,8 @@ from synthetic_rows import DENSE, perplexity, timings
 
 from seerbench.paths import PUBLISHED, ROOT
 from seerbench.rows import requests
-from seerbench.rows.store import Run, to_table
+from seerbench.rows.provenance import finish, provenance
+from seerbench.rows.store import Run, to_table, write_rows
 from seerbench.rows.timings import timings as timed
 
 
@@ -68,6 +69,21 @@ def test_tables_without_a_status_get_one():
     found = requests.refused("tasks", answers.assign(sparsity_realised=[0.5, np.nan]))
     assert found.status.tolist() == ["measured", "refused"]
     assert found.correct.tolist()[0] is True
+
+
+def test_rows_that_were_decoded_by_a_method_are_apart(tmp_path):
+    """Their loss is that of a prefill and of decoding, so no table of prefill methods may read it."""
+    made = perplexity("r", "contexts", [DENSE], [512], 2)
+    made[1] |= {"decode": "seer-r", "decode_gate": "g:r", "decode_block": 64, "decode_budget": 512}
+    run = {**finish(provenance("test", preset="cpu", scale="toy", seed=0, device="cpu")), "run_id": "r"}
+    write_rows(tmp_path / "perplexity" / "mixed.parquet", "perplexity", made, run)
+    plain, decoded = (read(Run(tmp_path), "perplexity") for read in (requests.rows, requests.decoded_rows))
+    assert plain.document.tolist() == [made[0]["document"]]
+    assert decoded.document.tolist() == [made[1]["document"]]
+    assert decoded.decode_budget.tolist() == [512]
+    for read in (requests.rows, requests.decoded_rows):  # rows of earlier schema versions
+        rows = read(Run(PUBLISHED / "h200-smollm2"), "tasks")
+        assert rows.empty == (read is requests.decoded_rows)
 
 
 def test_a_refused_cell_has_no_samples(tmp_path):

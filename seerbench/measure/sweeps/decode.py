@@ -18,9 +18,6 @@ import torch
 from torch import Tensor
 
 from seerbench.baselines.decode.dense import DenseDecode
-from seerbench.baselines.decode.oracle import OracleDecode
-from seerbench.baselines.decode.quest import QuestDecode
-from seerbench.baselines.decode.streaming import StreamingDecode
 from seerbench.core.block_mask import block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
 from seerbench.core.rope import plain_rope
@@ -28,21 +25,17 @@ from seerbench.kernels.decode import api
 from seerbench.kernels.decode.lists import CacheLists
 from seerbench.measure.cells import CellTimer, Entry, Prepared, Rows, joined
 from seerbench.measure.correctness import Check, check_decoding, check_tokens
+from seerbench.measure.decoders import BASELINES
 from seerbench.measure.gpu_lock import exclusive
 from seerbench.measure.inputs import RANDOM_INPUTS, random_cache
 from seerbench.measure.sampler import Call, Timing
 from seerbench.methods.decode_gate import DecodeGate
 from seerbench.methods.decode_gate_config import DecodeGateConfig
-from seerbench.methods.decode_protocol import BudgetDecode, DecodeMethod, NewToken
+from seerbench.methods.decode_protocol import DecodeMethod, NewToken
 from seerbench.methods.seer_decode import SeerDecode
 
 # New tokens that are compared with the reference. One has so few numbers that their rounding is a matter of chance.
 CHECKED = 64
-BASELINES: dict[str, type[BudgetDecode[Any]]] = {
-    "quest": QuestDecode,
-    "streaming": StreamingDecode,
-    "oracle": OracleDecode,
-}
 
 
 @torch.no_grad()
