@@ -235,6 +235,17 @@ show("table4")
 # %%
 show("fig8")
 # %% [markdown]
+# ## Decoding
+#
+# A new token may read some blocks of the cache instead of all. The first figure shows how much faster a step of one
+# layer is, the second what is lost. How the prompt was prefilled is a choice of its own; where a line does not say
+# otherwise, the prefill is dense.
+
+# %%
+show("decode")
+# %%
+show("decode_quality")
+# %% [markdown]
 # ## The paper's claims
 #
 # A claim is a sentence of the paper with a number or an ordering. Code judges each claim from all runs

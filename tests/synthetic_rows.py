@@ -181,6 +181,7 @@ def write_run(folder: Path) -> Path:
     for context in (1024, 4096):
         _write_all_timings(folder, context)
     _write_tasks(folder)
+    _write_decoded(folder)
     _write_recall(folder)
     _write_maps(folder)
     return folder
@@ -333,6 +334,54 @@ def _write_tasks(folder: Path) -> None:
         if row["task"] == "kv" and row["context"] == 1024 and row["method"] != "streaming"
     ]
     write_rows(folder / "tasks" / "asking-rows.parquet", "tasks", asking, run)
+
+
+def _write_decoded(folder: Path) -> None:
+    """Write losses and scores under methods for decoding, which lose 64 tokens over the budget in nats or points.
+
+    Quest refuses the task `vt`. One arm has a sparse prefill.
+    """
+    run = origin("decode")
+    ways: list[Row] = [{"decode": "dense"}, {"decode": "seer-r", "decode_threshold": 0.01}]
+    ways += [{"decode": name, "decode_budget": budget} for name in ("seer-r", "quest") for budget in (256, 512)]
+    prefills: list[Row] = [{"method": "dense", "sparsity_requested": None}] * len(ways)
+    ways.append({"decode": "quest", "decode_budget": 256})
+    prefills.append({"method": "streaming", "sparsity_requested": 0.5})
+    losses, scores = [], []
+    for way, prefill in zip(ways, prefills, strict=True):
+        dense = way["decode"] == "dense"
+        lost = 0.0 if dense else 64 / way.get("decode_budget", 1024)
+        labels = way | {
+            "run_id": run["run_id"],
+            "experiment": "decode",
+            "model": "tiny",
+            "corpus": "books",
+            "context": 1024,
+            "gate": None,
+            "decode_gate": "decode:r" if way["decode"] == "seer-r" else None,
+            "decode_block": None if dense else 64,
+            "decode_sparsity": 0.0 if dense else 1 - (way.get("decode_budget", 512) + 128) / 1024,
+            "sparsity_realised": prefill["sparsity_requested"] or 0.0,
+        }
+        losses += [
+            {
+                **labels,
+                **prefill,
+                "recipe": "none",
+                "document": f"d{document}",
+                "nll": 2.3 + 0.1 * document + lost + 0.01 * document * lost,
+                "tokens": 128,
+                "status": "measured",
+            }
+            for document in range(5)
+        ]
+        for task, example in itertools.product(("niah_multivalue-books", "vt"), range(4)):
+            refused = task == "vt" and way["decode"] == "quest"
+            asked = {"experiment": "decode-ruler", "task": task, "bucket": "1024", "example": example}
+            mark = {"reason": "too long"} if refused else {"score": (1 if task == "vt" else 0.5) - lost}
+            scores.append({**labels, **prefill, **asked, **mark})
+    write_rows(folder / "perplexity" / "decode.parquet", "perplexity", losses, run)
+    write_rows(folder / "tasks" / "decode-ruler.parquet", "tasks", scores, run)
 
 
 def longbench_rows(run_id: str, seer: float = 0.6) -> list[Row]:

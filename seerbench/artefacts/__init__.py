@@ -66,6 +66,11 @@ ARTEFACTS: dict[str, Artefact] = {
     "losses": Artefact("Loss over dense by sparsity, beside the paper's", "table", (("perplexity", "contexts*"),)),
     "methods": Artefact("Time of every method: plan, attention and both", "table", _timings("methods")),
     "decode": Artefact("Speed-up of sparse decoding by context, batch and sparsity", "figure", _timings("decode")),
+    "decode_quality": Artefact(
+        "What sparse decoding costs by how much of the cache it reads",
+        "figure",
+        (("perplexity", "decode*"), ("tasks", "decode*")),
+    ),
     "ablation": Artefact("Parts of a gate, ways to select blocks, oracles", "table", (("perplexity", "gates"),)),
     "budget": Artefact(
         "Loss of gates over the tokens that they were trained on",

@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "seer-v2": ("SeerAttention v2", "#B36A00", "o"),
     "seer-128": ("SeerAttention, 128", "#8A3C00", "o"),
     "seer-r": ("SeerAttention-R", "#F08A3C", "o"),
+    "seer-r-last-position": ("SeerAttention-R, blocks by last position", "#C4691F", "d"),
     "quest": ("Quest", "#332288", "s"),
     "moa": ("MoA", "#009E73", "^"),
     "minference": ("MInference", "#0072B2", "s"),

@@ -57,6 +57,7 @@ TEXTS = {"panel", "source", "series", "method", "gate", "recipe", "model", "corp
 TEXTS |= {
     "document",
     "definition",
+    "prefill",
     "reach",
     "protocol",
     "inputs_kind",

@@ -20,7 +20,7 @@ from seerbench.training.checkpoint import checkpoint_file
 
 # Artefacts whose rows would need more trainings than the test has time for, or longer prompts than its models take.
 # They are drawn from made-up rows in tests/artefacts.
-BEYOND_THE_PRESET = {"budget", "context_use", "decode", "needle", "ruler"}
+BEYOND_THE_PRESET = {"budget", "context_use", "decode", "decode_quality", "needle", "ruler"}
 
 
 def snakemake(folder, *arguments):
