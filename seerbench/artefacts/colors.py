@@ -44,6 +44,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "random": ("Random blocks", "#999999", "X"),
     "block_sparse": ("Block-sparse kernel", "#E69F00", "P"),
     "block_sparse-128": ("Block-sparse kernel, 128", "#8C6D1F", "P"),
+    "split_kv": ("Split-KV kernel for decoding", "#E6B800", "P"),
     "fa4-sparse": ("FlashAttention-4 sparse", "#6A3D9A", "*"),
     "fa4-sparse-128": ("FlashAttention-4 sparse, 128", "#B294C7", "*"),
     "pooled": ("Pooled-map kernel", "#882255", "d"),

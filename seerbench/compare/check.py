@@ -171,19 +171,9 @@ def judge(kernel: Kernel, trial: Trial, q: Tensor, k: Tensor, v: Tensor, mask: A
         v: its values [B, Hk, N, D].
         mask: a BlockMask, another plan with `to_token_mask`, or None for dense attention.
     """
-    before = [x.clone() for x in (q, k, v)]
-    try:
-        with torch.no_grad(), poisoned():
-            actual = kernel(q, k, v, mask)
-    except Exception as error:
-        error.add_note(f"while checking {trial.title!r}: {trial.problem}")
-        raise  # an error of the kernel is never taken for a wrong output
-    if not isinstance(actual, Tensor) or actual.shape != q.shape or actual.dtype != q.dtype:
-        got = f"{tuple(actual.shape)} in {actual.dtype}" if isinstance(actual, Tensor) else type(actual).__name__
-        guess = f"gives {got}; expected is q's shape and dtype, {tuple(q.shape)} in {q.dtype}"
-        return Finding(trial, torch.inf, 0.0, "everywhere", guess)
-    if not all(torch.equal(x, old) for x, old in zip((q, k, v), before)):
-        return Finding(trial, torch.inf, 0.0, "in q, k or v", "overwrites its inputs")
+    actual = output_of(kernel, trial, q, k, v, mask)
+    if isinstance(actual, Finding):
+        return actual
     comparison = compare_with_reference(actual, q, k, v, mask)
     if comparison.check.passed:
         return None
@@ -195,6 +185,29 @@ def judge(kernel: Kernel, trial: Trial, q: Tensor, k: Tensor, v: Tensor, mask: A
     else:
         guess, recognised = Guess(trial.suspect)
     return Finding(trial, comparison.check.error, budget, where(trial, actual, exact, budget), guess, recognised)
+
+
+def output_of(
+    kernel: Callable[..., Tensor], trial: Trial, q: Tensor, k: Tensor, v: Tensor, plan: Any
+) -> Tensor | Finding:
+    """Run a kernel on one trial; return its output, or what is wrong with its form or with q, k and v afterwards.
+
+    The arguments are those of `judge`; plan: what the kernel gets as its fourth argument.
+    """
+    before = [x.clone() for x in (q, k, v)]
+    try:
+        with torch.no_grad(), poisoned():
+            actual = kernel(q, k, v, plan)
+    except Exception as error:
+        error.add_note(f"while checking {trial.title!r}: {trial.problem}")
+        raise  # an error of the kernel is never taken for a wrong output
+    if not isinstance(actual, Tensor) or actual.shape != q.shape or actual.dtype != q.dtype:
+        got = f"{tuple(actual.shape)} in {actual.dtype}" if isinstance(actual, Tensor) else type(actual).__name__
+        guess = f"gives {got}; expected is q's shape and dtype, {tuple(q.shape)} in {q.dtype}"
+        return Finding(trial, torch.inf, 0.0, "everywhere", guess)
+    if not all(torch.equal(x.nan_to_num(), old.nan_to_num()) for x, old in zip((q, k, v), before)):
+        return Finding(trial, torch.inf, 0.0, "in q, k or v", "overwrites its inputs")
+    return actual
 
 
 def where(trial: Trial, actual: Tensor, exact: Tensor, budget: float) -> str:

@@ -1,7 +1,8 @@
 """Find the kernel or method that `seerbench compare` is given, and the baselines that it names.
 
-A kernel is a function (q, k, v, mask: BlockMask) -> output. After `:name`, any callable of four arguments is
-accepted. A method is a class under `@register`. Both come from a file (`mine.py`, `mine.py:name`) or a module
+A kernel is a function (q, k, v, mask: BlockMask) -> output. In a file with `kind = "decode"` it is one for
+decoding, (q, k, v, lists: CacheLists) -> output. After `:name`, any callable of four arguments is accepted. A
+method is a class under `@register`. Both come from a file (`mine.py`, `mine.py:name`) or a module
 (`package.module:name`).
 """
 
@@ -19,12 +20,14 @@ from typing import Any
 
 from seerbench.compare.user_code import imported
 from seerbench.errors import CompareError
+from seerbench.measure.sweeps.decode_kernel import DECODE_KERNELS
 from seerbench.methods.block_sparse_kernels import DENSE, SPARSE_KERNELS, sparse_kernel
 from seerbench.methods.mask_kernels import FunctionKernel
 from seerbench.methods.registry import card_of, create, registered
 from seerbench.rows.source_digest import files_digest
 
-ARGUMENTS = ["q", "k", "v", "mask"]
+PREFILL, DECODE = "prefill", "decode"  # what a kernel is for: the name `kind` in its file, or else the first
+ARGUMENTS = {PREFILL: ["q", "k", "v", "mask"], DECODE: ["q", "k", "v", "lists"]}
 # Method -> what it needs besides a sparsity. Such methods cannot be compared.
 NEEDS_A_MODEL = {"seer": "trained gates", "moa": "a plan searched for a model"}
 
@@ -36,10 +39,12 @@ class KernelFunction(FunctionKernel):
     Attributes:
         digest: the hash of its file, for the column source_digest; None for this tree's.
         keeps: anything that must live as long as the function, such as a temporary folder with its source.
+        kind: a key of ARGUMENTS. The fourth argument of a kernel for decoding is CacheLists.
     """
 
     digest: str | None = None
     keeps: object = None
+    kind: str = PREFILL
 
 
 def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
@@ -60,7 +65,12 @@ def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
         module = import_file(path)
     else:
         module = import_named(place)
-    known = {key: value for key, value in vars(module).items() if looks_like_kernel(value) or is_method(value)}
+    kind = getattr(module, "kind", PREFILL)
+    if kind not in ARGUMENTS:
+        raise CompareError(f"{place}: kind is {' or '.join(ARGUMENTS)}, not {kind!r}")
+    known = {
+        key: value for key, value in vars(module).items() if looks_like_kernel(value, kind) or is_method(value)
+    }
     own = [key for key, value in known.items() if value.__module__ == module.__name__ and key[0] != "_"]
     if wanted and takes_four(getattr(module, wanted, None)):
         known[wanted] = getattr(module, wanted)  # the user named it, so the names of its arguments are not checked
@@ -69,7 +79,9 @@ def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
     if not wanted and len(own) != 1:
         raise CompareError(
             f"{place} has {len(own)} kernels and methods ({', '.join(own) or 'none'}); write {place}:name. "
-            f"A kernel is a function ({', '.join(ARGUMENTS)}), a method a class under @register"
+            f"A kernel is a function ({', '.join(ARGUMENTS[kind])}), a method a class under @register"
+            + (f"; a kernel for decoding ({', '.join(ARGUMENTS[DECODE])}) needs kind = {DECODE!r} in its file")
+            * (kind == PREFILL)
         )
     value = known[wanted or own[0]]
     if is_method(value):
@@ -77,7 +89,8 @@ def load(target: str, name: str | None = None) -> KernelFunction | type[Any]:
     refusal = getattr(module, "refuses", lambda problem: None)
     if not callable(refusal):
         raise CompareError(f"{place}: refuses is a function that takes a problem and returns a reason or None")
-    return KernelFunction(name or wanted or path.stem, value, refusal, files_digest([Path(str(module.__file__))]))
+    digest = files_digest([Path(str(module.__file__))])
+    return KernelFunction(name or wanted or path.stem, value, refusal, digest, kind=kind)
 
 
 def import_file(path: Path) -> ModuleType:
@@ -110,19 +123,19 @@ def make_importable(folder: Path) -> None:
 
 
 def takes_four(value: Any) -> bool:
-    """Return whether value(q, k, v, mask) is a valid call and value is not a class; a partial is accepted."""
+    """Return whether four positional arguments make a valid call and value is no class; a partial is accepted."""
     if inspect.isclass(value) or not callable(value):
         return False
     try:
-        inspect.signature(value).bind(*ARGUMENTS)
+        inspect.signature(value).bind(*ARGUMENTS[PREFILL])
     except (TypeError, ValueError):  # ValueError: a builtin function whose signature Python does not know
         return False
     return True
 
 
-def looks_like_kernel(value: Any) -> bool:
-    """Return whether a function's first four arguments are called q, k, v and mask, and it needs no others."""
-    named = inspect.isfunction(value) and list(inspect.signature(value).parameters)[:4] == ARGUMENTS
+def looks_like_kernel(value: Any, kind: str) -> bool:
+    """Return whether a function's first four arguments have the names of a kind, and it needs no others."""
+    named = inspect.isfunction(value) and list(inspect.signature(value).parameters)[:4] == ARGUMENTS[kind]
     return named and takes_four(value)
 
 
@@ -140,9 +153,26 @@ def kernel_named(name: str) -> Any:
     if ".py" not in name and ":" not in name:
         known = ", ".join((*DENSE, *SPARSE_KERNELS))
         raise CompareError(f"no baseline {name!r} for a kernel; there are {known}, or another file.py")
+    return kernel_in_file(name, PREFILL)
+
+
+def decode_kernel_named(name: str) -> Any:
+    """Return a baseline of a kernel for decoding, as `kernel_named` does: one of DECODE_KERNELS, or a file's."""
+    if name in DECODE_KERNELS:
+        return DECODE_KERNELS[name]()
+    if ".py" not in name and ":" not in name:
+        known = ", ".join(DECODE_KERNELS)
+        raise CompareError(f"no baseline {name!r} for a kernel for decoding; there are {known}, or another file.py")
+    return kernel_in_file(name, DECODE)
+
+
+def kernel_in_file(name: str, kind: str) -> KernelFunction:
+    """Return the kernel that a file or module has; raise CompareError for a method, or a kernel of another kind."""
     loaded = load(name)
     if isinstance(loaded, type):
         raise CompareError(f"{name} is a method; a kernel is compared with kernels")
+    if loaded.kind != kind:
+        raise CompareError(f"{name} has a kernel for {loaded.kind}, and the one that is compared is for {kind}")
     return loaded
 
 

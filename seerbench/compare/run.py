@@ -20,7 +20,16 @@ from tqdm import tqdm
 from seerbench.baselines.dense import Dense
 from seerbench.compare.base_commit import base_kernel
 from seerbench.compare.check import check_kernel, check_method
-from seerbench.compare.load import KernelFunction, build, kernel_named, load, require_method
+from seerbench.compare.decode_check import check_decode_kernel
+from seerbench.compare.load import (
+    DECODE,
+    KernelFunction,
+    build,
+    decode_kernel_named,
+    kernel_named,
+    load,
+    require_method,
+)
 from seerbench.compare.present import figure, summary
 from seerbench.compare.trials import Finding
 from seerbench.compare.user_code import running
@@ -30,7 +39,8 @@ from seerbench.errors import CompareError
 from seerbench.measure.cells import Rows, joined
 from seerbench.measure.inputs import RANDOM_INPUTS, random_attention
 from seerbench.measure.sampler import Timing
-from seerbench.measure.sweeps import kernel_sweep, methods_sweep
+from seerbench.measure.sweeps import decode_kernel_sweep, kernel_sweep, methods_sweep
+from seerbench.measure.sweeps.decode_kernel import DECODE_KERNELS
 from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.methods.mask_kernels import BlockSparseKernel
 from seerbench.methods.registry import create
@@ -84,6 +94,11 @@ class _Loaded:
         """Return whether the candidate is a method rather than a kernel."""
         return isinstance(self.candidate, type)
 
+    @property
+    def decodes(self) -> bool:
+        """Return whether the candidate is a kernel for decoding."""
+        return is_for_decoding(self.candidate)
+
 
 def run(
     target: str | None,
@@ -135,7 +150,8 @@ def run(
             rows = time_methods(loaded.candidate, names, problem, contexts, sparsities, timing, run_id)
         else:
             kernels = loaded.baselines | {loaded.name: loaded.candidate}
-            rows = time_kernels(kernels, problem, contexts, sparsities, timing, run_id)
+            time = time_decode_kernels if loaded.decodes else time_kernels
+            rows = time(kernels, problem, contexts, sparsities, timing, run_id)
         cells, samples = (
             to_table(name, part).to_pandas() for name, part in zip(("cells", "samples"), rows, strict=True)
         )
@@ -204,13 +220,22 @@ def _load(
         refusal = candidate.refuses(problem)
         if refusal:
             raise CompareError(f"{label} refuses this case: {refusal}")
+        decodes = is_for_decoding(candidate)
+        if decodes and other is not None:
+            raise CompareError("--base compares kernels for prefill")
         baselines = {} if other is None else {other.name: other}
-        for baseline in against or default_baselines(problem, other is not None):
-            kernel = kernel_named(baseline)
+        defaults = list(DECODE_KERNELS) if decodes else default_baselines(problem, other is not None)
+        for baseline in against or defaults:
+            kernel = (decode_kernel_named if decodes else kernel_named)(baseline)
             baselines[kernel.name if isinstance(kernel, KernelFunction) else baseline] = kernel
     if label in baselines:
         raise CompareError(f"{label} is also the name of a baseline; give another with --name (or @register)")
     return _Loaded(label, candidate, baselines)
+
+
+def is_for_decoding(kernel: Any) -> bool:
+    """Return whether a kernel object is one for decoding."""
+    return isinstance(kernel, KernelFunction) and kernel.kind == DECODE
 
 
 def default_baselines(problem: AttentionProblem, with_base: bool) -> list[str]:
@@ -226,7 +251,8 @@ def check(candidate: Any, problem: AttentionProblem, seed: int) -> tuple[list[Fi
     if isinstance(candidate, type):
         results = check_method(lambda sparsity: build(candidate, sparsity, problem.block_q), problem, seed)
     else:
-        results = check_kernel(candidate.attend, problem, seed)
+        trials = check_decode_kernel if is_for_decoding(candidate) else check_kernel
+        results = trials(candidate.attend, problem, seed)
     outcomes = [finding for _, finding in tqdm(results, desc="checking", unit="trial", leave=False, disable=None)]
     return [finding for finding in outcomes if finding], len(outcomes)
 
@@ -255,12 +281,38 @@ def time_kernels(
     timed = []
     for context, sparsity in tqdm(places, desc="timing", unit="cell", leave=False, disable=None):
         rows = kernel_sweep(replace(problem, context=context), [sparsity], timing, run_id, sparse, dense)
-        for row in rows.cells:
-            kernel = kernels.get(row["method"])
-            if isinstance(kernel, KernelFunction) and kernel.digest:
-                row["source_digest"] = kernel.digest
-        timed.append(rows)
+        timed.append(with_digests(rows, kernels))
     return joined(timed)
+
+
+def time_decode_kernels(
+    kernels: Mapping[str, Any],
+    problem: AttentionProblem,
+    contexts: Iterable[int],
+    sparsities: Iterable[float],
+    timing: Timing,
+    run_id: str,
+) -> Rows:
+    """Time kernels for decoding on random caches and lists; the arguments are those of `time_kernels`.
+
+    The context is the number of tokens before the new one. Dense attention is timed whether it is named or not.
+    """
+    kernels = {"dense": DECODE_KERNELS["dense"](), **kernels}
+    places = [(context, sparsity) for context in contexts for sparsity in sparsities]
+    timed = []
+    for context, sparsity in tqdm(places, desc="timing", unit="cell", leave=False, disable=None):
+        rows = decode_kernel_sweep(replace(problem, context=context), [sparsity], timing, run_id, kernels)
+        timed.append(with_digests(rows, kernels))
+    return joined(timed)
+
+
+def with_digests(rows: Rows, kernels: Mapping[str, Any]) -> Rows:
+    """Return rows in which the digest of a user's kernel is that of its file."""
+    for row in rows.cells:
+        kernel = kernels.get(row["method"])
+        if isinstance(kernel, KernelFunction) and kernel.digest:
+            row["source_digest"] = kernel.digest
+    return rows
 
 
 def time_methods(
