@@ -321,14 +321,14 @@ def compare(
     """Check a kernel or method of your own against the float64 reference, then time it beside the baselines.
 
     A kernel is a function `(q, k, v, mask) -> o` with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
-    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. In a file with `kind = "decode"` it
+    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. With `kind = "decode"` in its file it
     is a kernel for decoding, `(q, k, v, lists) -> o` with q [B, Hq, 1, D] and lists a
     `seerbench.kernels.decode.lists.CacheLists`. A wrong one is not timed: the report names the trial, the wrong
     positions and the likely mistake.
 
     A kernel is compared with dense, fa2, cudnn, fa4, flash-attn, flex, block_sparse, fa4-sparse, flex-sparse, or
-    another file; one for decoding with dense, split_kv or another file; a method with any method of `seerbench list`
-    except seer and moa.
+    another file; one for decoding with dense, split_kv or another file; a method with any method of
+    `seerbench list` except seer and moa.
 
     Examples:
 

@@ -80,8 +80,10 @@ def _where(actual: Tensor, exact: Tensor, budget: float) -> str:
     error = (actual.double() - exact).abs()
     batch, head, _, _ = (~(error <= budget)).nonzero(as_tuple=True)
     worst = [int(i) for i in torch.unravel_index(error.nan_to_num(torch.inf, torch.inf).argmax(), error.shape)]
+    sequences = batch.unique()
     return (
-        f"sequence {ranges(batch)} of {error.shape[0]}; head {ranges(head)} of {error.shape[1]}\n"
+        f"{len(sequences)} of {error.shape[0]} sequences, first {int(sequences[0])}; head {ranges(head)} of "
+        f"{error.shape[1]}\n"
         f"           worst at [{', '.join(map(str, worst))}]: "
         f"{actual[tuple(worst)].item():.4g}, should be {exact[tuple(worst)].item():.4g}"
     )

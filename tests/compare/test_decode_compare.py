@@ -124,7 +124,7 @@ def test_a_finding_says_which_sequence_and_head():
         return out
 
     (first, *_) = findings(kernel)
-    assert "sequence 1-2 of 128; head 2 of 4" in first.where
+    assert "2 of 128 sequences, first 1; head 2 of 4" in first.where
 
 
 def test_trials_cover_odd_lengths_groups_padding_and_extreme_lists():
