@@ -321,8 +321,8 @@ def compare(
     """Check a kernel or method of your own against the float64 reference, then time it beside the baselines.
 
     A kernel is a function `(q, k, v, mask) -> o` with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
-    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. With `kind = "decode"` in its file it
-    is a kernel for decoding, `(q, k, v, lists) -> o` with q [B, Hq, 1, D] and lists a
+    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. In a file with `kind = "decode"`,
+    a kernel is one for decoding: `(q, k, v, lists) -> o` with q [B, Hq, 1, D] and lists a
     `seerbench.kernels.decode.lists.CacheLists`. A wrong one is not timed: the report names the trial, the wrong
     positions and the likely mistake.
 
