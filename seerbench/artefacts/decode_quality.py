@@ -41,7 +41,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     tasks of an experiment, in percent. `budget`, `block` and `threshold` are those of the method for decoding,
     which `method` names; `sparsity_requested` is that of the prefill. Raises MissingRows if the run has neither.
     """
-    losses, scores = _rows(run, "perplexity"), _rows(run, "tasks")
+    losses, scores = decoded(run, "perplexity"), decoded(run, "tasks")
     if losses.empty and scores.empty:
         what = f"rows of the experiment {EXPERIMENT!r} that say how tokens were decoded"
         raise MissingRows("perplexity", what, f"perplexity PRESET {EXPERIMENT}", run.folder)
@@ -52,7 +52,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     return frames.tidy(frame, extra=EXTRA)
 
 
-def _rows(run: Run, table: str) -> pd.DataFrame:
+def decoded(run: Run, table: str) -> pd.DataFrame:
     """Return the rows of the experiment `decode` and of its parts, such as `decode-ruler`."""
     rows = requests.decoded_rows(run, table)
     return rows[(rows.experiment == EXPERIMENT) | rows.experiment.str.startswith(f"{EXPERIMENT}-")]

@@ -1,7 +1,11 @@
-"""The paper's own numbers: those of its tables (results/paper/values.csv) and the few that code needs by name."""
+"""The papers' own numbers: those of their tables (results/paper) and the few that code needs by name.
+
+`values.csv` has SeerAttention's, which this project reproduces, `values-r.csv` those of SeerAttention-R.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +42,9 @@ COLUMNS = (
 )
 
 
+COLUMNS_R = ("source", "model", "task", "budget", "value", "unit", "note")
+
+
 def paper_values(folder: Path | str = paths.PAPER) -> pd.DataFrame:
     """Return the rows of `<folder>/values.csv`, checked.
 
@@ -45,23 +52,34 @@ def paper_values(folder: Path | str = paths.PAPER) -> pd.DataFrame:
     missing file, wrong columns, a value that is not a number, or an empty value without a note.
     """
     path = Path(folder) / "values.csv"
+    frame = _numbers(path, COLUMNS, ("sparsity", "value"))
+    unexplained = frame.index[frame.value.isna() & (frame.note == "")]
+    if len(unexplained):
+        raise ResultsError(f"{path}, line {unexplained[0] + 2}: an empty value needs a note that says why")
+    return frame
+
+
+def paper_values_r(folder: Path | str = paths.PAPER) -> pd.DataFrame:
+    """Return the rows of `<folder>/values-r.csv`, checked likewise. An empty budget is dense decoding."""
+    return _numbers(Path(folder) / "values-r.csv", COLUMNS_R, ("budget", "value"))
+
+
+def _numbers(path: Path, columns: Sequence[str], numeric: Sequence[str]) -> pd.DataFrame:
+    """Return a file of numbers with these columns, of which some are numbers or empty, and the others text."""
     if not path.exists():
         raise ResultsError(f"{path} is missing; it is part of the repository and of the wheel")
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = [name for name in COLUMNS if name not in frame]
-    unknown = [name for name in frame if name not in COLUMNS]
+    missing = [name for name in columns if name not in frame]
+    unknown = [name for name in frame if name not in columns]
     if missing or unknown:
         raise ResultsError(f"{path}: missing columns {missing}, unknown columns {unknown}")
-    for name in ("sparsity", "value"):
+    for name in numeric:
         numbers = pd.to_numeric(frame[name].where(frame[name] != "", None), errors="coerce")
         wrong = frame.index[numbers.isna() & (frame[name] != "")]
         if len(wrong):
             text = frame.loc[wrong[0], name]
             raise ResultsError(f"{path}, line {wrong[0] + 2}: {name} is {text!r}, not a number")
         frame[name] = numbers
-    unexplained = frame.index[frame.value.isna() & (frame.note == "")]
-    if len(unexplained):
-        raise ResultsError(f"{path}, line {unexplained[0] + 2}: an empty value needs a note that says why")
     return frame
 
 

@@ -38,7 +38,9 @@ def page(runs: Sequence[Run], folder: Path | str = PAPER) -> str:
         "shapes or models; the evidence says where inputs or weights are random), real model (a released "
         "pre-trained model, smaller than the paper's), small scale (models trained here), toy scale. A verdict on "
         "a smaller model says nothing certain about an 8B model. Differences are nats per token on the same "
-        "documents. Minutes are the wall time of the steps that measured the rows."
+        "documents. Minutes are the wall time of the steps that measured the rows.\n\n"
+        "Claims R1 and on are those of SeerAttention-R (arXiv 2506.08889), the later paper about decoding. Not "
+        "measured: presets can measure what the claim speaks of, and no run has done so yet."
     )
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *map(_line, judgements)]
     others = [

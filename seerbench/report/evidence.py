@@ -1,6 +1,6 @@
 """Evidence: what a check finds in a run, the verdict of that run, and the judgement on a claim from all of them.
 
-    rows of a run -> check (checks_time, checks_quality) -> Evidence -> Verdict (per run) -> Judgement (per claim)
+    rows of a run -> check (checks_*.py) -> Evidence -> Verdict (per run) -> Judgement (per claim)
 
 `verdicts.decide` makes a verdict of evidence, `verdicts.judge` a judgement of verdicts.
 """
@@ -17,9 +17,9 @@ from seerbench.rows.bootstrap import Interval
 from seerbench.rows.store import Run
 
 REPRODUCED, CONTRADICTED, UNDECIDED = "reproduced", "contradicted", "undecided"
-NOT_TESTABLE = "not testable here"
+NOT_TESTABLE, NOT_MEASURED = "not testable here", "not measured"
 # In the order of every count.
-KINDS = (REPRODUCED, CONTRADICTED, UNDECIDED, NOT_TESTABLE)
+KINDS = (REPRODUCED, CONTRADICTED, UNDECIDED, NOT_TESTABLE, NOT_MEASURED)
 # Values of runs.scale_kind -> the words of a verdict.
 SCALES = {"toy": "toy scale", "small": "small scale", "real": "real model", "paper": "paper scale"}
 # More decimals than this are never printed: two numbers that agree in all of them are printed as equal.
@@ -173,6 +173,7 @@ class Judgement:
     id, claim, place, scope: from results/paper/claims.csv. check: the file and function that judged. evidence: the
     verdicts of all runs that can judge the claim, strongest first; the first decides. lacking: what the other runs
     lack, in words. own_lacks: what the reader's own run lacks; empty if it can judge, or if there is none.
+    without_rows: the verdict if no run can judge.
     """
 
     id: str
@@ -183,16 +184,17 @@ class Judgement:
     evidence: Sequence[Verdict]
     lacking: str = ""
     own_lacks: str = ""
+    without_rows: str = NOT_TESTABLE
 
     @property
     def verdict(self) -> str:
         """Return the verdict of the strongest evidence, one of KINDS."""
-        return self.evidence[0].verdict if self.evidence else NOT_TESTABLE
+        return self.evidence[0].verdict if self.evidence else self.without_rows
 
     @property
     def with_scale(self) -> str:
         """Return the verdict with the scale of the strongest evidence."""
-        return self.evidence[0].with_scale if self.evidence else NOT_TESTABLE
+        return self.evidence[0].with_scale if self.evidence else self.without_rows
 
     @property
     def finding(self) -> str:

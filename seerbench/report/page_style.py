@@ -21,7 +21,7 @@ ul.label { padding-left: 1.2rem } summary { cursor: pointer; color: var(--link) 
 article { border: 1px solid var(--line); border-radius: 6px; padding: .6rem 1rem; margin: .7rem 0 }
 article h3 { margin: 0; font-size: 1rem } article p { margin: .3rem 0; overflow-wrap: anywhere }
 .reproduced { color: var(--good) } .contradicted { color: var(--bad) } .undecided { color: var(--open) }
-.not-testable-here { color: var(--faint) }
+.not-testable-here, .not-measured { color: var(--faint) }
 .hint { margin: .5rem 0 0; font-size: .8rem; color: var(--faint) }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .2rem 0 1rem }
 .wide:focus-visible, a:focus-visible, summary:focus-visible { outline: 3px solid var(--link) }

@@ -7,6 +7,8 @@ which the paper puts it. Each run that can judge a claim has its own verdict:
 - contradicted: an interval lies wholly on the other side, so the claim does not hold for what was measured.
 - undecided: an interval contains the bound, or a part of what the claim speaks of was not measured.
 - not testable here: no run has rows that the claim is about.
+- not measured: the same, of a claim of SeerAttention-R, the later paper about decoding. Presets can measure what
+  its claims speak of, and no run has done so yet.
 
 Only what the paper says can be contradicted. Where it has a word instead of a number, such as "same latency", the
 bound is ours, and a number beyond it leaves the claim undecided. The paper prints perplexities with two decimals,
@@ -43,10 +45,11 @@ import pandas as pd
 from seerbench.artefacts import labels, paper_numbers
 from seerbench.errors import MissingRows, ResultsError
 from seerbench.paths import PAPER, PUBLISHED
-from seerbench.report import checks_quality, checks_time
+from seerbench.report import checks_decode, checks_quality, checks_time
 from seerbench.report.evidence import (
     CONTRADICTED,
     KINDS,
+    NOT_MEASURED,
     NOT_TESTABLE,
     REPRODUCED,
     SCALES,
@@ -78,7 +81,12 @@ CHECKS: dict[str, Check] = {
     "C15": checks_time.first_token_dense,
     "C16": checks_time.first_token_minference,
     "C17": checks_quality.tasks_at_or_above,
+    "R1": checks_decode.kernel_speedup,
+    "R2": checks_decode.near_lossless,
+    "R3": checks_decode.more_is_better,
+    "R4": checks_decode.compressed_keys,
 }
+SECOND = "R"  # The ids of SeerAttention-R's claims begin with it.
 LISTED = 6  # A finding lists at most this many comparisons.
 
 
@@ -97,17 +105,29 @@ def judge(published: Iterable[Run], own: Run | None = None, folder: Path | str =
 
     own: the reader's own run. It is left out if all of it has been published.
     """
-    paper, runs = paper_numbers.paper_values(folder), [(run, False) for run in published]
+    runs = [(run, False) for run in published]
+    first, second = paper_numbers.paper_values(folder), paper_numbers.paper_values_r(folder)
     executions = [set(run.table("runs").run_id) for run, _ in runs]
     if own is not None and not any(set(own.table("runs").run_id) <= known for known in executions):
         runs.append((own, True))
-    return [_judge(claim, runs, paper) for claim in paper_claims(folder).itertuples()]
+    return [
+        _judge(claim, runs, second if claim.id.startswith(SECOND) else first)
+        for claim in paper_claims(folder).itertuples()
+    ]
 
 
 def headline(judgements: Sequence[Judgement]) -> str:
-    """Return the tally in one line: "17 claims: 8 reproduced, 2 contradicted, 6 undecided, 1 not testable here"."""
-    counts = Counter(judgement.verdict for judgement in judgements)
-    return f"{len(judgements)} claims: " + ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+    """Return the tally in one line, that of SeerAttention-R behind that of SeerAttention.
+
+    "17 claims: 8 reproduced, 4 contradicted, 4 undecided, 1 not testable here; 4 of SeerAttention-R: 4 not
+    measured"
+    """
+    first = [judgement for judgement in judgements if not judgement.id.startswith(SECOND)]
+    second = [judgement for judgement in judgements if judgement.id.startswith(SECOND)]
+    counts, others = (Counter(judgement.verdict for judgement in part) for part in (first, second))
+    of_first = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if kind != NOT_MEASURED)
+    of_second = ", ".join(f"{others[kind]} {kind}" for kind in KINDS if others[kind])
+    return f"{len(first)} claims: {of_first}; {len(second)} of SeerAttention-R: {of_second}"
 
 
 def by_scale(judgements: Sequence[Judgement]) -> str:
@@ -146,6 +166,7 @@ def _judge(claim: Any, runs: Sequence[tuple[Run, bool]], paper: pd.DataFrame) ->
         evidence=[verdict for _, verdict in sorted(ranked, key=lambda each: each[0], reverse=True)],
         lacking="; ".join(dict.fromkeys(lacking)) or "any run",
         own_lacks=own_lacks,
+        without_rows=NOT_MEASURED if claim.id.startswith(SECOND) else NOT_TESTABLE,
     )
 
 

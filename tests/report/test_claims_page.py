@@ -68,7 +68,7 @@ def notebook_page(published, own):
     return shown[0]
 
 
-CLAIM = r'<article id="(C\d+)">.*?<strong class="[\w-]+">(.*?)</strong>'
+CLAIM = r'<article id="([CR]\d+)">.*?<strong class="[\w-]+">(.*?)</strong>'
 
 
 @pytest.mark.parametrize("own_scale", ["toy", "real"])
@@ -96,7 +96,7 @@ def test_all_pages_give_the_same_verdicts_from_the_same_rows(tmp_path, monkeypat
     assert all(varied in unescape(shown) for shown in (report, notebook, page))
     without_own = verdicts.judge(published)
     assert verdicts.headline(without_own) in page
-    assert re.findall(r"^\| \*\*(C\d+)\*\* .*? \| ([a-z ]+(?: \([\w ]+\))?) \|", page, re.MULTILINE) == [
+    assert re.findall(r"^\| \*\*([CR]\d+)\*\* .*? \| ([a-z ]+(?: \([\w ]+\))?) \|", page, re.MULTILINE) == [
         (judgement.id, judgement.with_scale) for judgement in without_own
     ]
     if own_scale == "toy":  # A smaller run changes nothing in the tally.

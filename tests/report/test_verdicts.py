@@ -13,6 +13,7 @@ from seerbench.report import verdicts
 from seerbench.report.evidence import (
     CONTRADICTED,
     KINDS,
+    NOT_MEASURED,
     NOT_TESTABLE,
     REPRODUCED,
     UNDECIDED,
@@ -163,7 +164,8 @@ def test_a_run_that_was_published_is_not_counted_twice(tmp_path):
 def test_the_headline_counts_every_claim_once(tmp_path):
     judgements = verdicts.judge([write_kernel_run(tmp_path / "fast", 6.0)])
     assert verdicts.headline(judgements) == (
-        "17 claims: 1 reproduced, 0 contradicted, 0 undecided, 16 not testable here"
+        "17 claims: 1 reproduced, 0 contradicted, 0 undecided, 16 not testable here; "
+        "4 of SeerAttention-R: 4 not measured"
     )
     assert verdicts.by_scale(judgements) == "Paper scale: 1 reproduced."
     assert {judgement.verdict for judgement in judgements} <= set(KINDS)
@@ -172,7 +174,10 @@ def test_the_headline_counts_every_claim_once(tmp_path):
 
 def test_every_claim_of_the_paper_has_a_check(tmp_path):
     judgements = verdicts.judge([])
-    assert [judgement.id for judgement in judgements] == [f"C{number}" for number in range(1, 18)]
+    first, second = [f"C{number}" for number in range(1, 18)], [f"R{number}" for number in range(1, 5)]
+    assert [judgement.id for judgement in judgements] == [*first, *second]
+    assert {judgement.verdict for judgement in judgements[:17]} == {NOT_TESTABLE}
+    assert {judgement.verdict for judgement in judgements[17:]} == {NOT_MEASURED}
     assert {judgement.finding for judgement in judgements} == {"Missing: any run."}
     (tmp_path / "claims.csv").write_text("id,claim,value,unit,where,scope\nC99,more,,,,\n")
     with pytest.raises(ResultsError, match="C99"):
