@@ -109,11 +109,14 @@ def as_in_paper(rows: pd.DataFrame) -> pd.DataFrame:
 def timings(run: Run, sweep: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return (cells, samples) of one timing sweep; disturbed cells are marked and have no samples.
 
-    See rows/timings.py. Raises MissingRows if the run has no such cells.
+    See rows/timings.py. Raises MissingRows if the run has no such cells, or has measured ones without their samples.
     """
     cells, samples = judged_timings(run, sweep)
-    if cells.empty:
-        raise MissingRows("cells", f"cells of the sweep {sweep!r}", f"latency PRESET {sweep} CONTEXT", run.folder)
+    for table, rows in {"cells": cells, "samples": samples}.items():
+        if rows.empty and (table == "cells" or (cells.status == "measured").any()):
+            raise MissingRows(
+                table, f"{table} of the sweep {sweep!r}", f"latency PRESET {sweep} CONTEXT", run.folder
+            )
     return cells, samples
 
 
@@ -145,11 +148,13 @@ def unmeasured_methods(printed: pd.DataFrame, measured: pd.DataFrame) -> pd.Data
 def tidy(*frames: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
     """Return the frames one below the other, with the columns in the order of COLUMNS, then `extra`.
 
-    Columns of TEXTS hold text or None, all others numbers.
+    Columns of TEXTS hold text or None, all others numbers. Where y is a column, low and high are too: they stay
+    empty if nothing was measured that has an interval.
     """
     # Built from records, since pd.concat guesses other types if a column of one frame is empty.
     records = [record for frame in frames for record in frame.to_dict("records")]
     present = {name for frame in frames for name in frame}
+    present |= {"low", "high"} if "y" in present else set()
     columns = [name for name in (*COLUMNS, *extra) if name in present]
     combined = pd.DataFrame(records, columns=columns)
     for name in columns:

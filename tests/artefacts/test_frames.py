@@ -1,12 +1,20 @@
 """Frames: figures and claims of the paper's rule leave out its variants."""
 
 import pandas as pd
+import pytest
 from synthetic_rows import DENSE, origin, perplexity
 
 from seerbench.artefacts import fig9, frames, table3
 from seerbench.artefacts.paper_numbers import paper_values
+from seerbench.errors import MissingRows
 from seerbench.report import checks_quality
 from seerbench.rows.store import Run, write_rows
+
+
+def test_cells_without_their_samples_are_missing(run_dir, tmp_path):
+    (tmp_path / "cells").symlink_to(run_dir / "cells")
+    with pytest.raises(MissingRows, match="samples of the sweep 'training_kernel'"):
+        frames.timings(Run(tmp_path), "training_kernel")
 
 
 def test_variants_are_methods_of_their_own():

@@ -76,6 +76,26 @@ def test_a_run_without_the_rows_names_the_step(name, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", [name for name, entry in artefacts.ARTEFACTS.items() if len(entry.needs) > 1])
+def test_it_is_drawn_from_a_part_of_its_rows(name, run_dir, tmp_path):
+    """A preset is measured in parts, on several days: what is there is drawn, and what is not is named."""
+    module = importlib.import_module(f"seerbench.artefacts.{name}")
+    tables = {table for table, _ in artefacts.ARTEFACTS[name].needs}
+    for part in sorted(path for table in tables - {"samples"} for path in (run_dir / table).glob("*.parquet")):
+        folder = tmp_path / part.parent.name / part.stem
+        for table in {part.parent.name, "samples"} if part.parent.name == "cells" else {part.parent.name}:
+            (folder / table).mkdir(parents=True)
+            (folder / table / part.name).symlink_to(run_dir / table / part.name)
+        try:
+            frame = module.collect(Run(folder), paper_values(PAPER))
+        except MissingRows:
+            continue
+        if artefacts.ARTEFACTS[name].kind == "table":
+            assert len(module.render(frame))
+        else:
+            assert module.draw(frame).axes
+
+
 def test_an_unknown_artefact_is_refused():
     with pytest.raises(ResultsError, match=r"'fig2'.*table1"):
         artefacts.artefact("fig2")
