@@ -109,7 +109,7 @@ def as_in_paper(rows: pd.DataFrame) -> pd.DataFrame:
 def timings(run: Run, sweep: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return (cells, samples) of one timing sweep; disturbed cells are marked and have no samples.
 
-    See rows/timings.py. Raises MissingRows if the run has no such cells, or has measured ones without their samples.
+    See rows/timings.py. Raises MissingRows if the run has no such cells, or measured ones without their samples.
     """
     cells, samples = judged_timings(run, sweep)
     for table, rows in {"cells": cells, "samples": samples}.items():
