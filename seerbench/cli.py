@@ -301,17 +301,22 @@ def compare(
     target: Annotated[str | None, typer.Argument(help="mine.py, mine.py:name, or package.module:name")] = None,
     against: Annotated[str, typer.Option(help="baselines, with commas; speed-ups are over the first")] = "",
     contexts: Annotated[str, typer.Option(help="tokens, such as 2048,8192 or 2k,8k")] = "",
-    sparsity: Annotated[str, typer.Option(help="requested sparsities, with commas")] = "0.5,0.9",
+    sparsity: Annotated[str, typer.Option(help="requested sparsities, with commas", show_default="0.5,0.9")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda; empty: a GPU if there is one")] = "",
     dtype: Annotated[str, typer.Option(help="float32 (CPU), bfloat16, float16")] = "",
     heads: Annotated[int | None, typer.Option(help="number of query heads")] = None,
     kv_heads: Annotated[int | None, typer.Option(help="number of key/value heads")] = None,
     head_dim: Annotated[int | None, typer.Option(help="head dimension")] = None,
-    block: Annotated[int, typer.Option(help="tokens per block, for queries and keys")] = 64,
-    batch: Annotated[int, typer.Option(help="number of sequences")] = 1,
+    block: Annotated[
+        int | None, typer.Option(help="tokens per block, for queries and keys", show_default="64")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="number of sequences", show_default="1")] = None,
     rounds: Annotated[int, typer.Option(help="timed rounds; each runs every method once, shuffled")] = 30,
     cap: Annotated[float, typer.Option(help="seconds that a cell may take after its 10th round")] = 20.0,
     seed: Annotated[int, typer.Option(help="seed of inputs, masks and the order in a round")] = 0,
+    masks: Annotated[
+        Path | None, typer.Option(help="folder of `seerbench capture`: time on its q, k, v and block masks")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="also time the block-sparse kernel of this commit")] = None,
     name: Annotated[str | None, typer.Option(help="name of the candidate in rows and files")] = None,
     fail_below: Annotated[float | None, typer.Option(help="exit 4 if the speed-up is below this number")] = None,
@@ -337,42 +342,58 @@ def compare(
     - `seerbench compare mine.py:attention --contexts 8192,32768 --sparsity 0.5,0.9 --against cudnn,block_sparse`
     - `seerbench compare package.module:object --fail-below 1.0` for a build that must not get slower
     - `seerbench compare --base HEAD~1`: this tree's block-sparse kernel beside that commit's
+    - `seerbench compare mine.py --masks captured`: on a real model's q, k, v and masks, of which `--contexts` and
+      `--sparsity` choose some
 
     Exit codes: 0 for a right output, 1 if the comparison cannot be made, 3 for a wrong output, 4 if the speed-up is
     below `--fail-below`, 5 if that cannot be judged, since other processes used the machine meanwhile.
     """
     from seerbench.compare import present as comparing
     from seerbench.compare import run as compare_run
+    from seerbench.compare.captured import run_captured
     from seerbench.core.problem import AttentionProblem
     from seerbench.devices import has_gpu
     from seerbench.measure.sampler import Timing
+    from seerbench.measure.workloads import chosen, read_workloads
 
     if fail_below is not None and not 0 < fail_below < math.inf:
         raise ConfigError(f"--fail-below is a speed-up above 0, such as 1.0, not {fail_below}")
     device = device or ("cuda" if has_gpu() else "cpu")
     gpu = device == "cuda"
-    outcome = compare_run.run(
-        target,
-        against=[part for part in against.split(",") if part],
-        contexts=_numbers(contexts or ("8192,32768" if gpu else "2048"), tokens_in, "--contexts"),
-        sparsities=_numbers(sparsity, float, "--sparsity"),
-        problem=AttentionProblem(
-            device,
-            dtype or ("bfloat16" if gpu else "float32"),
-            batch,
-            (32 if gpu else 4) if heads is None else heads,
-            (8 if gpu else 2) if kv_heads is None else kv_heads,
-            (128 if gpu else 64) if head_dim is None else head_dim,
-            0,
-            block,
-            block,
-        ),
-        timing=Timing(rounds=rounds, cap_s=cap, seed=seed),
-        results=results,
-        figures=figures,
-        name=name,
-        base=base,
-    )
+    common: dict[str, Any] = {
+        "against": [part for part in against.split(",") if part],
+        "timing": Timing(rounds=rounds, cap_s=cap, seed=seed),
+        "results": results,
+        "figures": figures,
+        "name": name,
+        "base": base,
+    }
+    lengths = _numbers(contexts, tokens_in, "--contexts") if contexts else []
+    shares = _numbers(sparsity, float, "--sparsity") if sparsity else []
+    if masks is not None:
+        if any(given is not None for given in (heads, kv_heads, head_dim, block, batch)):
+            raise ConfigError(
+                "--masks: the folder has the shapes; leave out --heads, --kv-heads, --head-dim, --block and --batch"
+            )
+        workloads = chosen(read_workloads(masks), lengths, shares)
+        outcome = run_captured(target, workloads, device=device, dtype=dtype or None, **common)
+    else:
+        outcome = compare_run.run(
+            target,
+            contexts=lengths or ([8192, 32768] if gpu else [2048]),
+            sparsities=shares or [0.5, 0.9],
+            problem=AttentionProblem(
+                device,
+                dtype or ("bfloat16" if gpu else "float32"),
+                1 if batch is None else batch,
+                (32 if gpu else 4) if heads is None else heads,
+                (8 if gpu else 2) if kv_heads is None else kv_heads,
+                (128 if gpu else 64) if head_dim is None else head_dim,
+                0,
+                *(64 if block is None else block,) * 2,
+            ),
+            **common,
+        )
     if outcome.frame is None:
         typer.echo(f"{outcome.name} is wrong and was not timed: {len(outcome.findings)} trials fail\n")
         typer.echo(comparing.explain(outcome.findings))
@@ -389,11 +410,11 @@ def compare(
         slow = comparing.below(outcome.frame, outcome.name, fail_below)
         for row in slow.itertuples():
             speed = "not compared" if row.speedup != row.speedup else comparing.speed_up(row)
-            where = f"context {row.context}, {row.sparsity_requested:.0%}"
+            where = comparing.heading(row)
             typer.echo(f"{where}: {speed}, below {fail_below}x of {row.reference}")
         disturbed = comparing.not_judged(outcome.frame, outcome.name)
         for row in disturbed.itertuples():
-            where = f"context {row.context}, {row.sparsity_requested:.0%}"
+            where = comparing.heading(row)
             typer.echo(f"{where}: not judged, since the machine was busy: {row.reason}")
         if len(slow):
             raise typer.Exit(4)
@@ -460,6 +481,43 @@ def evaluate(
         raise typer.Exit(3)
     cards.in_terminal(outcome.card, Console())
     typer.echo("\nwritten: " + " ".join(map(str, outcome.files)))
+
+
+@app.command(rich_help_panel=USE)
+def capture(
+    preset: PresetName,
+    contexts: Annotated[
+        str, typer.Option(help="tokens, such as 8k,32k", show_default="those of the preset's sweep `methods`")
+    ] = "",
+    layers: Annotated[str, typer.Option(help="layers, counted from 0", show_default="that of the sweep")] = "",
+    kv_heads: Annotated[
+        str, typer.Option(help="key/value heads, counted from 0, with their query heads", show_default="all")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="folder to write; an earlier capture there is replaced")] = Path(
+        "captured"
+    ),
+    results: Results = FRESH,
+) -> None:
+    """Write q, k and v of a real model's layers, and each method's block mask on them, for `compare --masks`.
+
+    The model, the text and the methods are those of the preset's sweep `methods`. The folder has FlashInfer-Bench's
+    format, so other suites can read it: safetensors files, their list, and a manifest (docs/capture.md).
+
+    Example: `seerbench capture cpu --contexts 8k --layers 5,15 --out captured`
+    """
+    checked = load_preset(preset, results)
+    claim_gpu(checked.file.device)
+    from seerbench.measure.workloads import read_workloads
+    from seerbench.steps.capture import capture_workloads
+
+    lengths = _numbers(contexts, tokens_in, "--contexts") if contexts else []
+    heads, chosen = (
+        _numbers(text, int, option) if text else []
+        for text, option in ((kv_heads, "--kv-heads"), (layers, "--layers"))
+    )
+    for each in capture_workloads(checked, lengths, chosen, heads, out):
+        typer.echo(f"left out at {each['context']} tokens: {each['method']}: {each['reason']}")
+    typer.echo(f"{len(read_workloads(out))} masks: {out}")
 
 
 @app.command(rich_help_panel=USE)

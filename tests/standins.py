@@ -12,10 +12,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+import yaml
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
+
+from seerbench.presets.load import load_preset
+from seerbench.presets.preset import Preset
 
 SIZES = {
     "hidden_size": 64,
@@ -286,3 +292,40 @@ def _ids(folder: Path) -> dict[str, int]:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def make_preset(tmp_path: Path, arms: list[dict[str, Any]]) -> Preset:
+    """Return a preset of two contexts, one task and one timed context, whose model and texts are in its data."""
+    data = tmp_path / "data"
+    make_llama_checkpoint(data / "tiny")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(TEXT.split(), 800)) for _ in range(5)]
+    splits = ["train", "validation", "test", "test", "test"]
+    pd.DataFrame({"id": list("abcde"), "text": texts, "split": splits}).to_parquet(data / "texts.parquet")
+    measured = {"model": "tiny", "corpus": "texts"}
+    config = {
+        "preset": "small",
+        "scale": "a tiny model with random weights",
+        "scale_kind": "toy",
+        "device": "cpu",
+        "dtype": "float32",
+        "seed": 0,
+        "block": 16,
+        "data": str(data),
+        "corpora": {"texts": {"kind": "parquet", "path": "texts.parquet", "tokenizer": "tiny"}},
+        "models": {"tiny": {"source": "tiny"}},
+        "perplexity": {"contexts": measured | {"contexts": [128, 256], "documents": 3, "arms": arms}},
+        "tasks": {
+            "retrieval": measured
+            | {"contexts": [128, 256], "examples": 4, "tasks": ["passkey"], "batch": 4, "arms": arms}
+        },
+        "latency": {
+            "rounds": 10,
+            "cap_s": 0,
+            "naive_limit_mib": 64,
+            "shape": {"batch": 1, "q_heads": 4, "kv_heads": 2, "head_dim": 16, "block": 16},
+            "sweeps": {"methods": measured | {"layer": 1, "contexts": [256], "arms": arms}},
+        },
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    return load_preset(str(tmp_path / "small.yaml"), tmp_path / "results")

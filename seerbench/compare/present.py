@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -43,20 +43,23 @@ def describe(finding: Finding) -> str:
     )
 
 
-def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.DataFrame:
+def summary(
+    cells: pd.DataFrame, samples: pd.DataFrame, reference: str, inputs: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Return one line per method and cell, with the median time and the speed-up over a reference method.
 
     Columns besides those of `cells`: ms (the median), ms_q1 and ms_q3 (the quartiles), tflops (TFLOP/s), of_dense
     (tflops divided by that of the fastest dense kernel in the cell: at 1, a kept block costs what it costs there),
-    speedup with low and high (95% interval over rounds), rounds (their number).
+    speedup with low and high (95% interval over rounds), rounds (their number), and the inputs in words.
 
     Args:
         cells: rows of the table `cells`.
         samples: their samples; the stage total counts where a method has it, else attend.
         reference: the method that speed-ups are over.
+        inputs: cell -> its inputs in words, for cells whose context and sparsity do not say all.
     """
     lines = []
-    for _, group in cells.groupby(["context", "cell"], sort=False):
+    for (_, cell), group in cells.groupby(["context", "cell"], sort=False):
         here = samples[(samples.cell == group.cell.iloc[0]) & samples.stage.isin(["attend", "total"])]
         times = {}
         for name, timed in here.groupby("method"):
@@ -74,6 +77,8 @@ def summary(cells: pd.DataFrame, samples: pd.DataFrame, reference: str) -> pd.Da
         requested = group.sparsity_requested.max()
         for row in group.itertuples():
             line = {
+                "cell": cell,
+                "inputs": (inputs or {}).get(str(cell), ""),
                 "context": row.context,
                 "sparsity_requested": requested,
                 "sparsity_realised": row.sparsity_realised,
@@ -100,8 +105,8 @@ def table(frame: pd.DataFrame) -> str:
     """Return the summary as text for a terminal: one block of lines per cell."""
     reference = frame.reference.iloc[0]
     lines = []
-    for (context, sparsity), group in frame.groupby(["context", "sparsity_requested"], sort=False, dropna=False):
-        lines.append(f"context {context}, {sparsity:.0%} of the blocks to be skipped")
+    for _, group in frame.groupby("cell", sort=False):
+        lines.append(heading(group.iloc[0]))
         lines.append(
             f"  {'method':<22}{'skipped':>8}{'median ms':>11}{'quartiles':>20}"
             f"{'speed-up over ' + reference:>34}{'TFLOP/s':>10}{'of dense':>10}{'peak MiB':>10}"
@@ -119,6 +124,12 @@ def table(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def heading(row: Any) -> str:
+    """Return what the cell of a line of the summary measures: context, requested sparsity, inputs."""
+    asked = "" if pd.isna(row.sparsity_requested) else f", {row.sparsity_requested:.0%} of the blocks to be skipped"
+    return f"context {row.context}{asked}{', ' * bool(row.inputs)}{row.inputs}"
+
+
 def speed_up(row: Any) -> str:
     """Return the speed-up of a line of the summary with its interval; below 1, with two significant digits."""
     number, low, high = (f"{x:.2f}" if x >= 1 else f"{x:#.2g}" for x in (row.speedup, row.low, row.high))
@@ -126,26 +137,42 @@ def speed_up(row: Any) -> str:
 
 
 def figure(frame: pd.DataFrame, title: str) -> Any:
-    """Return a figure of speed-up against realised sparsity, one panel per context."""
+    """Return a figure of speed-up against realised sparsity, one panel per context.
+
+    On random inputs a kernel is a line. Captured masks have no order, so there it is one point per mask.
+    """
     from matplotlib import rc_context  # imported here: matplotlib is an optional dependency
 
     from seerbench.artefacts import colors, style
 
-    contexts = sorted(frame.context.unique())
+    contexts, captured = sorted(frame.context.unique()), frame.inputs.ne("").any()
     with rc_context(style.STYLE):
         fig, axes = style.figure(1, len(contexts), 3.0, sharey=True)
         for ax, context in zip(axes, contexts):
             here = frame[(frame.context == context) & (frame.method != frame.reference)]
             for method, rows in here.groupby("method", sort=False):
                 points = rows.assign(x=rows.sparsity_realised, y=rows.speedup, source="measured")
-                style.line(ax, points, colors.display(method), method)
+                if captured:
+                    _points(ax, points[points.y.notna()], str(method))
+                else:
+                    style.line(ax, points, colors.display(method), method)
             ax.axhline(1, color="black", linewidth=0.8)
             ax.set(title=f"context {style.size(context)}", xlabel="blocks skipped (realised)")
             ax.set_ylim(bottom=0)
             ax.legend()
         axes[0].set_ylabel(f"speed-up over {frame.reference.iloc[0]} (x)")
-        style.caption(fig, frame.assign(label=title), "Bands: 95% over rounds. Below 1: slower.")
+        what = "One point per mask; bars" if captured else "Bands"
+        style.caption(fig, frame.assign(label=title), f"{what}: 95% over rounds. Below 1: slower.")
     return fig
+
+
+def _points(ax: Any, points: pd.DataFrame, method: str) -> None:
+    """Draw the speed-ups of one kernel with their intervals; `points` is a frame with x, y, low and high."""
+    from seerbench.artefacts import colors
+
+    intervals = [points.y - points.low, points.high - points.y]
+    look = {"color": colors.color(method), "fmt": colors.marker(method), "markersize": 4, "elinewidth": 0.8}
+    ax.errorbar(points.x, points.y, yerr=intervals, label=colors.display(method), **look)
 
 
 def below(frame: pd.DataFrame, name: str, limit: float) -> pd.DataFrame:
@@ -173,7 +200,7 @@ def not_judged(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         name: the method.
     """
     reasons: dict[Hashable, str] = {}
-    for _, cell in frame.groupby(["context", "sparsity_requested"], dropna=False):
+    for _, cell in frame.groupby("cell"):
         compared = cell[cell.method.isin([name, cell.reference.iloc[0]])]
         disturbed = compared[compared.status == DISTURBED]
         if len(disturbed):

@@ -75,7 +75,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """The candidate and what it is compared with.
 
     Attributes:
@@ -132,7 +132,7 @@ def run(
     """
     check_options(problem, contexts, sparsities, timing, name)
     with running([place for place in (target, *against) if place and (".py" in place or ":" in place)]):
-        loaded = _load(target, against, problem, name, base)
+        loaded = load_all(target, against, problem, name, base)
         require_writable(*files_of(loaded.name, results, figures).values())
         importlib.import_module("seerbench.artefacts.style")  # where matplotlib is missing, say so before timing
         findings, trials = check(loaded.candidate, problem, timing.seed)
@@ -152,11 +152,37 @@ def run(
             kernels = loaded.baselines | {loaded.name: loaded.candidate}
             time = time_decode_kernels if loaded.decodes else time_kernels
             rows = time(kernels, problem, contexts, sparsities, timing, run_id)
-        cells, samples = (
-            to_table(name, part).to_pandas() for name, part in zip(("cells", "samples"), rows, strict=True)
-        )
-        frame = summary(*judged(cells, samples), names[0])
-        return Outcome(loaded.name, [], trials, frame, save(loaded.name, rows, started, frame, results, figures))
+        return timed(loaded, trials, rows, started, results, figures)
+
+
+def timed(
+    loaded: Loaded,
+    trials: int,
+    rows: Rows,
+    run: dict[str, Any],
+    results: Path,
+    figures: Path,
+    inputs: Mapping[str, str] | None = None,
+    suffix: str = "",
+) -> Outcome:
+    """Return the outcome of a candidate that was timed, and write it.
+
+    Args:
+        loaded: the candidate and its baselines.
+        trials: the number of trials that compared something.
+        rows: rows of the tables `cells` and `samples`.
+        run: their provenance.
+        results: the folder of runs.
+        figures: the folder for the figure.
+        inputs: cell -> its inputs in words, for cells whose context and sparsity do not say all.
+        suffix: what the names of the files have after the candidate's name.
+    """
+    cells, samples = (
+        to_table(name, part).to_pandas() for name, part in zip(("cells", "samples"), rows, strict=True)
+    )
+    frame = summary(*judged(cells, samples), next(iter(loaded.baselines)), inputs)
+    files = save(f"{loaded.name}{suffix}", rows, run, frame, results, figures)
+    return Outcome(loaded.name, [], trials, frame, files)
 
 
 def check_options(
@@ -197,9 +223,9 @@ def check_options(
         raise CompareError("torch sees no GPU here; give --device cpu")
 
 
-def _load(
+def load_all(
     target: str | None, against: Sequence[str], problem: AttentionProblem, name: str | None, base: str | None
-) -> _Loaded:
+) -> Loaded:
     """Load the candidate and its baselines; the arguments are those of `run`."""
     other = base_kernel(base) if base else None
     loaded = load(target, name) if target else None
@@ -230,7 +256,7 @@ def _load(
             baselines[kernel.name if isinstance(kernel, KernelFunction) else baseline] = kernel
     if label in baselines:
         raise CompareError(f"{label} is also the name of a baseline; give another with --name (or @register)")
-    return _Loaded(label, candidate, baselines)
+    return Loaded(label, candidate, baselines)
 
 
 def is_for_decoding(kernel: Any) -> bool:
@@ -275,14 +301,19 @@ def time_kernels(
         timing: the number of rounds and the seed.
         run_id: the execution that the rows belong to.
     """
-    dense = {name: kernel for name, kernel in kernels.items() if name in DENSE}
-    sparse = {name: kernel for name, kernel in kernels.items() if name not in DENSE}
+    dense, sparse = dense_and_sparse(kernels)
     places = [(context, sparsity) for context in contexts for sparsity in sparsities]
-    timed = []
+    found = []
     for context, sparsity in tqdm(places, desc="timing", unit="cell", leave=False, disable=None):
         rows = kernel_sweep(replace(problem, context=context), [sparsity], timing, run_id, sparse, dense)
-        timed.append(with_digests(rows, kernels))
-    return joined(timed)
+        found.append(with_digests(rows, kernels))
+    return joined(found)
+
+
+def dense_and_sparse(kernels: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split kernel objects by name into dense and block-sparse ones."""
+    dense = {name: kernel for name, kernel in kernels.items() if name in DENSE}
+    return dense, {name: kernel for name, kernel in kernels.items() if name not in DENSE}
 
 
 def time_decode_kernels(
@@ -299,11 +330,11 @@ def time_decode_kernels(
     """
     kernels = {"dense": DECODE_KERNELS["dense"](), **kernels}
     places = [(context, sparsity) for context in contexts for sparsity in sparsities]
-    timed = []
+    found = []
     for context, sparsity in tqdm(places, desc="timing", unit="cell", leave=False, disable=None):
         rows = decode_kernel_sweep(replace(problem, context=context), [sparsity], timing, run_id, kernels)
-        timed.append(with_digests(rows, kernels))
-    return joined(timed)
+        found.append(with_digests(rows, kernels))
+    return joined(found)
 
 
 def with_digests(rows: Rows, kernels: Mapping[str, Any]) -> Rows:
@@ -335,15 +366,15 @@ def time_methods(
         timing: the number of rounds and the seed.
         run_id: the execution that the rows belong to.
     """
-    block, timed = problem.block_q, []
+    block, found = problem.block_q, []
     for context in tqdm(contexts, desc="timing", unit="context", leave=False, disable=None):
         attention = random_attention(replace(problem, context=context), timing.seed)
         methods = [("dense", Dense())]
         for sparsity in sparsities:
             methods.append((method.name, build(method, sparsity, block)))
             methods += [(name, create(name, sparsity=sparsity, block=block)) for name in against if name != "dense"]
-        timed.append(methods_sweep(RANDOM_INPUTS, attention, methods, timing, run_id, block))
-    return joined(timed)
+        found.append(methods_sweep(RANDOM_INPUTS, attention, methods, timing, run_id, block))
+    return joined(found)
 
 
 def save(

@@ -29,8 +29,7 @@ from seerbench.presets.preset import Preset
 from seerbench.report.advise import runs_in
 from seerbench.rows.store import Run
 from seerbench.steps.common import load_model, require
-from seerbench.steps.data import make_corpus
-from seerbench.steps.models import fetch_model
+from seerbench.steps.data import make_inputs
 from seerbench.writing import write_bytes
 
 
@@ -82,7 +81,7 @@ def evaluate(
     method = candidate(target)
     folder = out / preset.name / method.name
     plan = protocol(preset, method.name, sparsities, quick, RunPaths(folder))
-    _make_inputs(preset, plan)
+    make_inputs(preset, plan.model, plan.texts)
     require(preset, [*(text.file for text in plan.texts), *plan.model.files], plan.outputs)
     others = _runs_of(preset, published)  # read now, so that a damaged file is found before anything is measured
     setup = plan.losses.setup
@@ -133,16 +132,6 @@ def _of_the_user(target: str) -> Iterator[None]:
             yield
     else:
         yield
-
-
-def _make_inputs(preset: Preset, plan: Protocol) -> None:
-    """Make the model and the texts that no training is needed for, where they are missing."""
-    if plan.model.name in preset.fetched_models() and not all(file.exists() for file in plan.model.files):
-        fetch_model(preset, plan.model.name)
-    for text in plan.texts:
-        tokenizer = preset.tokenizer_of(text.corpus)
-        if not text.file.exists() and all(file.exists() for file in tokenizer.files):
-            make_corpus(preset, text.corpus)
 
 
 def _command(target: str, preset: Preset, sparsities: Sequence[float], quick: bool) -> str:

@@ -5,7 +5,7 @@ The sweeps call these functions; `InputSource` says in the rows what the inputs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,18 +194,28 @@ def capture(model: Any, tokens: Tensor, layer: int | None = None) -> tuple[Tenso
 
     layer: the index of the layer; the middle one by default. Raises MeasureError for a layer that the model lacks.
     """
-    count = len(attention_layers(model))
-    index = count // 2 if layer is None else layer
-    if not 0 <= index < count:
-        raise MeasureError(f"the model has no layer {index}; it has {count}, counted from 0")
+    return capture_layers(model, tokens, [len(attention_layers(model)) // 2 if layer is None else layer])[0]
+
+
+def capture_layers(
+    model: Any, tokens: Tensor, layers: Iterable[int]
+) -> list[tuple[Tensor, Tensor, Tensor, LayerContext]]:
+    """Return (q, k, v, layer context) of several layers, in ascending order, in one dense forward pass.
+
+    tokens: int64 [B, N]. layers: indices. Raises MeasureError for a layer that the model lacks.
+    """
+    count, wanted = len(attention_layers(model)), set(layers)
+    missing = sorted(wanted - set(range(count)))
+    if missing:
+        raise MeasureError(f"the model has no layer {missing[0]}; it has {count}, counted from 0")
     captured: list[tuple[Tensor, Tensor, Tensor, LayerContext]] = []
 
     def see(context: LayerContext, q: Tensor, k: Tensor, v: Tensor) -> None:
-        if context.index == index:
+        if context.index in wanted:
             captured.append((q, k, v, context))
 
     for_each_layer(model, tokens, see)
-    return captured[0]
+    return captured
 
 
 def problem_of_model(model: Any, context: int, block: int, batch: int = 1) -> AttentionProblem:

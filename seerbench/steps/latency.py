@@ -88,16 +88,18 @@ def timed_rows(job: LatencyJob, model: Any, timing: Timing, run_id: str) -> Rows
         return sweeps.methods_sweep(inputs.RANDOM_INPUTS, attention, methods, timing, run_id, problem.block_k)
     (group,) = job.groups
     if isinstance(job, MethodsLatencyJob):
-        tokens = _text(job.tokens, job.context, model, setup.device)
+        tokens = text_window(job.tokens, job.context, model, setup.device)
         methods = named(make_arms(group.arms, setup.device), block)
         attention = inputs.capture(model, tokens, job.layer)
-        return sweeps.methods_sweep(_captured(group, job.context, model), attention, methods, timing, run_id, block)
+        return sweeps.methods_sweep(
+            captured_in(group, job.context, model), attention, methods, timing, run_id, block
+        )
     if not isinstance(job, FirstTokenLatencyJob):
         raise TypeError(f"no sweep for a {type(job).__name__}")
     if group.model.geometry is None and job.tokens is not None:
-        tokens = _text(job.tokens, job.context, model, setup.device)
+        tokens = text_window(job.tokens, job.context, model, setup.device)
         methods = named(make_arms(group.arms, setup.device), block)
-        source = _captured(group, job.context, model)
+        source = captured_in(group, job.context, model)
     else:
         tokens = _random_tokens(job.context, model, setup)
         problem = inputs.problem_of_model(model, job.context, block)
@@ -114,12 +116,12 @@ def _problem(shape: Shape, setup: Setup, context: int) -> AttentionProblem:
     return AttentionProblem(setup.device, setup.dtype, shape.batch, *heads, context, shape.block, shape.block)
 
 
-def _captured(group: ModelArms, context: int, model: Any) -> inputs.InputSource:
+def captured_in(group: ModelArms, context: int, model: Any) -> inputs.InputSource:
     """Return the source of q, k and v that are captured in a model."""
     return inputs.captured_from(group.model.name, context, model.config.max_position_embeddings)
 
 
-def _text(tokens: Tokens, context: int, model: Any, device: str) -> torch.Tensor:
+def text_window(tokens: Tokens, context: int, model: Any, device: str) -> torch.Tensor:
     """Return token ids [1, context] of held-out documents, joined since one may be too short."""
     documents = read_tokens(tokens.file, "test")
     bos, eos = bos_and_eos(model.config)

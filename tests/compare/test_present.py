@@ -27,7 +27,12 @@ def summarised(**changes):
         frame = pd.DataFrame(lines, columns=["method", "speedup", "low", "high"], dtype=object)
         frame = frame.astype({"speedup": float, "low": float, "high": float})
         frame = frame.assign(
-            context=context, sparsity_requested=0.5, reference="dense", status="measured", reason=None
+            cell=str(context),
+            context=context,
+            sparsity_requested=0.5,
+            reference="dense",
+            status="measured",
+            reason=None,
         )
         frames.append(frame.assign(status="measured"))
     summary = pd.concat(frames, ignore_index=True)

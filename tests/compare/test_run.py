@@ -123,7 +123,10 @@ def test_beside_other_work_nothing_is_judged(tmp_path, monkeypatch):
     assert unjudged.exit_code == 5, unjudged.output
     assert "this machine is busy: other processes used" in unjudged.stderr
     assert "gather_attention      disturbed: other processes used" in unjudged.stdout
-    assert "context 512, 50%: not judged, since the machine was busy: other processes used" in unjudged.stdout
+    assert (
+        "context 512, 50% of the blocks to be skipped: not judged, since the machine was busy: other processes used"
+        in unjudged.stdout
+    )
     assert "x [" not in unjudged.stdout  # no speed-up is shown
     assert not Run(tmp_path / "compare").table("samples").empty  # the raw times are kept
     assert CliRunner().invoke(app, [*map(str, arguments)]).exit_code == 0  # the kernel is right
