@@ -440,7 +440,7 @@ def evaluate(
         "results/evaluate"
     ),
 ) -> None:
-    """Measure a method of your own as a preset measures its methods: loss, look-ups, time of plan and attention.
+    """Measure a method of your own as a preset measures its methods: loss, look-ups, RULER, time and memory.
 
     A method is a class under `@register` with plan and attend (docs/add-a-method.md). It is checked first; a wrong
     one is not measured, and the report says why. An evaluation that was interrupted goes on where it was. It ends

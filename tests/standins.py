@@ -294,8 +294,11 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def make_preset(tmp_path: Path, arms: list[dict[str, Any]]) -> Preset:
-    """Return a preset of two contexts, one task and one timed context, whose model and texts are in its data."""
+def make_preset(tmp_path: Path, arms: list[dict[str, Any]], **tasks: dict[str, Any]) -> Preset:
+    """Return a preset of two contexts, one task and one timed context, whose model and texts are in its data.
+
+    arms: of each experiment. tasks: further experiments of tasks in this model, without model, corpus and arms.
+    """
     data = tmp_path / "data"
     make_llama_checkpoint(data / "tiny")
     rng = np.random.default_rng(0)
@@ -317,7 +320,8 @@ def make_preset(tmp_path: Path, arms: list[dict[str, Any]]) -> Preset:
         "perplexity": {"contexts": measured | {"contexts": [128, 256], "documents": 3, "arms": arms}},
         "tasks": {
             "retrieval": measured
-            | {"contexts": [128, 256], "examples": 4, "tasks": ["passkey"], "batch": 4, "arms": arms}
+            | {"contexts": [128, 256], "examples": 4, "tasks": ["passkey"], "batch": 4, "arms": arms},
+            **{name: measured | {"arms": arms} | task for name, task in tasks.items()},
         },
         "latency": {
             "rounds": 10,

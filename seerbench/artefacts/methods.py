@@ -15,17 +15,20 @@ from seerbench.rows.store import Run
 STAGES = ("plan", "attend", "total")
 PLACE = ["method", "sparsity_requested", "context"]
 AGAINST = ("reference", "fastest")
+MEMORY = "peak_memory"  # the metric of peak memory
 # The columns of the table. A cell without a time has its reason where the time of both would be.
 SKIPPED, BOTH = "skipped", "both in one call, ms"
 OVER_DENSE, OVER_FASTEST = "speed-up over dense", "speed-up over the fastest dense"
 STAGE_COLUMNS = {"plan": "plan, ms", "attend": "attention, ms", "total": BOTH}
-TABLE = [SKIPPED, *STAGE_COLUMNS.values(), OVER_DENSE, OVER_FASTEST]
+PEAK = "peak, MiB"
+TABLE = [SKIPPED, *STAGE_COLUMNS.values(), OVER_DENSE, OVER_FASTEST, PEAK]
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """Return the medians in ms of each method, cell and stage, and the speed-ups of the total over dense methods.
+    """Return the medians in ms of each method, cell and stage, the speed-ups of the total, and the peak memory.
 
-    A dense method is timed in many cells and plans nothing, so it has one line per context: its attention.
+    Speed-ups are over dense methods. Memory is that of one call beyond its inputs, planning included. A dense
+    method is timed in many cells and plans nothing, so it has one line per context: its attention.
     """
     cells, samples = frames.timings(run, "methods")
     dense = cells.apply(aggregates.is_dense, axis=1)
@@ -34,7 +37,9 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     for against in AGAINST:
         faster = aggregates.speedups(cells[cells.status == "measured"], samples, "total", against)
         parts.append(faster.assign(metric=_metric(against)))
-    frame = frames.tidy(*parts).drop_duplicates([*PLACE, "metric", "stage"])
+    peaks = cells[(cells.status == "measured") & cells.peak_mib.notna()]
+    memory = aggregates.cell_lines(peaks).assign(value=peaks.peak_mib.to_numpy(), metric=MEMORY, unit="MiB")
+    frame = frames.tidy(*parts, memory).drop_duplicates([*PLACE, "metric", "stage"])
     frame = frame.merge(cells[[*PLACE, "gate"]].drop_duplicates(PLACE), on=PLACE, how="left")
     series = frame.method.isin(cells.method[dense]).map({True: "dense", False: None})
     frame = frame.assign(label=str(labels.label(run, cells, timed=True)), series=series)
@@ -65,6 +70,8 @@ def _column(entry: pd.Series) -> str:
     """Return the column of a line of the frame."""
     if entry.metric == "latency":
         return STAGE_COLUMNS.get(entry.stage, BOTH)
+    if entry.metric == MEMORY:
+        return PEAK
     return OVER_DENSE if entry.metric == _metric("reference") else OVER_FASTEST
 
 
@@ -76,7 +83,7 @@ def _cell(entry: pd.Series) -> str:
     """Return a time as "1.51", a share as "90%", a speed-up as "7.9x [7.8, 8.0]" or "7.9x cuDNN [7.8, 8.0]"."""
     if entry.column == SKIPPED:
         return f"{entry.sparsity_realised:.0%}"
-    if entry.metric == "latency":
+    if entry.metric in ("latency", MEMORY):
         return f"{entry.value:.3g}"
     if pd.isna(entry.value):
         return table_format.ABSENT
@@ -106,6 +113,7 @@ def remarks(frame: pd.DataFrame) -> list[str]:
         f"interval], planning included; dense is {bases}.",
         "A dense method plans nothing: its attention is all of its time. The oracles and random blocks do "
         "not compete: an oracle's plan computes the whole attention with its pooled map.",
+        "Peak: memory of one call beyond its inputs, planning included.",
         f"Inputs q, k and v: {inputs_text}.",
         *aggregates.random_input_remarks(frame),
         "The paper has no such table; its Figures 5 and 6 draw parts of it.",

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from seerbench.evaluate.protocol import LOOKUPS, LOSSES, TIMINGS
+from seerbench.evaluate.protocol import LOOKUPS, LOSSES, RULER, RULER_LAST, TIMINGS
 from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.rows import requests
 from seerbench.rows.schema import schema
@@ -29,14 +29,20 @@ FOLDER = "beside"
 # Largest difference, in nats per token, that the rounding of another device or dtype makes between two losses of
 # dense attention on one document. Another text or another model differs by far more.
 SAME_LOSS = 0.01
-# table -> the experiment or sweep that is compared.
-TABLES = {"perplexity": LOSSES, "tasks": LOOKUPS, "cells": TIMINGS}
+# part of an evaluation -> its table, and the experiments or the sweep that are compared.
+LOSS_PART, LOOKUP_PART, RULER_PART, TIME_PART = "losses", "look-ups", "RULER", "times"
+PARTS = {
+    LOSS_PART: ("perplexity", (LOSSES,)),
+    LOOKUP_PART: ("tasks", (LOOKUPS,)),
+    RULER_PART: ("tasks", (RULER, RULER_LAST)),
+    TIME_PART: ("cells", (TIMINGS,)),
+}
 
 
 def write_beside(run: Run, others: Sequence[Run], method: str) -> dict[str, Path]:
-    """Write the comparable rows of other runs; return the folder of the run of each table that has some.
+    """Write the comparable rows of other runs; return the folder of the run of each part that has some.
 
-    For each table, the first run with comparable rows counts.
+    For each of PARTS, the first run with comparable rows counts.
 
     Args:
         run: the evaluation.
@@ -45,39 +51,41 @@ def write_beside(run: Run, others: Sequence[Run], method: str) -> dict[str, Path
     """
     shutil.rmtree(run.folder / FOLDER, ignore_errors=True)  # what an earlier evaluation found
     found: dict[str, Path] = {}
-    for table in TABLES:
+    for part in PARTS:
         for other in others:
-            rows = comparable(run, other, table)
+            rows = comparable(run, other, part)
             rows = rows[rows.method.map(lambda name: name.partition("+")[0]) != method]
             if (~rows.method.isin(DENSE)).any():
-                _write(run.folder / FOLDER, other, table, rows)
-                found[table] = other.folder
+                _write(run.folder / FOLDER, other, part, rows)
+                found[part] = other.folder
                 break
     return found
 
 
-def comparable(run: Run, other: Run, table: str) -> pd.DataFrame:
+def comparable(run: Run, other: Run, part: str) -> pd.DataFrame:
     """Return the rows of another run that were measured on the same windows at the same requested sparsities."""
-    mine, rows = _of(run, table), _of(other, table)
+    mine, rows = rows_of(run, part), rows_of(other, part)
     if mine.empty or rows.empty:
         return rows.iloc[:0]
     sparsities = set(mine.sparsity_requested.dropna())
     rows = rows[rows.method.isin(DENSE) | rows.sparsity_requested.isin(sparsities)]
     rows = rows[rows.run_id.isin(_same_inputs(run, other, mine))]
-    if table == "perplexity":
+    if part == LOSS_PART:
         return _same_documents(mine, rows)
-    if table == "tasks":
-        return _same_examples(mine, rows)
+    if part in (LOOKUP_PART, RULER_PART):
+        # An example of RULER does not depend on how many there are (data/ruler/tasks.py).
+        return _same_examples(mine, rows, some=part == RULER_PART)
     same = rows.inputs.isin(mine.inputs) & rows.context.isin(mine.context) & rows.device.isin(mine.device)
     return rows[same]
 
 
-def _of(run: Run, table: str) -> pd.DataFrame:
-    """Return the rows of the compared experiment or sweep; disturbed cells are marked (rows/timings.py)."""
+def rows_of(run: Run, part: str) -> pd.DataFrame:
+    """Return the rows of a part of an evaluation; disturbed cells are marked (rows/timings.py)."""
+    table, names = PARTS[part]
     if table == "cells":
         return timings(run, TIMINGS)[0]
     rows = requests.rows(run, table)
-    return rows[rows.experiment == TABLES[table]]
+    return rows[rows.experiment.isin(names)]
 
 
 def _same_inputs(run: Run, other: Run, mine: pd.DataFrame) -> set[str]:
@@ -106,31 +114,38 @@ def _same_documents(mine: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(kept)
 
 
-def _same_examples(mine: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the tasks and contexts of which both runs have the same examples."""
+def _same_examples(mine: pd.DataFrame, rows: pd.DataFrame, some: bool) -> pd.DataFrame:
+    """Return the rows of the tasks and contexts of which both runs have the same examples.
+
+    some: whether the other run may have more examples, which are then left out.
+    """
     kept = [rows.iloc[:0]]
-    place, example = ["model", "corpus", "task", "context"], ["example", "distance"]
+    place = ["model", "corpus", "task", "context"]
     for key, own in mine.groupby(place):
         there = rows[(rows[place] == list(key)).all(axis=1)]
-        if _examples(own[example]) == _examples(there[example]):
-            kept.append(there)
+        wanted, found = set(_examples(own)), _examples(there)
+        if wanted == set(found) or (some and wanted < set(found)):
+            kept.append(there[[example in wanted for example in found]])
     return pd.concat(kept)
 
 
-def _examples(rows: pd.DataFrame) -> set[tuple[Any, ...]]:
-    return {tuple(line) for line in rows.itertuples(index=False)}
+def _examples(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Return what tells the example of each row from others."""
+    columns = rows[["example", "distance", "references", "definition"]].astype(object)
+    return [tuple(line) for line in columns.where(columns.notna(), None).itertuples(index=False)]
 
 
-def _write(folder: Path, other: Run, table: str, rows: pd.DataFrame) -> None:
+def _write(folder: Path, other: Run, part: str, rows: pd.DataFrame) -> None:
     """Write rows of another run with their provenance, and the samples of timings."""
+    table, (name, *_) = PARTS[part]
     runs = other.table("runs")
     executions = _records(runs[runs.run_id.isin(rows.run_id)])
     stored = [name for name in rows if name in schema(table).names]
-    write_rows(folder / table / f"{TABLES[table]}.parquet", table, _records(rows[stored]), executions)
+    write_rows(folder / table / f"{name}.parquet", table, _records(rows[stored]), executions)
     if table == "cells":
         _, samples = timings(other, TIMINGS)
         kept = samples.merge(rows[["run_id", "cell", "method"]].drop_duplicates())
-        write_rows(folder / "samples" / f"{TABLES[table]}.parquet", "samples", kept, executions)
+        write_rows(folder / "samples" / f"{name}.parquet", "samples", kept, executions)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""Make the card of an evaluation from its rows: tables of loss, look-ups and time, for a terminal or a file.
+"""Make the card of an evaluation from its rows: tables of loss, look-ups, RULER, time, for a terminal or a file.
 
-The numbers are those that the artefacts `losses`, `table2` and `methods` (artefacts/) collect, with the method's
-lines before those of other methods on the same windows (beside.py). No statistic is computed here.
+The numbers are those that the artefacts `losses`, `table2`, `ruler` and `methods` (artefacts/) collect, with the
+method's lines before those of other methods on the same windows (beside.py). No statistic is computed here.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from seerbench.artefacts import aggregates, colors, frames, losses, methods, style, table2, table_format
+from seerbench.artefacts import aggregates, colors, frames, losses, methods, ruler, style, table2, table_format
 from seerbench.artefacts.paper_numbers import paper_values
 from seerbench.evaluate import page
-from seerbench.evaluate.beside import FOLDER
-from seerbench.evaluate.protocol import LOOKUPS, LOSSES, TIMINGS
+from seerbench.evaluate.beside import FOLDER, LOOKUP_PART, LOSS_PART, PARTS, RULER_PART, TIME_PART, rows_of
 from seerbench.methods.block_sparse_kernels import DENSE
-from seerbench.rows import requests
 from seerbench.rows.schema import DISTURBED
 from seerbench.rows.store import Run
 
 OWN = "yours"  # the column `run` of the lines of the evaluation itself
 SPEEDUP = "speedup over reference"
 STAGES = {"plan": "plan, ms", "attend": "attend, ms", "total": "both, ms"}
-RATIO = "speed-up"
+RATIO, PEAK = "speed-up", "peak, MiB"
+# part of an evaluation -> the artefact that collects its numbers, and the command of the step that measures it
+ARTEFACTS = {LOSS_PART: losses, LOOKUP_PART: table2, RULER_PART: ruler, TIME_PART: methods}
+STEPS = {LOSS_PART: "perplexity", LOOKUP_PART: "tasks", RULER_PART: "tasks", TIME_PART: "latency"}
 
 
 @dataclass(frozen=True)
@@ -58,36 +58,37 @@ def card(run: Run, title: str, facts: Sequence[str], beside: Mapping[str, Path],
         run: the evaluation.
         title: the name of the method.
         facts: lines on the method and the protocol, which come first.
-        beside: table -> folder of the run with comparable rows (beside.write_beside).
+        beside: part -> folder of the run with comparable rows (beside.write_beside).
         preset: the reference to the preset, for commands.
     """
-    loss = _collected(run, "perplexity", losses, beside)
-    lookups = _collected(run, "tasks", table2, beside)
-    times = _collected(run, "cells", methods, beside)
-    sections, missing = [_losses(loss)], {"perplexity": f"perplexity {preset} {LOSSES}"}
-    if len(lookups):
-        sections.append(_lookups(lookups))
-        missing["tasks"] = f"tasks {preset} {LOOKUPS}"
-    if len(times):
-        sections.append(_times(times))
-        contexts = " ".join(f"{context:.0f}" for context in sorted(times.context.unique()))
-        missing["cells"] = f"latency {preset} {TIMINGS} {contexts}"
-    absent = [f"seerbench {step}" for table, step in missing.items() if table not in beside]
+    found = {part: _collected(run, part, beside) for part in PARTS}
+    found = {part: frame for part, frame in found.items() if len(frame)}
+    makes = {LOSS_PART: _losses, LOOKUP_PART: _lookups, RULER_PART: _ruler, TIME_PART: _times}
+    sections = [makes[part](frame) for part, frame in found.items()]
+    absent = [_command(part, frame, preset) for part, frame in found.items() if part not in beside]
     said = f"Other methods on the same windows are not here; what measures them: {'; '.join(absent)}."
-    every = pd.concat([loss, lookups, times])
+    every = pd.concat(found.values())
     sources = [f"{place}: {label}." for place, label in every.groupby("run", sort=False).label.first().items()]
-    return Card(title, (*facts, *_places(loss, times)), tuple(sections), (*sources, *[said] * bool(absent)))
+    places = _places(found[LOSS_PART], found.get(TIME_PART, pd.DataFrame()))
+    return Card(title, (*facts, *places), tuple(sections), (*sources, *[said] * bool(absent)))
 
 
-def _collected(run: Run, table: str, artefact: ModuleType, beside: Mapping[str, Path]) -> pd.DataFrame:
-    """Return the numbers of an artefact with the column `run`: the evaluation's, then those beside it."""
-    if requests.rows(run, table).empty:
-        return pd.DataFrame(columns=["run", "label"])
-    nothing_printed = paper_values().iloc[:0]
+def _command(part: str, frame: pd.DataFrame, preset: str) -> str:
+    """Return the command of the step that measures a part of the protocol for the methods of a preset."""
+    name = PARTS[part][1][0]
+    at = [f"{context:.0f}" for context in sorted(frame.context.unique())] if part == TIME_PART else []
+    return " ".join(["seerbench", STEPS[part], preset, name, *at])
+
+
+def _collected(run: Run, part: str, beside: Mapping[str, Path]) -> pd.DataFrame:
+    """Return the numbers of a part with the column `run`: the evaluation's, then those beside it."""
+    if rows_of(run, part).empty:
+        return pd.DataFrame()
+    artefact, nothing_printed = ARTEFACTS[part], paper_values().iloc[:0]
     parts = {OWN: artefact.collect(run, nothing_printed)}
-    if table in beside:
+    if part in beside:
         other = artefact.collect(Run(run.folder / FOLDER), nothing_printed)
-        parts[beside[table].name] = other[~other.method.isin(DENSE)]
+        parts[beside[part].name] = other[~other.method.isin(DENSE)]
     extra = [name for name in parts[OWN] if name not in frames.COLUMNS]
     frame = frames.tidy(*parts.values(), extra=extra)
     frame["run"] = [place for place, part in parts.items() for _ in range(len(part))]
@@ -110,47 +111,64 @@ def _losses(frame: pd.DataFrame) -> Section:
 def _lookups(frame: pd.DataFrame) -> Section:
     """Return the look-ups: one line per method and context, one column per sparsity and protocol."""
     means = frame[(frame.task == table2.MEAN) & frame.reach.isna()]
+    tasks = ", ".join(sorted(set(frame.task) - {table2.MEAN}))
+    return _scores("Look-ups", means, f"percent right, mean over {tasks}")
+
+
+def _ruler(frame: pd.DataFrame) -> Section:
+    """Return RULER's means: one line per method and length, one column per sparsity and protocol."""
+    means, tasks = frame[frame.task == ruler.MEAN], set(frame.task) - set(ruler.MEANS)
+    what = f"score in percent, mean over {len(tasks)} of RULER's 13 tasks; answers are decoded with dense attention"
+    return _scores("RULER", means, what)
+
+
+def _scores(title: str, means: pd.DataFrame, what: str) -> Section:
+    """Return a table of scores; `means` has one line per method, context, sparsity and protocol.
+
+    what: what the numbers are.
+    """
+    order = {place: number for number, place in enumerate(means.run.unique())}
     dense = means[means.method == "dense"]
     means = means[means.method != "dense"].sort_values(["last_rows_dense", "sparsity_requested"], kind="stable")
     protocol = means.last_rows_dense.map(lambda rows: f"last {rows:.0f} dense" if rows else "all sparse")
     means = means.assign(column=[f"{s:.0%}, {kind}" for s, kind in zip(means.sparsity_requested, protocol)])
-    order = {place: number for number, place in enumerate(frame.run.unique())}
     lines = {"run": "run", "length": "context", "method_name": "method"}
     cells = table_format.grid(means, lines, "column", _with_realised, noted=means)
     cells = cells.sort_values("run", key=lambda runs: runs.map(order), kind="stable")
-    tasks = ", ".join(sorted(set(frame.task) - {table2.MEAN}))
     answered = "; ".join(
         f"{table_format.number(line.value, line.low, line.high)} at {line.length}" for line in dense.itertuples()
     )
     note = (
-        f"{_of(means)}: percent right, mean over {tasks} [95% interval] (realised sparsity). All sparse: the "
+        f"{_of(means)}: {what} [95% interval] (realised sparsity). All sparse: the "
         "method chooses the blocks of every row. Last dense: the last block rows, which ask, read every key, "
         f"within the same budget. Dense attention answers {answered}."
     )
-    return _section("Look-ups", cells, (note, *_reasons(means)))
+    return _section(title, cells, (note, *_reasons(means)))
 
 
 def _times(frame: pd.DataFrame) -> Section:
-    """Return the times: one line per method, sparsity and context, one column per stage, and the speed-up."""
-    frame = frame[(frame.metric == "latency") | (frame.metric == SPEEDUP)].copy()
+    """Return times and memory: one line per method, sparsity and context, one column per stage and quantity."""
+    frame = frame[frame.metric.isin(["latency", SPEEDUP, methods.MEMORY])].copy()
     unmeasured = frame.status != "measured"
-    frame = frame[~(unmeasured & (frame.metric == SPEEDUP))]
-    frame["column"] = frame.stage.map(STAGES).where(frame.metric == "latency", RATIO)
+    frame = frame[~(unmeasured & (frame.metric != "latency"))]
+    of_metric = frame.metric.map({SPEEDUP: RATIO, methods.MEMORY: PEAK})
+    frame["column"] = frame.stage.map(STAGES).where(frame.metric == "latency", of_metric)
     frame["column"] = frame.column.where(frame.status == "measured", STAGES["total"])
     frame["requested"] = frame.sparsity_requested.map("{:.0%}".format, na_action="ignore").fillna("")
     lines = {"run": "run", "length": "context", "method_name": "method", "requested": "sparsity"}
     cells = table_format.grid(frame, lines, "column", _time)
-    shown = [name for name in (*STAGES.values(), RATIO) if name in cells]
+    shown = [name for name in (*STAGES.values(), RATIO, PEAK) if name in cells]
     bases = ", ".join(colors.display(base) for base in frame.base.dropna().unique())
     inputs = ", ".join(dict.fromkeys(frame.model.dropna()))
     note = (
         f"Medians of one layer's attention, on q, k and v {inputs}. Speed-up: dense time / method time, planning "
-        f"included, in the same rounds [95% interval over rounds]; dense is {bases}. Below 1 the method is slower."
+        f"included, in the same rounds [95% interval over rounds]; dense is {bases}. Below 1 the method is slower. "
+        "Peak: memory of one call beyond its inputs, planning included."
     )
     notes = [note, *_reasons(frame)]
     if (frame.status[frame.run == OWN] == DISTURBED).any():
         notes.append("To time again, run the same command on a quiet machine; nothing else is measured again then.")
-    return _section("Time", cells[[*lines.values(), *shown]], tuple(notes))
+    return _section("Time and memory", cells[[*lines.values(), *shown]], tuple(notes))
 
 
 def _section(title: str, cells: pd.DataFrame, notes: tuple[str, ...]) -> Section:
@@ -168,7 +186,7 @@ def _with_realised(entry: pd.Series) -> str:
 
 
 def _time(entry: pd.Series) -> str:
-    if entry.metric == "latency":
+    if entry.metric in ("latency", methods.MEMORY):
         return f"{entry.value:.3g}"
     return f"{entry.value:.3g}x [{entry.low:.3g}, {entry.high:.3g}]"
 

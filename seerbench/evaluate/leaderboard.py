@@ -36,7 +36,7 @@ from seerbench.compare.load import NEEDS_A_MODEL
 from seerbench.errors import ConfigError, MissingRows
 from seerbench.evaluate import page
 from seerbench.evaluate.beside import FOLDER, SAME_LOSS
-from seerbench.evaluate.protocol import LOOKUPS, LOSSES, SPARSITIES, TIMINGS
+from seerbench.evaluate.protocol import LOOKUPS, LOSSES, RULER, RULER_LAST, SPARSITIES, TIMINGS
 from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.methods.cards import read_cards
 from seerbench.methods.registry import add, catalogue
@@ -55,8 +55,8 @@ QUANTITIES = {
     "loss": ("loss, nats", ("perplexity", LOSSES)),
     "lookups": ("look-ups, %", LOOK_UPS),
     "lookups_last": ("look-ups, last rows dense, %", LOOK_UPS),
-    "ruler": ("RULER, %", ("tasks", "ruler")),
-    "ruler_last": ("RULER, last rows dense, %", ("tasks", "ruler-last-rows")),
+    "ruler": ("RULER, %", ("tasks", RULER)),
+    "ruler_last": ("RULER, last rows dense, %", ("tasks", RULER_LAST)),
     "plan": ("plan, ms", TIMES),
     "attend": ("attend, ms", TIMES),
     "total": ("both, ms", TIMES),
@@ -69,7 +69,8 @@ INPUTS, WEIGHTS = "random inputs", "random weights"
 # score -> the same under the other protocol
 PROTOCOLS = {"lookups": "lookups_last", "lookups_last": "lookups", "ruler": "ruler_last", "ruler_last": "ruler"}
 SCORES = tuple(PROTOCOLS)
-EVALUATED = {("perplexity", LOSSES), LOOK_UPS, TIMES}  # the sections that `seerbench evaluate` follows
+# The sections that `seerbench evaluate` follows; it measures both protocols of RULER.
+EVALUATED = {("perplexity", LOSSES), LOOK_UPS, ("tasks", RULER), ("tasks", RULER_LAST), TIMES}
 OF_METHOD = ["method", "gate", "sparsity_requested"]  # what one line of a board is about, together with its run
 NUMBERS = [*aggregates.NUMBERS, "status", "reason", "label"]
 COLUMNS = ["model", "corpus", "context", *OF_METHOD, "sparsity_realised", "quantity", *NUMBERS]

@@ -1,4 +1,4 @@
-"""Measure a method: losses by document, look-ups by arm, timings by context, each saved once it is complete.
+"""Measure a method: losses by document, look-ups by arm, RULER by task, timings by context, each saved once whole.
 
 A killed evaluation goes on where it was: `saved_rows.SavedRows` keeps the pieces of the same method, file and
 settings. The first piece also shows whether the method runs in the model at all and keeps to its budget.
@@ -6,29 +6,33 @@ settings. The first piece also shows whether the method runs in the model at all
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from seerbench.data.ruler.tasks import DEFINITION
 from seerbench.data.tokens import load_tokenizer, read_card
 from seerbench.errors import MeasureError, Refused
 from seerbench.evaluate.candidate import Candidate
-from seerbench.evaluate.protocol import LOOKUPS, LOSSES, Protocol
+from seerbench.evaluate.protocol import LOOKUPS, LOSSES, RULER, Protocol
 from seerbench.measure import perplexity, tasks
+from seerbench.measure.generation import answer_prompts
 from seerbench.methods.block_sparse_kernels import DENSE
-from seerbench.presets.jobs import MethodsLatencyJob, PerplexityJob, RetrievalJob
+from seerbench.presets.jobs import MethodsLatencyJob, PerplexityJob, RetrievalJob, RulerJob
 from seerbench.rows.schema import DISTURBED, REFUSED
 from seerbench.rows.source_digest import files_digest, source_digest
 from seerbench.steps.accuracy import lookups
 from seerbench.steps.arms import make_arms
-from seerbench.steps.common import start, windows_of
+from seerbench.steps.common import start, tokenizer_of, windows_of
 from seerbench.steps.latency import timed_rows, timing_of
+from seerbench.steps.prompts import MakesPrompts, question_files, ruler_prompts
 from seerbench.steps.saved_rows import SavedRows
 
 Rows = list[dict[str, Any]]
-AnyJob = PerplexityJob | RetrievalJob | MethodsLatencyJob
+AnyJob = PerplexityJob | RetrievalJob | RulerJob | MethodsLatencyJob
 
 
 class Evaluation:
@@ -59,18 +63,25 @@ class Evaluation:
             raise
         if self.protocol.lookups is not None:
             self._lookups(self.protocol.lookups)
+        if self.protocol.ruler is not None:
+            self._ruler(self.protocol.ruler)
         for job in self.protocol.timings:
             self._timings(job)
         for saved in self.saved:
             saved.join(keep=self.disturbed and saved.table in ("perplexity", "tasks"))
 
-    def _saved(self, table: str, job: AnyJob) -> SavedRows:
-        """Return the pieces of a table; what decides its rows tells them from those of other evaluations."""
+    def _saved(
+        self, table: str, job: AnyJob, state: Sequence[object] = (), files: Sequence[Path] = ()
+    ) -> SavedRows:
+        """Return the pieces of a table; what decides its rows tells them from those of other evaluations.
+
+        state, files: what decides them beside the job, its text, the method's file, and our code and weights.
+        """
         out = getattr(job, table) if isinstance(job, MethodsLatencyJob) else job.rows
         step = f"evaluate {self.method.name} {table}"
         run = start(job.setup, step, job.tokens, "test", [self.protocol.model]) | {"command": self.command}
-        state = [job, read_card(job.tokens.file).sha256, self._digest, source_digest()]
-        saved = SavedRows(table, out, run, state, self.protocol.model.files)
+        state = [job, read_card(job.tokens.file).sha256, self._digest, source_digest(), *state]
+        saved = SavedRows(table, out, run, state, [*self.protocol.model.files, *files])
         self.saved.append(saved)
         return saved
 
@@ -122,6 +133,28 @@ class Evaluation:
                         return [fixed | bucket | row for row in found]
 
                     _piece(saved, f"{task}-{context}-{number}", answered, bar, len(asked))
+
+    def _ruler(self, job: RulerJob) -> None:
+        """Let every arm answer RULER's tasks; one piece per task and length, whose answers are decoded together."""
+        saved = self._saved("tasks", job, [DEFINITION], question_files(job))
+        arms = make_arms(job.groups[0].arms, job.setup.device)
+        tokenizer = tokenizer_of(self.protocol.model)
+        fixed = {"experiment": RULER, "model": self.protocol.model.name, "corpus": job.tokens.corpus}
+        makers = {
+            (task, context): make
+            for (task, context), make in ruler_prompts(job).items()
+            if context in self.protocol.ruler_contexts
+        }
+        answers = job.examples * len(arms)
+        with _bar("RULER", answers * len(makers)) as bar:
+            for (task, context), make in makers.items():
+
+                def answered(make: MakesPrompts = make) -> Rows:
+                    prompts = make(tokenizer, self.model.config.max_position_embeddings)
+                    found = answer_prompts(self.model, tokenizer, prompts, arms, job.batch, bar)
+                    return [fixed | row for row in found]
+
+                _piece(saved, f"{task}-{context}", answered, bar, answers)
 
     def _timings(self, job: MethodsLatencyJob) -> None:
         """Time the method beside the dense kernels at one context: one piece."""

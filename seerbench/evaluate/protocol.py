@@ -9,13 +9,23 @@ from pathlib import Path
 from seerbench.errors import ConfigError
 from seerbench.methods.block_sparse_kernels import DENSE
 from seerbench.models.model_source import ModelSource
-from seerbench.presets.jobs import ArmJob, MethodsLatencyJob, ModelArms, PerplexityJob, RetrievalJob, Tokens
+from seerbench.presets.jobs import (
+    ArmJob,
+    MethodsLatencyJob,
+    ModelArms,
+    PerplexityJob,
+    RetrievalJob,
+    RulerJob,
+    Tokens,
+)
 from seerbench.presets.paths import RunPaths
 from seerbench.presets.preset import Preset
 from seerbench.presets.types import LongBench, MethodsSweep, QuestionSet, Ruler
 
-LOSSES, LOOKUPS, TIMINGS = "contexts", "retrieval", "methods"  # experiments and the sweep, by name in a preset
-LAST_ROWS = 2  # block rows that are dense in the second protocol of look-ups, as in the authors' task evaluations
+# Experiments and the sweep, by name in a preset.
+LOSSES, LOOKUPS, RULER, TIMINGS = "contexts", "retrieval", "ruler", "methods"
+RULER_LAST = "ruler-last-rows"  # RULER under the second protocol; an evaluation has both in one experiment
+LAST_ROWS = 2  # block rows that are dense in the second protocol, as in the authors' task evaluations
 SPARSITIES, QUICK_SPARSITIES = (0.5, 0.7, 0.9), (0.5, 0.9)
 # The most that --quick takes of each: enough to see a broken method, too few for a narrow interval.
 QUICK_DOCUMENTS, QUICK_EXAMPLES, QUICK_ROUNDS = 3, 3, 10
@@ -29,6 +39,7 @@ class Protocol:
         model: the model in which everything is measured.
         losses: the perplexity job. Its contexts choose the documents, `loss_contexts` are measured.
         lookups: the job of look-ups, or None if the preset has none in this model.
+        ruler: the job of RULER, or None if the preset has none in this model.
         timings: one job per context; () if the preset times no methods in this model.
         quick: whether only the shortest context of each is measured.
     """
@@ -36,6 +47,7 @@ class Protocol:
     model: ModelSource
     losses: PerplexityJob
     lookups: RetrievalJob | None
+    ruler: RulerJob | None
     timings: tuple[MethodsLatencyJob, ...]
     quick: bool
 
@@ -50,22 +62,32 @@ class Protocol:
         return _chosen(self.lookups.contexts, self.quick) if self.lookups else ()
 
     @property
+    def ruler_contexts(self) -> tuple[int, ...]:
+        """Return the lengths at which RULER is answered."""
+        return _chosen(self.ruler.contexts, self.quick) if self.ruler else ()
+
+    @property
+    def scored(self) -> list[RetrievalJob | RulerJob]:
+        """Return the jobs of tasks."""
+        return [job for job in (self.lookups, self.ruler) if job is not None]
+
+    @property
     def texts(self) -> tuple[Tokens, ...]:
         """Return the tokenized corpora that are read."""
-        lookups = [self.lookups.tokens] if self.lookups else []
-        return tuple(dict.fromkeys([self.losses.tokens, *lookups, *(job.tokens for job in self.timings)]))
+        jobs = [self.losses, *self.scored, *self.timings]
+        return tuple(dict.fromkeys(job.tokens for job in jobs))
 
     @property
     def outputs(self) -> list[Path]:
         """Return the files of rows that are written."""
         timed = [file for job in self.timings for file in (job.cells, job.samples)]
-        return [self.losses.rows, *([self.lookups.rows] if self.lookups else []), *timed]
+        return [self.losses.rows, *(job.rows for job in self.scored), *timed]
 
 
 def protocol(preset: Preset, method: str, sparsities: Sequence[float], quick: bool, out: RunPaths) -> Protocol:
     """Return the protocol of a preset for one method. Raises ConfigError for a preset that measures no loss.
 
-    Look-ups and timings in another model than the losses are left out: a card is of one model.
+    Look-ups, RULER and timings in another model than the losses are left out: a card is of one model.
 
     Args:
         preset: the preset.
@@ -89,14 +111,16 @@ def protocol(preset: Preset, method: str, sparsities: Sequence[float], quick: bo
     losses = replace(losses, groups=_in(model, [dense, *sparse]), rows=out.rows("perplexity", LOSSES))
     if quick:
         losses = replace(losses, documents=min(losses.documents or QUICK_DOCUMENTS, QUICK_DOCUMENTS))
-    lookups = _lookups(preset, name)
+    lookups, ruler = _lookups(preset, name), _ruler(preset, name)
+    groups = _in(model, [dense, *sparse, *last_rows])
     if lookups is not None:
-        arms = [dense, *sparse, *last_rows]
-        lookups = replace(lookups, groups=_in(model, arms), rows=out.rows("tasks", LOOKUPS))
-        if quick:
-            lookups = replace(lookups, examples=min(lookups.examples, QUICK_EXAMPLES))
+        lookups = replace(lookups, groups=groups, rows=out.rows("tasks", LOOKUPS))
+        lookups = replace(lookups, examples=min(lookups.examples, QUICK_EXAMPLES)) if quick else lookups
+    if ruler is not None:
+        ruler = replace(ruler, groups=groups, rows=out.rows("tasks", RULER))
+        ruler = replace(ruler, examples=min(ruler.examples, QUICK_EXAMPLES)) if quick else ruler
     timings = tuple(_timing(job, sparse, quick, out) for job in _timings(preset, name, quick))
-    return Protocol(model, losses, lookups, timings, quick)
+    return Protocol(model, losses, lookups, ruler, timings, quick)
 
 
 def _chosen(contexts: tuple[int, ...], quick: bool) -> tuple[int, ...]:
@@ -114,6 +138,15 @@ def _lookups(preset: Preset, model: str) -> RetrievalJob | None:
         return None
     job = preset.tasks(LOOKUPS)
     return job if isinstance(job, RetrievalJob) else None
+
+
+def _ruler(preset: Preset, model: str) -> RulerJob | None:
+    """Return the preset's job of RULER if it is in this model."""
+    section = preset.file.tasks.get(RULER)
+    if not isinstance(section, Ruler) or section.model != model:
+        return None
+    job = preset.tasks(RULER)
+    return job if isinstance(job, RulerJob) else None
 
 
 def _timings(preset: Preset, model: str, quick: bool) -> list[MethodsLatencyJob]:

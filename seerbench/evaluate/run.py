@@ -142,12 +142,12 @@ def _command(target: str, preset: Preset, sparsities: Sequence[float], quick: bo
 
 def _facts(method: Candidate, plan: Protocol, command: str) -> list[str]:
     """Return what was evaluated, and on how much."""
-    jobs = plan.losses, plan.lookups
-    examples = f", {jobs[1].examples} look-ups per task and context" if jobs[1] else ""
-    documents = jobs[0].documents or "all"
+    job, documents = plan.losses, plan.losses.documents or "all"
+    examples = f", {plan.lookups.examples} look-ups per task and context" if plan.lookups else ""
+    examples += f", {plan.ruler.examples} examples per task and length of RULER" if plan.ruler else ""
     return [
         f"{method.card.summary} [{method.card.cites}]",
-        f"Model {plan.model.name}; {documents} documents of {jobs[0].tokens.corpus} per context{examples}"
+        f"Model {plan.model.name}; {documents} documents of {job.tokens.corpus} per context{examples}"
         f"{'; a quick look, with few documents and the shortest context' if plan.quick else ''}.",
         f"Command: {command}",
     ]

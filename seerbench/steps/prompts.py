@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -29,7 +30,27 @@ MakesPrompts = Callable[[Any, int], list[Prompt]]
 
 def measure_ruler(job: RulerJob) -> None:
     """Let every arm answer RULER's tasks at every length; tasks without their question set are left out."""
-    run = start(job.setup, f"tasks {job.experiment}", job.tokens, "test")
+    run = start(job.setup, f"tasks {job.experiment}", job.tokens, "test", job.models)
+    makers = {f"{task}-{context}": make for (task, context), make in ruler_prompts(job).items()}
+    saved = SavedRows("tasks", job.rows, run, ruler_state(job), [*job.arm_files, *question_files(job)])
+    _answer(job, makers, saved, job.tokens.corpus)
+
+
+def ruler_state(job: RulerJob) -> list[object]:
+    """Return what decides the rows of a job beside its files: settings and digests."""
+    return [job, read_card(job.tokens.file).sha256, DEFINITION, source_digest()]
+
+
+def question_files(job: RulerJob) -> list[Path]:
+    """Return the files of question sets that are there."""
+    return [file for file in job.question_sets.values() if file.exists()]
+
+
+def ruler_prompts(job: RulerJob) -> dict[tuple[str, int], MakesPrompts]:
+    """Return what makes the prompts of each task and length.
+
+    Tasks without their question set are left out, with a line on stderr.
+    """
     tasks = list(job.tasks)
     for task, file in job.question_sets.items():
         if not file.exists():
@@ -59,15 +80,12 @@ def measure_ruler(job: RulerJob) -> None:
 
         return make
 
-    makers = {f"{task}-{context}": maker(task, context) for task in tasks for context in job.contexts}
-    state = [job, read_card(job.tokens.file).sha256, DEFINITION, source_digest()]
-    files = [*job.arm_files, *(job.question_sets[task] for task in tasks if task in job.question_sets)]
-    _answer(job, makers, SavedRows("tasks", job.rows, run, state, files), job.tokens.corpus)
+    return {(task, context): maker(task, context) for task in tasks for context in job.contexts}
 
 
 def measure_question_set(job: QuestionSetJob) -> None:
     """Let every arm answer the questions of a file."""
-    run = start(job.setup, f"tasks {job.experiment}")
+    run = start(job.setup, f"tasks {job.experiment}", models=job.models)
     questions = question_sets.read_questions(job.questions)
     name, sha256 = job.questions.stem, question_sets.digest(questions)
     run |= {"corpus": name, "corpus_sha256": sha256, "corpus_split": "test", "corpus_source": job.questions.name}

@@ -14,7 +14,7 @@ def with_controls(tmp_path):
         ("cudnn", None, {"attend": 3.0}, 1.0),
         ("flash-attn", None, {}, 1.0),
         *(("seer", sparsity, stages, 1.0) for sparsity in (0.5, 0.9)),
-        ("oracle", 0.9, stages | {"plan": 7.0, "total": 8.0}, 1.0),
+        ("oracle", 0.9, stages | {"plan": 7.0, "total": 8.0}, 123.4),
         ("random", 0.9, stages, 1.0),
     ]
     for context in (1024, 2048):
@@ -28,6 +28,7 @@ def test_controls_and_refused_methods_are_in_the_table(with_controls, collect):
     (oracle,) = cells[(cells.method == "Oracle by maximum") & (cells.context == "2k")].to_dict("records")
     assert float(oracle["plan, ms"]) == pytest.approx(7, rel=0.2)
     assert oracle["skipped"] == "89%"
+    assert oracle[methods.PEAK] == "123"
     assert float(oracle[methods.OVER_DENSE].split("x")[0]) == pytest.approx(6 / 8, rel=0.1)
     assert "x cuDNN [" in oracle[methods.OVER_FASTEST]
     refused = cells[cells.method == "FlashAttention-2, its package"]

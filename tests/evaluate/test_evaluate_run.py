@@ -1,14 +1,18 @@
 """An evaluation from the file to rows and card; wrong methods are refused, and a killed one goes on."""
 
+import dataclasses
 import json
+import re
 
 import pytest
+from standins import make_preset
 from typer.testing import CliRunner
 
 from seerbench import errors
 from seerbench.artefacts import losses
 from seerbench.artefacts.paper_numbers import paper_values
 from seerbench.cli import app
+from seerbench.data.ruler.tasks import TASKS
 from seerbench.evaluate import measure
 from seerbench.evaluate.card import OWN, as_page
 from seerbench.evaluate.run import evaluate
@@ -67,9 +71,12 @@ def test_a_method_goes_through_the_whole_protocol(preset, tmp_path):
     cell = shown[(shown.run == OWN) & (shown.context == "256")]["70%"].item()
     assert float(cell.split()[0]) == pytest.approx(delta, abs=5e-3)
     assert any("place 1 of 2" in fact or "place 2 of 2" in fact for fact in outcome.card.facts)
-    assert "StreamingLLM" in set(table(outcome.card, "Time").method)
+    times = table(outcome.card, "Time")
+    assert "StreamingLLM" in set(times.method)
+    peak = rows.table("cells").set_index(["method", "sparsity_requested"]).peak_mib[NAME, 0.5]
+    assert times[(times.run == OWN) & (times.sparsity == "50%")]["peak, MiB"].tolist() == [f"{peak:.3g}"]
     assert "StreamingLLM" in set(table(outcome.card, "Look-ups").method)
-    assert [section.title for section in outcome.card.sections][2] == "Time, 256 tokens"
+    assert [section.title for section in outcome.card.sections][2] == "Time and memory, 256 tokens"
 
     assert (folder / "card.md").read_text().startswith("# Pooled top-k\n")
     assert (folder / "card.html").read_text() == as_page(outcome.card)
@@ -77,6 +84,39 @@ def test_a_method_goes_through_the_whole_protocol(preset, tmp_path):
     runs = rows.table("runs")
     assert all(command.startswith(f"seerbench evaluate {EXAMPLE} --preset ") for command in runs.command)
     assert {json.loads(weights)["tiny"] for weights in runs.weights} == {"the folder tiny"}
+
+
+def test_ruler_is_answered_under_both_protocols(tmp_path, monkeypatch):
+    """The preset has one more example than --quick takes; the others are the same."""
+    name = "niah_single_2"
+    monkeypatch.setitem(TASKS, name, dataclasses.replace(TASKS[name], new_tokens=3))  # for the sake of time
+    ruler = {"ruler": [name], "contexts": [1408], "examples": 4, "batch": 8}
+    last = [{"method": "streaming", "last_rows_dense": 2, "sparsities": [0.5]}]
+    tasks = {"ruler": ruler, "ruler-last-rows": ruler | {"arms": last}}
+    preset = make_preset(tmp_path, [{"method": "dense"}, {"method": "streaming", "sparsities": [0.5]}], **tasks)
+    data.make_corpus(preset, "texts")
+    for name in tasks:
+        accuracy.measure_tasks(preset, name)
+    outcome = run(preset, tmp_path, sparsities=(0.5,), quick=True)
+    rows = Run(tmp_path / "evaluated" / "small" / NAME).table("tasks")
+    rows = rows[rows.experiment == "ruler"]
+    assert set(rows.context) == {1408}
+    assert set(zip(rows.method.str.partition("+")[0], rows.last_rows_dense)) == {("dense", 0), (NAME, 0), (NAME, 2)}
+    assert rows.groupby(["task", "method", "last_rows_dense"]).example.agg(sorted).map([0, 1, 2].__eq__).all()
+    assert rows.score.between(0, 1).all()
+    section = next(section for section in outcome.card.sections if section.title == "RULER, 1408 tokens")
+    assert list(section.cells) == ["run", "method", "50%, all sparse", "50%, last 2 dense"]
+    assert list(section.cells.method) == ["Pooled top-k", "StreamingLLM"]
+    cells = section.cells.iloc[:, 2:].to_numpy().ravel()
+    assert all(re.fullmatch(r"[\d.]+ \[[\d., ]+\] \(0\.(49|5\d)\)", cell) for cell in cells), cells
+    beside = Run(tmp_path / "evaluated" / "small" / NAME / "beside").table("tasks")
+    beside = beside[beside.experiment.str.startswith("ruler")]
+    assert set(beside.example) == {0, 1, 2}
+    own, theirs = (
+        part[part.method == "dense"].sort_values(["task", "example"]).prediction.tolist() for part in (rows, beside)
+    )
+    assert own == theirs
+    assert "3 examples per task and length of RULER" in outcome.card.facts[1]
 
 
 def test_other_windows_are_not_put_beside(preset, tmp_path):
