@@ -13,7 +13,7 @@ TORCH := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 # The programs of the environment come first, for the rules' commands too.
 ENTER := PATH="$$(cd -- "$$VENV/bin" && pwd):$$PATH"; export PATH
 
-.PHONY: figures tables report notebooks test test-matrix test-slurm lint bench doctor install help
+.PHONY: figures tables report notebooks test test-matrix test-slurm release-check site lint bench doctor install help
 figures tables report notebooks: install
 	@hint=""; command -v seerbench > /dev/null || hint="to call seerbench yourself: source $$VENV/bin/activate"; \
 	$(ENTER); snakemake --cores "$$CORES" --config preset="$$PRESET" -- $@ || exit; \
@@ -39,6 +39,16 @@ test-matrix:
 # Runs the smoke preset with --executor slurm on its own Slurm daemons (apt-get install slurm-wlm munge).
 test-slurm: install
 	$(ENTER); python -m pytest tests/workflow/slurm/on_slurm.py
+
+# Builds sdist and wheel in dist/, and uses the wheel in a new environment outside the repository.
+PYTHONS ?= $(PYTHON)
+export PYTHONS
+release-check:
+	"$$PYTHON" tools/release_check.py $$PYTHONS
+
+# Makes the documentation a site in build/site, which needs no network: open build/site/index.html.
+site: install
+	$(ENTER); python -m pip install --quiet --disable-pip-version-check -e '.[docs]' $(TORCH) && python tools/make_site.py
 
 # Benchmarks the GPU if there is one, else the CPU. To compare before and after a change, run
 # make bench BENCH=--benchmark-autosave, make the change, then run
@@ -71,5 +81,7 @@ help:
 	@echo "make install     install into VENV (.venv) and do nothing else"
 	@echo "make test        linters and all tests; make lint: the linters alone; make test-slurm: the Slurm profile"
 	@echo "make test-matrix the tests with the lowest and with the newest versions of Python and packages"
+	@echo "make release-check  build the wheel and use it in a new environment (PYTHONS='python3.11 python3.13')"
+	@echo "make site        the documentation as a site that needs no network, in build/site"
 	@echo "make bench       time the kernels with pytest-benchmark (BENCH=options)"
 	@echo "Variables: PRESET, CORES (all), VENV (.venv), PYTHON (python3)."

@@ -4,4 +4,4 @@ Data flows one way: preset -> job (presets/) -> step (steps/) -> method (methods
 (artefacts/) -> report (report/). docs/architecture.md lists the modules and follows one number through them.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

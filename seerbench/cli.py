@@ -404,6 +404,8 @@ def compare(
         typer.echo(f"{outcome.name} was not compared with the reference: its plan is no BlockMask\n")
     typer.echo(comparing.table(outcome.frame))
     typer.echo("\nwritten: " + " ".join(map(str, outcome.files)))
+    if not compare_run.can_draw():
+        typer.echo("no figure: matplotlib is not installed; it comes with pip install 'seerbench[plots]'")
     if (outcome.frame[outcome.frame.method == outcome.name].status == "failed").any():
         raise typer.Exit(3)  # the output is right in the trials, but wrong at the timed size
     if fail_below is not None:

@@ -26,7 +26,10 @@ SEERBENCH = typer.main.get_command(app)
 USAGE_ERROR = typer.BadParameter.__bases__[0]  # of click, which newer versions of typer contain
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PAGES += [ROOT / folder / "README.md" for folder in ("baselines", "config", "figures", "kernels", "results/paper")]
 
 

@@ -5,7 +5,6 @@ cli.py calls `run_captured`. Trials, timing, rows and figure are those of run.py
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +77,6 @@ def run_captured(
                 "evaluate` times a method on q, k and v of a model"
             )
         require_writable(*files_of(f"{loaded.name}{SUFFIX}", results, figures).values())
-        importlib.import_module("seerbench.artefacts.style")  # where matplotlib is missing, say so before timing
         findings: list[Finding] = []
         trials = 0
         for shape in shapes:

@@ -5,7 +5,7 @@ cli.py calls `run`. A candidate that fails a trial is not timed.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -134,7 +134,6 @@ def run(
     with running([place for place in (target, *against) if place and (".py" in place or ":" in place)]):
         loaded = load_all(target, against, problem, name, base)
         require_writable(*files_of(loaded.name, results, figures).values())
-        importlib.import_module("seerbench.artefacts.style")  # where matplotlib is missing, say so before timing
         findings, trials = check(loaded.candidate, problem, timing.seed)
         if findings:
             return Outcome(loaded.name, findings, trials)
@@ -380,7 +379,7 @@ def time_methods(
 def save(
     name: str, rows: Rows, run: dict[str, Any], frame: pd.DataFrame, results: Path, figures: Path
 ) -> list[Path]:
-    """Write rows, figure and the numbers behind it; return the files.
+    """Write rows, the summary and, where matplotlib is installed, its figure; return the files.
 
     Args:
         name: the candidate's name, which becomes the files' name.
@@ -390,21 +389,24 @@ def save(
         results: the folder of runs.
         figures: the folder for the figure (SVG, PNG) and the summary (CSV).
     """
-    from seerbench.artefacts import style  # imported here: it needs matplotlib, an optional dependency
-
     files, done = files_of(name, results, figures), finish(run)
     write_rows(files["cells"], "cells", rows.cells, done)
     write_rows(files["samples"], "samples", rows.samples, done)
-    commit = (run["commit"] or "unknown")[:7] + (" (dirty)" if run["dirty"] else "")
-    drawn = figure(frame, f"measured: {run['device']}; {run['started'][:10]}; commit {commit}")
-    contents = {
-        ".svg": style.image(drawn, "svg"),
-        ".png": style.image(drawn, "png"),
-        ".csv": frame.to_csv(index=False).encode(),
-    }
+    contents = {".csv": frame.to_csv(index=False).encode()}
+    if can_draw():
+        from seerbench.artefacts import style  # imported here, since it needs matplotlib
+
+        commit = (run["commit"] or "unknown")[:7] + (" (dirty)" if run["dirty"] else "")
+        drawn = figure(frame, f"measured: {run['device']}; {run['started'][:10]}; commit {commit}")
+        contents |= {".svg": style.image(drawn, "svg"), ".png": style.image(drawn, "png")}
     for suffix, content in contents.items():
         write_bytes(files[suffix], content)
-    return list(files.values())
+    return [files["cells"], files["samples"], *(files[suffix] for suffix in contents)]
+
+
+def can_draw() -> bool:
+    """Return whether matplotlib is installed, an optional dependency without which there is no figure."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def files_of(name: str, results: Path, figures: Path) -> dict[str, Path]:

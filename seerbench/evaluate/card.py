@@ -237,8 +237,8 @@ def in_terminal(content: Card, console: Console) -> None:
         console.print(fact, markup=False, highlight=False)
     for section in content.sections:
         shown = Table(title=section.title, title_justify="left", title_style="bold")
-        for name in section.cells:
-            shown.add_column(str(name), overflow="fold", min_width=max(map(len, str(name).split())))
+        for name, width in _widths(section.cells, console.width).items():
+            shown.add_column(name, overflow="fold", width=width)
         for line in section.cells.to_numpy():
             shown.add_row(*map(str, line), style="bold" if OWN in line else None)
         console.print()
@@ -248,6 +248,22 @@ def in_terminal(content: Card, console: Console) -> None:
     console.print()
     for source in content.sources:
         console.print(source, style="dim", markup=False, highlight=False)
+
+
+def _widths(cells: pd.DataFrame, width: int) -> dict[str, int | None]:
+    """Return the width of each column of a table in a terminal of `width`, in which no word is broken.
+
+    Where even the longest words do not fit, there is none: rich then breaks words, and cuts nothing off.
+    """
+    texts = {str(name): [str(name), *map(str, cells[name])] for name in cells}
+    given = {name: max(len(word) for text in column for word in text.split()) for name, column in texts.items()}
+    wanted = {name: max(map(len, column)) for name, column in texts.items()}
+    spare = width - sum(given.values()) - 3 * len(given) - 1  # without borders
+    if spare < 0:
+        return dict.fromkeys(given)
+    for _ in range(min(spare, sum(wanted.values()) - sum(given.values()))):
+        given[max(given, key=lambda name: wanted[name] / given[name])] += 1
+    return dict(given)
 
 
 def as_markdown(content: Card) -> str:

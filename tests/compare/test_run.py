@@ -49,6 +49,14 @@ def test_rows_summary_and_figure_are_written(tmp_path):
     assert len(present.below(unmeasured, "gather_attention", 1e-6)) == 1
 
 
+def test_without_matplotlib_there_is_no_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_run, "can_draw", lambda: False)
+    outcome = run(str(EXAMPLES / "gather_attention.py"), tmp_path)
+    assert {path.suffix for path in outcome.files} == {".parquet", ".csv"}
+    assert all(path.exists() for path in outcome.files)
+    assert not list((tmp_path / "figures").glob("*.svg"))
+
+
 def test_a_wrong_one_writes_nothing(tmp_path):
     outcome = run(str(EXAMPLES / "wrong" / "ignores_mask.py"), tmp_path)
     assert outcome.findings

@@ -1,10 +1,13 @@
 """An evaluation from the file to rows and card; wrong methods are refused, and a killed one goes on."""
 
 import dataclasses
+import io
 import json
 import re
 
+import pandas as pd
 import pytest
+from rich.console import Console
 from standins import make_preset
 from typer.testing import CliRunner
 
@@ -14,7 +17,7 @@ from seerbench.artefacts.paper_numbers import paper_values
 from seerbench.cli import app
 from seerbench.data.ruler.tasks import TASKS
 from seerbench.evaluate import measure
-from seerbench.evaluate.card import OWN, as_page
+from seerbench.evaluate.card import OWN, Card, Section, as_page, in_terminal
 from seerbench.evaluate.run import evaluate
 from seerbench.measure import perplexity
 from seerbench.paths import ROOT
@@ -183,6 +186,19 @@ def test_disturbed_timings_are_measured_again_and_nothing_else(preset, tmp_path,
     assert "speed-up" in second.card.sections[2].cells
     assert second.card.sections[0].cells.equals(first.card.sections[0].cells)
     assert not list((tmp_path / "evaluated").rglob("*.pieces"))
+
+
+@pytest.mark.parametrize("width", [120, 58, 36])
+def test_a_terminal_shows_every_column(width):
+    """No word is broken where the longest ones fit, and nothing is cut off where they do not."""
+    line = {"run": OWN, "method": "An-unbreakable-name of a method", "speed-up": "0.73x [0.70, 0.75]"}
+    console = Console(width=width, record=True, file=io.StringIO())
+    section = Section("Time", pd.DataFrame([line]), ())
+    in_terminal(Card("A card", (), (section,), ()), console)
+    text = console.export_text()
+    assert re.search("└.*┘", text)
+    assert ("An-unbreakable-name" in text) == (width > 36)
+    assert ("An-unbreakable-name of a method" in text) == (width == 120)
 
 
 WRONG = '''
