@@ -63,5 +63,5 @@ def test_archives_without_a_data_file_or_with_tests_fail(tmp_path):
     check.check_content(*archives(right))
     with pytest.raises(SystemExit, match=r"missing: \['seerbench/config/cpu.yaml'\]"):
         check.check_content(*archives(right[1:]))
-    with pytest.raises(SystemExit, match="tests/test_x.py"):
+    with pytest.raises(SystemExit, match=r"tests/test_x\.py"):
         check.check_content(*archives([*right, "tests/test_x.py"]))

@@ -86,6 +86,11 @@ def test_the_folder_has_the_shapes(tmp_path, captured, arguments, text):
     assert text in str(compare(tmp_path, captured, *arguments).exception)
 
 
+def test_a_kernel_for_decoding_is_another_thing(tmp_path, captured):
+    done = compare(tmp_path, captured, target=EXAMPLES / "decode_gather.py")
+    assert "captured workloads are prefills" in str(done.exception)
+
+
 def test_a_method_plans_for_itself(tmp_path, captured):
     (tmp_path / "method.py").write_text(METHOD.replace("CHANGE", "mask"))
     done = compare(tmp_path, captured, target=tmp_path / "method.py")
