@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -686,24 +686,34 @@ def publish(
 
 @app.command(rich_help_panel=KEEP)
 def check(
-    what: Annotated[str, typer.Argument(help="published (the runs) or claims (CLAIMS.md)")] = "published",
+    what: Annotated[
+        str, typer.Argument(help="published (the runs), claims (CLAIMS.md) or leaderboard (its top in README.md)")
+    ] = "published",
     published: Published = PUBLISHED,
-    write: Annotated[bool, typer.Option("--write", help="claims: write the page instead of comparing")] = False,
-    page: Annotated[Path, typer.Option(help="claims: file of the page")] = Path("CLAIMS.md"),
+    write: Annotated[
+        bool, typer.Option("--write", help="claims, leaderboard: write the page instead of comparing")
+    ] = False,
+    page: Annotated[
+        Path | None, typer.Option(help="file of the page", show_default="CLAIMS.md or README.md")
+    ] = None,
 ) -> None:
-    """Fail if a published run was changed or was timed with other kernels, or if CLAIMS.md disagrees with the rows.
+    """Fail if a published run was changed or was timed with other kernels, or if a page disagrees with the rows.
 
-    The README beside CLAIMS.md has the tally of the claims, which is checked and written together with it.
+    The README beside CLAIMS.md has the tally of the claims, which is checked and written together with it. The
+    README also has the top of the leaderboard of the published runs.
 
     Example: `seerbench check claims`
     """
     if not published.is_dir():
         raise ResultsError(f"no published runs in {published}; {IN_CHECKOUT_ONLY}")
     if what == "claims":
-        return _check_claims(published, page, write)
+        return _check_claims(published, page or Path("CLAIMS.md"), write)
+    if what == "leaderboard":
+        return _check_leaders(published, page or Path("README.md"), write)
     if what != "published" or write:
         raise ConfigError(
-            f"check {what}{' --write' if write else ''}: there are `published` and `claims [--write]`"
+            f"check {what}{' --write' if write else ''}: there are `published`, `claims [--write]` and "
+            "`leaderboard [--write]`"
         )
     from seerbench.rows.staleness import stale
 
@@ -724,13 +734,30 @@ def _check_claims(published: Path, page: Path, write: bool) -> None:
     readme = page.parent / "README.md"
     if readme.is_file():
         said[readme] = claims_page.with_tally(readme.read_text(encoding="utf-8"), verdicts.judge(runs))
+    _compare_or_write(said, "claims", write)
+
+
+def _check_leaders(published: Path, page: Path, write: bool) -> None:
+    from seerbench.evaluate import leaderboard as boards
+    from seerbench.report.advise import runs_in
+    from seerbench.rows.store import Run
+
+    found = boards.boards(map(Run, runs_in(published, Path(os.devnull))), losses_only=True)
+    if not found:
+        raise ResultsError(f"no losses of methods in {published}; name another folder with --published")
+    said = boards.with_leaders(page.read_text(encoding="utf-8"), found)
+    _compare_or_write({page: said}, "leaderboard", write)
+
+
+def _compare_or_write(said: Mapping[Path, str], what: str, write: bool) -> None:
+    """Write the pages, or raise ResultsError for one that differs from what the rows say."""
     for path, text in said.items():
         if write:
             write_bytes(path, text.encode())
             typer.echo(path)
         elif not path.is_file() or path.read_bytes() != text.encode():
             raise ResultsError(
-                f"{path} disagrees with the rows; to see what changed: seerbench check claims --write"
+                f"{path} disagrees with the rows; to see what changed: seerbench check {what} --write"
             )
         else:
             typer.echo(f"{path} agrees with the rows")

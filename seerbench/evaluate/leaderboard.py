@@ -9,11 +9,12 @@ numbers are those that the artefacts collect; no statistic is computed here.
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from tqdm import tqdm
@@ -43,12 +44,15 @@ from seerbench.methods.registry import add, catalogue
 from seerbench.presets.file import PresetFile
 from seerbench.presets.load import load_preset
 from seerbench.presets.types import flat
+from seerbench.report.claims_page import with_part
 from seerbench.rows import requests
 from seerbench.rows.gate_ref import PAPER_GATE
 from seerbench.rows.schema import CAPTURED, RANDOM, SCALE_KINDS
 from seerbench.rows.store import Run
 
 TITLE = "SeerBench leaderboard"
+LEADERS = 3  # the places that the README shows, between these two comments
+BETWEEN = ("<!-- leaders: seerbench check leaderboard --write -->", "<!-- end of leaders -->")
 LOOK_UPS, TIMES = ("tasks", LOOKUPS), ("latency", TIMINGS)
 # quantity -> (its heading, the section of a preset whose step measures it)
 QUANTITIES = {
@@ -124,28 +128,32 @@ class Standing:
 
     Attributes:
         title: which board and which sparsity.
+        sparsity: the requested sparsity; NaN for methods at their own settings.
         cells: strings, one line per method, in the order of their place.
         notes: why numbers are missing, and the commands that make them.
         own: for each line, whether it is of a run that the reader named.
     """
 
     title: str
+    sparsity: float
     cells: pd.DataFrame
     notes: tuple[str, ...]
     own: tuple[bool, ...] = field(default=())
 
 
-def boards(runs: Iterable[Run]) -> list[Board]:
+def boards(runs: Iterable[Run], losses_only: bool = False) -> list[Board]:
     """Return the boards of the runs, the strongest first: by scale, then the longest context with losses.
 
-    The folder `beside` of an evaluation is read with it.
+    The folder `beside` of an evaluation is read with it. losses_only: whether to leave out all other quantities,
+    which do not change the places by loss.
     """
     found: list[Board] = []
     for run in tqdm(list(runs), desc="reading runs", unit="run", leave=False, disable=None):
         _add_cards(run)
         parts = [run, *([Run(run.folder / FOLDER)] if (run.folder / FOLDER).is_dir() else [])]
         for part in parts:
-            for board in _boards_of(part, f"{run.folder.name}/{FOLDER}" if part is not run else run.folder.name):
+            name = f"{run.folder.name}/{FOLDER}" if part is not run else run.folder.name
+            for board in _boards_of(part, name, losses_only):
                 same = next((known for known in found if known.is_as(board)), None)
                 if same is None:
                     found.append(board)
@@ -164,12 +172,12 @@ def _add_cards(run: Run) -> None:
                 add(card)
 
 
-def _boards_of(run: Run, name: str) -> Iterator[Board]:
+def _boards_of(run: Run, name: str, losses_only: bool) -> Iterator[Board]:
     """Yield the boards of one run: at each context with losses, or with times alone.
 
     Look-ups and RULER that were not measured at a context with losses are those of the longest context below it.
     """
-    numbers = numbers_of(run)
+    numbers = numbers_of(run, losses_only)
     if numbers.empty:
         return
     rows, runs = requests.rows(run, "perplexity"), run.table("runs")
@@ -198,15 +206,19 @@ def _boards_of(run: Run, name: str) -> Iterator[Board]:
         )
 
 
-def numbers_of(run: Run) -> pd.DataFrame:
+def numbers_of(run: Run, losses_only: bool = False) -> pd.DataFrame:
     """Return what a run has of QUANTITIES: one line per method, gate, sparsity, model, context and quantity."""
-    parts = [
-        _losses(run),
-        _part(run, table2, lambda frame: _protocol(frame, "lookups").where(_is_mean(frame))),
-        _part(run, ruler, lambda frame: _protocol(frame, "ruler").where(frame.task == ruler.MEAN)),
-        _part(run, methods, _time),
-        _part(run, table4, lambda frame: frame.metric.map({"seconds": "ttft"})),
-    ]
+    parts = (
+        [_losses(run)]
+        if losses_only
+        else [
+            _losses(run),
+            _part(run, table2, lambda frame: _protocol(frame, "lookups").where(_is_mean(frame))),
+            _part(run, ruler, lambda frame: _protocol(frame, "ruler").where(frame.task == ruler.MEAN)),
+            _part(run, methods, _time),
+            _part(run, table4, lambda frame: frame.metric.map({"seconds": "ttft"})),
+        ]
+    )
     every = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     if every.empty:
         return every
@@ -288,12 +300,13 @@ def standings(board: Board, own: Sequence[str] = ()) -> list[Standing]:
     for sparsity, part in sparse.groupby("sparsity_requested", dropna=False):
         asked = f"{sparsity:.0%} skipped" if pd.notna(sparsity) else "at their own settings"
         shown = pd.concat([dense, part])
-        tables.append(_standing(board, f"{board.title}, {asked}", shown, pd.notna(sparsity), own))
+        tables.append(_standing(board, f"{board.title}, {asked}", cast(float, sparsity), shown, own))
     return tables
 
 
-def _standing(board: Board, title: str, lines: pd.DataFrame, ranked: bool, own: Sequence[str]) -> Standing:
+def _standing(board: Board, title: str, sparsity: float, lines: pd.DataFrame, own: Sequence[str]) -> Standing:
     """Return one table; methods are ranked if all of them were asked to skip the same share."""
+    ranked = pd.notna(sparsity)
     notes: list[str] = []
     records = []
     here = [name for name in QUANTITIES if name in set(lines.quantity)]
@@ -322,7 +335,7 @@ def _standing(board: Board, title: str, lines: pd.DataFrame, ranked: bool, own: 
     cells = table[["place", "method", *several, *here, "fidelity"]].rename(columns=headings).astype(str)
     sources = [f"{run}: {label}." for run, label in zip(lines.run, lines.label, strict=True)]
     notes += _absent(here, board, lines.run.iloc[0])
-    return Standing(title, cells, (*notes, *dict.fromkeys(sources)), tuple(table.run.isin(own)))
+    return Standing(title, sparsity, cells, (*notes, *dict.fromkeys(sources)), tuple(table.run.isin(own)))
 
 
 def _absent(here: Sequence[str], board: Board, run: str) -> list[str]:
@@ -474,6 +487,29 @@ def as_markdown(found: Sequence[Board], own: Sequence[str] = ()) -> str:
     tables = [table for board in found if board in first.values() for table in standings(board, own)]
     texts = [table_format.markdown(table.title, table.cells, table.notes) for table in tables]
     return f"# {TITLE}\n\n{NOTE} Other contexts are in the page and in the CSV file.\n\n" + "\n".join(texts)
+
+
+def leaders(found: Sequence[Board]) -> str:
+    """Return the best methods of the first board in Markdown: a column per requested sparsity, a line per place."""
+    loss = QUANTITIES["loss"][0]
+    columns = {}
+    for table in standings(found[0]):
+        if pd.notna(table.sparsity):
+            placed = table.cells.loc[table.cells.place != "", ["method", loss]].head(LEADERS)
+            columns[f"{table.sparsity:.0%} skipped"] = [f"{method}: {lost}" for method, lost in placed.to_numpy()]
+    lines = pd.DataFrame.from_dict(columns, orient="index").T.fillna("")
+    lines.insert(0, "place", [str(number + 1) for number in range(len(lines))])
+    intro = textwrap.fill(
+        f"**The leaders by loss**, {found[0].title}, by requested sparsity: nats per token over dense attention, "
+        "every row sparse [95% interval]. Neighbours whose intervals overlap may change places on other texts.",
+        width=116,
+    )
+    return f"{intro}\n\n{lines.to_markdown(index=False, disable_numparse=True)}\n"
+
+
+def with_leaders(readme: str, found: Sequence[Board]) -> str:
+    """Return the README with the best methods. Raises ResultsError if it has no place for them."""
+    return with_part(readme, BETWEEN, f"\n{leaders(found)}", "the leaders")
 
 
 def as_page(found: Sequence[Board], own: Sequence[str] = ()) -> str:

@@ -74,13 +74,19 @@ def _other_runs(judgement: Judgement) -> str:
 
 def with_tally(readme: str, judgements: Sequence[Judgement]) -> str:
     """Return the README with the tally of these judgements. Raises ResultsError if it has no place for one."""
-    start, end = TALLY
-    pattern = f"({re.escape(start)}).*?({re.escape(end)})"
-    replaced, places = re.subn(pattern, rf"\g<1>{headline(judgements)}\g<2>", readme, flags=re.DOTALL)
+    return with_part(readme, TALLY, headline(judgements), "the tally of claims")
+
+
+def with_part(readme: str, between: tuple[str, str], part: str, what: str) -> str:
+    """Return the README with `part` between two comments. Raises ResultsError unless it has them once.
+
+    what: the part in words, for the error.
+    """
+    start, end = between
+    pattern = f"(?<={re.escape(start)}).*?(?={re.escape(end)})"
+    replaced, places = re.subn(pattern, lambda _: part, readme, flags=re.DOTALL)
     if places != 1:
-        raise ResultsError(
-            f"the README has {places} places for the tally of claims, between {start} and {end}, not 1"
-        )
+        raise ResultsError(f"the README has {places} places for {what}, between {start} and {end}, not 1")
     return replaced
 
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from seerbench.cli import app
 from seerbench.evaluate import leaderboard
+from seerbench.paths import ROOT
 from seerbench.rows.store import Run, write_rows
 
 GATE = "real:v1"
@@ -124,3 +125,31 @@ def test_every_quantity_is_read_from_a_whole_run(tmp_path):
     page = leaderboard.as_page(found)
     assert page.count("<details") == len(found)
     assert page.count("<details open>") == 1
+
+
+def test_the_readme_has_the_leaders_of_the_published_runs():
+    done = CliRunner().invoke(app, ["check", "leaderboard", "--page", str(ROOT / "README.md")])
+    assert done.exit_code == 0, done.exception
+
+
+def test_leaders_are_the_first_places_at_each_sparsity(runs, tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("Before. " + "old".join(leaderboard.BETWEEN) + " After.\n")
+    command = ["check", "leaderboard", "--published", str(runs[0].parent), "--page", str(page)]
+    assert "seerbench check leaderboard --write" in str(CliRunner().invoke(app, command).exception)
+    assert CliRunner().invoke(app, [*command, "--write"]).exit_code == 0
+    assert CliRunner().invoke(app, command).exit_code == 0
+    text = page.read_text()
+    assert text.startswith("Before. ")
+    assert text.endswith(" After.\n")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert table[0] == ["place", "50% skipped", "90% skipped"]
+    names = [[cell.split(":")[0] for cell in line[1:]] for line in table[2:]]
+    half, most = (table for table in leaderboard.standings(leaderboard.boards([Run(runs[0])])[0]))
+    for column, board in enumerate((half, most)):
+        placed = board.cells[board.cells.place != ""]
+        assert [line[column] for line in names if line[column]] == [
+            name.split(":")[0] for name in placed.method[: leaderboard.LEADERS]
+        ]
+    page.write_text("no place")
+    assert "places for the leaders" in str(CliRunner().invoke(app, command).exception)
