@@ -24,7 +24,8 @@ def number(value: float, low: float = math.nan, high: float = math.nan, sign: bo
         return f"{value:{mark}.2f}"
     half_width = max((high - low) / 2, abs(value) * 1e-4, 1e-3)
     digits = min(3, max(0, 1 - math.floor(math.log10(half_width))))
-    return f"{value:{mark}.{digits}f} [{low:{mark}.{digits}f}, {high:{mark}.{digits}f}]"
+    value_text, *ends = (f"{x:{mark}z.{digits}f}" for x in (value, low, high))  # z: no minus before a zero
+    return f"{value_text} [{', '.join(ends)}]"
 
 
 def in_brackets(share: float) -> str:
