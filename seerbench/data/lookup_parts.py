@@ -29,8 +29,9 @@ class Example:
     """One question with its answer.
 
     The first `prefilled` tokens are the prompt, which runs through the method. If the answer is one of them, it is
-    scored there, each of its tokens given those before it. Otherwise the answer is generated after the prompt and
-    after the tokens that are between the two.
+    scored there, each of its tokens given those before it. Otherwise the answer is decoded after the prompt and
+    after the tokens that are between the two: generated, or where it is `given`, each token predicted after the
+    right ones before it.
     """
 
     task: str
@@ -40,6 +41,7 @@ class Example:
     answer_length: int
     distance: int  # tokens from the answer's first occurrence to its place
     prefilled: int
+    given: bool = False
 
     @property
     def answer(self) -> np.ndarray:

@@ -18,7 +18,7 @@ TASKS: dict[str, Callable[..., list[Example]]] = {
     "two-questions": far_lookups.two_questions,
     "passage": passages.passage,
 }
-# Tasks whose answers are generated after the prompt; those of all others are scored in it.
+# Tasks whose answers are decoded after the prompt; those of all others are scored in it.
 ANSWERED_AFTER_PROMPT = ("two-questions", "passage")
 # The tasks whose question is in the prompt, where a method can see it.
 ASKED_IN_PROMPT = tuple(task for task in TASKS if task != "two-questions")

@@ -1,7 +1,8 @@
-"""Make look-ups with long answers: a passage of the text is begun again at the end, and is to be recited.
+"""Make look-ups with long answers: a passage of the text is begun again at the end, and goes on as before.
 
 Every token of the answer is decoded, and each of them is found at another place of the text than the one before it.
-A method for decoding that misses the passage in one step derails the answer. A short look-up has one such step.
+Each is predicted after the right ones before it. Where a model generates the answer, its first wrong token derails
+the rest, and small models soon have one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from seerbench.errors import CorpusError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-CUE, ANSWER = 16, 64  # tokens of a passage that are shown again, and those after them that are to be recited
+CUE, ANSWER = 16, 64  # tokens of a passage that are shown again, and those after them that are asked for
 DRAWS = 1000  # texts that are drawn at most for one example; repetitive texts have few cues that occur once
 
 
@@ -33,7 +34,7 @@ def passage(
     """Make examples that end with the first CUE tokens of a passage of their text, whose next ANSWER are asked for.
 
     `... PASSAGE ... \\n CUE` -> the rest of the passage. The passage is at a uniformly random place, and its cue
-    occurs nowhere else in the text. The answer is generated after the prompt.
+    occurs nowhere else in the text. The answer is decoded after the prompt.
 
     Args:
         tokens: id -> tokens of a held-out split, from `read_tokens`.
@@ -65,7 +66,7 @@ def _passage_example(pieces: Pieces, stream: np.ndarray, context: int, rng: np.r
             f"no text of {length} tokens has a passage whose first {CUE} tokens occur once in it; choose a corpus "
             "that repeats itself less"
         )
-    recited = text[place : place + CUE + ANSWER]
-    tokens = np.concatenate([[pieces.bos], text, pieces.end, recited]).astype(np.int32)
+    again = text[place : place + CUE + ANSWER]
+    tokens = np.concatenate([[pieces.bos], text, pieces.end, again]).astype(np.int32)
     start = context - ANSWER
-    return Example("passage", context, tokens, start, ANSWER, start - (1 + place + CUE), start)
+    return Example("passage", context, tokens, start, ANSWER, start - (1 + place + CUE), start, given=True)

@@ -33,7 +33,7 @@ def retrieval(
     """Let every arm answer look-ups: correct if every token of the answer is right.
 
     The prompt runs through the method and the answer is decoded greedily, as the arm says. An answer that is in
-    the prompt is scored there: each of its tokens must have the highest logit, given those before it. A generated
+    the prompt is scored there: each of its tokens must have the highest logit, given those before it. A decoded
     answer of several tokens has a score too, the share of them that are right. Where a method refuses, or the
     model's output is not a number, the row has the reason and no mark.
 
@@ -124,7 +124,7 @@ def predictions(model: Any, examples: list[lookup_parts.Example]) -> list[np.nda
     one = examples[0]
     tokens = torch.from_numpy(np.stack([example.tokens for example in examples])).long().to(device)
     if one.answer_start >= one.prefilled:
-        logits = _generated(model, tokens, one.prefilled, one.answer_start, one.answer_length)
+        logits = _decoded(model, tokens, one.prefilled, one.answer_start, one.answer_length, one.given)
     else:
         # Examples of one window have the same tokens, which run once.
         windows, window = tokens.unique(dim=0, return_inverse=True)
@@ -137,15 +137,16 @@ def predictions(model: Any, examples: list[lookup_parts.Example]) -> list[np.nda
     return [None if is_wrong else answer for is_wrong, answer in zip(wrong, answers, strict=True)]
 
 
-def _generated(model: Any, tokens: Tensor, prefilled: int, start: int, length: int) -> Tensor:
-    """Return the logits of the greedy continuation of a prompt, [B, length, vocabulary].
+def _decoded(model: Any, tokens: Tensor, prefilled: int, start: int, length: int, given: bool) -> Tensor:
+    """Return the logits of the tokens that follow a prompt, [B, length, vocabulary].
 
     Args:
         model: a Hugging Face model.
-        tokens: int64 [B, N], of which no token from `start` on is read.
+        tokens: int64 [B, N], of which no token from `start` on is read unless the answer is given.
         prefilled: the first tokens, which run in one forward pass.
-        start: the place of the first generated token. Tokens between the prompt and it are fed one by one.
-        length: number of tokens to generate.
+        start: the place of the first predicted token. Tokens between the prompt and it are fed one by one.
+        length: number of tokens to predict.
+        given: whether the tokens themselves are fed after each prediction, and not what was predicted.
     """
     cache = DynamicCache(config=model.config)
 
@@ -156,8 +157,8 @@ def _generated(model: Any, tokens: Tensor, prefilled: int, start: int, length: i
     logits = [last_logits(tokens[:, :prefilled])]
     for place in range(prefilled, start):
         logits = [last_logits(tokens[:, place : place + 1])]
-    while len(logits) < length:
-        logits.append(last_logits(logits[-1].argmax(-1)))
+    for place in range(start, start + length - 1):
+        logits.append(last_logits(tokens[:, place : place + 1] if given else logits[-1].argmax(-1)))
     return torch.cat(logits, 1)
 
 

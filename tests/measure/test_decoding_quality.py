@@ -15,12 +15,12 @@ from seerbench.errors import Refused
 from seerbench.measure.arm import Arm
 from seerbench.measure.generation import answer_prompts
 from seerbench.measure.perplexity import decoded_perplexity, perplexity
-from seerbench.measure.tasks import retrieval
+from seerbench.measure.tasks import _decoded, retrieval
 from seerbench.methods.decode_gate import DecodeGate
 from seerbench.methods.decode_gate_config import DecodeGateConfig
 from seerbench.methods.registry import create
 from seerbench.methods.seer_decode import SeerDecode
-from seerbench.models.hugging_face import generate
+from seerbench.models.hugging_face import attention_method, generate
 from seerbench.rows.gate_ref import GateRef
 from seerbench.rows.store import to_table
 
@@ -169,18 +169,31 @@ def test_a_refusal_becomes_a_row_per_document_and_stops_no_other(model):
     assert {row["status"] for row in losses(model, Arm(create("dense"), decode=other))} == {"refused"}
 
 
-def test_a_recited_passage_has_the_share_of_its_right_tokens_as_score(model):
+def test_a_generated_answer_has_the_share_of_its_right_tokens_as_score(model):
+    arm = Arm(create("dense"), decode=gate_method())
     prompt = prompts((100,), new_tokens=8)[0]
-    (row,) = answer_prompts(model, Tokenizer(), [prompt], [Arm(create("dense"), decode=gate_method())], 1)
+    (row,) = answer_prompts(model, Tokenizer(), [prompt], [arm], 1)
     answer = [int(token) for token in row["prediction"].split()]
     wrong = answer[:6] + [(token + 1) % 97 for token in answer[6:]]
     examples = [
         Example("passage", 108, np.array([*prompt.ids, *right]), 100, 8, 50, 100) for right in (answer, wrong)
     ]
-    found = retrieval(model, DecodesAll(), examples, [Arm(create("dense"), decode=gate_method())], 2)
+    found = retrieval(model, DecodesAll(), examples, [arm], 2)
     assert [(each["correct"], each["score"]) for each in found] == [(True, 1.0), (False, 0.75)]
     assert {(each["decode"], each["decode_budget"]) for each in found} == {("seer-r", BUDGET)}
     assert found[0]["decode_sparsity"] > 0.3
+
+
+@torch.no_grad()
+def test_tokens_of_a_given_answer_are_predicted_after_the_right_ones(model):
+    """With a budget that covers everything, the logits are those of one dense forward pass."""
+    tokens = TOKENS[:2, :108]
+    wanted = model(tokens).logits[:, 99:107]
+    with attention_method(model, create("dense"), decode=gate_method(budget=1024)):
+        given, generated = (_decoded(model, tokens, 100, 100, 8, given) for given in (True, False))
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(generated[:, :1], wanted[:, :1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(generated, wanted, rtol=1e-2, atol=1e-2)
 
 
 class DecodesAll:
