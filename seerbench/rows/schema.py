@@ -123,8 +123,8 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
     },
     # Each row is one answered example: a look-up, right or wrong (`correct`), or a question of LongBench, RULER or
     # a question set, which is marked (`score`). Answers are decoded greedily, as `decode` says or with dense
-    # attention; each token of a `passage` is predicted after the right ones before it. Those of rows before version 4
-    # that are right or wrong had the correct answer given, in one sparse forward pass.
+    # attention; each token of a `passage` is predicted after the right ones before it. Those of rows before version
+    # 4 that are right or wrong had the correct answer given, in one sparse forward pass.
     "tasks": {
         "run_id": TEXT,
         "experiment": TEXT,
