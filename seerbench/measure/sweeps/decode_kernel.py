@@ -5,7 +5,6 @@ The sweep `decode` times methods, whose plans make the lists. Here the lists are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -109,12 +108,12 @@ def decode_kernel_sweep(
 def random_lists(problem: AttentionProblem, sparsity: float, seed: int) -> CacheLists:
     """Return lists of random blocks, ascending, drawn per key/value head and sequence; each has the current block.
 
-    As many blocks are read as leave the requested share, rounded up. A problem's context is the number of tokens
-    before the new one.
+    The number of blocks is the one nearest to the requested share, and at least 1. A problem's context is the
+    number of tokens before the new one.
     """
     tokens, block = problem.context + 1, problem.block_k
     n = block_count(tokens, block)
-    kept = max(1, math.ceil(round((1 - sparsity) * n, 9)))  # rounded, since 0.1 * 10 must not become 2 blocks
+    kept = max(1, round((1 - sparsity) * n))
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(problem.batch, problem.kv_heads, n, generator=generator)
     scores[..., -1] = 2.0
