@@ -212,7 +212,7 @@ def drawn(run):
         cells = aggregates.perplexities(part[part.context == longest], dense)
         cells = cells.rename(columns={"value": "y"}).assign(x=cells.sparsity_realised)
         style.line(ax, style.losses(cells), shown(name), name.partition(":")[0])
-    ax.set(xlabel="blocks skipped (realised)", ylabel="delta NLL (nats per token)", title=style.size(longest))
+    ax.set(xlabel="blocks skipped (realised)", ylabel="loss over dense (nats per token)", title=style.size(longest))
     ax.legend()
     notebooks.caption(fig, str(labels.label(run, rows)))
     return fig

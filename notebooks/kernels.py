@@ -146,8 +146,8 @@ card("kernels/block_sparse/hopper.py")
 # ## 6. Measured times
 #
 # All kernels were timed in the same rounds on the same inputs. *x* is the median over rounds of dense time /
-# kernel time, over FlashAttention-2 where that runs. *TFLOP/s* count kept blocks only. *of the dense ceiling* is
-# that rate divided by the rate of the fastest dense kernel in the same cell. At 100%, a kept block costs as much
+# kernel time, over FlashAttention-2 where that runs. *TFLOP/s* count kept blocks only. *of dense* is that
+# rate divided by the rate of the fastest dense kernel in the same cell. At 100%, a kept block costs as much
 # time as in the dense kernel, and only skipping more blocks makes the kernel faster.
 
 # %%
@@ -191,7 +191,7 @@ comparison = pd.DataFrame(
             for line in rungs.itertuples()
         ],
         "TFLOP/s": rungs.tflops.map("{:.3g}".format),
-        "of the dense ceiling": rungs.share.map("{:.0%}".format),
+        "of dense": rungs.share.map("{:.0%}".format),
     }
 )
 display(comparison.style.hide().set_caption(f"context {style.size(context)}, requested sparsity {most:.0%}"))
@@ -243,7 +243,7 @@ display(table.map("{:.2f}x".format).reset_index().style.hide().set_caption(f"spe
 # ## 7. The kernel that makes the training target
 #
 # The gate is trained to predict the dense attention map, pooled to blocks. The naive computation holds the whole
-# map in memory. The pooled-map kernel takes the maximum of each block during FlashAttention's loop.
+# map in memory. The training kernel takes the maximum of each block during FlashAttention's loop.
 
 # %% tags=["hide-input"]
 candidates = [each for each in runs if (requests.rows(each, "cells").sweep == "training_kernel").any()]

@@ -80,7 +80,9 @@ ARTEFACTS: dict[str, Artefact] = {
     "context_use": Artefact(
         "What the model gains from its context", "figure", (("perplexity", "use*"), ("tasks", "retrieval|yarn"))
     ),
-    "dilution": Artefact("Look-ups by how many rows the asking block has", "table", (("tasks", "asking-rows"),)),
+    "dilution": Artefact(
+        "Look-ups by the number of rows in the asking block", "table", (("tasks", "asking-rows"),)
+    ),
     "needle": Artefact("Needles found by depth and length", "figure", (("tasks", "ruler*"),)),
     "ruler": Artefact("RULER by task and length", "table", (("tasks", "ruler*"),)),
     "recall": Artefact("Block recall at equal sparsity", "table", (("recall", "gates*"),)),

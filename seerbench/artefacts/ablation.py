@@ -19,7 +19,7 @@ from seerbench.rows.gate_ref import PAPER_GATE
 from seerbench.rows.store import Run
 
 # The metrics of the frame, in the order of their columns.
-LOSS, AGAINST, LOOKUPS = "delta NLL", "minus the paper's gate", "correct"
+LOSS, AGAINST, LOOKUPS = "loss", "minus the paper's gate", "correct"
 METRICS = (LOSS, AGAINST, LOOKUPS)
 CELL = ["model", "corpus", "method", "gate", "sparsity_requested", "threshold"]
 # How answers to look-ups were made (schema.py): before version 4 of the schema the right answer was given.
@@ -29,7 +29,7 @@ GENERATED, GIVEN = "generated", "given"
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     """Return one line per method, setting and metric.
 
-    The metrics are delta NLL (nats per token above dense), its difference to the paper's gate at equal realised
+    The metrics are the loss (nats per token above dense), its difference to the paper's gate at equal realised
     sparsity (nats per token), and the share of right look-ups.
     """
     rows = frames.experiment(run, "perplexity", "gates", "perplexity")

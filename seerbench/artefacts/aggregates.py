@@ -40,7 +40,7 @@ NEXT_TO_NOTHING = 0.25
 
 
 def perplexities(rows: pd.DataFrame, dense: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Return one line per cell: perplexity (value, low, high) and delta NLL (nats per token) against dense.
+    """Return one line per cell: perplexity (value, low, high) and loss over dense in nats per token (delta).
 
     dense: the rows to compare with, matched by context, corpus and document. By default they are the rows whose
     method is `dense`. The delta is empty where dense did not read the documents of a cell.

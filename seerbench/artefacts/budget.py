@@ -45,7 +45,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
     frame = frame.drop(columns=["value", "low", "high"])
     frame = frame.rename(columns={"delta": "y", "delta_low": "low", "delta_high": "high"})
     frame = frame.join(_changes(frame, rows))
-    frame = frame.assign(metric="delta NLL", unit="nats", label=str(labels.label(run, rows)))
+    frame = frame.assign(metric="loss", unit="nats", label=str(labels.label(run, rows)))
     return frames.tidy(frame.sort_values(["sparsity_requested", "x", "series"], kind="stable"))
 
 
@@ -88,7 +88,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: _millions(tokens)))
         ax.set(title=f"{sparsity:.0%} skipped (requested)", xlabel="tokens of training")
-    axes[0].set_ylabel("delta NLL (nats per token)")
+    axes[0].set_ylabel("loss over dense (nats per token)")
     handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
     place = f"{', '.join(frame.corpus.unique())} at {style.size(frame.context.max())}"

@@ -47,7 +47,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "split_kv": ("Split-KV kernel for decoding", "#E6B800", "P"),
     "fa4-sparse": ("FlashAttention-4 sparse", "#6A3D9A", "*"),
     "fa4-sparse-128": ("FlashAttention-4 sparse, 128", "#B294C7", "*"),
-    "pooled": ("Pooled-map kernel", "#882255", "d"),
+    "pooled": ("Training kernel", "#882255", "d"),
     "naive": ("Naive torch", "#999933", "<"),
 }
 # For methods that are not in METHODS, such as those of third parties.

@@ -101,7 +101,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             ax.tick_params(axis="x", labelsize=6)
             ax.set_xlabel("length of the window (tokens)")
     left.set(title="the same tokens", ylabel="perplexity")
-    middle.set(title="against the shortest window", ylabel="delta NLL (nats per token)")
+    middle.set(title="against the shortest window", ylabel="change of the loss (nats per token)")
     left.legend(fontsize=5.5)
     documents = " and ".join(f"{count:.0f}" for count in dict.fromkeys(tokens["count"]))
     notes = [

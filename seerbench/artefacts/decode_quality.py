@@ -29,7 +29,7 @@ DENSE = "dense"
 PLACE = ["experiment", "model", "corpus", "context"]
 PREFILL = ["method", "gate", "sparsity_requested", "last_rows_dense", "threshold"]
 DECODE = ["decode", "decode_gate", "decode_block", "decode_budget", "decode_threshold"]
-LOSS, SCORE = "delta NLL", "score"
+LOSS, SCORE = "loss", "score"
 NO_REFERENCE = "dense decoding after a dense prefill was not measured on the same documents"
 EXTRA = ("prefill", "block", "budget", "decode_sparsity")
 
@@ -188,7 +188,7 @@ def _draw_panel(ax: Axes, lines: pd.DataFrame) -> None:
     if lines.metric.iloc[0] == SCORE:
         ax.set_ylabel("score (%)")
     else:
-        ax.set_ylabel("delta NLL (nats per token)")
+        ax.set_ylabel("loss over dense (nats per token)")
         numbers = lines[["low", "high"]].to_numpy(float)
         if not np.isnan(numbers).all():
             style.loss_axis(ax, [np.nanmin(numbers), np.nanmax(numbers)])

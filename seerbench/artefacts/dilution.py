@@ -1,4 +1,4 @@
-"""Table beyond the paper: how a gate's look-ups depend on how many rows the block has that asks.
+"""Table beyond the paper: how the look-ups of a gate depend on the number of rows in the asking block.
 
 A gate pools the queries of a block, so a question of one row is mixed with the other rows of its block. The prompts
 of the experiment `asking-rows` end at different places of a block and are otherwise alike. The gates are the same.
@@ -63,7 +63,7 @@ def remarks(frame: pd.DataFrame) -> list[str]:
     counts = sorted(int(count) for count in frame["count"].unique())
     return [
         "Percent correct [95% interval: Wilson's] of look-ups whose fact is beyond the window that as many blocks "
-        f"would make ({counts[0]} to {counts[-1]} look-ups a cell). Every block row is sparse.",
-        "Columns: the rows that the last block of the prompt has. The last row asks, and a gate pools all of them "
-        "unless it does not pool the queries. The paper has no such table.",
+        f"would make ({counts[0]} to {counts[-1]} look-ups per cell). Every block row is sparse.",
+        "Columns: how many rows of the prompt are in its last block. The last of them asks the question. A gate "
+        "pools all of them, unless it does not pool queries. The paper has no such table.",
     ]

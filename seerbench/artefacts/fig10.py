@@ -17,7 +17,7 @@ BEST = 15  # The paper draws this many combinations.
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """Return the delta NLL of every combination and sparsity; `place` is its rank at the highest sparsity."""
+    """Return the loss over dense of every combination and sparsity; `place` is its rank at the highest sparsity."""
     rows = frames.experiment(run, "perplexity", "pooling", "perplexity")
     cells = aggregates.perplexities(rows, aggregates.dense_rows(run, rows))
     cells = cells[cells.method == "seer"]
@@ -31,7 +31,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
         columns={"delta": "y", "delta_low": "low", "delta_high": "high", "value": "perplexity"}
     )
     x = cells.sparsity_realised.fillna(cells.sparsity_requested)
-    cells = cells.assign(metric="delta NLL", unit="nats per token", x=x, place=cells.series.map(places))
+    cells = cells.assign(metric="loss", unit="nats per token", x=x, place=cells.series.map(places))
     cells = cells.assign(label=str(labels.label(run, rows))).sort_values(["place", "series", "x"])
     return frames.tidy(cells, extra=["place", "perplexity"])
 
@@ -47,7 +47,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         fig,
         frame,
         f"At {style.size(frame.context.max())}; lower is better. Bars: 95% intervals over "
-        f"{frame['count'].max():.0f} documents, paired with dense: an order inside them means nothing.",
+        f"{frame['count'].max():.0f} documents, paired with dense; where they overlap, the order means nothing.",
         "Paper: Figure 10 prints no values; it says that Q avg with K max and min (bold) is best. The CSV has the "
         "other sparsities.",
     )
@@ -66,11 +66,11 @@ def _draw_best(ax: Axes, frame: pd.DataFrame) -> None:
         text.set_fontweight("bold" if name == BEST_POOLING else "normal")
     ax.invert_yaxis()
     sparsity = frame.sparsity_requested.max()
-    ax.set(xlabel="delta NLL (nats per token)", title=f"(a) the best {BEST} at {sparsity:.0%} skipped")
+    ax.set(xlabel="loss over dense (nats per token)", title=f"(a) the best {BEST} at {sparsity:.0%} skipped")
 
 
 def _draw_map(fig: Figure, ax: Axes, frame: pd.DataFrame) -> None:
-    """Draw the delta NLL of every combination at one sparsity."""
+    """Draw the loss over dense of every combination at one sparsity."""
     cells = frame.set_index("series").y
     square = np.array([[cells.get(f"Q{q}_K{k}", np.nan) for k in POOLS] for q in POOLS], dtype=float)
     drawn = ax.imshow(square, cmap="viridis_r")
@@ -86,4 +86,4 @@ def _draw_map(fig: Figure, ax: Axes, frame: pd.DataFrame) -> None:
     ax.set_yticks(range(len(POOLS)), POOLS, fontsize=6)
     sparsity = frame.sparsity_requested.max()
     ax.set(xlabel="pooling of K", ylabel="pooling of Q", title=f"(b) all 49 at {sparsity:.0%} skipped")
-    fig.colorbar(drawn, ax=ax, label="delta NLL (nats per token)", shrink=0.7)
+    fig.colorbar(drawn, ax=ax, label="loss over dense (nats per token)", shrink=0.7)

@@ -67,7 +67,7 @@ def _methods(run: Run) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw two panels per model and gate, perplexity and delta NLL, then both for every method at one context."""
+    """Draw perplexity and loss over dense per model and gate, then both for every method at one context."""
     panels = sorted(frame.panel.unique(), key=lambda panel: panel == METHODS)
     fig, axes = style.figure(len(panels), 2, 0.6 + 2.5 * len(panels))
     contexts = sorted(frame.context.unique())
@@ -89,7 +89,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             where = panel
         left.set(title=where, xlabel="blocks skipped (realised)", ylabel="perplexity")
         right.set(title="against dense, paired", xlabel="blocks skipped (realised)")
-        right.set_ylabel("delta NLL (nats per token)")
+        right.set_ylabel("loss over dense (nats per token)")
     style.caption(
         fig,
         frame,

@@ -52,7 +52,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     style.caption(
         fig,
         frame[frame.panel == LATENCY],
-        "Bands: quartiles over rounds. The pooled-map kernel computes attention and the gate's target in one pass. "
+        "Bands: quartiles over rounds. The training kernel computes attention and the gate's target in one pass. "
         "Paper: Figure 8 prints no values.",
     )
     return fig

@@ -36,7 +36,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw the delta NLL: one panel per gate, with one line per sparsity, on a common y axis."""
+    """Draw the loss over dense: one panel per gate, with one line per sparsity, on a common y axis."""
     fig, axes = style.figure(1, 2, 3.0, sharey=True)
     sparsities = sorted(frame.sparsity_requested[frame.method != "dense"].dropna().unique())
     tints = dict(zip(sparsities, colors.shades(colors.color("seer"), len(sparsities))))
@@ -50,7 +50,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             ax.axvline(longest, color="0.5", linestyle=":", linewidth=1, label="training length of the gate")
         style.context_axis(ax, [*frame.context, *lines.trained_at.dropna()])
         ax.set_title(panel)
-    axes[0].set_ylabel("delta NLL (nats per token)")
+    axes[0].set_ylabel("loss over dense (nats per token)")
     handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles.keys(), loc="outside right upper")
     style.caption(

@@ -1,8 +1,8 @@
 """Figure beyond the paper: the loss of each method against its speed-up, on the same model and text.
 
-The loss is the paired delta NLL of the experiment `contexts`. The speed-up is that of the sweep `methods` on q, k
-and v that were captured in the same model, so the masks that cause the loss are the masks that are timed. The loss
-of a point is that at the realised sparsity of its timed cell, interpolated along the losses of its method
+The loss over dense is that of the experiment `contexts`. The speed-up is that of the sweep `methods` on q, k and v
+that were captured in the same model, so the masks that cause the loss are the masks that are timed. The loss of a
+point is that at the realised sparsity of its timed cell, interpolated along the losses of its method
 (rows/equal_sparsity.py). Points further right (faster) and lower (less loss) are better.
 """
 
@@ -29,7 +29,7 @@ NO_LOSS = "no loss was measured at its realised sparsity"
 
 
 def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
-    """Return one line per context, method, sparsity and stage: speed-up (x) and delta NLL (y).
+    """Return one line per context, method, sparsity and stage: speed-up (x) and loss over dense (y).
 
     The contexts are those that have both. SeerAttention is shown with the paper's gate, since the sweep times one
     gate per block size. Raises MissingRows if no context has both.
@@ -110,7 +110,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set_title(f"{style.size(context)}, {style.STAGE_LINES[stage][1]}")
         style.names_at_the_right(ax, {name: (end.x, end.y, colors.color(end.method)) for name, end in ends.items()})
     for ax in axes[:: len(style.STAGE_LINES)]:
-        ax.set_ylabel("delta NLL (nats per token)")
+        ax.set_ylabel("loss over dense (nats per token)")
     bases = ", ".join(colors.display(base) for base in frame.base.dropna().unique())
     style.caption(
         fig,
@@ -118,7 +118,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         f"{', '.join(frame.model.unique())}, {', '.join(frame.corpus.unique())}. Right is faster and down is a "
         "smaller loss. A name is at the sparsest point of its line, with the realised sparsity of the line's ends; "
         f"larger marks skip more. Both axes are logarithmic; the loss is linear below {style.LINEAR_BELOW}.",
-        f"Speed-up over {bases} [95% interval over rounds]. Delta NLL at the sparsity of the timed layer, "
+        f"Speed-up over {bases} [95% interval over rounds]. Loss over dense at the sparsity of the timed layer, "
         "interpolated between the measured ones [95% paired interval over documents]. The paper has no such "
         "figure.",
     )

@@ -176,7 +176,7 @@ def spread(places: np.ndarray, gap: float) -> np.ndarray:
 
 
 def losses(points: pd.DataFrame) -> pd.DataFrame:
-    """Return points whose y and interval are the delta NLL in place of the perplexity, for `line`."""
+    """Return points whose y and interval are the loss over dense in place of the perplexity, for `line`."""
     points = points.drop(columns=["y", "low", "high"])
     return points.rename(columns={"delta": "y", "delta_low": "low", "delta_high": "high"})
 

@@ -28,7 +28,7 @@ def collect(run: Run, paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def render(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one column of delta NLL per measured context, then the perplexities as the paper arranges them."""
+    """Return one column of losses per measured context, then the perplexities as the paper arranges them."""
     frame = frame.assign(
         method_name=frame.apply(table_format.method_name, axis=1),
         requested=frame.apply(table_format.requested, axis=1),
@@ -46,7 +46,7 @@ def render(frame: pd.DataFrame) -> pd.DataFrame:
     if compared.empty:
         return cells
     losses = table_format.grid(
-        compared, lines, "context", _loss, lambda context: f"delta NLL, {style.size(context)}", frame
+        compared, lines, "context", _loss, lambda context: f"loss, {style.size(context)}", frame
     )
     cells = cells.merge(losses, how="left", on=list(lines.values())).fillna("")
     leading = [*lines.values(), *losses.columns[len(lines) :]]
@@ -80,7 +80,7 @@ def _loss(entry: pd.Series) -> str:
 def remarks(frame: pd.DataFrame) -> list[str]:
     """Return how to read the cells, and where a sparser plan of MoA loses less than a denser one."""
     return [
-        "Delta NLL: nats per token above dense on the same documents [95% paired interval]. The paper's follow "
+        "Loss: nats per token above dense on the same documents [95% paired interval]. The paper's follow "
         "from its perplexities, which have two decimals, so they are known to 0.001 nats.",
         "Perplexity [95% bootstrap interval over documents] (realised sparsity).",
         "Sparsity: the requested one; own: the method takes none.",

@@ -121,7 +121,7 @@ def gate_share(run: Run, paper: pd.DataFrame) -> Evidence:
 
 
 def training_kernel(run: Run, paper: pd.DataFrame) -> Evidence:
-    """Check C12: time and memory of the pooled-map kernel over FlashAttention-2, and where the naive one fails.
+    """Check C12: time and memory of the training kernel over FlashAttention-2, and where the naive one fails.
 
     "Near-equal memory" is said of a kernel that keeps the row maxima of Algorithm 1 beside what FlashAttention-2
     keeps, so that much more memory is near-equal here too.
@@ -144,7 +144,7 @@ def training_kernel(run: Run, paper: pd.DataFrame) -> Evidence:
             comparisons.append(Comparison(what, (more, more, more), allowed, False, "MiB"))
             ratios.append(f"{peak['pooled'] / peak['fa2']:.2f}x at {style.size(context)}")
     if not comparisons:
-        what = "the pooled-map kernel beside fa2 in the sweep 'training_kernel'"
+        what = "the training kernel beside fa2 in the sweep 'training_kernel'"
         raise MissingRows("cells", what, folder=run.folder)
     naive = cells[cells.method == "naive"]
     failed = naive[naive.status.isin(OUT_OF_MEMORY)]

@@ -30,7 +30,7 @@ WHAT = (
 ABOVE = '<p><a href="#choice">Its chart is above.</a></p>'
 # What a reader of the tables must know; docs/glossary.md has all words.
 WORDS = {
-    "loss, delta NLL": "nats per token above dense attention on the same documents; 0.01 nats are 1% of perplexity",
+    "loss": "nats per token above dense attention on the same documents; 0.01 nats are 1% of perplexity",
     "blocks skipped, sparsity": "the share of the causal blocks of the attention map that is not computed",
     "requested, realised": "the sparsity that a method was asked for, and that of the plan which it computed",
     "own": "the method takes no requested sparsity and decides by itself",

@@ -46,7 +46,7 @@ def test_variants_have_their_own_line_and_the_best_oracle_is_named(tmp_path):
     assert "seer+threshold" not in against  # it skips nothing here: beyond the range of the paper's gate
     shown = ablation.render(frame).set_index("gate")
     assert "SeerAttention, one threshold per layer (long:v1)" in shown.index
-    assert shown.loc["SeerAttention, threshold rule (long:v1)", "delta NLL, threshold 0.002"].startswith("+0.000")
+    assert shown.loc["SeerAttention, threshold rule (long:v1)", "loss, threshold 0.002"].startswith("+0.000")
     (note,) = [note for note in ablation.remarks(frame) if note.startswith("Best oracle measured")]
     assert "90%: Oracle by mass, one threshold per layer (+0.07" in note
 

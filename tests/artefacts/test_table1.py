@@ -17,7 +17,7 @@ def test_lines_are_ordered_by_method_with_the_papers_beside_this_runs(collect):
     paper = cells[(cells.source == "paper") & (cells.method == "MInference")].iloc[0]
     assert paper["perplexity, 16k"] == "10.06 (0.55)"
     assert paper["perplexity, 512"] == "-"
-    assert cells[cells.method == "SeerAttention (long:v1)"].iloc[0]["delta NLL, 1k"].startswith("+0.0")
+    assert cells[cells.method == "SeerAttention (long:v1)"].iloc[0]["loss, 1k"].startswith("+0.0")
 
 
 def test_losses_come_before_perplexities(collect):
@@ -25,8 +25,8 @@ def test_losses_come_before_perplexities(collect):
     columns = list(table1.render(collect("table1")))
     first = next(place for place, name in enumerate(columns) if name.startswith("perplexity"))
     assert columns[:2] == ["method", "sparsity"]
-    assert [name for name in columns[:first] if name.startswith("delta NLL")] == [
-        name for name in columns if name.startswith("delta NLL")
+    assert [name for name in columns[:first] if name.startswith("loss")] == [
+        name for name in columns if name.startswith("loss")
     ]
 
 
@@ -37,7 +37,7 @@ def test_the_papers_losses_stand_in_the_columns_of_this_run(collect):
     frame.loc[here & (frame.context == 1024), "context"] = 8192
     cells = table1.render(frame)
     paper = cells[(cells.source == "paper") & (cells.method == "SeerAttention")].set_index("sparsity")
-    assert paper["delta NLL, 8k"]["0.90"] == f"{math.log(10.75 / 10.03):+.3f}"
+    assert paper["loss, 8k"]["0.90"] == f"{math.log(10.75 / 10.03):+.3f}"
 
 
 def test_a_sparser_plan_of_moa_that_is_better_has_a_note(collect):
@@ -59,6 +59,6 @@ def test_a_refused_cell_names_the_same_note_in_both_halves(collect):
     frame.loc[off, ["status", "reason"]] = "refused", "skips 50.0% where 40% was requested"
     cells = table1.render(frame)
     line = cells[(cells.method == "SeerAttention (long:v1)") & (cells.sparsity == "0.40")].iloc[0]
-    assert line["perplexity, 1k"] == line["delta NLL, 1k"]
+    assert line["perplexity, 1k"] == line["loss, 1k"]
     number = line["perplexity, 1k"].removeprefix("refused, note ")
     assert f"Note {number}: refused: skips 50.0% where 40% was requested." in table_format.notes(frame)

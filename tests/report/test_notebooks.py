@@ -17,7 +17,7 @@ EXPECTED = {
     "results": (10, ("Loss against time", "measured:", "C17", "pays from")),
     "kernels": (
         1,
-        ("right", "of the dense ceiling", "_inner_loop", "reading the union of their lists: not worth it"),
+        ("right", "of dense", "_inner_loop", "reading the union of their lists: not worth it"),
     ),
     "compare_methods": (1, ("StreamingLLM", "loses less", "is faster", "right, %")),
     "gates": (4, ("recorded (layer, head)", "missed mass", "kept by the gate")),

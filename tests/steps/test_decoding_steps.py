@@ -115,7 +115,7 @@ def test_the_figure_has_a_line_per_way_to_decode(preset, tmp_path):
     rows = requests.decoded_rows(Run(preset.folder), "perplexity")
     nll = rows.assign(budget=rows.decode_budget).groupby(["method", "decode", "budget"]).nll.mean()
     dense = rows[rows.decode == "dense"].nll.mean()
-    losses = frame[frame.metric == "delta NLL"].set_index(["prefill", "method", "budget"]).y
+    losses = frame[frame.metric == "loss"].set_index(["prefill", "method", "budget"]).y
     for setting, loss in nll.items():
         assert losses[setting] == pytest.approx(loss - dense, abs=1e-9)
     scores = requests.decoded_rows(Run(preset.folder), "tasks")
