@@ -326,14 +326,14 @@ def compare(
     """Check a kernel or method of your own against the float64 reference, then time it beside the baselines.
 
     A kernel is a function `(q, k, v, mask) -> o` with q [B, Hq, N, D], k and v [B, Hk, N, D] and mask a
-    `seerbench.core.block_mask.BlockMask`; a method is a class under `@register`. In a file with `kind = "decode"`,
-    a kernel is one for decoding: `(q, k, v, lists) -> o` with q [B, Hq, 1, D] and lists a
-    `seerbench.kernels.decode.lists.CacheLists`. A wrong one is not timed: the report names the trial, the wrong
-    positions and the likely mistake.
+    `seerbench.core.block_mask.BlockMask`. In a file with `kind = "decode"` it is a kernel for decoding, `(q, k, v,
+    lists) -> o`, with q [B, Hq, 1, D] and lists a `seerbench.kernels.decode.lists.CacheLists`. A method is a class
+    under `@register`. A wrong kernel or method is not timed: the report names the trial, the wrong positions and
+    the likely mistake.
 
-    A kernel is compared with dense, fa2, cudnn, fa4, flash-attn, flex, block_sparse, fa4-sparse, flex-sparse, or
-    another file; one for decoding with dense, split_kv or another file; a method with any method of
-    `seerbench list` except seer and moa.
+    `--against` takes dense, fa2, cudnn, fa4, flash-attn, flex, block_sparse, fa4-sparse, flex-sparse, or another
+    file; for a kernel for decoding dense, split_kv or another file; for a method any method of `seerbench list`
+    except seer and moa.
 
     Examples:
 
@@ -342,8 +342,8 @@ def compare(
     - `seerbench compare mine.py:attention --contexts 8192,32768 --sparsity 0.5,0.9 --against cudnn,block_sparse`
     - `seerbench compare package.module:object --fail-below 1.0` for a build that must not get slower
     - `seerbench compare --base HEAD~1`: this tree's block-sparse kernel beside that commit's
-    - `seerbench compare mine.py --masks captured`: on a real model's q, k, v and masks, of which `--contexts` and
-      `--sparsity` choose some
+    - `seerbench compare mine.py --masks captured`: on q, k, v and masks of a real model; `--contexts` and
+      `--sparsity` select some of them
 
     Exit codes: 0 for a right output, 1 if the comparison cannot be made, 3 for a wrong output, 4 if the speed-up is
     below `--fail-below`, 5 if that cannot be judged, since other processes used the machine meanwhile.
@@ -445,8 +445,8 @@ def evaluate(
     """Measure a method of your own as a preset measures its methods: loss, look-ups, RULER, time and memory.
 
     A method is a class under `@register` with plan and attend (docs/add-a-method.md). It is checked first; a wrong
-    one is not measured, and the report says why. An evaluation that was interrupted goes on where it was. It ends
-    in a card, beside other methods where a run of the same preset has them on the same windows.
+    method is not measured, and the report says why. If an evaluation was interrupted, the same command resumes it.
+    It ends in a card: tables with the method beside others that were measured on the same windows.
 
     Examples:
 
@@ -502,8 +502,8 @@ def capture(
 ) -> None:
     """Write q, k and v of a real model's layers, and each method's block mask on them, for `compare --masks`.
 
-    The model, the text and the methods are those of the preset's sweep `methods`. The folder has FlashInfer-Bench's
-    format, so other suites can read it: safetensors files, their list, and a manifest (docs/capture.md).
+    The model, the text and the methods are those of the preset's sweep `methods`. The folder has the format of
+    FlashInfer-Bench, so other suites can read it: safetensors files, their list, and a manifest (docs/capture.md).
 
     Example: `seerbench capture cpu --contexts 8k --layers 5,15 --out captured`
     """
@@ -526,18 +526,18 @@ def capture(
 def leaderboard(
     runs: Annotated[
         list[Path] | None,
-        typer.Option(help="a folder of rows that is yours, beside the published ones; may be given several times"),
+        typer.Option(help="a folder of your own rows, shown beside the published ones; may be given several times"),
     ] = None,
     published: Published = PUBLISHED,
     out: Annotated[Path, typer.Option(help="folder for leaderboard.html, .md and .csv")] = Path(
         "figures/leaderboard"
     ),
 ) -> None:
-    """Rank all methods by loss where they were measured alike, with their look-ups, RULER and times.
+    """Rank all methods by loss, with their look-ups, RULER and times.
 
-    It reads the published runs and yours: the folder of an evaluation, or a fresh run. Methods are ranked in
-    the same model, on the same texts, at the same context and requested sparsity. A number that is missing has the
-    command that measures it. The page sorts by any column and needs no network.
+    It reads the published runs, and the runs of yours that `--runs` names: the folder of an evaluation, or a fresh
+    run. Methods are ranked in the same model, on the same texts, at the same context and requested sparsity. Where
+    a number is missing, the page gives the command that measures it. It sorts by any column and needs no network.
 
     Example: `seerbench leaderboard --runs results/evaluate/cpu/mine`
     """
@@ -576,9 +576,9 @@ def advise(
     """Recommend a method for a length on each machine, with its speed and its loss, from measured rows alone.
 
     It is the fastest method whose whole loss interval is within `--loss` and whose whole speed-up interval over the
-    machine's *fastest* dense kernel is above 1. A faster one that loses more is named too. Losses depend on the
-    model: they come from the strongest run that has any, which the answer names. `--all` lists every measured
-    sparsity.
+    machine's *fastest* dense kernel is above 1. A faster method that loses more is named too. Losses depend on the
+    model: they come from the run of the strongest scale (docs/glossary.md), which the answer names. `--all` lists
+    every measured sparsity.
 
     Each answer names its machine, date, commit and scale. Nothing is extrapolated: for a context that was not
     measured, the nearest measured ones are shown.

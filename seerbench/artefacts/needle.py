@@ -19,7 +19,8 @@ from seerbench.errors import MissingRows
 from seerbench.rows import bootstrap
 from seerbench.rows.store import Run
 
-BINS = 5  # of the depth: with ten, a cell of 25 examples per task would be mostly noise
+# Parts of the haystack that are told apart. With ten, a cell of 25 examples per task would be mostly noise.
+BINS = 5
 SHARE = 100 / BINS  # percent of the haystack per cell
 SETTING = ["last_rows_dense", "sparsity_requested", "threshold"]  # what one column of maps has in common
 UNKNOWN = "0.85"  # the gray of a cell without needles

@@ -1,7 +1,7 @@
 """Check outputs against the float64 reference: the one place that decides whether a kernel or method is right.
 
-The sweeps check every method once before they time it, on at most CHECK_TOKENS tokens; `seerbench compare` checks a
-kernel on many small cases (compare/check.py). Both use `compare_with_reference` and the tolerance of
+The sweeps check every method once before they time it, on all tokens of a short input or on the first CHECK_TOKENS;
+`seerbench compare` checks a kernel on many small cases (compare/check.py). Both use the tolerance of
 core/tolerance.py: an output may miss the reference by twice what plain rounding in the same dtype misses.
 """
 

@@ -1,4 +1,4 @@
-"""Name the methods for decoding that need no gate, for the sweep `decode` and for experiments that decode."""
+"""List the methods for decoding that need no gate, by the names that presets use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Let a model answer prompts: a sparse prefill of each one, then greedy decoding in batches, dense or sparse.
 
 A prompt is prefilled alone, so a method plans it without padding. Decoding reads the caches of several prompts side
-by side, padded on the left; `SideBySide` is what feeds it. data/ruler and data/question_sets.py make the prompts;
+by side, padded on the left (`SideBySide`). data/ruler and data/question_sets.py make the prompts;
 steps/prompts.py calls the functions here, and perplexity.py decodes given texts with them.
 """
 
@@ -134,7 +134,7 @@ def _marked(prompt: Prompt, answer: str | None) -> dict[str, Any]:
 def prefill(model: Any, arm: Arm, ids: np.ndarray) -> tuple[Prefilled, float]:
     """Run a text, int [N], through a method; return what decoding needs, and the realised sparsity.
 
-    Raises Refused as the methods for prefill and decoding do, and where the one for prefill skips another share
+    Raises Refused as the methods for prefill and decoding do, and if the prefill skips another share of the blocks
     than was requested.
     """
     tokens = torch.from_numpy(ids).long()[None].to(next(model.parameters()).device)
@@ -180,7 +180,7 @@ class SideBySide:
         return output.logits[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the texts, by their numbers, int64 [texts]."""
+        """Keep only some of the texts, by their numbers, int64 [texts]."""
         self.positions, self.visible = self.positions[rows], self.visible[rows]
         self.cache.batch_select_indices(rows)
         self.kept = [decode_batches.chosen(state, rows) for state in self.kept]

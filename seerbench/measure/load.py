@@ -36,15 +36,17 @@ from seerbench.rows.machine import gpu_used_by_others
 # ratios moved by up to a quarter (docs/timing.md). The limit does not grow with the number of cores: a parallel
 # loop waits for its slowest thread, so a single core that is taken away slows it down on any machine.
 CPU_LIMIT = 0.25
-# The same for a cell on a GPU, as a share of the cores: one thread launches kernels, and the scheduler finds a free
-# core for it while half of them are idle.
+# The same limit for a cell on a GPU, as a share of the cores: one thread launches kernels, and the scheduler finds
+# a free core for it while half of them are idle.
 HOST_SHARE = 0.5
 LIMIT_VARIABLE = "SEERBENCH_LOAD_LIMIT"  # replaces both limits, in cores, on a machine that is never quiet
 # One process waits this many seconds in all, so that a step on a machine that stays busy ends: a background job
 # such as an update often ends within a minute, and most steps time several cells.
 WAIT_S = 60.0
 PROBE_S = 1.0  # the machine is quiet when other processes stay below the limit for this long
-ATTEMPTS = 3  # times that a cell is timed at most: a machine that is quiet only between two cells is not waited for
+# A cell is timed at most this often, so that a machine which is quiet only between two cells does not hold up the
+# step.
+ATTEMPTS = 3
 # A load is taken over at least this time: fifty ticks of the clock in which the kernel counts idle time.
 WINDOW_S = 0.5
 TICK_S = 0.01

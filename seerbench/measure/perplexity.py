@@ -100,9 +100,9 @@ def decoded_perplexity(
 ) -> list[dict[str, Any]]:
     """Return the loss of the last tokens of each window under each arm, decoded one by one, in nats per token.
 
-    All but the last `decoded` + 1 tokens run through the arm's method. Each of the others but the last is then fed
-    alone, decoded as the arm says, and predicts the next one, whatever the model would have generated. Refusals and
-    losses that are not finite are as in `perplexity`.
+    The arm's method prefills all but the last `decoded` + 1 tokens. Those, except the last, are then fed one by one,
+    decoded as the arm says, and each predicts the next token of the window (teacher forcing). Refusals and losses
+    that are not finite are as in `perplexity`.
 
     Args:
         model: a Hugging Face model.

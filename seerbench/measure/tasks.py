@@ -32,10 +32,10 @@ def retrieval(
 ) -> list[dict[str, Any]]:
     """Let every arm answer look-ups: correct if every token of the answer is right.
 
-    The prompt runs through the method and the answer is decoded greedily, as the arm says. An answer that is in
-    the prompt is scored there: each of its tokens must have the highest logit, given those before it. A decoded
-    answer of several tokens has a score too, the share of them that are right. Where a method refuses, or the
-    model's output is not a number, the row has the reason and no mark.
+    The method prefills the prompt, and the answer is decoded greedily, as the arm says. If the answer is inside the
+    prompt, it is scored there: each of its tokens must have the highest logit, given those before it. A decoded
+    answer of several tokens also has a score, the share of them that are right. If a method refuses, or the model's
+    output is not a number, the row has the reason and no mark.
 
     Args:
         model: a Hugging Face model.

@@ -29,7 +29,7 @@ from seerbench.measure.inputs import InputSource
 from seerbench.reading import read_json, read_utf8, reading
 from seerbench.writing import write_bytes
 
-FORMAT = 1  # of manifest.json
+FORMAT = 1  # The version of the format of manifest.json.
 OPERATION = "block_sparse_prefill"  # `op_type` in FlashInfer-Bench's words
 CURE = "make the folder again with `seerbench capture`"
 # What is computed, in plain torch: `reference` of a definition.

@@ -29,7 +29,7 @@ def writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 def read(path: Path, error: type[UserError], cure: str, content: bytes | None = None, **options: Any) -> pa.Table:
     """Read a file, or the columns and rows of it that the options of pyarrow.parquet.read_table name.
 
-    Raises `error`, as files.reading does, for a file that is damaged, is no parquet or cannot be opened.
+    Raises `error`, as reading.reading does, for a file that is damaged, is no parquet or cannot be opened.
 
     Args:
         path: the file.

@@ -1,12 +1,12 @@
 """Read the rows of methods with a requested sparsity, and refuse those that skip another share than was requested.
 
-A name such as "FlashPrefill 90%" promises how much a method skips. A method cannot keep that promise where blocks
-that it always keeps exceed the budget alone. Its rows would be compared at a sparsity that they do not have, so
-they are shown as refused, with the reason. Newer rows are refused when they are measured (core/top_k.py); this is
-the same rule for those that were measured before.
+A name such as "FlashPrefill 90%" promises how much a method skips. A method cannot keep that promise if the blocks
+that it always keeps exceed the budget. Its rows would be compared at a sparsity that they do not have, so they are
+shown as refused, with the reason. Newer rows are refused when they are measured (core/top_k.py); this module
+applies the same rule to older ones.
 
-Everything that concludes something from perplexities, tasks, recall or cells gets them from `rows`, and no other
-module reads these tables; a test checks that. The files keep the rows as they were measured.
+Tables, figures, claims and advice get perplexities, tasks, recall and cells from `rows`, and no other module reads
+these tables; a test checks that. The files keep the rows as they were measured.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import pandas as pd
 from seerbench.rows.schema import REFUSED, TOLERANCE
 from seerbench.rows.store import Run
 
-ROUNDING = 1e-9  # of the difference of two numbers with few decimals
-# table -> the columns that name one setting. Its realised sparsity is the mean over its rows: documents, examples,
-# or the heads of all layers. A bucket of LongBench has prompts of many lengths, so tasks are grouped by bucket.
-#
-# Blocks that decoding skips are no part of it, so the rows of all ways to decode after one prefill are one setting.
+ROUNDING = 1e-9  # The difference of two numbers with few decimals may be off by this much.
+# table -> the columns that name one setting. The realised sparsity of a setting is the mean over its rows:
+# documents, examples, or the heads of all layers. Tasks are grouped by bucket, since a bucket of LongBench has
+# prompts of many lengths. How new tokens are decoded does not matter here, since the request is about the prefill.
 SETTINGS: dict[str, list[str]] = {
     "perplexity": ["experiment", "model", "corpus", "context", "method", "gate", "recipe", "sparsity_requested"],
     "tasks": ["experiment", "model", "corpus", "bucket", "method", "gate", "sparsity_requested"],
@@ -61,7 +60,7 @@ def _of_decoding(table: str, measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def refused(table: str, measured: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with those refused whose setting skips another share of the blocks than was requested.
+    """Return the rows; those whose setting skips another share of the blocks than was requested are refused.
 
     A refused row has the status "refused", a reason in words, and no number. Tables that lack the columns `status`
     and `reason` get them. Rows without a requested sparsity (dense attention, methods at their own setting) are

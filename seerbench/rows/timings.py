@@ -1,10 +1,10 @@
 """Read timings, and set apart those from which nothing may be concluded.
 
-Everything that concludes something from timings (artefacts, claims, advice, comparisons, notebooks) gets them from
-`timings` or `judged`, and no other module reads the table `samples`; a test checks that. A cell is set apart if
+Artefacts, claims, advice, comparisons and notebooks get timings from `timings` or `judged`, and no other module
+reads the table `samples`; a test checks that. A cell is set apart if
 
 - it was timed while other processes used the machine: its row has the status disturbed (measure/load.py), or
-- its numbers are impossible (`impossible`), which happens where the load was not seen.
+- its numbers are impossible (`impossible`), which happens if a load was not noticed.
 
 Rows that are set apart have the status disturbed and a reason, and their samples are left out. The files keep both.
 Cells that skip another share than was requested are refused (requests.py); their samples are left out too.
@@ -76,12 +76,11 @@ def judged(cells: pd.DataFrame, samples: pd.DataFrame) -> tuple[pd.DataFrame, pd
 
 
 def impossible(cells: pd.DataFrame, samples: pd.DataFrame) -> pd.Series:
-    """Return for each row of `cells` why its times cannot be right, in words; None where nothing speaks against
-    them.
+    """Return why the times of each row of `cells` cannot be right, in words; None if they can be.
 
-    Only measured cells are judged. Three things are impossible, each by far more than the quartiles over rounds:
-    a method that is slower at a shorter context with no more blocks to compute, planning and attention that take
-    another time apart than together, and rounds that differ from each other by several times.
+    Only measured cells are judged. Three things are impossible if they exceed the limits of this module: a method
+    is slower at a shorter context with no more blocks to compute; planning and attention take another time apart
+    than together; rounds differ from each other several times over.
     """
     quartiles = _quartiles(samples)
     reasons = pd.Series([None] * len(cells), cells.index, dtype=object)
