@@ -41,8 +41,12 @@ app = typer.Typer(
 )
 # The error of a wrong command line. Typer exports this subclass of it alone.
 UsageError: Any = typer.BadParameter.__base__
-# Headings of `seerbench --help`.
-USE, STEP, KEEP = "For a person", "Steps of the graph (the rules call these)", "Results that are kept"
+# Headings of `seerbench --help`, in their order.
+USE, STEP, KEEP = HEADINGS = (
+    "Everyday commands",
+    "Steps of the graph (its rules call these)",
+    "Results that are kept",
+)
 # Optional package -> the extra of pyproject.toml that installs it.
 EXTRAS = {
     **dict.fromkeys(("matplotlib", "tabulate", "jinja2"), "plots"),
@@ -299,27 +303,50 @@ def latency(
 @app.command(rich_help_panel=USE)
 def compare(
     target: Annotated[str | None, typer.Argument(help="mine.py, mine.py:name, or package.module:name")] = None,
-    against: Annotated[str, typer.Option(help="baselines, with commas; speed-ups are over the first")] = "",
-    contexts: Annotated[str, typer.Option(help="tokens, such as 2048,8192 or 2k,8k")] = "",
-    sparsity: Annotated[str, typer.Option(help="requested sparsities, with commas", show_default="0.5,0.9")] = "",
-    device: Annotated[str, typer.Option(help="cpu or cuda; empty: a GPU if there is one")] = "",
-    dtype: Annotated[str, typer.Option(help="float32 (CPU), bfloat16, float16")] = "",
-    heads: Annotated[int | None, typer.Option(help="number of query heads")] = None,
-    kv_heads: Annotated[int | None, typer.Option(help="number of key/value heads")] = None,
-    head_dim: Annotated[int | None, typer.Option(help="head dimension")] = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            help="baselines, separated by commas; speed-ups are over the first",
+            show_default="dense, block_sparse; on a GPU also cudnn",
+        ),
+    ] = "",
+    contexts: Annotated[
+        str, typer.Option(help="tokens, such as 2048,8192 or 2k,8k", show_default="2k on a CPU, 8k,32k on a GPU")
+    ] = "",
+    sparsity: Annotated[
+        str, typer.Option(help="requested sparsities, separated by commas", show_default="0.5,0.9")
+    ] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda", show_default="a GPU if there is one")] = "",
+    dtype: Annotated[
+        str,
+        typer.Option(help="float32, bfloat16 or float16", show_default="float32 on a CPU, bfloat16 on a GPU"),
+    ] = "",
+    heads: Annotated[
+        int | None, typer.Option(help="number of query heads", show_default="4 on a CPU, 32 on a GPU")
+    ] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="number of key/value heads", show_default="2 on a CPU, 8 on a GPU")
+    ] = None,
+    head_dim: Annotated[
+        int | None, typer.Option(help="head dimension", show_default="64 on a CPU, 128 on a GPU")
+    ] = None,
     block: Annotated[
         int | None, typer.Option(help="tokens per block, for queries and keys", show_default="64")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="number of sequences", show_default="1")] = None,
     rounds: Annotated[int, typer.Option(help="timed rounds; each runs every method once, shuffled")] = 30,
-    cap: Annotated[float, typer.Option(help="seconds that a cell may take after its 10th round")] = 20.0,
+    cap: Annotated[
+        float, typer.Option(help="seconds after which no further round of a cell starts, from the 10th on")
+    ] = 20.0,
     seed: Annotated[int, typer.Option(help="seed of inputs, masks and the order in a round")] = 0,
     masks: Annotated[
         Path | None, typer.Option(help="folder of `seerbench capture`: time on its q, k, v and block masks")
     ] = None,
     base: Annotated[str | None, typer.Option(help="also time the block-sparse kernel of this commit")] = None,
-    name: Annotated[str | None, typer.Option(help="name of the candidate in rows and files")] = None,
-    fail_below: Annotated[float | None, typer.Option(help="exit 4 if the speed-up is below this number")] = None,
+    name: Annotated[str | None, typer.Option(help="name of your kernel in rows and files")] = None,
+    fail_below: Annotated[
+        float | None, typer.Option(help="exit with code 4 if the speed-up is below this number")
+    ] = None,
     results: Results = FRESH,
     figures: Annotated[Path, typer.Option(help="folder for the figure")] = Path("figures/compare"),
 ) -> None:
@@ -434,7 +461,10 @@ def evaluate(
         bool, typer.Option("--quick", help="few documents, the shortest context, 50% and 90%")
     ] = False,
     sparsities: Annotated[
-        str, typer.Option(help="requested sparsities, with commas", show_default="0.5,0.7,0.9")
+        str,
+        typer.Option(
+            help="requested sparsities, separated by commas", show_default="0.5,0.7,0.9; with --quick 0.5,0.9"
+        ),
     ] = "",
     results: Results = FRESH,
     published: Published = PUBLISHED,
@@ -797,6 +827,10 @@ def doctor(preset: Annotated[str, typer.Argument(metavar="[PRESET]")] = "cpu", r
         typer.echo(line)
     if missing:
         raise typer.Exit(1)
+
+
+# Typer shows headings in the order of their first commands.
+app.registered_commands.sort(key=lambda command: HEADINGS.index(str(command.rich_help_panel)))
 
 
 def _start_in_utf8_mode() -> None:

@@ -100,9 +100,9 @@ def decoded_perplexity(
 ) -> list[dict[str, Any]]:
     """Return the loss of the last tokens of each window under each arm, decoded one by one, in nats per token.
 
-    The arm's method prefills all but the last `decoded` + 1 tokens. Those, except the last, are then fed one by one,
-    decoded as the arm says, and each predicts the next token of the window (teacher forcing). Refusals and losses
-    that are not finite are as in `perplexity`.
+    The arm's method prefills all but the last `decoded` + 1 tokens. Those, except the last, are then fed one by
+    one, decoded as the arm says, and each predicts the next token of the window (teacher forcing). Refusals and
+    losses that are not finite are as in `perplexity`.
 
     Args:
         model: a Hugging Face model.
