@@ -20,7 +20,7 @@ figures tables report notebooks: install
 	[ -z "$$hint" ] || echo "$$hint"
 
 test: lint
-	$(ENTER); python -m pytest --numprocesses 2 --dist worksteal
+	$(ENTER); python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(ENTER); ruff check .

@@ -3,32 +3,39 @@
 An unseeded oracle test misses its derived budget now and then by chance: SEERBENCH_TEST_SEED draws other inputs.
 """
 
+import gc
 import os
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 # Timings of tests mean nothing, and the machine may be busy: tests and the steps that they start do not wait.
 os.environ["SEERBENCH_LOAD_LIMIT"] = "inf"
-# One process of tests compiles FlexAttention for more kinds of shapes than a step ever does; past the limit (8)
-# it fails, since ours may not fall back to the eager form.
-torch._dynamo.config.recompile_limit = 64
+# What is imported lives to the end, and a test's garbage is small: with Python's own threshold of 700 objects, a
+# tenth of the time is spent on looking for it.
+gc.set_threshold(100_000)
+if os.environ.get("TRITON_INTERPRET") != "1":  # Kernels in the interpreter need none of the second's import.
+    import torch._dynamo
+
+    # One process of tests compiles FlexAttention for more kinds of shapes than a step ever does; past the limit (8)
+    # it fails, since ours may not fall back to the eager form.
+    torch._dynamo.config.recompile_limit = 64
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put every other long test first, and the others in the middle.
+    """Put the files whose tests take longest first.
 
-    With two workers the first half of the list goes to one and the second half to the other, so each worker begins
-    with long tests and takes short ones from the other at the end.
+    The workers take one file after another (`--dist loadfile`), so a file's fixtures are made once; the short files
+    at the end even out what remains.
     """
-    long = [item for item in items if item.get_closest_marker("slow")]
-    short = [item for item in items if not item.get_closest_marker("slow")]
-    first, second = long[::2], long[1::2]
-    middle = len(items) // 2 - len(first)
-    items[:] = first + short[:middle] + second + short[middle:]
+    seconds: dict[Path, float] = defaultdict(float)
+    for item in items:
+        seconds[item.path] += sum(mark.kwargs["seconds"] for mark in item.iter_markers("slow"))
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -59,6 +59,9 @@ CHAT = (  # the shape of Llama-3's template, without its tools
     "{{ message['content'] }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+# Greedy answers have 2 to 10 tokens if the output weights of end-of-text tokens are multiplied by this number. With
+# plain random weights most answers never end, and decoding them takes most of the time of a test.
+ANSWERS_END = 4.0
 STATE = "attn_gate_weights.pth"  # the authors' name for a file of gates
 # 64 words of four letters: the look-up tasks consist of words.
 SYLLABLES = ("ba", "de", "fi", "go", "ku", "la", "me", "no")
@@ -106,7 +109,7 @@ def make_llama_checkpoint(
     """Write a Llama checkpoint with its tokenizer, and return the folder.
 
     rope: llama3 (Llama-3.1), yarn (Llama-3 extended) or None (Llama-3). The config of an `instruct` checkpoint
-    lists several end-of-text tokens, as the real one does.
+    lists several end-of-text tokens, as the real one does, and its answers end after a few tokens.
     """
     make_tokenizer(folder, "llama")
     ids = _ids(folder)
@@ -132,7 +135,7 @@ def make_llama_checkpoint(
         "transformers_version": "4.43.0.dev0",
         "use_cache": True,
     }
-    return _checkpoint(folder, config, shards, seed)
+    return _checkpoint(folder, config, shards, seed, ANSWERS_END if instruct else 1.0)
 
 
 def make_mistral_checkpoint(folder: Path, shards: int = 2, seed: int = 0) -> Path:
@@ -239,12 +242,16 @@ def _make_decode_gates(folder: Path, block: int, generator: torch.Generator) -> 
     return folder
 
 
-def _checkpoint(folder: Path, config: dict[str, Any], shards: int, seed: int) -> Path:
-    """Write config.json, generation_config.json and random weights in `shards` safetensors files."""
+def _checkpoint(folder: Path, config: dict[str, Any], shards: int, seed: int, ends_scale: float = 1.0) -> Path:
+    """Write config.json, generation_config.json and random weights in `shards` safetensors files.
+
+    ends_scale: what the output weights of the end-of-text tokens are multiplied by.
+    """
     ends = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", {"_from_model_config": True, **ends})
     weights = _weights(config, torch.Generator().manual_seed(seed))
+    weights["lm_head.weight"][config["eos_token_id"]] *= ends_scale
     names = list(weights)
     files = {}
     for shard in range(shards):

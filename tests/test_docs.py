@@ -15,6 +15,7 @@ import sys
 import pytest
 import typer
 from snakemake.cli import get_argument_parser, parse_config
+from warm_start import warm_start
 
 from seerbench.cli import app
 from seerbench.paths import ROOT
@@ -46,6 +47,14 @@ def copy(tmp_path_factory):
     leave = shutil.ignore_patterns(".*", "__pycache__", "fresh", "logs", "*.egg-info")
     shutil.copytree(ROOT, folder, symlinks=True, ignore=leave)
     return folder
+
+
+@pytest.fixture(scope="module")
+def warm(copy):
+    """Return an environment whose PATH finds forks of the commands of the copy (tests/workflow/warm_start.py)."""
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    with warm_start({**os.environ, "PATH": path, "PYTHONPATH": str(copy)}) as environment:
+        yield environment
 
 
 def commands_in(code):
@@ -99,16 +108,15 @@ def check_block(code):
             CHECKS[program](arguments)
 
 
+@pytest.mark.slow(seconds=0.4)
 @pytest.mark.parametrize(("reason", "kind", "code"), blocks())
-def test_block(reason, kind, code, copy):
+def test_block(reason, kind, code, copy, request):
     if reason:
         check_block(code)
         return
-    shell = ["bash", "-euo", "pipefail", "-c", code] if kind != "python" else [sys.executable, "-c", code]
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    done = subprocess.run(
-        shell, cwd=copy, env={**os.environ, "PATH": path, "PYTHONPATH": str(copy)}, capture_output=True, text=True
-    )
+    shell = ["bash", "-euo", "pipefail", "-c", code] if kind != "python" else ["warm-python", "-c", code]
+    environment = request.getfixturevalue("warm")
+    done = subprocess.run(shell, cwd=copy, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -235,7 +243,7 @@ def test_commands_in_running_text_exist(page):
             assert {word for word in arguments if word.startswith("--")} <= options, (name, arguments)
 
 
-def test_snakemake_plans_what_the_readme_tells_it(copy):
+def test_snakemake_plans_what_the_readme_tells_it(copy, warm):
     """Each snakemake command of the README runs as it stands, with --dry-run as its first option."""
     preset = (copy / "config" / "cpu.yaml").read_text()
     (copy / "my.yaml").write_text(preset.replace("preset: cpu\n", "preset: my\n"))
@@ -243,8 +251,6 @@ def test_snakemake_plans_what_the_readme_tells_it(copy):
     told = [arguments for program, *arguments in commands_in(code) if program == "snakemake"]
     assert ["--cores", "all", "--config", "preset=my.yaml", "--", "figures"] in told
     for arguments in told:
-        command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "all", *arguments]
-        done = subprocess.run(
-            command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True
-        )
+        command = ["snakemake", "--dry-run", "--quiet", "all", *arguments]
+        done = subprocess.run(command, cwd=copy, env=warm, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -31,13 +31,13 @@ def disturbed(run_dir, tmp_path_factory):
         for path in run_dir.rglob("*.parquet"):
             (folder / path.relative_to(run_dir)).parent.mkdir(parents=True, exist_ok=True)
             (folder / path.relative_to(run_dir)).symlink_to(path)
+        undisturbed = Run(run_dir)
+        every_run = undisturbed.table("runs").set_index("run_id", drop=False).astype(object)
         for path in (folder / "cells").iterdir():
-            cells = Run(folder).table("cells", path.stem)
+            cells = undisturbed.table("cells", path.stem)
             marked = CASES[case](cells) & (cells.status == "measured")
             cells.loc[marked, ["status", "reason"]] = ["disturbed", REASON]
-            runs = (
-                Run(folder).table("runs").set_index("run_id", drop=False).loc[cells.run_id.unique()].astype(object)
-            )
+            runs = every_run.loc[cells.run_id.unique()]
             path.unlink()
             write_rows(path, "cells", cells, runs.where(runs.notna(), None).to_dict("records"))
         return Run(folder)

@@ -17,6 +17,7 @@ BEYOND_THE_PAPER = ("recall", "ablation", "methods", "dilution", "ruler")
 LABEL = f"measured: {SCALE}; Test CPU, 2 cores; 2026-11-22; commit abc1234"
 
 
+@pytest.mark.slow(seconds=0.7)
 @pytest.mark.parametrize("name", artefacts.ARTEFACTS)
 def test_files_and_labels(name, drawn):
     folder = drawn(name)

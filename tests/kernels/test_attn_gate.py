@@ -17,6 +17,7 @@ from seerbench.methods import gate, gate_config
 
 if not INTERPRETED:
 
+    @pytest.mark.slow(seconds=20)
     def test_kernels_in_the_interpreter():
         run_in_interpreter(__file__)
 
@@ -71,7 +72,7 @@ else:
         assert torch.equal(ours.kv_indices[..., :width], theirs.kv_indices)
         assert not ours.kv_indices[..., width:].any()
 
-    @pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
+    @pytest.mark.parametrize("n", [1, 63, 64, 65, 130])
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
     def test_pooling(n, dtype):
         x = torch.randn(2, 2, n, 16).to(dtype)
@@ -129,7 +130,7 @@ else:
             assert_no_worse_than_rounding(actual, right, other)
             assert torch.equal(actual, same)
 
-    @pytest.mark.parametrize("n", [1, 5, 70, 130, 260])
+    @pytest.mark.parametrize("n", [1, 5, 70, 130])
     @pytest.mark.parametrize("group", [1, 2])
     def test_scores(n, group, monkeypatch):
         q, k = torch.randn(2, 2, n, 16), torch.randn(2, 2 // group, n, 16)
@@ -157,7 +158,7 @@ else:
     @pytest.mark.parametrize("dense_rows", [0, 2])
     @pytest.mark.parametrize(("n", "sparsity"), [(1, 0.5), (16, 0.6), (21, 0.5), (33, 0.0), (40, 0.7)])
     def test_top_k(n, sparsity, ties, dense_rows):
-        scores = causal(n, ties)[:, : 1 if n == 40 else 2]  # the interpreter is slow at 40 rows
+        scores = causal(n, ties)[:, : 1 if n > 16 else 2]  # the interpreter is slow at many rows
         k, longer, _ = top_k.top_k_rows(n, sparsity, dense_rows)
         assert longer or not dense_rows or n == 1 or sparsity == 0
         same(

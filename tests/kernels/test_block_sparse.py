@@ -9,7 +9,6 @@ import pytest
 import torch
 from gpu.kernel_cases import (
     INTERPRETED,
-    LENGTHS,
     MASKS,
     build_mask,
     check_attention,
@@ -28,6 +27,7 @@ from seerbench.kernels.block_sparse import triton as block_sparse_triton
 
 if not INTERPRETED:
 
+    @pytest.mark.slow(seconds=11)
     def test_kernel_in_the_interpreter():
         run_in_interpreter(__file__)
 
@@ -61,20 +61,20 @@ else:
         block_sparse_triton.launch(q, k, v, mask, o, lse)
         check_attention(q, k, v, mask, o, lse)
 
-    @pytest.mark.parametrize("n", LENGTHS)
+    @pytest.mark.parametrize("n", [1, 63, 64, 65, 500])
     @pytest.mark.parametrize("kind", MASKS)
     def test_every_mask_at_every_length(n, kind):
-        check(n, group=2 if n < 1000 else 1, kind=kind)
+        check(n, group=2 if n < 500 else 1, kind=kind)
 
-    @pytest.mark.parametrize("blocks", [(32, 32), (64, 64), (128, 64), (64, 128), (128, 128)])
+    @pytest.mark.parametrize("blocks", [(32, 32), (128, 64), (64, 128), (128, 128)])
     @pytest.mark.parametrize("kind", MASKS)
-    def test_block_sizes(blocks, kind):
-        check(330, group=1, kind=kind, blocks=blocks)
+    def test_other_block_sizes(blocks, kind):
+        check(270, group=1, kind=kind, blocks=blocks)
 
     @pytest.mark.parametrize("group", [1, 4, 8])
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
     def test_grouped_heads_and_batch(group, dtype):
-        check(130, group=group, kind="random", dtype=dtype, kv_heads=2, batch=2)
+        check(70, group=group, kind="random", dtype=dtype, kv_heads=2, batch=2)
 
     @pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
     def test_head_dims(head_dim):

@@ -12,6 +12,7 @@ from seerbench.kernels.block_sparse import triton as forward
 
 if not INTERPRETED:
 
+    @pytest.mark.slow(seconds=14)
     def test_kernels_in_the_interpreter():
         run_in_interpreter(__file__)
 
@@ -51,20 +52,20 @@ else:
         unread = mask.to_token_mask().any(-1).logical_not()
         assert (gradients[0][unread] == 0).all()
 
-    @pytest.mark.parametrize("n", [1, 63, 64, 65, 500])
+    @pytest.mark.parametrize("n", [1, 63, 64, 65, 330])
     @pytest.mark.parametrize("kind", MASKS)
     def test_every_mask_at_every_length(n, kind):
-        check(n, group=2 if n < 500 else 1, kind=kind)
+        check(n, group=2 if n < 330 else 1, kind=kind)
 
-    @pytest.mark.parametrize("blocks", [(64, 64), (128, 64), (64, 128), (128, 128)])
+    @pytest.mark.parametrize("blocks", [(128, 64), (64, 128), (128, 128)])
     @pytest.mark.parametrize("kind", MASKS)
-    def test_block_sizes(blocks, kind):
-        check(330, group=1, kind=kind, blocks=blocks)
+    def test_other_block_sizes(blocks, kind):
+        check(270, group=1, kind=kind, blocks=blocks)
 
     @pytest.mark.parametrize("group", [1, 4, 8])
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
     def test_grouped_heads_batch_and_views(group, dtype):
-        check(70, group=group, kind="random", dtype=dtype, kv_heads=2, batch=2, views=True)
+        check(70, group=group, kind="random", dtype=dtype, kv_heads=2, batch=2 if group < 8 else 1, views=True)
 
     @pytest.mark.parametrize("head_dim", [64, 128])
     def test_head_dims(head_dim):

@@ -51,6 +51,7 @@ def test_no_text_is_in_a_marker_line():
         assert re.findall(r"^# %% \[markdown\] [^\[{]*$", path.read_text(), re.MULTILINE) == [], path
 
 
+@pytest.mark.slow(seconds=11)
 @pytest.mark.parametrize("name", EXPECTED)
 def test_it_runs_on_the_published_rows(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -14,20 +14,22 @@ from seerbench.models.sources import load
 from seerbench.training import distill, finetune, fsdp
 
 
-def in_two_processes(training, *paths):
-    """Run two_processes.py under torchrun; return what it printed."""
+@pytest.fixture(scope="module")
+def two(world, tmp_path_factory):
+    """Run two_processes.py under torchrun; return the folder with the models, the gates and the rows."""
+    folder = tmp_path_factory.mktemp("two")
     script = Path(__file__).with_name("two_processes.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, script, training, *paths], capture_output=True, text=True, check=False)
+    done = subprocess.run([*torchrun, script, world, folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert done.stdout.count("died") == 2
+    return folder
 
 
-@pytest.mark.slow
-def test_two_processes_do_what_one_does(world, tmp_path, monkeypatch):
-    one, two, killed = tmp_path / "one", tmp_path / "two", tmp_path / "killed"
-    assert in_two_processes("distill", world, two, killed).count("died") == 2
-    rows = json.loads((tmp_path / "two.json").read_text())
+@pytest.mark.slow(seconds=15)
+def test_two_processes_do_what_one_does(world, two, tmp_path, monkeypatch):
+    one, killed = tmp_path / "one", two / "killed"
+    rows = json.loads((two / "gates.json").read_text())
     for ours, theirs in zip(distill.distill(distill_job(world, one)), rows, strict=True):
         assert (ours["recipe"], ours["step"]) == (theirs["recipe"], theirs["step"])
         assert ours["gate_loss"] == pytest.approx(theirs["gate_loss"], rel=1e-6)
@@ -37,27 +39,24 @@ def test_two_processes_do_what_one_does(world, tmp_path, monkeypatch):
     distill.distill(distill_job(world, killed, checkpoint_seconds=-1))
     assert len(steps) == 2  # One process performs the last two of four steps.
     for name in ("v1", "v2", "untrained"):
-        assert torch.allclose(gate_weights(two, name), gate_weights(one, name), atol=1e-6)
+        assert torch.allclose(gate_weights(two / "gates", name), gate_weights(one, name), atol=1e-6)
         assert torch.allclose(gate_weights(killed, name), gate_weights(one, name), atol=1e-6)
 
 
-@pytest.mark.slow
-def test_two_processes_fine_tune_as_one_does(world, tmp_path):
+def test_two_processes_fine_tune_as_one_does(world, two, tmp_path):
     """Shard all weights, recompute activations, and compare losses and models with those of one process."""
-    one, two, gates = tmp_path / "one", tmp_path / "two", tmp_path / "gates"
-    distill.distill(distill_job(world, gates))
-    in_two_processes("finetune", world, two, gates)
+    one = tmp_path / "one"
     changes = {**ADAM, "batch": 2, "steps": 3, "recompute": True}
-    rows = json.loads((tmp_path / "two.json").read_text())
-    for ours, theirs in zip(finetune.finetune(finetune_job(world, one, gates, **changes)), rows, strict=True):
-        assert ours["lm_loss"] == pytest.approx(theirs["lm_loss"], rel=1e-4)
-        assert ours["gate_loss"] == pytest.approx(theirs["gate_loss"], rel=1e-4)
-    for ours, theirs in zip(load(one).parameters(), load(two).parameters(), strict=True):
+    ours = finetune.finetune(finetune_job(world, one, two / "gates", **changes))
+    for row, theirs in zip(ours, json.loads((two / "joint.json").read_text()), strict=True):
+        assert row["lm_loss"] == pytest.approx(theirs["lm_loss"], rel=1e-4)
+        assert row["gate_loss"] == pytest.approx(theirs["gate_loss"], rel=1e-4)
+    for first, second in zip(load(one).parameters(), load(two / "joint").parameters(), strict=True):
         # Adam turns the sign of a vanishing gradient into an update. In each of the three steps, some weights may
         # therefore differ by two learning rates; most weights agree.
-        assert (ours - theirs).abs().max() < 2 * 3 * ADAM["optimizer"].adam_lr
-        assert (ours - theirs).abs().mean() < 0.05 * ADAM["optimizer"].adam_lr
-    trained = [gate_weights(folder / "gates.safetensors", "v1") for folder in (one, two)]
+        assert (first - second).abs().max() < 2 * 3 * ADAM["optimizer"].adam_lr
+        assert (first - second).abs().mean() < 0.05 * ADAM["optimizer"].adam_lr
+    trained = [gate_weights(folder / "gates.safetensors", "v1") for folder in (one, two / "joint")]
     assert torch.allclose(*trained, atol=1e-3)
 
 

@@ -1,7 +1,9 @@
-"""Train in the two processes of torchrun that test_fsdp.py starts; the rows go to <out>.json.
+"""Train in the two processes of torchrun that test_fsdp.py starts; the rows of <name> go to <folder>/<name>.json.
 
-torchrun --nproc-per-node 2 two_processes.py distill <world> <out> <killed>    # a second one is killed at step 3
-torchrun --nproc-per-node 2 two_processes.py finetune <world> <out> <gates>    # fine-tunes jointly
+torchrun --nproc-per-node 2 two_processes.py <world> <folder>
+
+It distills gates (`gates`), fine-tunes with them jointly (`joint`), and distills once more, killed at step 3
+(`killed`). One start serves all three, since importing takes longest.
 """
 
 import json
@@ -13,19 +15,14 @@ from torch.distributed.tensor import DTensor
 
 from seerbench.training import distill, finetune, fsdp
 
-training, (world, out, other) = sys.argv[1], map(Path, sys.argv[2:])
+world, folder = map(Path, sys.argv[1:])
 
 
-def write_rows(rows):
+def write_rows(name, rows):
     if fsdp.rank_and_world_size()[0] == 0:
-        out.with_name(out.name + ".json").write_text(json.dumps(rows))
+        (folder / f"{name}.json").write_text(json.dumps(rows))
 
 
-if training == "finetune":
-    with fsdp.processes("cpu") as device:
-        changes = {**ADAM, "batch": 2, "steps": 3, "recompute": True, "device": device}
-        write_rows(finetune.finetune(finetune_job(world, out, other, **changes)))
-    sys.exit()
 original = distill.accumulate_gradients
 shards = []
 
@@ -48,12 +45,15 @@ def dies_at_the_third(*arguments):
 
 dies_at_the_third.calls = 0
 with fsdp.processes("cpu") as device:
+    gates = folder / "gates"
     distill.accumulate_gradients = step
-    write_rows(distill.distill(distill_job(world, out, device=device)))
+    write_rows("gates", distill.distill(distill_job(world, gates, device=device)))
     if not all(shards):
         raise AssertionError("weights are not sharded")
+    changes = {**ADAM, "batch": 2, "steps": 3, "recompute": True, "device": device}
+    write_rows("joint", finetune.finetune(finetune_job(world, folder / "joint", gates, **changes)))
     distill.accumulate_gradients = dies_at_the_third
     try:
-        distill.distill(distill_job(world, other, device=device, checkpoint_seconds=-1))
+        distill.distill(distill_job(world, folder / "killed", device=device, checkpoint_seconds=-1))
     except KeyboardInterrupt:
         print("died")

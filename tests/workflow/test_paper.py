@@ -1,9 +1,7 @@
 """The paper preset runs end to end on stand-ins: every rule runs and every artefact is drawn."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,6 @@ import pandas as pd
 import paper_smoke
 import pytest
 import yaml
-from warm_start import warm_start
 
 from seerbench import artefacts
 from seerbench.artefacts import ARTEFACTS
@@ -20,9 +17,6 @@ from seerbench.errors import ConfigError
 from seerbench.paths import PAPER, ROOT
 from seerbench.presets.load import load_preset
 from seerbench.rows.store import Run
-
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
-ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 # The paper preset has no rows for these: its tasks are LongBench-E, its gates have one budget, no experiment scores
 # the same tokens with shorter contexts, and no sweep or experiment decodes by a method.
@@ -49,16 +43,13 @@ def rules_in(said):
     return set(re.findall(r"^(\w+) +\d+$", table[: table.index("total")], re.MULTILINE))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=70)
 @pytest.mark.timeout(900)
-def test_the_paper_preset_runs_on_stand_ins(tmp_path):
+def test_the_paper_preset_runs_on_stand_ins(tmp_path, warm):
     preset = paper_smoke.write(tmp_path)
-    with warm_start(ENVIRONMENT) as environment:
-        said = snakemake(
-            environment, tmp_path, preset, "--printshellcmds"
-        )  # in Snakemake's own words, which have a table of jobs
+    said = snakemake(warm, tmp_path, preset, "--printshellcmds")  # in its own words, which have a table of jobs
 
-    everywhere = snakemake(ENVIRONMENT, tmp_path, "paper", "plan_for_gpu=1", "--forceall", "--dry-run")
+    everywhere = snakemake(warm, tmp_path, "paper", "plan_for_gpu=1", "--forceall", "--dry-run")
     assert rules_in(said) == rules_in(everywhere) >= {"distill", "import_gates", "finetune_jointly", "tasks"}
 
     run = Run(tmp_path / "results" / "fresh" / "paper-smoke")
@@ -119,13 +110,13 @@ def test_without_a_gpu_the_paper_preset_says_what_it_needs(monkeypatch):
         load_preset("paper").artefact_run()
 
 
-def test_without_data_and_network_a_step_says_what_to_type(tmp_path):
+def test_without_data_and_network_a_step_says_what_to_type(tmp_path, installed):
     done = subprocess.run(
         ["seerbench", "tokenizer", "paper", "--results", str(tmp_path)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env=ENVIRONMENT | {"HF_HOME": str(tmp_path / "cache")},
+        env=installed | {"HF_HOME": str(tmp_path / "cache")},
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

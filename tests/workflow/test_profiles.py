@@ -7,7 +7,6 @@ runs the manifests of the profile on this machine.
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -22,6 +21,15 @@ RULES = {
     if line.startswith("rule ")
 } | {"finetune_jointly"}
 
+# Stands for the command `seerbench`: makes the files of the two steps, as `touch` would.
+STEP = """\
+#!/bin/sh
+cd results/fresh/smoke
+case "$1" in
+tokenizer) > tokenizer/tokenizer.json ;;
+corpus) > corpora/toy/tokens.parquet; > corpora/toy/tokens.json ;;
+esac
+"""
 KUBECTL = """\
 #!{python}
 # create: keep the manifest, run its container's command here. get: say how that went.
@@ -38,8 +46,7 @@ else:
 """
 
 
-def snakemake(profile, folder, *arguments, **environment):
-    path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+def snakemake(environment, profile, folder, *arguments):
     return subprocess.run(
         [
             *("snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder / "run")),
@@ -48,13 +55,13 @@ def snakemake(profile, folder, *arguments, **environment):
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "PATH": path, **environment},
+        env=environment,
     )
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.name)
-def test_a_profile_plans_the_graph(profile, tmp_path):
-    done = snakemake(profile, tmp_path, "--cores", "2", "--dry-run", "--", "figures")
+def test_a_profile_plans_the_graph(profile, warm, tmp_path):
+    done = snakemake(warm, profile, tmp_path, "--cores", "2", "--dry-run", "--", "figures")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "distill" in done.stdout + done.stderr
 
@@ -87,11 +94,14 @@ def kubernetes(tmp_path):
 VOLUME = {"SEERBENCH_K8S_CLAIM": "claim", "SEERBENCH_K8S_MOUNT": "/work", "SEERBENCH_K8S_IMAGE": "image:1"}
 
 
-@pytest.mark.slow
-def test_on_kubernetes_a_rule_is_a_job(kubernetes, tmp_path):
+@pytest.mark.slow(seconds=10)
+def test_on_kubernetes_a_rule_is_a_job(kubernetes, warm, tmp_path):
+    (tmp_path / "seerbench").write_text(STEP)
+    (tmp_path / "seerbench").chmod(0o755)
     tokens = "results/fresh/smoke/corpora/toy/tokens.parquet"
     seconds = ("--seconds-between-status-checks", "1", "--latency-wait", "5")
-    done = snakemake(kubernetes, tmp_path, *seconds, "--", tokens, **VOLUME)
+    environment = {**warm, "PATH": f"{tmp_path}:{warm['PATH']}", **VOLUME}
+    done = snakemake(environment, kubernetes, tmp_path, *seconds, "--", tokens)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "run" / tokens).exists()
     jobs = [yaml.safe_load(path.read_text())[1] for path in (tmp_path / "jobs").iterdir()]

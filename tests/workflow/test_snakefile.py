@@ -12,9 +12,8 @@ from seerbench.paths import ROOT
 SMOKE = f"preset={ROOT / 'tests' / 'smoke.yaml'}"
 
 
-def plan(folder, *config, target="figures", options=(), **variables):
-    """Return the output of a dry run."""
-    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", **variables}
+def plan(environment, folder, *config, target="figures", options=()):
+    """Return the exit code and the output of a dry run."""
     command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", "2"]
     done = subprocess.run(
         [*command, "--nolock", "--dry-run", *options, "--config", *config, "--", target],
@@ -26,14 +25,14 @@ def plan(folder, *config, target="figures", options=(), **variables):
 
 
 @pytest.mark.parametrize(("key", "nearest"), [("presett", "preset"), ("result", "results")])
-def test_an_unknown_config_key_is_refused_with_the_nearest(tmp_path, key, nearest):
-    code, said = plan(tmp_path, f"{key}=gpu")
+def test_an_unknown_config_key_is_refused_with_the_nearest(warm, tmp_path, key, nearest):
+    code, said = plan(warm, tmp_path, f"{key}=gpu")
     assert code != 0
     assert f"--config {key}: unknown key; did you mean {nearest!r}?" in said
 
 
-def test_rules_show_what_they_read(tmp_path):
-    code, said = plan(tmp_path, SMOKE, target="results/fresh/smoke/perplexity/yarn.parquet")
+def test_rules_show_what_they_read(warm, tmp_path):
+    code, said = plan(warm, tmp_path, SMOKE, target="results/fresh/smoke/perplexity/yarn.parquet")
     assert code == 0, said[-2000:]
     (inputs,) = re.findall(r"rule perplexity:\n    input: (.*)", said)
     run = "results/fresh/smoke"
@@ -63,17 +62,11 @@ def nvmlDeviceGetUUID(place): return f"GPU-{place}"
     [((), {}, 4), (("--resources", "gpu=2"), {"CUDA_VISIBLE_DEVICES": "0,1,3"}, 2)],
     ids=["every GPU of the machine", "as many as are given"],
 )
-def test_a_step_asks_for_one_gpu_and_a_timing_for_all(tmp_path, options, variables, usable):
+def test_a_step_asks_for_one_gpu_and_a_timing_for_all(installed, tmp_path, options, variables, usable):
     (tmp_path / "pynvml.py").write_text(PYNVML)
-    code, said = plan(
-        tmp_path,
-        "preset=gpu",
-        "plan_for_gpu=1",
-        target="rows",
-        options=("--forceall", *options),
-        PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
-        **variables,
-    )
+    imported = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    asked = {"target": "rows", "options": ("--forceall", *options)}
+    code, said = plan(installed | imported | variables, tmp_path, "preset=gpu", "plan_for_gpu=1", **asked)
     assert code == 0, said[-2000:]
     gpus = {
         rule: set(re.findall(r"gpu=(\d+)", text))
@@ -82,8 +75,8 @@ def test_a_step_asks_for_one_gpu_and_a_timing_for_all(tmp_path, options, variabl
     assert gpus == {"distill": {"1"}, "perplexity": {"1"}, "latency": {str(usable)}}
 
 
-def test_a_machine_without_a_gpu_draws_the_published_run(tmp_path):
-    code, said = plan(tmp_path, "preset=gpu")
+def test_a_machine_without_a_gpu_draws_the_published_run(warm, tmp_path):
+    code, said = plan(warm, tmp_path, "preset=gpu")
     assert code == 0, said[-2000:]
     assert "rule distill:" not in said
 
@@ -106,7 +99,7 @@ if words[0] == "draw":
 
 
 @pytest.fixture
-def run_graph(tmp_path):
+def run_graph(warm, tmp_path):
     """Return a function that runs the graph in a folder with a difficult name, with a stand-in for its steps."""
     folder, programs, told = tmp_path / "it's $HOME (1)", tmp_path / "bin", tmp_path / "told"
     folder.mkdir()
@@ -116,13 +109,12 @@ def run_graph(tmp_path):
 
     def run(*arguments, **environment):
         told.write_text("")
-        path = f"{programs}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
         done = subprocess.run(
-            [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments],
+            ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments],
             cwd=folder,
             capture_output=True,
             text=True,
-            env={**os.environ, "PATH": path, **environment},
+            env={**warm, "PATH": f"{programs}:{warm['PATH']}", **environment},
         )
         return done.returncode, done.stdout + done.stderr, [eval(line) for line in told.read_text().splitlines()]
 

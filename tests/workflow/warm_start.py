@@ -1,15 +1,21 @@
-"""Run `seerbench` commands as forks of one process that has imported torch and has compiled FlexAttention once.
+"""Run commands as forks of one process that has imported what they import and has compiled FlexAttention once.
 
-Importing torch and transformers takes five CPU seconds per command, and a process's first compilation five more; a
-test of the whole graph runs fifty commands. Everything else is as in the installed command: each has a process, a
-folder, an environment and streams of its own, compiles what it runs, and dies with whoever started it.
+Importing torch and transformers takes five CPU seconds per command, and a process's first compilation three more; a
+test of the whole graph runs fifty commands. A dry run of Snakemake spends three quarters of its time on imports and
+on the digest of the code. Everything else is as in the installed command: each has a process, a folder, an
+environment and streams of its own, compiles what it runs, and dies with whoever started it.
 
     with warm_start(environment) as environment:
         subprocess.run(["seerbench", "list"], env=environment)
+        subprocess.run(["snakemake", "--version"], env=environment)
+        subprocess.run(["warm-python", "-c", "print(1)"], env=environment)
 """
 
 from __future__ import annotations
 
+import functools
+import gc
+import importlib
 import os
 import pickle
 import selectors
@@ -24,7 +30,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# The command that takes the place of the installed one: it hands over its arguments, folder, environment and
+COMMANDS = ("seerbench", "snakemake", "warm-python")
+# The command that takes the place of an installed one: it hands over its arguments, folder, environment and
 # streams, and exits with the code of the fork.
 CLIENT = """\
 #!{python} -IS
@@ -41,12 +48,13 @@ sys.exit(int(connection.recv(4) or b"1"))
 
 @contextmanager
 def warm_start(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Start the process that forks in `environment`; yield one whose PATH finds its client as `seerbench`."""
+    """Start the process that forks in `environment`; yield one whose PATH finds COMMANDS."""
     folder = Path(tempfile.mkdtemp())  # Not pytest's folder: a socket's path has at most 107 bytes.
     address = str(folder / "socket")
-    command = folder / "seerbench"
-    command.write_text(CLIENT.format(python=sys.executable, address=address), encoding="utf-8")
-    command.chmod(0o755)
+    for name in COMMANDS:
+        command = folder / name
+        command.write_text(CLIENT.format(python=sys.executable, address=address), encoding="utf-8")
+        command.chmod(0o755)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
@@ -109,11 +117,50 @@ def _compile_once() -> None:
     flex_block_sparse(q, q, q, BlockMask.from_dense(kept, 32, 16, 16))
 
 
+@functools.cache
+def _prepare(command: str) -> None:
+    """Import what a command imports. What is there stays: no fork's garbage collection looks through it."""
+    gc.disable()
+    from seerbench.rows.source_digest import source_digest
+
+    source_digest()  # is kept, and every step writes it into its rows
+    if command == "snakemake":
+        modules = ["snakemake.cli", "seerbench.presets.load"]
+    else:
+        from seerbench.artefacts import ARTEFACTS
+
+        steps = [f"steps.{name}" for name in ("accuracy", "latency", "search", "training")]
+        drawn = [f"artefacts.{name}" for name in ARTEFACTS]
+        modules = [f"seerbench.{name}" for name in ("cli", *steps, *drawn, "report.html", "report.notebooks")]
+    for name in modules:
+        importlib.import_module(name)
+    if command == "seerbench":
+        _compile_once()
+    gc.freeze()
+    gc.enable()
+
+
+def _run(arguments: list[str]) -> None:
+    """Run a command in this process."""
+    command = Path(arguments[0]).name
+    if command == "warm-python":
+        exec(compile(arguments[2], "-c", "exec"), {"__name__": "__main__"})
+    elif command == "snakemake":
+        from snakemake.cli import main as snakemake
+
+        snakemake()
+    else:
+        from seerbench.__main__ import main as seerbench
+
+        seerbench()
+
+
 def _fork(connection: socket.socket) -> int:
     """Read a request and run it in a fork; return the number of the fork."""
     length, streams, _, _ = socket.recv_fds(connection, 8, 3)
     with connection.makefile("rb") as stream:
         arguments, folder, environment = pickle.loads(stream.read(int.from_bytes(length, "big")))
+    _prepare("snakemake" if Path(arguments[0]).name == "snakemake" else "seerbench")
     process = os.fork()
     if process:
         for stream in streams:
@@ -133,9 +180,7 @@ def _fork(connection: socket.socket) -> int:
     sys.argv = arguments
     code = 1
     try:
-        from seerbench.__main__ import main
-
-        main()
+        _run(arguments)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -156,13 +201,5 @@ def _answer(connection: socket.socket, status: int) -> None:
 
 
 if __name__ == "__main__":
-    import seerbench.cli
-    import seerbench.steps.accuracy
-    import seerbench.steps.latency
-    import seerbench.steps.search
-    import seerbench.steps.training  # noqa: F401
-    from seerbench.rows.source_digest import source_digest
-
-    source_digest()  # is kept, and every step writes it into its rows
-    _compile_once()
     _serve(socket.socket(fileno=int(sys.argv[1])))
+    os._exit(0)  # without looking for leaks, which takes a while and prints
