@@ -92,6 +92,8 @@ def _serve(listener: socket.socket) -> None:
                 running[process] = connection
                 selector.register(connection, selectors.EVENT_READ, process)
             elif key.fileobj is sys.stdin:
+                for process in running:
+                    os.kill(process, signal.SIGKILL)
                 return
             elif key.fileobj is woken:
                 woken.recv(4096)
