@@ -143,7 +143,7 @@ def times(run):
         }
         for entry, name in ((one, ONE), (two, TWO)):
             same = faster[(faster.method == entry.method) & (faster.context == entry.context)]
-            same = same[same.sparsity_requested == entry.sparsity_requested]
+            same = same[(same.sparsity_requested == entry.sparsity_requested) & same.value.notna()]
             speed = f"{same.value.iloc[0]:.2f}x {colors.display(same.base.iloc[0])}" if len(same) else "-"
             line[name] = f"{entry.sparsity_realised:.0%} skipped: {speed}"
         lines.append(line)

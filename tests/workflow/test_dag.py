@@ -27,7 +27,7 @@ from seerbench.training.checkpoint import checkpoint_file
 # Artefacts whose rows would need more trainings than the test has time for, or longer prompts than its models take.
 # They are drawn from made-up rows in tests/artefacts.
 BEYOND_THE_PRESET = {"budget", "context_use", "decode", "decode_quality", "needle", "ruler"}
-KEPT = {"cpu-xeon-2-cores", "h100-speed"}  # of results/published: one run with quality and one of a GPU, both small
+KEPT = {"cpu-xeon-2-cores", "h100-speed"}  # of results/published: one has quality, the other is from a GPU
 
 
 def copy_of_the_tree(folder):
