@@ -70,7 +70,9 @@ def run_captured(
     with running([place for place in (target, *against) if place and (".py" in place or ":" in place)]):
         loaded = load_all(target, against, shapes[0], name, base)
         if loaded.decodes:
-            raise CompareError(f"{loaded.name} is a kernel for decoding, and captured workloads are prefills")
+            raise CompareError(
+                f"{loaded.name} is a kernel for decoding, and captured workloads are prefills; leave out --masks"
+            )
         if loaded.is_method:
             raise CompareError(
                 f"{loaded.name} is a method, which plans masks of its own; --masks is for kernels. `seerbench "

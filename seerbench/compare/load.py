@@ -172,7 +172,10 @@ def kernel_in_file(name: str, kind: str) -> KernelFunction:
     if isinstance(loaded, type):
         raise CompareError(f"{name} is a method; a kernel is compared with kernels")
     if loaded.kind != kind:
-        raise CompareError(f"{name} has a kernel for {loaded.kind}, and the one that is compared is for {kind}")
+        raise CompareError(
+            f"{name} has a kernel for {loaded.kind}, and yours is for {kind}; "
+            "name a baseline of the same kind with --against"
+        )
     return loaded
 
 

@@ -234,7 +234,7 @@ def load_all(
     baselines: dict[str, Any]
     if isinstance(loaded, type):
         if other is not None:
-            raise CompareError("--base compares kernels; a method has its plan too")
+            raise CompareError("--base compares kernels, and a method has its plan too; leave it out for a method")
         candidate, label = loaded, str(loaded.name)
         baselines = dict.fromkeys(against or ["dense", "streaming"])
         for baseline in baselines:
@@ -247,7 +247,7 @@ def load_all(
             raise CompareError(f"{label} refuses this case: {refusal}")
         decodes = is_for_decoding(candidate)
         if decodes and other is not None:
-            raise CompareError("--base compares kernels for prefill")
+            raise CompareError("--base is for kernels for prefill; leave it out for a kernel for decoding")
         baselines = {} if other is None else {other.name: other}
         defaults = list(DECODE_KERNELS) if decodes else default_baselines(problem, other is not None)
         for baseline in against or defaults:

@@ -207,7 +207,7 @@ def capture_layers(
     count, wanted = len(attention_layers(model)), set(layers)
     missing = sorted(wanted - set(range(count)))
     if missing:
-        raise MeasureError(f"the model has no layer {missing[0]}; it has {count}, counted from 0")
+        raise MeasureError(f"the model has no layer {missing[0]}; choose among its layers 0 to {count - 1}")
     captured: list[tuple[Tensor, Tensor, Tensor, LayerContext]] = []
 
     def see(context: LayerContext, q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 # Kinds of block masks in the kernel sweep; `inputs.MASK_KINDS` makes them. The first is the default.
 MASKS = ("random", "gate-shaped")
-# Methods for decoding beside dense decoding. The first needs a gate; decoders.py has the classes of the others.
+# Methods for decoding beside dense decoding. The first needs a gate; the classes of the others are in
+# baselines/decode/by_name.py.
 GATE_R = "seer-r"
 DECODE_METHODS = (GATE_R, "quest", "streaming", "oracle")
 DENSE_DECODE = "dense"

@@ -138,7 +138,7 @@ class Writer:
             **facts: the attributes `layer` to `source` of a Workload, apart from `realised`.
         """
         if any(name == fact["name"] for fact in self.facts.values()):
-            raise MeasureError(f"two methods of the sweep have the same name: {name}")
+            raise MeasureError(f"two methods of the sweep have the same name, {name}; leave one out of the preset")
         lists = {"kv_num_blocks": mask.kv_num_blocks, "kv_indices": mask.kv_indices}
         path = self._tensors(name, lists)
         definition = definition_of(problem)
@@ -228,7 +228,9 @@ def read_workloads(folder: Path) -> list[Workload]:
         )
     manifest = read_json(folder / "manifest.json", MeasureError, CURE)
     if manifest.get("format") != FORMAT:
-        raise MeasureError(f"{folder} has the format {manifest.get('format')}, and this version reads {FORMAT}")
+        raise MeasureError(
+            f"{folder} has the format {manifest.get('format')}, and this version reads {FORMAT}; {CURE}"
+        )
     lines = {}
     for file in sorted((folder / "workloads" / OPERATION).glob("*.jsonl")):
         text = read_utf8(file, MeasureError, CURE)

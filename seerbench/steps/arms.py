@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from seerbench.baselines.decode.by_name import BASELINES
 from seerbench.baselines.decode.dense import DenseDecode
 from seerbench.baselines.moa import save_plan
 from seerbench.core.problem import AttentionProblem
 from seerbench.errors import ConfigError
 from seerbench.measure.arm import Arm
-from seerbench.measure.decoders import BASELINES
 from seerbench.measure.names import DENSE_DECODE
 from seerbench.methods.decode_gate import load_decode_gates
 from seerbench.methods.decode_protocol import DecodeMethod

@@ -118,7 +118,7 @@ def _capture(
         for q, k, v, layer in captured:
             heads = list(kv_heads) or list(range(k.shape[1]))
             if not all(0 <= head < k.shape[1] for head in heads):
-                raise ConfigError(f"--kv-heads: the model has {k.shape[1]} key/value heads, counted from 0")
+                raise ConfigError(f"--kv-heads: choose among the model's heads 0 to {k.shape[1] - 1}")
             of_group = q.shape[1] // k.shape[1]
             query_heads = [head * of_group + place for head in heads for place in range(of_group)]
             place = f"{job.context}-layer{layer.index}"

@@ -171,11 +171,11 @@ def test_a_wrong_one_ends_with_exit_code_3_and_is_not_timed(tmp_path):
         ("def a(q, k, v, lists): ...", {}, "needs kind = 'decode' in its file"),
         ("kind = 'both'\ndef a(q, k, v, mask): ...", {}, "kind is prefill or decode, not 'both'"),
         ("kind = 'decode'\ndef a(q, k, v, lists): ...", {"against": ["cudnn"]}, "there are dense, split_kv"),
-        ("kind = 'decode'\ndef a(q, k, v, lists): ...", {"base": "HEAD"}, "--base compares kernels for prefill"),
+        ("kind = 'decode'\ndef a(q, k, v, lists): ...", {"base": "HEAD"}, "--base is for kernels for prefill"),
         (
             "kind = 'decode'\ndef a(q, k, v, lists): ...",
             {"against": [str(EXAMPLES / "gather_attention.py")]},
-            "has a kernel for prefill, and the one that is compared is for decode",
+            "has a kernel for prefill, and yours is for decode",
         ),
     ],
 )

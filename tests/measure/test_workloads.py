@@ -97,7 +97,7 @@ def test_two_masks_of_one_name_are_refused(tmp_path):
     writer = Writer(tmp_path)
     place = writer.inputs("inputs", *random_inputs(CASE, 0))
     writer.mask(place, CASE, random_mask(CASE), "one", **FACTS)
-    with pytest.raises(MeasureError, match="the same name: one"):
+    with pytest.raises(MeasureError, match="the same name, one"):
         writer.mask(place, CASE, random_mask(CASE), "one", **FACTS)
 
 

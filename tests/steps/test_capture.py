@@ -99,9 +99,9 @@ def test_a_refusal_becomes_the_reason(monkeypatch):
 
 
 def test_what_cannot_be_captured_is_one_line(preset, tmp_path):
-    with pytest.raises(MeasureError, match="no layer 7; it has 2"):
+    with pytest.raises(MeasureError, match="no layer 7; choose among its layers 0 to 1"):
         capture.capture_workloads(preset, [], [7], [], tmp_path / "out")
-    with pytest.raises(ConfigError, match="has 2 key/value heads"):
+    with pytest.raises(ConfigError, match="among the model's heads 0 to 1"):
         capture.capture_workloads(preset, [], [], [2], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="has other content"):

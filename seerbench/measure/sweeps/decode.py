@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seerbench.baselines.decode.by_name import BASELINES
 from seerbench.baselines.decode.dense import DenseDecode
 from seerbench.core.block_mask import block_count
 from seerbench.core.problem import AttentionProblem, LayerContext
@@ -25,7 +26,6 @@ from seerbench.kernels.decode import api
 from seerbench.kernels.decode.lists import CacheLists
 from seerbench.measure.cells import CellTimer, Entry, Prepared, Rows, joined
 from seerbench.measure.correctness import Check, check_decoding, check_tokens
-from seerbench.measure.decoders import BASELINES
 from seerbench.measure.gpu_lock import exclusive
 from seerbench.measure.inputs import RANDOM_INPUTS, random_cache
 from seerbench.measure.sampler import Call, Timing
